@@ -1,0 +1,47 @@
+# The one vocabulary of people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
+.DEFAULT_GOAL := run
+.PHONY: run test check bench lock clean
+
+PYTHON ?= python3
+# cpu or gpu: which TensorFlow `make run` installs.
+ACCELERATOR ?= cpu
+BIN := .venv/bin
+# Compiled at install: `import tensorflow` takes a third of the time, in every process that starts.
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
+
+run: .venv/$(ACCELERATOR).stamp
+	$(BIN)/fashion-ann train
+
+test: .venv/dev.stamp
+	$(BIN)/pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks
+
+# Newest versions within the bounds of pyproject.toml, hashes and no registry addresses.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock' --upgrade
+lock: .venv/uv.stamp
+	$(COMPILE) requirements/uv.in -o requirements/uv.lock
+	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
+	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra dev -c requirements/cpu.lock -o requirements/dev.lock
+
+clean:
+	rm -rf .venv
+
+.venv/uv.stamp: requirements/uv.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# The project itself last: an editable install, so that the checkout is what runs.
+.venv/%.stamp: requirements/%.lock .venv/uv.stamp pyproject.toml
+	$(INSTALL) --require-hashes -r $<
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@

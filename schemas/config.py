@@ -1,0 +1,56 @@
+"""The configuration: one flat, frozen model for training, and where the two folders are."""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import WrongUsage
+
+# The checkout: what a command finds does not depend on the folder that it was called from.
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+
+class TrainingConfig(BaseModel):
+    """How the network is trained. Unknown keys are refused by name.
+
+    The defaults are the recipe chosen on the validation split (README, "The recipe").
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(30, ge=1, le=10_000, description="passes over the train split")
+    batch_size: int = Field(512, ge=1, le=65_536, description="images a gradient step")
+    learning_rate: float = Field(
+        5e-3, gt=0, le=1, description="peak of the schedule: one epoch of linear warm-up, then cosine decay"
+    )
+    weight_decay: float = Field(0.05, ge=0, le=1, description="decoupled, as in AdamW")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden activations set to 0 in training")
+    validation_size: int = Field(
+        5_000, ge=10, le=1_000_000, description="rows held out of train, at most a fifth of them, every class in proportion"
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, le=10_000, description="stop after this many epochs without a lower validation loss; null: never"
+    )
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="of the split, the initial weights, the order of batches and dropout"
+    )
+
+
+def artifacts_folder(given: str | Path | None = None) -> Path:
+    """Absolute path of what runs write: ``given``, else FASHION_ANN_ARTIFACTS_DIR, else artifacts/ of the checkout."""
+    return _folder(given, "FASHION_ANN_ARTIFACTS_DIR", "artifacts")
+
+
+def data_folder(given: str | Path | None = None) -> Path:
+    """Absolute path of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout."""
+    return _folder(given, "FASHION_ANN_DATA_DIR", "data")
+
+
+def _folder(given: str | Path | None, variable: str, default: str) -> Path:
+    chosen = given if given is not None else os.environ.get(variable)
+    if chosen is None:
+        return PROJECT_ROOT / default
+    if not str(chosen).strip():
+        raise WrongUsage(f"A folder was expected, an empty text was received: give a path, or leave {variable} unset.")
+    return Path(chosen).expanduser().absolute()

@@ -1,0 +1,65 @@
+"""The errors that people meet, and the exit status that stands for each.
+
+A message is one clear paragraph: what happened, what was expected, what was received, what to do next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class FashionAnnError(Exception):
+    """An error with a message for people. ``exit_status`` is what the command line ends with."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class WrongUsage(FashionAnnError):
+    """A flag, parameter or environment variable that cannot be used as it is."""
+
+    exit_status = 2
+
+
+class DataUnavailable(FashionAnnError):
+    """No source had the data. The message says what was tried and how to supply the files by hand."""
+
+
+class DeviceUnavailable(FashionAnnError):
+    """The device that was asked for is not on this machine."""
+
+
+class StoredArtifactError(FashionAnnError):
+    """A stored file is missing, is not what its manifest says, or holds what this project never writes."""
+
+    exit_status = 5
+
+
+class VersionNotFound(FashionAnnError):
+    """The store holds no such version or alias."""
+
+
+@dataclass(frozen=True)
+class CellProblem:
+    """One place where a file breaks its contract. ``line`` counts from 1, the header's line."""
+
+    line: int
+    column: str
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column}: {self.reason}, received {self.value}"
+
+
+class DataContractError(FashionAnnError):
+    """Data that breaks its contract.
+
+    ``problems`` holds the first places in file order (ten at most), ``count`` how many there are in all.
+    """
+
+    exit_status = 3
+
+    def __init__(self, message: str, problems: Sequence[CellProblem] = (), count: int | None = None) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+        self.count = len(self.problems) if count is None else count

@@ -1,0 +1,123 @@
+"""What passes between tasks: small, frozen, and serializable as JSON, so that a worker elsewhere can be handed one.
+
+Paths are absolute. A digest is sha256, in hexadecimal.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.contract import Split
+
+
+class Reference(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageRecord(Reference):
+    """Where a stage's output lies, on what it hung, and whether this run made it.
+
+    ``key`` is the digest of everything that the output depends on; ``digest`` is that of the output itself.
+    """
+
+    stage: str
+    key: str
+    digest: str
+    path: Path
+    reused: bool
+
+
+class CsvFile(Reference):
+    """One CSV on disk. ``sha256`` is that of the file as it lies there, compressed or not.
+
+    ``origin`` is "fetched" for the published data, whose every row is known, and "supplied" for what people put there.
+    """
+
+    split: Split
+    path: Path
+    sha256: str
+    origin: Literal["supplied", "fetched"]
+
+
+class ParquetSplit(Reference):
+    """One split as Parquet: the contract's columns in order, uint8, no nulls."""
+
+    record: StageRecord
+    split: Split
+    path: Path
+    sha256: str
+    rows: int
+    origin: Literal["supplied", "fetched"]
+    source: CsvFile
+
+
+class ValidatedSplit(Reference):
+    """A split that Great Expectations accepted. ``result`` is the whole verdict as JSON."""
+
+    record: StageRecord
+    data: ParquetSplit
+    result: Path
+    expectations: int
+
+
+class DuplicateReport(Reference):
+    """Images that occur more than once, to the byte. Rows are counted, not pairs."""
+
+    within_train: int
+    within_test: int
+    test_rows_in_train: int
+
+
+class PreparedData(Reference):
+    """Arrays ready for Keras under ``record.path``.
+
+    ``<split>_images.npy`` float32 (N, pixels) in [0, 1] and ``<split>_labels.npy`` int32 (N,), for the splits train,
+    validation and test.
+    """
+
+    record: StageRecord
+    dataset: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    duplicates: DuplicateReport
+
+
+class Device(Reference):
+    """What the numbers were computed on, as the backend itself named it."""
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    backend: str
+
+
+class TrainedModel(Reference):
+    """Topology, weights and history under ``record.path``."""
+
+    record: StageRecord
+    topology_sha256: str
+    weights_sha256: str
+    epochs_run: int
+    seconds: float
+    device: Device
+
+
+class Evaluation(Reference):
+    """Figures of a model on the test split; all of them are in ``metrics.json`` under ``record.path``."""
+
+    record: StageRecord
+    test_accuracy: float
+    test_loss: float
+
+
+class ModelVersion(Reference):
+    """One immutable version in the store. ``created`` is False when these inputs had made it before."""
+
+    version: int
+    path: Path
+    created: bool
+    champion: bool
+    verdict: str
+    test_accuracy: float
+    test_loss: float

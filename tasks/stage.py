@@ -1,0 +1,195 @@
+"""A stage's output is whole or absent, is made once for the same inputs, and is checked before it is used again.
+
+An output is a folder with a `stage.json` that names every file in it, written last inside a temporary folder that is
+then renamed. The folder's name carries the key: the digest of the stage's inputs, parameters, code and lock.
+"""
+
+import ast
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from schemas.config import PROJECT_ROOT
+from schemas.errors import StoredArtifactError
+from schemas.references import StageRecord
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "stage.json"
+_PROJECT_PACKAGES = ("schemas", "tasks")
+
+
+def sha256_file(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a JSON value, however its keys are ordered."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file for people and programs, and force it to disk."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@cache
+def code_digest(module: str) -> str:
+    """Digest of a module's code and of all project code that it imports.
+
+    Comments and layout do not count: a reformatted file makes nothing anew.
+    """
+    seen: dict[str, str] = {}
+    _collect_code(module, seen)
+    return digest_of(seen)
+
+
+def _collect_code(module: str, seen: dict[str, str]) -> None:
+    path = PROJECT_ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    if module in seen or not path.is_file():
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    seen[module] = ast.dump(tree)
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.partition(".")[0] in _PROJECT_PACKAGES:
+                _collect_code(name, seen)
+
+
+def accelerator_extra() -> str:
+    """"cpu" or "gpu": which of the two TensorFlow extras is installed."""
+    try:
+        metadata.version("tensorflow-cpu")
+    except metadata.PackageNotFoundError:
+        return "gpu"
+    return "cpu"
+
+
+@cache
+def lock_digest() -> str:
+    """Digest of the lock that this environment was installed from."""
+    return sha256_file(PROJECT_ROOT / "requirements" / f"{accelerator_extra()}.lock")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of ``path`` to write to; it takes the name of ``path`` when the block ends well.
+
+    On an error nothing is left of it. After a kill it is swept by the next `run_stage` that finds it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_stage(
+    folder: Path,
+    module: str,
+    inputs: Mapping[str, Any],
+    produce: Callable[[Path], Mapping[str, Any]],
+) -> tuple[StageRecord, dict[str, Any]]:
+    """Run a stage, or find what it made before.
+
+    folder: where outputs of this stage lie, one folder a key.
+    module: ``__name__`` of the stage, whose code is part of the key.
+    inputs: all else that the output depends on, as JSON: digests of data, parameters. No paths of this machine.
+    produce: writes the output into the empty folder that it is handed and returns facts about it, as JSON.
+
+    Returns the record and the facts. Whatever `produce` raises passes through, and leaves nothing behind.
+    """
+    stage = module.rpartition(".")[2]
+    hung_on = {"stage": stage, "inputs": dict(inputs), "code": code_digest(module), "lock": lock_digest()}
+    key = digest_of(hung_on)
+    final = folder / key[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    # A second run that needs the same output waits for the first, and then finds it.
+    with FileLock(folder / f".{key[:16]}.lock"):
+        _sweep(folder, key)
+        if final.exists():
+            try:
+                record = read_stage(final)
+            except StoredArtifactError as error:
+                logger.warning("%s: an earlier output is damaged and is made anew. %s", stage, error)
+                shutil.rmtree(final)
+            else:
+                logger.info("%s: reused %s", stage, final.name)
+                return _reference(record, final, reused=True), record["facts"]
+        temporary = folder / f".{key[:16]}.{os.getpid()}.tmp"
+        temporary.mkdir()
+        try:
+            facts = dict(produce(temporary))
+            record = {**hung_on, "key": key, "facts": facts, "files": _files(temporary)}
+            write_json(temporary / RECORD_NAME, record)
+            temporary.rename(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return _reference(record, final, reused=False), facts
+
+
+def read_stage(folder: Path) -> dict[str, Any]:
+    """The record of a finished stage, after every file that it names was hashed.
+
+    Raises `StoredArtifactError` when the record or a file is missing, or a file is not what the record says.
+    """
+    path = folder / RECORD_NAME
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in record["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error}).") from error
+    for name, (size, sha256) in files.items():
+        file = folder / name
+        found = sha256_file(file) if file.is_file() and file.stat().st_size == size else "nothing of that size"
+        if found != sha256:
+            raise StoredArtifactError(f"{file}: expected sha256 {sha256} ({size} bytes), found {found}.")
+    return record
+
+
+def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> StageRecord:
+    return StageRecord(
+        stage=record["stage"], key=record["key"], digest=digest_of(record["files"]), path=folder, reused=reused
+    )
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _sweep(folder: Path, key: str) -> None:
+    """Remove what a killed run left of this output. Under the lock nobody else is writing it."""
+    for left in folder.glob(f".{key[:16]}.*.tmp"):
+        logger.info("removed %s, left by a run that was killed", left)
+        shutil.rmtree(left)
