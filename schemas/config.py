@@ -27,7 +27,10 @@ class TrainingConfig(BaseModel):
     weight_decay: float = Field(0.05, ge=0, le=1, description="decoupled, as in AdamW")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden activations set to 0 in training")
     validation_size: int = Field(
-        5_000, ge=10, le=1_000_000, description="rows held out of train, at most a fifth of them, every class in proportion"
+        5_000,
+        ge=10,
+        le=1_000_000,
+        description="rows held out of train, at most a fifth of them, every class in proportion",
     )
     early_stopping: int | None = Field(
         None, ge=1, le=10_000, description="stop after this many epochs without a lower validation loss; null: never"

@@ -1,4 +1,4 @@
-"""What a dataset promises. Every fact about Fashion-MNIST stands here once; suites, messages and tests derive from it."""
+"""What a dataset promises. Each fact about Fashion-MNIST stands here once: suites, messages and tests derive from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+# The keys of CONTRACTS, as a type: a flow parameter of another name is refused before anything runs.
+DatasetName = Literal["fashion-mnist"]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _collect_code(module: str, seen: dict[str, str]) -> None:
 
 
 def accelerator_extra() -> str:
-    """"cpu" or "gpu": which of the two TensorFlow extras is installed."""
+    """ "cpu" or "gpu": which of the two TensorFlow extras is installed."""
     try:
         metadata.version("tensorflow-cpu")
     except metadata.PackageNotFoundError:
@@ -111,6 +111,20 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def stage_key(module: str, inputs: Mapping[str, Any]) -> str:
+    """Digest of all that a stage's output depends on."""
+    return digest_of(_hung_on(module, inputs))
+
+
+def _hung_on(module: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "stage": module.rpartition(".")[2],
+        "inputs": dict(inputs),
+        "code": code_digest(module),
+        "lock": lock_digest(),
+    }
+
+
 def run_stage(
     folder: Path,
     module: str,
@@ -126,9 +140,8 @@ def run_stage(
 
     Returns the record and the facts. Whatever `produce` raises passes through, and leaves nothing behind.
     """
-    stage = module.rpartition(".")[2]
-    hung_on = {"stage": stage, "inputs": dict(inputs), "code": code_digest(module), "lock": lock_digest()}
-    key = digest_of(hung_on)
+    hung_on = _hung_on(module, inputs)
+    stage, key = hung_on["stage"], stage_key(module, inputs)
     final = folder / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
     # A second run that needs the same output waits for the first, and then finds it.

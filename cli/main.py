@@ -1,0 +1,200 @@
+"""The command line: `fashion-ann COMMAND`. Answers go to stdout, progress and errors to stderr.
+
+Exit status: 0 done; 2 wrong usage; 3 the data broke the contract; 5 a stored artifact failed its digest;
+130 interrupted; 1 anything else.
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from schemas.contract import FASHION_MNIST
+from schemas.errors import FashionAnnError, WrongUsage
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("Interrupted. Finished stages are kept; the same command goes on from there.", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # Whoever read the answer has seen enough of it; Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except FashionAnnError as error:
+        status = _tell(options, error, str(error), error.exit_status)
+    except OSError as error:
+        status = _tell(options, error, f"{error.filename or 'The system'}: {error.strerror or error}.", 1)
+    except Exception as error:
+        status = _tell(options, error, f"Unexpected {type(error).__name__}: {error}", 1)
+    else:
+        status = 0
+    sys.exit(status)
+
+
+def _tell(options: argparse.Namespace, error: Exception, message: str, status: int) -> int:
+    if options.debug:
+        traceback.print_exception(error)
+    print(f"fashion-ann {options.command}: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fashion-ann", description="From image CSVs to a validated, trained, evaluated and versioned Keras model."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--artifacts-dir",
+        metavar="D",
+        help="what runs write (default: $FASHION_ANN_ARTIFACTS_DIR, then artifacts/ of the checkout)",
+    )
+    common.add_argument("--json", action="store_true", help="print JSON, for programs")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        help="run the whole pipeline in this process",
+        description="Fetch, ingest, validate, prepare, train, evaluate, version. What is done already is not repeated.",
+    )
+    train.add_argument(
+        "--data-dir",
+        metavar="D",
+        help=f"the folder of {FASHION_MNIST.csv_name('train')} and {FASHION_MNIST.csv_name('test')}, or their "
+        ".csv.gz (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout); where there are none, the published "
+        "data is fetched",
+    )
+    _add_training_flags(train)
+    train.set_defaults(run=_train)
+
+    versions = commands.add_parser("versions", parents=[common], help="list the model versions")
+    versions.set_defaults(run=_versions)
+
+    show = commands.add_parser("show", parents=[common], help="show one version, whole")
+    show.add_argument("version", metavar="V", help="a number, or an alias such as champion")
+    show.set_defaults(run=_show)
+    return parser
+
+
+# Flags of `train` that are keys of TrainingConfig, with the types they are read as.
+_TRAINING_FLAGS: dict[str, type] = {
+    "epochs": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "weight_decay": float,
+    "dropout": float,
+    "validation_size": int,
+    "early_stopping": int,
+    "seed": int,
+}
+
+
+def _add_training_flags(parser: argparse.ArgumentParser) -> None:
+    from schemas.config import TrainingConfig
+
+    for key, field in TrainingConfig.model_fields.items():
+        parser.add_argument(
+            _flag(key),
+            type=_TRAINING_FLAGS[key],
+            metavar="N" if _TRAINING_FLAGS[key] is int else "X",
+            help=f"{field.description} (default: {field.default})",
+        )
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _training_config(options: argparse.Namespace) -> Any:
+    from pydantic import ValidationError
+
+    from schemas.config import TrainingConfig
+
+    given = {key: getattr(options, key) for key in _TRAINING_FLAGS if getattr(options, key) is not None}
+    try:
+        return TrainingConfig(**given)
+    except ValidationError as error:
+        faults = [
+            f"{_flag(str(fault['loc'][0]))}: {fault['msg']}, received {fault['input']}" for fault in error.errors()
+        ]
+        raise WrongUsage("; ".join(faults) + ".") from error
+
+
+def _train(options: argparse.Namespace) -> None:
+    training = _training_config(options)
+    from cli.prefect_run import run_flow
+    from schemas.config import artifacts_folder, data_folder
+
+    data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
+    made = run_flow(data_dir, artifacts_dir, training)
+    if options.json:
+        print(made.model_dump_json(indent=2))
+        return
+    what = "made" if made.created else "is unchanged: nothing new to train on"
+    print(f"version {made.version} {what}{', champion' if made.champion else ''}")
+    print(f"  test accuracy {made.test_accuracy:.4f}, test loss {made.test_loss:.4f}")
+    print(f"  {made.verdict}")
+    print(f"  model   {made.path}")
+    print(f"  report  {made.path / 'report.html'}")
+
+
+def _store(options: argparse.Namespace) -> Path:
+    from schemas.config import artifacts_folder
+    from tasks.store import store_folder
+
+    return store_folder(artifacts_folder(options.artifacts_dir), FASHION_MNIST.name)
+
+
+def _versions(options: argparse.Namespace) -> None:
+    from tasks.store import list_versions
+
+    root = _store(options)
+    rows = list_versions(root)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        print(f"No version in {root} yet. `fashion-ann train` makes one.")
+        return
+    print(f"{'version':>7}  {'created':<24}  {'accuracy':>8}  {'loss':>7}  aliases")
+    for row in rows:
+        print(
+            f"{row['version']:>7}  {row['created']:<24}  {row['test_accuracy']:>8.4f}  {row['test_loss']:>7.4f}  "
+            f"{', '.join(row['aliases'])}".rstrip()
+        )
+
+
+def _show(options: argparse.Namespace) -> None:
+    from tasks.store import resolve, show_version
+
+    root = _store(options)
+    shown = show_version(root, resolve(root, options.version))
+    if options.json:
+        print(json.dumps(shown, indent=2, sort_keys=True))
+        return
+    aliases = f" ({', '.join(shown['aliases'])})" if shown["aliases"] else ""
+    print(f"version {shown['version']}{aliases}, made {shown['created']}")
+    print(f"  {shown['verdict']['reason']}")
+    print(f"  test accuracy {shown['test_accuracy']:.4f}, test loss {shown['test_loss']:.4f}")
+    print(f"  trained on {shown['device']['name']}, {shown['epochs_run']} epochs, {shown['training_seconds']:.1f} s")
+    print("  " + ", ".join(f"{key} {value}" for key, value in shown["configuration"].items()))
+    for row in shown["metrics"]["per_class"]:
+        print(
+            f"  {row['name']:<12} precision {row['precision']:.3f}  recall {row['recall']:.3f}  f1 {row['f1']:.3f}  "
+            f"of {row['rows']}"
+        )
+    for name, entry in shown["files"].items():
+        print(f"  {entry['sha256']}  {entry['bytes']:>9}  {shown['path']}/{name}")
+
+
+if __name__ == "__main__":
+    main()

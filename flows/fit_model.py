@@ -1,0 +1,15 @@
+"""fit-model: training as a flow of its own, so that it can be deployed to a worker with a GPU."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from schemas.config import TrainingConfig
+from schemas.references import PreparedData, TrainedModel
+from tasks.train import train
+
+
+@flow(name="fit-model")
+def fit_model(prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path) -> TrainedModel:
+    """Train on the prepared splits; a reference comes back, not a model."""
+    return train(prepared, training, artifacts_dir)

@@ -1,0 +1,450 @@
+"""CSV to Parquet: streamed, in bounded memory, and exact about what is wrong with a file.
+
+What is accepted: ASCII, with or without a UTF-8 byte order mark, plain or gzip (told by its content, not its name);
+lines that end in LF or CRLF, the last one in either or in neither; cells of decimal digits, with leading zeros, within
+double quotes or surrounded by spaces if need be; blank lines at the very end. A row is one physical line: no cell of
+such a file spans two, so that a quote left open costs one cell and not the rest of the file.
+
+Everything else is refused with its line and column: signs, fractions, exponents, text, empty cells, a row that is too
+short or too long, a lone carriage return, a header that is not the contract's, a value out of the contract's bounds.
+
+pyarrow parses the blocks that hold nothing but digits, commas and line ends. All other blocks, and those that pyarrow
+refuses, are read line by line here: pyarrow alone would take 0x1F for a number, and would not say where it stopped.
+"""
+
+import gzip
+import hashlib
+import logging
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from prefect import task
+
+from schemas.contract import CONTRACTS, DatasetContract, Split
+from schemas.errors import CellProblem, DataContractError, WrongUsage
+from schemas.references import CsvFile, ParquetSplit
+from tasks.stage import replaced, run_stage, sha256_file
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 4 << 20
+# A file without line ends must not fill the memory. A line of 785 numbers takes at most 4 KB.
+_LINE_BYTES = 4 << 20
+_ROW_GROUP_ROWS = 16_384
+_PROBLEMS_SHOWN = 10
+_VALUE_CHARACTERS = 40
+
+_BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+# Saved or downloaded in the wrong form: what people do most often, and a header's text would not tell them.
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save it as CSV",
+    b"PAR1": "Parquet already: ingest reads CSV",
+    b"\xff\xfe": "UTF-16 text: save it as CSV in UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as CSV in UTF-8",
+}
+
+# The only bytes of a block that pyarrow is trusted with, and those of a line that int() is: of cells made of
+# these, int() takes exactly the numbers that the grammar allows (elsewhere it takes 1_0, +5 and other alphabets).
+_DIGITS_AND_ENDS = b"0123456789,\n"
+_DIGITS_QUOTES_SPACES = b'0123456789," '
+_NUMBER = re.compile(" *[0-9]+ *")
+# A cell and the comma after it. What is not quoted as it should be is taken as it stands, and refused as a number.
+_CELL = re.compile(' *"([^"]*)" *,|([^,]*),')
+
+
+@dataclass(frozen=True)
+class IngestFacts:
+    """``rows`` written, and the digest of the source's bytes as they were read (compressed, if it was)."""
+
+    rows: int
+    sha256: str
+
+
+@task(name="ingest")
+def ingest(csv: CsvFile, dataset: str, artifacts_dir: Path) -> ParquetSplit:
+    """One CSV to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``; see `ingest_csv` for its form.
+
+    Raises `DataContractError` when the file breaks the contract of ``dataset`` or has changed since it was hashed.
+    """
+    contract = CONTRACTS.get(dataset)
+    if contract is None:
+        raise WrongUsage(f"There is no dataset {dataset!r}; known are: {', '.join(CONTRACTS)}.")
+    name = f"{csv.split}.parquet"
+
+    def produce(folder: Path) -> Mapping[str, Any]:
+        facts = ingest_csv(csv.path, folder / name, contract, csv.split, origin=csv.origin, expected_sha256=csv.sha256)
+        logger.info("%s: %d rows to Parquet", csv.path.name, facts.rows)
+        return {"rows": facts.rows, "sha256": sha256_file(folder / name)}
+
+    inputs = {"csv": csv.sha256, "split": csv.split, "dataset": dataset, "origin": csv.origin}
+    record, facts = run_stage(artifacts_dir / "data", __name__, inputs, produce)
+    return ParquetSplit(
+        record=record,
+        split=csv.split,
+        path=record.path / name,
+        sha256=facts["sha256"],
+        rows=facts["rows"],
+        origin=csv.origin,
+        source=csv,
+    )
+
+
+def parquet_schema(contract: DatasetContract) -> pa.Schema:
+    """The contract's columns in order, each uint8 and never null."""
+    return pa.schema([pa.field(column, pa.uint8(), nullable=False) for column in contract.columns])
+
+
+def ingest_csv(
+    source: Path,
+    target: Path,
+    contract: DatasetContract,
+    split: Split,
+    *,
+    origin: Literal["supplied", "fetched"] = "supplied",
+    expected_sha256: str | None = None,
+) -> IngestFacts:
+    """Write ``target`` as Parquet: one uint8 column for each of the contract's, row groups of at most 16,384 rows.
+
+    A supplied file needs ``contract.minimum_rows[split]`` rows or more, a fetched one exactly as many as were
+    published. ``expected_sha256`` is that of the file as it lies there.
+
+    Raises `DataContractError`, and leaves no ``target``, when the file cannot be read, breaks the contract, or hashes
+    to something else. Each bad cell is a problem, and so is each row of the wrong length, once: at the first column
+    that it lacks, or at the number of the first value that is too many. A wrong header is the only problem reported.
+    """
+    with _open(source) as file, replaced(target) as temporary:
+        raw = _HashedFile(file, source)
+        fault: DataContractError | None = None
+        rows = 0
+        try:
+            rows = _convert(raw, temporary, contract, split, origin)
+        except DataContractError as error:
+            fault = error
+        sha256 = raw.sha256_to_the_end()
+        # First, because what is wrong inside a file that is still being written is wrong for that reason.
+        if expected_sha256 not in (None, sha256):
+            raise DataContractError(
+                f"{source} changed since it was first looked at: expected sha256 {expected_sha256}, received {sha256}. "
+                "Run again when nothing writes to it."
+            ) from fault
+        if fault is not None:
+            raise fault
+        return IngestFacts(rows, sha256)
+
+
+def _convert(raw: "_HashedFile", temporary: Path, contract: DatasetContract, split: Split, origin: str) -> int:
+    blocks = _blocks(raw)
+    start = next(blocks, b"")
+    _refuse_foreign(raw.path, start)
+    header, _, body = start.removeprefix(_BOM).partition(b"\n")
+    _check_header(raw.path, header, contract)
+    reader = _BlockReader(contract)
+    with pq.ParquetWriter(
+        temporary,
+        parquet_schema(contract),
+        compression="zstd",
+        use_dictionary=False,  # pixels are bytes already
+        write_statistics=True,  # `validate` reads the ranges from the footer
+    ) as writer:
+        held: list[pa.Table] = []
+        held_rows = 0
+        for block in chain([body] if body else [], blocks):
+            table = reader.read(block)
+            if reader.count:
+                held.clear()  # nothing more is written, but every problem is still counted
+                continue
+            if held_rows + table.num_rows > _ROW_GROUP_ROWS and held:
+                writer.write_table(pa.concat_tables(held), row_group_size=_ROW_GROUP_ROWS)
+                held, held_rows = [], 0
+            held.append(table)
+            held_rows += table.num_rows
+        if held:
+            writer.write_table(pa.concat_tables(held), row_group_size=_ROW_GROUP_ROWS)
+    if reader.count:
+        raise _refusal(raw.path, reader.problems, reader.count, origin)
+    _check_rows(raw.path, reader.rows, contract, split, origin)
+    return reader.rows
+
+
+class _HashedFile:
+    """The bytes of a file as they lie on disk, hashed as they pass."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.path = path
+
+    def begins_with(self, magic: bytes) -> bool:
+        try:
+            return self._file.peek(len(magic)).startswith(magic)  # type: ignore[attr-defined, no-any-return]
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        self._digest.update(data)
+        return data
+
+    def sha256_to_the_end(self) -> str:
+        while self.read(_BLOCK_BYTES):
+            pass
+        return self._digest.hexdigest()
+
+
+def _open(source: Path) -> BinaryIO:
+    try:
+        return source.open("rb")
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: OSError) -> DataContractError:
+    return DataContractError(
+        f"{source} cannot be read ({error.strerror or error}): expected a CSV file. "
+        "Put one there that this user may read, and run again."
+    )
+
+
+def _blocks(raw: _HashedFile) -> Iterator[bytes]:
+    """The content in whole lines, unpacked, with LF for CRLF. Only the last block may lack the end of its line."""
+    stream = gzip.GzipFile(fileobj=raw, mode="rb") if raw.begins_with(_GZIP) else raw  # type: ignore[call-overload]
+    rest = b""
+    line = 1
+    while chunk := _unpacked(stream, raw.path):
+        cut = chunk.rfind(b"\n") + 1
+        block, rest = (rest + chunk[:cut], chunk[cut:]) if cut else (b"", rest + chunk)
+        # Of a block's lines only the first can be longer than what is read at once.
+        if max(block.find(b"\n"), len(rest)) > _LINE_BYTES:
+            if block.find(b"\n") <= _LINE_BYTES:
+                line += block.count(b"\n")
+            raise DataContractError(
+                f"{raw.path.name} line {line} is longer than {_LINE_BYTES} bytes: line ends were expected, and there "
+                f"are none. Correct {raw.path}, and run again.",
+                [CellProblem(line, "label", f"more than {_LINE_BYTES} bytes", "expected the end of the line")],
+            )
+        if block:
+            line += block.count(b"\n")
+            yield block.replace(b"\r\n", b"\n")
+    if rest:
+        yield rest
+
+
+def _unpacked(stream: Any, path: Path) -> bytes:
+    try:
+        data: bytes = stream.read(_BLOCK_BYTES)
+    except EOFError as error:
+        raise DataContractError(
+            f"{path} is a gzip file that ends too early: it was probably cut off. Supply it anew, and run again."
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataContractError(f"{path} is a damaged gzip file ({error}). Supply it anew, and run again.") from error
+    return data
+
+
+class _BlockReader:
+    """Turns blocks of whole lines into tables, and counts what is wrong with them; ``problems`` are the first."""
+
+    def __init__(self, contract: DatasetContract) -> None:
+        self._columns = contract.columns
+        self._schema = parquet_schema(contract)
+        self._bounds = [contract.bounds(column) for column in contract.columns]
+        # Parsing as uint8 proves 0 .. 255; only narrower columns are looked at again.
+        self._narrow = [(at, low, high) for at, (low, high) in enumerate(self._bounds) if (low, high) != (0, 255)]
+        self._convert = pa_csv.ConvertOptions(column_types=self._schema, null_values=[], strings_can_be_null=False)
+        self._parse = pa_csv.ParseOptions(ignore_empty_lines=False)
+        self._blank: list[int] = []  # lines, of which the first ones are kept
+        self._blank_count = 0
+        self._line = 1  # the header's
+        self.rows = 0
+        self.problems: list[CellProblem] = []
+        self.count = 0
+
+    def read(self, block: bytes) -> pa.Table:
+        """The rows of a block that are right, in order."""
+        table = self._by_pyarrow(block)
+        if table is None:
+            table = self._by_line(block)
+        else:
+            self._line += table.num_rows
+        self.rows += table.num_rows
+        return table
+
+    def _by_pyarrow(self, block: bytes) -> pa.Table | None:
+        """None where anything is unusual, right or wrong."""
+        if self._blank_count or block.translate(None, _DIGITS_AND_ENDS):
+            return None
+        options = pa_csv.ReadOptions(column_names=self._columns, block_size=len(block) + 1)
+        try:
+            parsed = pa_csv.read_csv(pa.BufferReader(block), options, self._parse, self._convert)
+        except pa.ArrowInvalid:
+            return None
+        if parsed.num_rows != block.count(b"\n") + (not block.endswith(b"\n")):
+            return None
+        for at, low, high in self._narrow:
+            column = parsed.column(at).to_numpy()
+            if column.min() < low or column.max() > high:
+                return None
+        return pa.Table.from_arrays(parsed.columns, schema=self._schema)
+
+    def _by_line(self, block: bytes) -> pa.Table:
+        good = bytearray()
+        lines = block.removesuffix(b"\n").split(b"\n")
+        for position, line in enumerate(lines):
+            self._line += 1
+            if not line.strip(b" "):
+                self._blank_count += 1
+                if len(self._blank) < _PROBLEMS_SHOWN:
+                    self._blank.append(self._line)
+                continue
+            self._report_blank_lines()
+            values = self._row(line)
+            if values is None:
+                cut_off = position == len(lines) - 1 and not block.endswith(b"\n")
+                values = self._row_looked_at_closely(line, cut_off=cut_off)
+            if not self.count:
+                good += values
+        rows = np.frombuffer(good, np.uint8).reshape(-1, len(self._columns))
+        return pa.Table.from_arrays([pa.array(column) for column in rows.T.copy()], schema=self._schema)
+
+    def _row(self, line: bytes) -> bytes | None:
+        """The values, one byte each, or None where anything is unusual."""
+        if line.translate(None, _DIGITS_QUOTES_SPACES):
+            return None
+        cells = _cells(line.decode()) if b'"' in line else line.split(b",")
+        if len(cells) != len(self._columns):
+            return None
+        try:
+            values = bytes(map(int, cells))
+        except ValueError:  # not a number, above 255, or of thousands of digits
+            return None
+        return values if all(low <= values[at] <= high for at, low, high in self._narrow) else None
+
+    def _row_looked_at_closely(self, line: bytes, *, cut_off: bool) -> bytes:
+        """The values that are right, and a report of each that is not."""
+        cells = _cells(line.decode("utf-8", "backslashreplace"))
+        expected = len(self._columns)
+        if len(cells) != expected:
+            column = self._columns[len(cells)] if len(cells) < expected else str(expected + 1)
+            note = " (the file was probably cut off)" if cut_off and len(cells) < expected else ""
+            self._report(column, f"{len(cells)} values", f"expected {expected} values{note}")
+            return b""
+        values = bytearray()
+        for column, cell, (low, high) in zip(self._columns, cells, self._bounds, strict=True):
+            # Four digits are enough to tell what is too large, and int() refuses thousands of them.
+            digits = cell.strip(" ").lstrip("0")[:4] if _NUMBER.fullmatch(cell) else None
+            if digits is None or not low <= int(digits or "0") <= high:
+                self._report(column, _shown(cell), f"expected an integer {low}..{high}")
+            else:
+                values.append(int(digits or "0"))
+        return bytes(values)
+
+    def _report_blank_lines(self) -> None:
+        for line in self._blank:
+            self._report(self._columns[0], "a blank line", f"expected {len(self._columns)} values", line)
+        self.count += self._blank_count - len(self._blank)
+        self._blank, self._blank_count = [], 0
+
+    def _report(self, column: str, value: str, reason: str, line: int | None = None) -> None:
+        self.count += 1
+        if len(self.problems) < _PROBLEMS_SHOWN:
+            self.problems.append(CellProblem(line or self._line, column, value, reason))
+
+
+def _cells(text: str) -> list[str]:
+    """The cells of a line without its end; what stood within quotes comes without them."""
+    if '"' not in text:
+        return text.split(",")
+    return [quoted or plain for quoted, plain in _CELL.findall(text + ",")]
+
+
+def _shown(value: str) -> str:
+    """A value as messages show it: short, and a line of its own never."""
+    text = value if re.fullmatch(r"[-+.0-9]+", value, re.ASCII) else repr(value[: _VALUE_CHARACTERS + 1])
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[: _VALUE_CHARACTERS - 2]}.."
+
+
+def _refuse_foreign(path: Path, start: bytes) -> None:
+    if not start:
+        raise DataContractError(
+            f"{path} is empty: expected a header line and rows. Supply the file anew, and run again."
+        )
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            raise DataContractError(f"{path} is not a CSV but {what}; then run again.")
+
+
+def _check_header(path: Path, line: bytes, contract: DatasetContract) -> None:
+    expected = contract.columns
+    received = tuple(cell.strip(" ") for cell in _cells(line.decode("utf-8", "backslashreplace")))
+    if received == expected:
+        return
+    position = next(at for at, (one, other) in enumerate(zip_longest(expected, received)) if one != other)
+    problem = CellProblem(
+        line=1,
+        column=expected[position] if position < len(expected) else str(position + 1),
+        value=_shown(received[position]) if position < len(received) else "nothing",
+        reason=(
+            ("expected this name in the header" if position < len(expected) else "expected the end of the header")
+            + f" ({_header_fault(expected, received)})"
+        ),
+    )
+    raise DataContractError(
+        f"{path.name} {problem}.\n"
+        f"The header must name {len(expected)} columns in this order: {', '.join(expected[:3])} .. {expected[-1]}. "
+        f"Correct {path}, and run again.",
+        [problem],
+    )
+
+
+def _header_fault(expected: Sequence[str], received: Sequence[str]) -> str:
+    if all(re.fullmatch("[0-9]+", name) for name in received):
+        return "the header is missing: the first line holds numbers"
+    twice = [name for name, times in Counter(received).items() if times > 1]
+    if twice:
+        return f"column {_shown(twice[0])} stands there more than once"
+    missing = [name for name in expected if name not in set(received)]
+    extra = [name for name in received if name not in set(expected)]
+    if not missing and not extra:
+        return "all columns are there, but in another order"
+    return "; ".join(
+        f"{word} {_shown(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for word, names in (("missing:", missing), ("unexpected:", extra))
+        if names
+    )
+
+
+def _check_rows(path: Path, rows: int, contract: DatasetContract, split: Split, origin: str) -> None:
+    if origin == "fetched":
+        published = contract.published[split].rows
+        if rows != published:
+            raise DataContractError(
+                f"{path.name} has {rows} rows: expected the {published} of the {split} split as it was published. "
+                f"Delete {path}, and run again to fetch it anew."
+            )
+    elif rows < contract.minimum_rows[split]:
+        raise DataContractError(
+            f"{path.name} has {rows} rows: expected at least {contract.minimum_rows[split]} for the {split} split. "
+            f"Add rows to {path}, or supply another file, and run again."
+        )
+
+
+def _refusal(path: Path, problems: Sequence[CellProblem], count: int, origin: str) -> DataContractError:
+    told = [f"{path.name} {problem}" for problem in problems]
+    if count > len(problems):
+        told.append(f".. and {count - len(problems)} more")
+    cure = "Delete it, and run again to fetch it anew." if origin == "fetched" else "Correct it, and run again."
+    return DataContractError("\n".join([*told, f"Nothing was taken from {path}. {cure}"]), problems, count)

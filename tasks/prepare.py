@@ -1,0 +1,157 @@
+"""From validated Parquet to what Keras eats: scaled images, integer labels, and a validation split out of train."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from prefect import task
+
+from schemas.contract import CONTRACTS, DatasetContract
+from schemas.errors import DataContractError
+from schemas.references import DuplicateReport, PreparedData, ValidatedSplit
+from tasks.stage import run_stage
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="prepare")
+def prepare(
+    train: ValidatedSplit, test: ValidatedSplit, dataset: str, validation_size: int, seed: int, artifacts_dir: Path
+) -> PreparedData:
+    """Write the arrays of the three splits.
+
+    Raises `DataContractError` when a class has too few rows for both train and validation.
+    """
+    contract = CONTRACTS[dataset]
+
+    def produce(folder: Path) -> dict[str, Any]:
+        train_images, train_labels = read_images(train.data.path, contract)
+        test_images, test_labels = read_images(test.data.path, contract)
+        duplicates = count_duplicates(train_images, test_images)
+        kept, held_out = stratified_split(train_labels, validation_size, seed)
+        for name, images, labels in (
+            ("train", train_images[kept], train_labels[kept]),
+            ("validation", train_images[held_out], train_labels[held_out]),
+            ("test", test_images, test_labels),
+        ):
+            np.save(folder / f"{name}_images.npy", scale_pixels(images, contract))
+            np.save(folder / f"{name}_labels.npy", labels)
+        return {
+            "dataset": dataset,
+            "train_rows": len(kept),
+            "validation_rows": len(held_out),
+            "test_rows": len(test_labels),
+            "duplicates": duplicates.model_dump(),
+        }
+
+    record, facts = run_stage(
+        artifacts_dir / "prepared",
+        __name__,
+        {
+            "dataset": dataset,
+            "train": train.data.sha256,
+            "test": test.data.sha256,
+            "validation_size": validation_size,
+            "seed": seed,
+        },
+        produce,
+    )
+    prepared = PreparedData(record=record, **facts)
+    if prepared.validation_rows < validation_size:
+        logger.warning(
+            "validation_size %d is more than a fifth of %d train rows: %d are held out",
+            validation_size,
+            train.data.rows,
+            prepared.validation_rows,
+        )
+    if prepared.duplicates.test_rows_in_train:
+        logger.warning(
+            "%d of %d test images stand in train too: the test accuracy is flattered by them",
+            prepared.duplicates.test_rows_in_train,
+            prepared.test_rows,
+        )
+    return prepared
+
+
+def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Images uint8 (N, pixels) and labels int32 (N,) of a Parquet that `tasks.validate` accepted."""
+    file = pq.ParquetFile(path)
+    images = np.empty((file.metadata.num_rows, contract.pixels), dtype=np.uint8)
+    labels = np.empty(file.metadata.num_rows, dtype=np.int32)
+    start = 0
+    # By row group: the columns and the matrix are never both whole in memory.
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        stop = start + table.num_rows
+        labels[start:stop] = table.column(contract.label_column).to_numpy()
+        for index, name in enumerate(contract.columns[1:]):
+            images[start:stop, index] = table.column(name).to_numpy()
+        start = stop
+    return images, labels
+
+
+def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:
+    """uint8 (N, pixels) in pixel_min .. pixel_max to float32 (N, pixels) in [0, 1]; background becomes 0."""
+    span = np.float32(contract.pixel_max - contract.pixel_min)
+    scaled = images.astype(np.float32)
+    scaled -= np.float32(contract.pixel_min)
+    scaled /= span
+    return scaled
+
+
+def stratified_split(
+    labels: npt.NDArray[np.int32], validation_size: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Row numbers of train and of validation, each ascending; together all rows, none twice.
+
+    Every class gives its share of the validation rows, rounded so that they add up (largest remainder). At most a
+    fifth of the rows are held out, so that a small file still trains.
+
+    Raises `DataContractError` when a class would be left without a row in either.
+    """
+    total = len(labels)
+    size = min(validation_size, total // 5)
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * size / total
+    quota = np.floor(exact).astype(np.int64)
+    for place in np.argsort(-(exact - quota), kind="stable")[: size - int(quota.sum())]:
+        quota[place] += 1
+    lacking = classes[(quota == 0) | (quota == counts)]
+    if len(lacking):
+        raise DataContractError(
+            f"A validation split of {size} of {total} train rows was asked for. Every class was expected to have a row "
+            f"in train and in validation; classes {lacking.tolist()} have {counts[np.isin(classes, lacking)].tolist()} "
+            "rows. Supply more rows of them, or change validation_size."
+        )
+    generator = np.random.default_rng(seed)
+    held_out = np.sort(
+        np.concatenate(
+            [
+                generator.permutation(np.flatnonzero(labels == label))[:rows]
+                for label, rows in zip(classes, quota, strict=True)
+            ]
+        )
+    )
+    kept = np.ones(total, dtype=bool)
+    kept[held_out] = False
+    return np.flatnonzero(kept), held_out
+
+
+def count_duplicates(train: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]) -> DuplicateReport:
+    """Rows whose image, to the byte, stood before: within train, within test, and test rows that stand in train."""
+    train_digests = [_row_digest(row) for row in np.ascontiguousarray(train)]
+    test_digests = [_row_digest(row) for row in np.ascontiguousarray(test)]
+    known = set(train_digests)
+    return DuplicateReport(
+        within_train=len(train_digests) - len(known),
+        within_test=len(test_digests) - len(set(test_digests)),
+        test_rows_in_train=sum(digest in known for digest in test_digests),
+    )
+
+
+def _row_digest(row: npt.NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(row.data, digest_size=16).digest()

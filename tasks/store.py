@@ -1,0 +1,229 @@
+"""The model store on disk: immutable versions, and an append-only log of who is champion. It knows no Prefect.
+
+Layout under ``root`` (artifacts/models/<dataset>): ``versions/0001/...`` with a ``manifest.json`` that was written
+last, and ``aliases.jsonl``. Readers trust what a manifest names, after its digest was checked; nothing else.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from schemas.errors import StoredArtifactError, VersionNotFound
+from tasks.stage import digest_of, sha256_file, write_json
+
+MANIFEST_NAME = "manifest.json"
+METRICS_NAME = "metrics.json"
+CHAMPION = "champion"
+
+_VERSION_FOLDER = re.compile(r"\d{4,}")
+
+
+def store_folder(artifacts_dir: Path, dataset: str) -> Path:
+    return artifacts_dir / "models" / dataset
+
+
+def version_folder(root: Path, version: int) -> Path:
+    return root / "versions" / f"{version:04d}"
+
+
+def utc_now() -> str:
+    """ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def version_numbers(root: Path) -> list[int]:
+    """Ascending. A folder under a temporary name is no version."""
+    folder = root / "versions"
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION_FOLDER.fullmatch(entry.name))
+
+
+def read_manifest(root: Path, version: int) -> dict[str, Any]:
+    """A version's manifest, after its own digest was checked.
+
+    Raises `VersionNotFound`, or `StoredArtifactError` when the manifest is not what was written.
+    """
+    folder = version_folder(root, version)
+    if not folder.is_dir():
+        raise VersionNotFound(_no_such(root, str(version)))
+    path = folder / MANIFEST_NAME
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        stated = manifest["manifest_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoredArtifactError(f"{path} cannot be read as a manifest ({error}).") from error
+    found = digest_of({key: value for key, value in manifest.items() if key != "manifest_sha256"})
+    if found != stated:
+        raise StoredArtifactError(f"{path}: expected content with sha256 {stated}, found {found}.")
+    return manifest
+
+
+def read_file(root: Path, manifest: Mapping[str, Any], name: str) -> bytes:
+    """The bytes of a file that the manifest names, if they are what it says."""
+    path = checked_path(root, manifest, name)
+    return path.read_bytes()
+
+
+def checked_path(root: Path, manifest: Mapping[str, Any], name: str) -> Path:
+    """Path of a file of a version, after its size and sha256 were checked.
+
+    Raises `StoredArtifactError` naming the file, the expected and the found digest.
+    """
+    entry = manifest["files"].get(name)
+    path = version_folder(root, manifest["version"]) / name
+    if entry is None:
+        raise StoredArtifactError(f"{path} is not named by its manifest; it was not opened.")
+    if path.is_symlink() or not path.is_file():
+        raise StoredArtifactError(f"{path}: expected a file with sha256 {entry['sha256']}, found none.")
+    found = sha256_file(path)
+    if found != entry["sha256"]:
+        raise StoredArtifactError(f"{path}: expected sha256 {entry['sha256']}, found {found}.")
+    return path
+
+
+def resolve(root: Path, name: str) -> int:
+    """A version's number from "3", "0003", "v3" or an alias."""
+    digits = name.removeprefix("v")
+    if digits.isascii() and digits.isdigit():
+        if int(digits) in version_numbers(root):
+            return int(digits)
+    elif name in (aliases := alias_values(read_alias_log(root))):
+        return aliases[name]
+    raise VersionNotFound(_no_such(root, name))
+
+
+def _no_such(root: Path, name: str) -> str:
+    numbers = version_numbers(root)
+    held = f"versions {numbers[0]} to {numbers[-1]}" if numbers else "no version yet; `fashion-ann train` makes one"
+    return f"There is no version or alias {name!r} in {root}. It holds {held}."
+
+
+def read_alias_log(root: Path) -> list[dict[str, Any]]:
+    """All events, oldest first. A last line without its line end was cut off by a kill and never happened."""
+    path = root / "aliases.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    events = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            event = json.loads(line)
+            if not isinstance(event["to"], int) or not isinstance(event["alias"], str):
+                raise TypeError("an alias and a version number were expected")
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoredArtifactError(f"{path} line {number} cannot be read as an event ({error}).") from error
+        events.append(event)
+    return events
+
+
+def alias_values(events: list[dict[str, Any]]) -> dict[str, int]:
+    """The version that each alias names: its last event decides."""
+    return {event["alias"]: event["to"] for event in events}
+
+
+def list_versions(root: Path) -> list[dict[str, Any]]:
+    """One summary a version, oldest first: version, created, test_accuracy, test_loss, aliases, path."""
+    values = alias_values(read_alias_log(root))
+    rows = []
+    for number in version_numbers(root):
+        manifest = read_manifest(root, number)
+        rows.append(
+            {
+                "version": number,
+                "created": manifest["created"],
+                "test_accuracy": manifest["test_accuracy"],
+                "test_loss": manifest["test_loss"],
+                "aliases": sorted(alias for alias, version in values.items() if version == number),
+                "path": str(version_folder(root, number)),
+            }
+        )
+    return rows
+
+
+def show_version(root: Path, version: int) -> dict[str, Any]:
+    """The manifest, with the metrics under ``metrics``, the aliases and the path."""
+    manifest = read_manifest(root, version)
+    values = alias_values(read_alias_log(root))
+    return {
+        **manifest,
+        "metrics": json.loads(read_file(root, manifest, METRICS_NAME)),
+        "aliases": sorted(alias for alias, held in values.items() if held == version),
+        "path": str(version_folder(root, version)),
+    }
+
+
+def store_lock(root: Path) -> FileLock:
+    """One writer at a time; the kernel lets go of it when its holder dies."""
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".lock")
+
+
+def find_made_from(root: Path, key: str) -> int | None:
+    """The newest version that these inputs made before, if any."""
+    for number in reversed(version_numbers(root)):
+        if read_manifest(root, number)["made_from"] == key:
+            return number
+    return None
+
+
+def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dict[str, Any]:
+    """Add the next version; returns its manifest. The caller holds `store_lock`.
+
+    write: puts the files into the folder that it is handed and returns the manifest without ``version``, ``files`` and
+    digest. Killed at any moment, the version is whole or absent.
+    """
+    versions = root / "versions"
+    versions.mkdir(parents=True, exist_ok=True)
+    number = max([*version_numbers(root), *(event["to"] for event in read_alias_log(root))], default=0) + 1
+    temporary = versions / f".{number:04d}.{os.getpid()}.tmp"
+    temporary.mkdir()
+    try:
+        stated = write(temporary, number)
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(temporary.iterdir())
+        }
+        manifest = {**stated, "version": number, "files": files}
+        manifest["manifest_sha256"] = digest_of(manifest)
+        write_json(temporary / MANIFEST_NAME, manifest)
+        temporary.rename(version_folder(root, number))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def append_event(root: Path, event: Mapping[str, Any]) -> None:
+    """Add one line to the alias log, to the disk. The caller holds `store_lock` and has called `settle`."""
+    with (root / "aliases.jsonl").open("ab") as file:
+        file.write(json.dumps(dict(event), sort_keys=True).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def settle(root: Path) -> list[str]:
+    """Finish or undo what a killed writer left; returns what was done, for people. The caller holds `store_lock`."""
+    done = []
+    for left in (root / "versions").glob(".*.tmp"):
+        shutil.rmtree(left)
+        done.append(f"removed {left}, a version that was not finished")
+    log = root / "aliases.jsonl"
+    if log.exists() and not (content := log.read_bytes()).endswith(b"\n") and content:
+        # The event had not happened: its line was not whole.
+        os.truncate(log, content.rfind(b"\n") + 1)
+        done.append(f"cut an unfinished last line off {log}")
+    numbers = version_numbers(root)
+    if numbers:
+        manifest = read_manifest(root, numbers[-1])
+        event = manifest["verdict"]["event"]
+        if event is not None and event not in read_alias_log(root):
+            append_event(root, event)
+            done.append(f"logged the promotion of version {numbers[-1]}, which its manifest states")
+    return done

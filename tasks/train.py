@@ -1,0 +1,255 @@
+"""Train the network: a recipe in plain Keras, a checkpoint every epoch, and the same numbers after a kill."""
+
+import json
+import logging
+import math
+import os
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prefect import task
+
+from schemas.config import TrainingConfig
+from schemas.contract import CONTRACTS, DatasetContract
+from schemas.references import PreparedData, TrainedModel
+from tasks.publish import publish_progress
+from tasks.stage import replaced, run_stage, sha256_file, stage_key, write_json
+
+logger = logging.getLogger(__name__)
+
+TOPOLOGY_NAME = "topology.json"
+WEIGHTS_NAME = "model.weights.h5"
+HISTORY_NAME = "history.json"
+
+# Steps that one call of the backend runs; a step of this network is shorter than the Python around it.
+_STEPS_PER_EXECUTION = 50
+# Where the warm-up starts, as a share of the peak.
+_WARM_UP_FROM = 0.1
+
+# One epoch's figures: loss, accuracy, val_loss, val_accuracy, seconds.
+Figures = dict[str, float]
+
+
+@task(name="train")
+def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -> TrainedModel:
+    """Train on the train split, watched on the validation split; the test split is not opened."""
+    contract = CONTRACTS[prepared.dataset]
+    inputs = {
+        "dataset": prepared.dataset,
+        "prepared": prepared.record.digest,
+        "training": config.model_dump(),
+        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
+    }
+    # Named by what it depends on, as the stage's own folder is: another seed or recipe never resumes from it.
+    checkpoint = artifacts_dir / "checkpoints" / f"{stage_key(__name__, inputs)}.npz"
+
+    def produce(folder: Path) -> dict[str, Any]:
+        from tasks.device import set_up_backend
+
+        device = set_up_backend(config.seed)
+        logger.info("training on %s (%s)", device.name, device.kind)
+        show = publish_progress(f"{prepared.dataset}-training", f"{config.epochs} epochs on {device.name}")
+
+        def on_epoch(epoch: int, figures: Figures) -> None:
+            logger.info(
+                "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s",
+                *(epoch, config.epochs, figures["loss"], figures["accuracy"]),
+                *(figures["val_loss"], figures["val_accuracy"], figures["seconds"]),
+            )
+            show(epoch / config.epochs)
+
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            name: np.load(prepared.record.path / f"{name}.npy", mmap_mode="r")
+            for name in ("train_images", "train_labels", "validation_images", "validation_labels")
+        }
+        model, history = fit_network(
+            contract,
+            config,
+            (arrays["train_images"], arrays["train_labels"]),
+            (arrays["validation_images"], arrays["validation_labels"]),
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
+        save_model(model, contract, config, folder)
+        write_json(folder / HISTORY_NAME, history)
+        return {
+            "topology_sha256": sha256_file(folder / TOPOLOGY_NAME),
+            "weights_sha256": sha256_file(folder / WEIGHTS_NAME),
+            "epochs_run": len(history),
+            "seconds": round(sum(figures["seconds"] for figures in history), 3),
+            "device": device.model_dump(),
+        }
+
+    record, facts = run_stage(artifacts_dir / "trained", __name__, inputs, produce)
+    # The stage is whole: its checkpoint has done its work.
+    checkpoint.unlink(missing_ok=True)
+    return TrainedModel(record=record, **facts)
+
+
+def fit_network(
+    contract: DatasetContract,
+    config: TrainingConfig,
+    train_split: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]],
+    validation_split: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]],
+    *,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, Figures], None] = lambda epoch, figures: None,
+) -> tuple[Any, list[Figures]]:
+    """Train a new network; returns the compiled `keras.Model` and one `Figures` an epoch.
+
+    The splits are images float32 (N, pixels) in [0, 1] and labels int32 (N,). The backend was set up for the seed
+    before (`tasks.device.set_up_backend`). With a ``checkpoint`` the state after each epoch is kept there, and training
+    goes on from it when it is there already: weights, optimizer, dropout's generator; the order of batches comes from
+    seed and epoch alone. The result is that of a run which was never stopped.
+
+    AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. Warm-up and cosine: Loshchilov
+    and Hutter, "SGDR", ICLR 2017; Goyal et al., "Accurate, Large Minibatch SGD", 2017.
+    """
+    import keras
+
+    from tasks.network import build_network
+
+    steps = math.ceil(len(train_split[1]) / config.batch_size)
+    model = build_network(contract, config.dropout)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=min(_STEPS_PER_EXECUTION, steps),
+    )
+    model.optimizer.build(model.trainable_variables)
+    state = _State(model, checkpoint)
+    state.restore()
+    batches = _epoch_batches(train_split, config)
+
+    class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
+        def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+            batches.shuffle(epoch)
+            self.started = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+            figures = {name: float(value) for name, value in (logs or {}).items()}
+            state.advance({**figures, "seconds": time.perf_counter() - self.started})
+            on_epoch(epoch + 1, state.history[-1])
+            if state.should_stop(config.early_stopping):
+                self.model.stop_training = True
+
+    if len(state.history) < config.epochs and not state.should_stop(config.early_stopping):
+        model.fit(
+            batches,
+            epochs=config.epochs,
+            initial_epoch=len(state.history),
+            validation_data=validation_split,
+            validation_batch_size=1_000,
+            callbacks=[Keep()],
+            verbose=0,
+        )
+    if config.early_stopping is not None:
+        state.restore_best()
+    return model, state.history
+
+
+def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
+    """The `keras` schedule, ``steps`` steps an epoch: up to the peak in the first epoch, then to 0 along a cosine."""
+    import keras
+
+    warm_up = steps if config.epochs > 1 else 0
+    return keras.optimizers.schedules.CosineDecay(
+        # With a warm-up this is where the warm-up starts, and the target is the peak.
+        initial_learning_rate=config.learning_rate * (_WARM_UP_FROM if warm_up else 1),
+        decay_steps=steps * config.epochs - warm_up,
+        warmup_target=config.learning_rate if warm_up else None,
+        warmup_steps=warm_up,
+    )
+
+
+def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, folder: Path) -> None:
+    """Write topology and weights of the uncompiled model: compiling changes both files."""
+    from tasks.network import build_network, topology_bytes
+
+    bare = build_network(contract, config.dropout)
+    bare.set_weights(model.get_weights())
+    (folder / TOPOLOGY_NAME).write_bytes(topology_bytes(bare))
+    bare.save_weights(folder / WEIGHTS_NAME)
+
+
+def _epoch_batches(split: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]], config: TrainingConfig) -> Any:
+    """A `keras.utils.PyDataset` whose order of rows depends on seed and epoch alone, so that it can be resumed."""
+    import keras
+
+    images, labels = split
+
+    class EpochBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
+        def shuffle(self, epoch: int) -> None:
+            self.order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
+
+        def __len__(self) -> int:
+            return math.ceil(len(labels) / config.batch_size)
+
+        def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+            rows = self.order[index * config.batch_size : (index + 1) * config.batch_size]
+            return images[rows], labels[rows]  # (batch, pixels), (batch,)
+
+    batches = EpochBatches()
+    batches.shuffle(0)
+    return batches
+
+
+class _State:
+    """All that an epoch leaves behind: variables and history, in one file that is replaced whole."""
+
+    def __init__(self, model: Any, checkpoint: Path | None) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.history: list[Figures] = []
+        self.best: dict[str, npt.NDArray[Any]] = {}
+
+    def _variables(self) -> dict[str, Any]:
+        variables = [*self.model.variables, *self.model.optimizer.variables]
+        return {f"{place:02d}.{variable.path}": variable for place, variable in enumerate(variables)}
+
+    def advance(self, figures: Figures) -> None:
+        self.history.append(figures)
+        values = {name: np.asarray(variable) for name, variable in self._variables().items()}
+        if self._best_epoch() == len(self.history) - 1:
+            self.best = {name: values[name].copy() for name in list(values)[: len(self.model.variables)]}
+        if self.checkpoint is None:
+            return
+        history = np.frombuffer(json.dumps(self.history).encode(), dtype=np.uint8)
+        with replaced(self.checkpoint) as temporary, temporary.open("wb") as file:
+            arrays = {"history": history, **values, **{f"best.{name}": value for name, value in self.best.items()}}
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint; one that cannot be read is said and left out."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        try:
+            with np.load(self.checkpoint, allow_pickle=False) as saved:
+                history = json.loads(saved["history"].tobytes())
+                values = {name: saved[name] for name in self._variables()}
+                best = {name.removeprefix("best."): saved[name] for name in saved.files if name.startswith("best.")}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            logger.warning("the checkpoint %s is damaged, training starts anew (%s)", self.checkpoint, error)
+            return
+        for name, variable in self._variables().items():
+            variable.assign(values[name])
+        self.history, self.best = history, best
+        logger.info("resuming after epoch %d from %s", len(history), self.checkpoint)
+
+    def restore_best(self) -> None:
+        for name, variable in self._variables().items():
+            if name in self.best:
+                variable.assign(self.best[name])
+
+    def should_stop(self, patience: int | None) -> bool:
+        return patience is not None and bool(self.history) and len(self.history) - 1 - self._best_epoch() >= patience
+
+    def _best_epoch(self) -> int:
+        return min(range(len(self.history)), key=lambda epoch: self.history[epoch]["val_loss"])
