@@ -48,7 +48,9 @@ def _tell(options: argparse.Namespace, error: Exception, message: str, status: i
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fashion-ann", description="From image CSVs to a validated, trained, evaluated and versioned Keras model."
+        prog="fashion-ann",
+        description="From image CSVs to a validated, trained, evaluated and versioned Keras model.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
@@ -60,9 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
+    # A flag is spelled out: an abbreviation would change its meaning on the day that another flag begins the same.
+    shared: dict[str, Any] = {"parents": [common], "allow_abbrev": False}
+
     train = commands.add_parser(
         "train",
-        parents=[common],
+        **shared,
         help="run the whole pipeline in this process",
         description="Fetch, ingest, validate, prepare, train, evaluate, version. What is done already is not repeated.",
     )
@@ -76,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_training_flags(train)
     train.set_defaults(run=_train)
 
-    versions = commands.add_parser("versions", parents=[common], help="list the model versions")
+    versions = commands.add_parser("versions", **shared, help="list the model versions")
     versions.set_defaults(run=_versions)
 
-    show = commands.add_parser("show", parents=[common], help="show one version, whole")
+    show = commands.add_parser("show", **shared, help="show one version, whole")
     show.add_argument("version", metavar="V", help="a number, or an alias such as champion")
     show.set_defaults(run=_show)
     return parser
@@ -131,11 +136,11 @@ def _training_config(options: argparse.Namespace) -> Any:
 
 def _train(options: argparse.Namespace) -> None:
     training = _training_config(options)
-    from cli.prefect_run import run_flow
+    from cli.prefect_run import run_training_flow
     from schemas.config import artifacts_folder, data_folder
 
     data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
-    made = run_flow(data_dir, artifacts_dir, training)
+    made = run_training_flow(data_dir, artifacts_dir, training)
     if options.json:
         print(made.model_dump_json(indent=2))
         return

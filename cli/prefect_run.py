@@ -1,27 +1,44 @@
-"""Run a flow in this process, on the configured Prefect API or on an embedded server of our own."""
+"""Run a flow in this process, on the Prefect API that is configured or on an embedded server that ends with us."""
 
+import ctypes
+import logging
 import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from schemas.config import PROJECT_ROOT, TrainingConfig
+from schemas.errors import FashionAnnError
 from schemas.references import ModelVersion
 
 
-def run_flow(data_dir: Path, artifacts_dir: Path, training: TrainingConfig) -> ModelVersion:
-    """Run train-fashion-mnist here and return what it returns."""
-    apply_project_settings()
-    from flows.train_fashion_mnist import train_fashion_mnist
+class ServerUnavailable(FashionAnnError):
+    """The embedded Prefect server did not start."""
 
-    made = train_fashion_mnist(data_dir=data_dir, artifacts_dir=artifacts_dir, training=training)
+
+def run_training_flow(data_dir: Path, artifacts_dir: Path, training: TrainingConfig) -> ModelVersion:
+    """Run train-fashion-mnist here and return what it returns."""
+    _apply_project_settings()
+    with _prefect_api():
+        from flows.train_fashion_mnist import train_fashion_mnist
+
+        # Our stages speak; Prefect's engine only when something is wrong.
+        logging.getLogger("tasks").setLevel(logging.INFO)
+        made = train_fashion_mnist(data_dir=data_dir, artifacts_dir=artifacts_dir, training=training)
     if not isinstance(made, ModelVersion):
         raise TypeError(f"The flow was expected to return a ModelVersion, it returned {made!r}.")
     return made
 
 
-def apply_project_settings() -> None:
+def _apply_project_settings() -> None:
     """Make [tool.prefect] of pyproject.toml hold wherever the command is called from.
 
     Prefect reads that table from the working directory alone. A variable that is set already wins.
@@ -29,6 +46,7 @@ def apply_project_settings() -> None:
     table = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["prefect"]
     for name, value in _variables(table, "PREFECT"):
         os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 
 
 def _variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
@@ -38,3 +56,91 @@ def _variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str
             yield from _variables(value, name)
         else:
             yield name, str(value)
+
+
+@contextmanager
+def _prefect_api() -> Iterator[None]:
+    """An API for the flows of this process: the configured one, else an embedded server.
+
+    It is the server that Prefect itself would embed, started by us for three reasons: it boots while this process is
+    still importing; this process need not import the server (2 s and 60 MB); and the kernel ends it when this process
+    is killed, where Prefect's own would run on for ever.
+    """
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    settings = get_current_settings()
+    if settings.api.url is not None:
+        yield
+        return
+    with tempfile.TemporaryFile() as log, _server(log) as (process, url):
+        # The flows are imported while the server boots.
+        import flows.train_fashion_mnist  # noqa: F401
+
+        _wait_until_healthy(process, url, settings.server.ephemeral.startup_timeout_seconds, log)
+        # Nobody is left to hear a heartbeat when this process dies, and ending its thread costs a second a flow.
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+
+
+@contextmanager
+def _server(log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    import prefect
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
+        [
+            *(sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent)),
+            *("--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)),
+            *("--log-level", "error", "--lifespan", "on"),
+        ],
+        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        stdout=log,
+        stderr=log,
+        # This process has no second thread yet, so code between fork and exec is safe.
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        # Ctrl-C is ours to handle: the server has to outlive it by the flow's last state.
+        process_group=0,
+    )
+    try:
+        yield process, f"http://127.0.0.1:{port}/api"
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _end_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, patience: float, log: IO[bytes]) -> None:
+    import httpx
+
+    deadline = time.monotonic() + patience
+    with httpx.Client() as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+    log.seek(0)
+    said = " ".join(log.read().decode(errors="replace").split())[-600:]
+    ended = process.poll()
+    state = f"did not answer in {patience} s" if ended is None else f"ended with status {ended}"
+    raise ServerUnavailable(
+        f"The embedded Prefect server {state}. It said: {said or 'nothing'} "
+        "PREFECT_HOME must be a folder that can be written to. Set PREFECT_API_URL to use a server of your own."
+    )

@@ -1,4 +1,4 @@
-"""What a dataset promises. Each fact about Fashion-MNIST stands here once: suites, messages and tests derive from it."""
+"""What a dataset promises. Each fact about Fashion-MNIST stands here once; suites and messages derive from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

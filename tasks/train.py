@@ -147,6 +147,7 @@ def fit_network(
             initial_epoch=len(state.history),
             validation_data=validation_split,
             validation_batch_size=1_000,
+            shuffle=False,  # `batches` does it; Keras's own order of batches could not be resumed
             callbacks=[Keep()],
             verbose=0,
         )
@@ -212,7 +213,8 @@ class _State:
 
     def _variables(self) -> dict[str, Any]:
         variables = [*self.model.variables, *self.model.optimizer.variables]
-        return {f"{place:02d}.{variable.path}": variable for place, variable in enumerate(variables)}
+        # By place: Keras counts some names up within a process, and the one that resumes is another.
+        return {f"{place:02d}": variable for place, variable in enumerate(variables)}
 
     def advance(self, figures: Figures) -> None:
         self.history.append(figures)

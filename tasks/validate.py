@@ -4,6 +4,7 @@ The suite looks at two profiles of the Parquet's own values, one row a column an
 expectations on the table would say the same a few hundred times slower.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -181,8 +182,11 @@ def _validate_frame(frame: pd.DataFrame, name: str, expectations: "Sequence[Expe
     # Before the import: it reads them then. Nothing about the data leaves the machine.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
+
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    # It tells of each temporary folder that it makes and removes.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     # A context of its own for each frame: two validators on one pandas datasource can judge the wrong batch
     # (great_expectations issue 12209).
     context = gx.get_context(mode="ephemeral")
@@ -225,21 +229,24 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
             broken.append(_sentence(profile, config["type"], subject, kwargs, entry))
             for found in entry["result"].get("unexpected_index_list") or []:
                 if len(problems) < 10:
-                    column = str(found.pop("column", found.pop("label", "")))
-                    value = ", ".join(f"{key} {value}" for key, value in found.items())
+                    column, value = _place(found)
                     # Line 0: a profile knows the column; the line is ingest's to name.
                     problems.append({"line": 0, "column": column, "value": value, "reason": config["type"]})
     return {"rows": rows, "broken": broken, "problems": problems}
+
+
+def _place(found: dict[str, Any]) -> tuple[str, str]:
+    """Where a profile broke an expectation, and the values there."""
+    name = "column" if "column" in found else "label"
+    return str(found[name]), ", ".join(f"{key} {value}" for key, value in found.items() if key != name)
 
 
 def _sentence(profile: str, kind: str, subject: str, kwargs: dict[str, Any], entry: dict[str, Any]) -> str:
     result = entry["result"]
     if entry["exception_info"].get("raised_exception"):
         return f"{kind} of {profile}.{subject} could not be judged: {entry['exception_info']['exception_message']}"
-    places = [str(place.get("column", place.get("label"))) for place in result.get("unexpected_index_list") or []]
-    if places:
-        values = result.get("unexpected_list") or []
-        shown = ", ".join(f"{place} ({value})" for place, value in zip(places[:5], values, strict=False))
+    if places := result.get("unexpected_index_list"):
+        shown = ", ".join("{} ({})".format(*_place(place)) for place in places[:5])
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
         return f"{kind} of {subject} in {shown}{more}"
     bounds = {key: value for key, value in kwargs.items() if key in ("min_value", "max_value", "value_set")}

@@ -1,0 +1,69 @@
+"""`make bench`: what this project claims in numbers, each measured against a peer in the same run.
+
+Prints one table. Ours and the peer take turns, round by round, so that noise of the machine meets both. A figure is
+the median, with smallest and largest. The real data is taken from the data folder, and fetched into it when it is not
+there.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from benchmarks.rows import ROWS, Bench
+from schemas.config import data_folder
+from schemas.contract import FASHION_MNIST
+from tasks.fetch import fetch_data
+from tasks.version import code_revision, package_versions
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    data_dir = data_folder()
+    csvs = fetch_data(FASHION_MNIST, data_dir)  # hashes them, too: from here on the file cache is warm
+    print(_machine(options.rounds))
+    print(f"| {'what':<46} | {'ours':<30} | {'peer':<46} | {'ours / peer':<24} | goal |")
+    print("|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(prefix="fashion-ann-bench-") as folder:
+        bench = Bench(Path(folder), data_dir, csvs, options.rounds, options.seeds)
+        for name in options.only or ROWS:
+            for row in ROWS[name](bench):
+                print(
+                    f"| {row.what:<46} | {row.ours:<30} | {row.peer:<46} | {row.ratio:<24} | {row.goal} |", flush=True
+                )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="of each measurement (default: 3)")
+    parser.add_argument("--seeds", type=_count, default=5, metavar="N", help="of the accuracy row (default: 5)")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=f"of {', '.join(ROWS)}")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _machine(rounds: int) -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    revision = code_revision()
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; {packages}; "
+        f"commit {(revision['revision'] or 'unknown')[:12]}{' and changes' if revision['dirty'] else ''}; "
+        f"n = {rounds} where no other is said\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

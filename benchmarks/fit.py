@@ -1,0 +1,141 @@
+"""One fit in a process of its own, so that our settings of the backend never touch the peer.
+
+ours|plain, PREPARED folder, JSON of how (`Fit`). Prints JSON: for each epoch the seconds since the fit was begun, and
+the test accuracy where a target was set.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
+Weights = list[npt.NDArray[np.float32]]  # hidden kernel and bias, output kernel and bias
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``watched``: with the validation split judged every epoch, as ours always does.
+
+    ``target``: end after the first epoch with this test accuracy. None: the test split is not opened.
+    """
+
+    epochs: int
+    batch_size: int
+    dropout: float
+    watched: bool
+    target: float | None
+    seed: int
+
+
+class EpochClock:
+    """Seconds since it was made, at the end of each epoch; judging the test split does not count."""
+
+    def __init__(self, test: Split | None, target: float | None) -> None:
+        self.test, self.target = test, target
+        self.epochs: list[dict[str, float | None]] = []
+        self.started = time.perf_counter()
+
+    def epoch_ended(self, weights: Callable[[], Weights]) -> bool:
+        """Whether the target is reached."""
+        now = time.perf_counter()
+        accuracy = None if self.test is None else accuracy_of(weights(), *self.test)
+        self.epochs.append({"seconds": now - self.started, "test_accuracy": accuracy})
+        self.started += time.perf_counter() - now
+        return accuracy is not None and self.target is not None and accuracy >= self.target
+
+
+def accuracy_of(weights: Weights, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:
+    hidden_kernel, hidden_bias, output_kernel, output_bias = weights
+    hidden = np.maximum(images @ hidden_kernel + hidden_bias, 0)  # (N, 128)
+    return float(((hidden @ output_kernel + output_bias).argmax(axis=1) == labels).mean())
+
+
+class _TargetReached(Exception):
+    pass
+
+
+def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
+    """`fit_network` as the train stage calls it, with a checkpoint every epoch."""
+    from schemas.config import TrainingConfig
+    from schemas.contract import FASHION_MNIST
+    from tasks import network
+    from tasks.device import set_up_backend
+    from tasks.train import fit_network
+
+    config = TrainingConfig(epochs=how.epochs, batch_size=how.batch_size, dropout=how.dropout, seed=how.seed)
+    set_up_backend(config.seed)
+    build, built = network.build_network, []
+
+    def build_and_keep(*arguments: Any) -> Any:
+        built.append(build(*arguments))
+        return built[-1]
+
+    network.build_network = build_and_keep  # fit_network hands its model out at the end alone
+    clock = EpochClock(splits.get("test"), how.target)
+
+    def on_epoch(epoch: int, figures: dict[str, float]) -> None:
+        if clock.epoch_ended(built[0].get_weights):
+            raise _TargetReached
+
+    with tempfile.TemporaryDirectory() as folder, suppress(_TargetReached):
+        checkpoint = Path(folder) / "checkpoint.npz"
+        fit_network(
+            FASHION_MNIST, config, splits["train"], splits["validation"], checkpoint=checkpoint, on_epoch=on_epoch
+        )
+    return clock
+
+
+def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
+    """`model.fit` on arrays with Keras's defaults; all train rows where no validation split is judged."""
+    import keras
+
+    from benchmarks.plain_script import plain_network
+
+    keras.utils.set_random_seed(how.seed)
+    train, validation = splits["train"], splits["validation"]
+    if not how.watched:
+        train = (np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]]))
+    clock = EpochClock(splits.get("test"), how.target)
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if clock.epoch_ended(self.model.get_weights):
+                self.model.stop_training = True
+
+    plain_network(how.dropout).fit(
+        *train,
+        batch_size=how.batch_size,
+        epochs=how.epochs,
+        validation_data=validation if how.watched else None,
+        callbacks=[Watch()],
+        verbose=0,
+    )
+    return clock
+
+
+def main(who: str, folder: str, text: str) -> None:
+    how = Fit(**json.loads(text))
+    names = ("train", "validation") if how.target is None else ("train", "validation", "test")
+    fit, mode = {"ours": (fit_ours, "r"), "plain": (fit_plain, None)}[who]  # the train stage maps its images
+    splits = {
+        name: (
+            np.load(Path(folder) / f"{name}_images.npy", mmap_mode=mode),
+            np.load(Path(folder) / f"{name}_labels.npy", mmap_mode=mode),
+        )
+        for name in names
+    }
+    clock = fit(how, splits)
+    print(json.dumps(clock.epochs))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

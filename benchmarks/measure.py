@@ -1,0 +1,148 @@
+"""Measuring: rounds that take turns, child processes with their whole tree, and how figures are written."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+_SAMPLE_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as text."""
+
+    what: str
+    ours: str
+    peer: str = "-"
+    ratio: str = "-"
+    goal: str = "-"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A child process that ended well, with all processes below it.
+
+    cpu_seconds: user and system. peak_mb: largest sum of PSS seen, where a page that n processes share counts 1/n in
+    each, in units of 10^6 bytes.
+    """
+
+    wall_seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    stdout: str
+
+
+def interleaved(name: str, rounds: int, **calls: Callable[[int], T]) -> dict[str, list[T]]:
+    """What each call returned for the rounds 0, 1, ..; the calls take turns within a round: A B A B."""
+    figures: dict[str, list[T]] = {who: [] for who in calls}
+    for number in range(rounds):
+        for who, call in calls.items():
+            print(f"{name}: round {number + 1} of {rounds}, {who}", file=sys.stderr, flush=True)
+            figures[who].append(call(number))
+    return figures
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
+    """Of the same round; where the peer had fewer rounds, of ours to the peer's median."""
+    if len(ours) == len(peer):
+        return [one / other for one, other in zip(ours, peer, strict=True)]
+    return [one / statistics.median(peer) for one in ours]
+
+
+def spread(values: Sequence[float], unit: str = "", digits: int = 2) -> str:
+    """Median and range, or the one value there is."""
+    middle = f"{statistics.median(values):.{digits}f}{unit}"
+    return f"{middle} (n = 1)" if len(values) == 1 else f"{middle} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+
+
+def goal(text: str, *, met: bool) -> str:
+    return f"{text}: {'met' if met else 'MISSED'}"
+
+
+def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Path) -> Finished:
+    """Run a command in ``folder`` to its end; raises RuntimeError with what it said when it fails."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=dict(env), cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        with _ended(process), _memory_sampler(process.pid) as peak:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - started
+            process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        stdout = out.read().decode()
+        if process.returncode:
+            raise RuntimeError(f"{command} ended with {process.returncode}: {err.read().decode()[-2000:]}")
+        return Finished(wall, usage.ru_utime + usage.ru_stime, max(peak, default=0) / 1e6, stdout)
+
+
+@contextmanager
+def _ended(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """On an error or Ctrl-C the child ends with us."""
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a child, and what it started, each by its own pid."""
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        _, left = psutil.wait_procs(below, timeout=10)
+        for survivor in left:
+            with suppress(psutil.NoSuchProcess):
+                survivor.kill()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _memory_sampler(pid: int) -> Iterator[list[int]]:
+    """Bytes of PSS of the process and all below it, one sum a sample."""
+    sums: list[int] = []
+    over = threading.Event()
+
+    def sample() -> None:
+        with suppress(psutil.Error):
+            root = psutil.Process(pid)
+            while not over.wait(_SAMPLE_SECONDS):
+                sums.append(sum(_pss(process) for process in [root, *root.children(recursive=True)]))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield sums
+    finally:
+        over.set()
+        thread.join()
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:  # it has just ended
+        return 0

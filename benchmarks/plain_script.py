@@ -1,0 +1,36 @@
+"""The peer of the whole command: what one writes without this project. TRAIN.csv TEST.csv MODEL.keras"""
+
+import json
+import sys
+
+import keras
+import pandas as pd
+
+
+def plain_network(dropout: float = 0.2):
+    model = keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dropout(dropout),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def main(train_csv: str, test_csv: str, saved: str) -> None:
+    train = pd.read_csv(train_csv)
+    test = pd.read_csv(test_csv)
+    train_images = train.drop(columns="label").to_numpy("float32") / 255
+    test_images = test.drop(columns="label").to_numpy("float32") / 255
+    model = plain_network()
+    model.fit(train_images, train["label"].to_numpy(), batch_size=32, epochs=10, verbose=2)
+    _, accuracy = model.evaluate(test_images, test["label"].to_numpy(), verbose=2)
+    model.save(saved)
+    print(json.dumps({"test_accuracy": accuracy}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

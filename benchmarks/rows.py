@@ -1,0 +1,331 @@
+"""The rows of the table: what is measured, and how."""
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fit import Fit
+from benchmarks.measure import Finished, Row, goal, interleaved, ratios, run_child, seconds, spread, stop
+from benchmarks.peers import pandas_ingests, plain_suite_accepts
+from schemas.config import PROJECT_ROOT, TrainingConfig
+from schemas.contract import FASHION_MNIST, SPLITS, Split
+from schemas.references import CsvFile, ParquetSplit, PreparedData
+from tasks.ingest import ingest, ingest_csv
+from tasks.prepare import prepare
+from tasks.validate import judge, validate
+
+_TARGET_ACCURACY = 0.88
+_PLAIN_EPOCHS, _PLAIN_BATCH, _PLAIN_DROPOUT = 10, 32, 0.2
+_TIMED_EPOCHS = 8
+_COMMAND = Path(sys.executable).with_name("fashion-ann")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What rows share: a temporary folder, the real CSVs, and what is made of them once."""
+
+    folder: Path
+    data_dir: Path
+    csvs: Mapping[Split, CsvFile]
+    rounds: int
+    seeds: int
+
+    @cached_property
+    def parquet(self) -> dict[Split, ParquetSplit]:
+        return {split: ingest.fn(self.csvs[split], FASHION_MNIST.name, self.folder / "shared") for split in SPLITS}
+
+    @cached_property
+    def prepared(self) -> PreparedData:
+        config = TrainingConfig()
+        train, test = (validate.fn(self.parquet[split], FASHION_MNIST.name) for split in ("train", "test"))
+        return prepare.fn(train, test, FASHION_MNIST.name, config.validation_size, config.seed, self.folder / "shared")
+
+    def module(self, name: str, *arguments: str | Path) -> Finished:
+        return run_child([sys.executable, "-m", f"benchmarks.{name}", *arguments], self._environment(), PROJECT_ROOT)
+
+    def train(self, artifacts: str, *flags: str, data: Path | None = None, api: str | None = None) -> Finished:
+        """`fashion-ann train` with a Prefect home of its own, which the first call fills."""
+        command = [_COMMAND, "train", "--json", "--data-dir", data or self.data_dir]
+        environment = {**self._environment(), **({} if api is None else {"PREFECT_API_URL": api})}
+        return run_child([*command, "--artifacts-dir", self.folder / artifacts, *flags], environment, self.folder)
+
+    def warm_up(self) -> None:
+        """A first run on a few rows: creates the database of the Prefect home, reads all packages once."""
+        tiny = self.folder / "tiny"
+        tiny.mkdir(exist_ok=True)
+        for split, csv in self.csvs.items():
+            with csv.path.open("rb") as whole, (tiny / FASHION_MNIST.csv_name(split)).open("wb") as part:
+                part.writelines(next(whole) for _ in range(1 + 2 * FASHION_MNIST.minimum_rows[split]))
+        self.train("tiny-artifacts", "--epochs", "1", data=tiny)
+
+    @contextmanager
+    def prefect_server(self) -> Iterator[str]:
+        """The address of a server that was started before, with a home of its own."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"],
+            env=self._environment("server-home"),
+            cwd=PROJECT_ROOT,  # where Prefect finds the project's settings
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _wait_until_healthy(process, f"http://127.0.0.1:{port}/api")
+            yield f"http://127.0.0.1:{port}/api"
+        finally:
+            stop(process)
+
+    def _environment(self, home: str = "home") -> dict[str, str]:
+        """Ours, without what the user set for Prefect."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        return {**kept, "PREFECT_HOME": str(self.folder / home)}
+
+
+def _wait_until_healthy(process: "subprocess.Popen[bytes]", url: str) -> None:
+    import httpx
+
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError("`prefect server start` did not answer in 120 s.")
+
+
+def ingest_row(bench: Bench) -> Iterator[Row]:
+    """The train CSV to Parquet, in this process: imports and file cache are warm."""
+    source, target = bench.csvs["train"].path, bench.folder / "ingest.parquet"
+    ways = {"ours": lambda: ingest_csv(source, target, FASHION_MNIST, "train"), **pandas_ingests(source, target)}
+    ways["ours"]()
+    timed = interleaved("ingest", bench.rounds, **{name: _seconds_of(way) for name, way in ways.items()})
+    ours = timed.pop("ours")
+    fastest = min(timed, key=lambda name: statistics.median(timed[name]))
+    against = ratios(ours, timed[fastest])
+    yield Row(
+        "ingest, 60,000 rows, s",
+        spread(ours),
+        f"{fastest}: {spread(timed[fastest])}",
+        spread(against),
+        goal("<= 1", met=statistics.median(against) <= 1),
+    )
+
+
+def _seconds_of(way: Callable[[], object]) -> Callable[[int], float]:
+    return lambda number: seconds(way)
+
+
+def validate_row(bench: Bench) -> Iterator[Row]:
+    """Both splits, from Parquet to verdict, in this process. The peer gets one round: it takes about a minute."""
+
+    def ours() -> None:
+        for split, data in bench.parquet.items():
+            verdict = judge(data.path, FASHION_MNIST, split)
+            _demand(all(part["success"] for part in verdict.values()), "our suite refused the real data")
+
+    def peer() -> None:
+        for data in bench.parquet.values():
+            _demand(plain_suite_accepts(data.path, FASHION_MNIST, data.rows), "the plain suite refused the real data")
+
+    ours()  # imports Great Expectations
+    plain = interleaved("validate", 1, plain=_seconds_of(peer))["plain"]
+    timed = interleaved("validate", bench.rounds, ours=_seconds_of(ours))["ours"]
+    against = ratios(timed, plain)
+    yield Row(
+        "validate, both splits, 785 columns, s",
+        spread(timed),
+        f"a plain suite of expectations: {spread(plain)}",
+        spread(against, digits=4),
+        goal("<= 0.01", met=statistics.median(against) <= 0.01),
+    )
+
+
+def _demand(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise RuntimeError(otherwise)
+
+
+def epoch_row(bench: Bench) -> Iterator[Row]:
+    """Median time from one epoch's end to the next's, so without the first; same rows, batch size and validation."""
+    config = TrainingConfig()
+
+    def epoch_seconds(who: str) -> Callable[[int], float]:
+        def measure(number: int) -> float:
+            how = Fit(_TIMED_EPOCHS, config.batch_size, config.dropout, watched=True, target=None, seed=number)
+            ends = [epoch["seconds"] for epoch in _fit(bench, who, how)]
+            return statistics.median(after - before for before, after in pairwise(ends))
+
+        return measure
+
+    timed = interleaved("epoch", bench.rounds, ours=epoch_seconds("ours"), plain=epoch_seconds("plain"))
+    against = ratios(timed["ours"], timed["plain"])
+    yield Row(
+        f"epoch, batch {config.batch_size}, s",
+        spread(timed["ours"]),
+        f"model.fit: {spread(timed['plain'])}",
+        spread(against),
+        goal("<= 0.7", met=statistics.median(against) <= 0.7),
+    )
+
+
+def time_row(bench: Bench) -> Iterator[Row]:
+    """From the start of the fit to the end of the first epoch with the target accuracy on the test split."""
+    config = TrainingConfig()
+    recipes = {
+        "ours": lambda seed: Fit(config.epochs, config.batch_size, config.dropout, True, _TARGET_ACCURACY, seed),
+        "plain": lambda seed: Fit(_PLAIN_EPOCHS, _PLAIN_BATCH, _PLAIN_DROPOUT, False, _TARGET_ACCURACY, seed),
+    }
+
+    def last_epoch(who: str) -> Callable[[int], dict[str, Any]]:
+        return lambda number: _fit(bench, who, recipes[who](number))[-1]
+
+    ends = interleaved("time", bench.rounds, ours=last_epoch("ours"), plain=last_epoch("plain"))
+    times = {who: [end["seconds"] for end in found] for who, found in ends.items()}
+    reached = {who: sum(end["test_accuracy"] >= _TARGET_ACCURACY for end in found) for who, found in ends.items()}
+    missed = {who: bench.rounds - count for who, count in reached.items()}
+    against = ratios(times["ours"], times["plain"])
+
+    def cell(who: str) -> str:
+        # A fit that never got there counts with all its epochs: a lower bound.
+        note = f", not reached in {missed[who]} of {bench.rounds}" if missed[who] else ""
+        return f"{'> ' if missed[who] else ''}{spread(times[who])}{note}"
+
+    bound = "? " if missed["ours"] else "< " if missed["plain"] else ""
+    yield Row(
+        f"to test accuracy {_TARGET_ACCURACY}, s",
+        cell("ours"),
+        f"Adam, batch 32: {cell('plain')}",
+        bound + spread(against),
+        goal("<= 0.25", met=not missed["ours"] and statistics.median(against) <= 0.25),
+    )
+
+
+def _fit(bench: Bench, who: str, how: Fit) -> list[dict[str, Any]]:
+    finished = bench.module("fit", who, bench.prepared.record.path, json.dumps(asdict(how)))
+    epochs: list[dict[str, Any]] = _answer(finished)
+    return epochs
+
+
+def _answer(finished: Finished) -> Any:
+    """The JSON that a child of ours printed last."""
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def command_rows(bench: Bench) -> Iterator[Row]:
+    """`fashion-ann train`, server and all, against the plain script, and against its own stages without Prefect.
+
+    Each in a process of its own with an empty artifacts folder; the CSVs are in the data folder, the Prefect home and
+    the file cache are warm.
+    """
+    bench.warm_up()
+
+    def script(number: int) -> Finished:
+        paths = [bench.csvs[split].path for split in ("train", "test")]
+        return bench.module("plain_script", *paths, bench.folder / "plain.keras")
+
+    def stages(number: int) -> Finished:
+        return bench.module("stages", bench.data_dir, bench.folder / f"stages-{number}", "0")
+
+    runs = interleaved(
+        "command", bench.rounds, ours=lambda number: bench.train(f"command-{number}"), script=script, stages=stages
+    )
+
+    def compared(what: str, figure: str, digits: int = 1, limit: float | None = None) -> Row:
+        ours, plain = ([getattr(run, figure) for run in runs[who]] for who in ("ours", "script"))
+        against = ratios(ours, plain)
+        asked = "-" if limit is None else goal(f"<= {limit}", met=statistics.median(against) <= limit)
+        return Row(
+            what, spread(ours, digits=digits), f"plain script: {spread(plain, digits=digits)}", spread(against), asked
+        )
+
+    yield compared("whole command, wall s", "wall_seconds", limit=0.7)
+    yield compared("whole command, CPU s", "cpu_seconds")
+    peak = max(run.peak_mb for run in runs["ours"])
+    memory = asdict(compared("whole command, peak PSS, MB", "peak_mb", digits=0))
+    yield Row(**{**memory, "goal": goal("ours <= 1200 MB", met=peak <= 1200)})
+    yield Row(
+        "whole command, test accuracy",
+        spread([json.loads(run.stdout)["test_accuracy"] for run in runs["ours"]], digits=4),
+        f"plain script: {spread([_answer(run)['test_accuracy'] for run in runs['script']], digits=4)}",
+    )
+    outside = [
+        whole.wall_seconds - alone.wall_seconds + _answer(alone)["import_seconds"]
+        for whole, alone in zip(runs["ours"], runs["stages"], strict=True)
+    ]
+    shares = [100 * cost / whole.wall_seconds for cost, whole in zip(outside, runs["ours"], strict=True)]
+    imports = statistics.median(_answer(alone)["import_seconds"] for alone in runs["stages"])
+    yield Row(
+        "of it Prefect: server, engine, import, wall s",
+        f"{spread(outside, digits=1)}, import {imports:.1f}",
+        f"its stages alone: {spread([alone.wall_seconds for alone in runs['stages']], digits=1)}",
+        f"{spread(shares, ' %', digits=0)} of ours",
+    )
+
+
+def unchanged_rows(bench: Bench) -> Iterator[Row]:
+    """The same command again. Its own time is what it takes on a server that runs already."""
+    once = ("--epochs", "1")  # that nothing is repeated does not depend on the number of epochs
+    bench.warm_up()
+    bench.train("unchanged", *once)
+
+    def again(api: str | None) -> Callable[[int], float]:
+        def run(number: int) -> float:
+            finished = bench.train("unchanged", *once, api=api)
+            _demand(not json.loads(finished.stdout)["created"], "the second run made a version")
+            return finished.wall_seconds
+
+        return run
+
+    with bench.prefect_server() as api:
+        again(api)(0)  # the server's first run
+        timed = interleaved("unchanged", bench.rounds, embedded=again(None), running=again(api))
+    own = timed["running"]
+    yield Row("unchanged second run, wall s", spread(timed["embedded"], digits=1))
+    yield Row(
+        "unchanged second run, on a running server, s",
+        spread(own, digits=1),
+        goal=goal("<= 5", met=statistics.median(own) <= 5),
+    )
+
+
+def seeds_row(bench: Bench) -> Iterator[Row]:
+    """The default recipe with the seeds 0, 1, ..: split, weights, order and dropout all follow the seed."""
+
+    def accuracy(seed: int) -> float:
+        return float(
+            _answer(bench.module("stages", bench.data_dir, bench.folder / "seeds", str(seed)))["test_accuracy"]
+        )
+
+    found: Sequence[float] = interleaved("seeds", bench.seeds, ours=accuracy)["ours"]
+    mean = statistics.fmean(found)
+    yield Row(
+        f"test accuracy, mean of {len(found)} seeds",
+        f"{mean:.4f} ({min(found):.4f}..{max(found):.4f})",
+        goal=goal(">= 0.895", met=mean >= 0.895),
+    )
+
+
+ROWS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
+    "ingest": ingest_row,
+    "validate": validate_row,
+    "epoch": epoch_row,
+    "time": time_row,
+    "command": command_rows,
+    "unchanged": unchanged_rows,
+    "seeds": seeds_row,
+}

@@ -1,0 +1,82 @@
+"""What every test may use: the committed sample of the real data, and the stages' outputs made from it."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+# Before anything imports a backend or Great Expectations.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+# A developer's own folders and server have no part in the tests.
+for name in ("FASHION_ANN_DATA_DIR", "FASHION_ANN_ARTIFACTS_DIR", "PREFECT_API_URL"):
+    os.environ.pop(name, None)
+
+import pytest
+
+from schemas.config import TrainingConfig
+from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
+from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
+from tasks.fetch import fetch
+from tasks.ingest import ingest
+from tasks.prepare import prepare
+from tasks.train import train
+from tasks.validate import validate
+
+SAMPLE = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def tiny_contract() -> DatasetContract:
+    """Images of 2 x 2 pixels in 3 classes, 6 rows at least."""
+    return replace(
+        FASHION_MNIST,
+        height=2,
+        width=2,
+        class_names=("a", "b", "c"),
+        minimum_rows=MappingProxyType({"train": 6, "test": 6}),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_config() -> TrainingConfig:
+    """Quick to train, with a validation split of 100 rows."""
+    return TrainingConfig(epochs=3, batch_size=64, validation_size=100, seed=7)
+
+
+@pytest.fixture(scope="session")
+def sample_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifacts folder that the session's stage outputs lie in; read it, do not write it."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="session")
+def sample_csvs() -> dict[Split, CsvFile]:
+    return fetch.fn("fashion-mnist", SAMPLE)
+
+
+@pytest.fixture(scope="session")
+def sample_data(sample_csvs: dict[Split, CsvFile], sample_artifacts: Path) -> dict[Split, ValidatedSplit]:
+    return {
+        split: validate.fn(ingest.fn(sample_csvs[split], "fashion-mnist", sample_artifacts), "fashion-mnist")
+        for split in SPLITS
+    }
+
+
+@pytest.fixture(scope="session")
+def sample_prepared(
+    sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path, small_config: TrainingConfig
+) -> PreparedData:
+    return prepare.fn(
+        sample_data["train"],
+        sample_data["test"],
+        "fashion-mnist",
+        small_config.validation_size,
+        small_config.seed,
+        sample_artifacts,
+    )
+
+
+@pytest.fixture(scope="session")
+def sample_trained(sample_prepared: PreparedData, sample_artifacts: Path, small_config: TrainingConfig) -> TrainedModel:
+    return train.fn(sample_prepared, small_config, sample_artifacts)

@@ -1,0 +1,55 @@
+"""One Prefect server for the whole session; nothing outside this folder starts one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The API address of a running embedded server with a database of its own."""
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        # Ending a flow's heartbeat takes a second.
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield PREFECT_API_URL.value()
+
+
+class Command:
+    """`fashion-ann` in a process of its own, on the session's server."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+@pytest.fixture
+def command(server: str, tmp_path: Path) -> Command:
+    return Command(
+        {
+            **os.environ,
+            "PREFECT_API_URL": server,
+            "FASHION_ANN_ARTIFACTS_DIR": str(tmp_path / "artifacts"),
+            "FASHION_ANN_DATA_DIR": str(Path(__file__).parents[1] / "data"),
+        }
+    )

@@ -1,0 +1,88 @@
+"""`fashion-ann train` as people run it: a process, its exit status, its output, and what a kill leaves."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.store import list_versions, show_version, store_folder
+from tests.conftest import SAMPLE
+from tests.flows.conftest import Command
+
+FLAGS = ("--batch-size", "64", "--validation-size", "100")
+
+
+def _supply(folder: Path, change: Callable[[list[bytes]], None] = lambda lines: None) -> Path:
+    """The sample as plain CSVs; ``change`` edits the lines of train."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        lines = gzip.decompress((SAMPLE / f"fashion-mnist_{split}.csv.gz").read_bytes()).splitlines(keepends=True)
+        if split == "train":
+            change(lines)
+        (folder / f"fashion-mnist_{split}.csv").write_bytes(b"".join(lines))
+    return folder
+
+
+def _damage(lines: list[bytes]) -> None:
+    cells = lines[411].rstrip(b"\n").split(b",")
+    cells[17] = b"300"
+    lines[411] = b",".join(cells) + b"\n"
+
+
+def test_a_damaged_cell_is_named_with_its_line_and_column_and_nothing_is_stored(
+    command: Command, tmp_path: Path
+) -> None:
+    done = command.run("train", "--data-dir", str(_supply(tmp_path / "data", _damage)), *FLAGS)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert "fashion-mnist_train.csv" in done.stderr
+    assert "line 412" in done.stderr
+    assert "pixel17" in done.stderr
+    assert "300" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 10
+    assert list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist")) == []
+
+
+def test_json_is_all_that_goes_to_stdout(command: Command) -> None:
+    done = command.run("train", "--epochs", "1", "--json", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["version"], made["created"], made["champion"]) == (1, True, True)
+
+
+def _kill_when(process: subprocess.Popen[str], artifacts: Path, sign: str) -> None:
+    """SIGKILL as soon as the file that stands for a moment of the run is there."""
+    deadline = time.monotonic() + 120
+    while not list(artifacts.glob(sign)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{sign} never appeared"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_one(
+    command: Command, tmp_path: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    store = store_folder(artifacts, "fashion-mnist")
+    flags = ("train", "--epochs", "200", *FLAGS)
+    for sign in (
+        *("data/.*.tmp", "data/*/validation/.*.tmp", "prepared/.*.tmp", "checkpoints/*.npz"),
+        *("evaluated/.*.tmp", "models/fashion-mnist/versions/.*.tmp"),
+    ):
+        _kill_when(command.start(*flags), artifacts, sign)
+        assert list_versions(store) == []
+    done = command.run(*flags, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["created"]
+    shown = show_version(store, 1)
+    assert {entry["stage"] for entry in shown["lineage"] if not entry["reused"]} == set()
+    # 200 epochs were trained by two runs, none of them twice, each after the one before.
+    assert len(shown["metrics"]["history"]) == 200
+    assert not list(artifacts.rglob(".*.tmp"))

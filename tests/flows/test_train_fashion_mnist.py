@@ -1,0 +1,107 @@
+"""The main flow on the committed sample of the real data, against a real Prefect server."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.exceptions import ParameterTypeError
+from pydantic import ValidationError
+
+from flows.train_fashion_mnist import train_fashion_mnist
+from schemas.config import TrainingConfig
+from schemas.references import ModelVersion
+from tasks.store import list_versions, show_version, store_folder
+from tests.conftest import SAMPLE
+
+STAGES = ["ingest", "validate", "ingest", "validate", "prepare", "train", "evaluate"]
+
+
+def _train(artifacts: Path, **training: Any) -> ModelVersion:
+    config = TrainingConfig(**{"epochs": 2, "batch_size": 64, "validation_size": 100, **training})
+    made = train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, training=config)
+    assert isinstance(made, ModelVersion)
+    return made
+
+
+@pytest.fixture(scope="module")
+def artifacts(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifacts folder that one run of the flow has filled."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    _train(folder)
+    return folder
+
+
+def _reused(artifacts: Path, version: int) -> list[bool]:
+    lineage = show_version(store_folder(artifacts, "fashion-mnist"), version)["lineage"]
+    assert [entry["stage"] for entry in lineage] == STAGES
+    return [entry["reused"] for entry in lineage]
+
+
+def test_the_flow_makes_a_version_that_learned_something(artifacts: Path) -> None:
+    (row,) = list_versions(store_folder(artifacts, "fashion-mnist"))
+    assert (row["version"], row["aliases"]) == (1, ["champion"])
+    assert row["test_accuracy"] > 0.5  # a guess is right one time in ten
+    assert _reused(artifacts, 1) == [False] * 7
+
+
+def test_an_unchanged_run_makes_no_version(artifacts: Path) -> None:
+    before = len(list_versions(store_folder(artifacts, "fashion-mnist")))
+    made = _train(artifacts)
+    assert (made.version, made.created) == (1, False)
+    assert len(list_versions(store_folder(artifacts, "fashion-mnist"))) == before
+
+
+def test_a_changed_seed_redoes_train_and_not_ingest(artifacts: Path) -> None:
+    made = _train(artifacts, seed=3)
+    assert made.created
+    assert _reused(artifacts, made.version) == [True] * 4 + [False] * 3
+
+
+def test_a_changed_recipe_redoes_train_and_not_prepare(artifacts: Path) -> None:
+    made = _train(artifacts, learning_rate=1e-3)
+    assert made.created
+    assert _reused(artifacts, made.version) == [True] * 5 + [False] * 2
+
+
+def test_the_run_is_on_the_server_with_its_artifacts_and_a_child_of_its_own(artifacts: Path) -> None:
+    run_id = show_version(store_folder(artifacts, "fashion-mnist"), 1)["flow_run_id"]
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        assert run.state is not None
+        assert run.state.is_completed()
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        names = sorted(task.name.rpartition("-")[0] for task in tasks)
+        assert names == sorted(
+            ["fetch", "ingest", "ingest", "validate", "validate", "prepare", "fit-model", "evaluate", "version"]
+        )
+        child = next(task.state.state_details.child_flow_run_id for task in tasks if task.name.startswith("fit-model"))
+        ours = {run.id, child}
+        found = [artifact for artifact in client.read_artifacts(limit=200) if artifact.flow_run_id in ours]
+    kinds = {(artifact.key, artifact.type) for artifact in found}
+    assert kinds >= {
+        ("fashion-mnist-train-validation", "table"),
+        ("fashion-mnist-test-validation", "table"),
+        ("fashion-mnist-training", "progress"),
+        ("fashion-mnist-per-class", "table"),
+        ("fashion-mnist-evaluation", "markdown"),
+        ("fashion-mnist-confusion-matrix", "image"),
+        ("fashion-mnist-learning-curve", "image"),
+        ("fashion-mnist-version", "markdown"),
+    }
+    progress = [artifact.data for artifact in found if artifact.type == "progress"]
+    assert progress == [100.0]
+    for artifact in found:
+        if artifact.type == "image":
+            encoded = str(artifact.data).removeprefix("data:image/png;base64,")
+            assert base64.b64decode(encoded).startswith(b"\x89PNG")
+
+
+def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(server: str, tmp_path: Path) -> None:
+    with pytest.raises((ParameterTypeError, ValidationError), match="epoch"):
+        train_fashion_mnist(artifacts_dir=tmp_path / "none", training={"epoch": 3})
+    with pytest.raises((ParameterTypeError, ValidationError), match="dataset"):
+        train_fashion_mnist(artifacts_dir=tmp_path / "none", dataset="mnist")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.config import PROJECT_ROOT, TrainingConfig, artifacts_folder, data_folder
+from schemas.errors import WrongUsage
+
+
+def test_an_unknown_key_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="epoch\n"):
+        TrainingConfig.model_validate({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("epochs", 0), ("batch_size", 0), ("learning_rate", 0), ("learning_rate", 1.5), ("weight_decay", -0.1)),
+        *(("dropout", 1), ("dropout", -0.1), ("validation_size", 0), ("early_stopping", 0), ("seed", -1)),
+        *(("seed", 2**32), ("learning_rate", float("nan"))),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=key):
+        TrainingConfig.model_validate({key: value})
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        TrainingConfig().epochs = 3  # type: ignore[misc]
+
+
+def test_folders_come_from_the_flag_then_the_variable_then_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert artifacts_folder() == PROJECT_ROOT / "artifacts"
+    assert data_folder() == PROJECT_ROOT / "data"
+    monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", "/of/variable")
+    monkeypatch.setenv("FASHION_ANN_DATA_DIR", "/of/variable")
+    assert artifacts_folder() == data_folder() == Path("/of/variable")
+    assert artifacts_folder("/of/flag") == Path("/of/flag")
+
+
+def test_a_relative_folder_is_made_absolute() -> None:
+    assert data_folder("here") == Path.cwd() / "here"
+
+
+def test_an_empty_folder_name_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_DATA_DIR", " ")
+    with pytest.raises(WrongUsage, match="FASHION_ANN_DATA_DIR"):
+        data_folder()

@@ -1,0 +1,73 @@
+import json
+import math
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from schemas.contract import DatasetContract
+from schemas.references import Evaluation, PreparedData, TrainedModel
+from tasks.evaluate import calibration_bins, evaluate, expected_calibration_error, measure
+
+
+def test_figures_of_six_rows_worked_by_hand(tiny_contract: DatasetContract) -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2], dtype=np.int32)
+    predicted = [0, 0, 1, 1, 1, 0]
+    probabilities = np.full((6, 3), 0.1, dtype=np.float32)
+    probabilities[range(6), predicted] = 0.8
+    figures = measure(probabilities, labels, tiny_contract)
+    assert figures["test_accuracy"] == pytest.approx(4 / 6)
+    assert figures["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert [row["precision"] for row in figures["per_class"]] == pytest.approx([2 / 3, 2 / 3, 0])
+    assert [row["recall"] for row in figures["per_class"]] == pytest.approx([2 / 3, 1, 0])
+    assert [row["f1"] for row in figures["per_class"]] == pytest.approx([2 / 3, 0.8, 0])
+    assert [row["rows"] for row in figures["per_class"]] == [3, 2, 1]
+    # One bin: confidence 0.8, accuracy 4/6.
+    assert figures["expected_calibration_error"] == pytest.approx(0.8 - 4 / 6, abs=1e-6)
+
+
+def test_calibration_error_weighs_bins_by_rows() -> None:
+    confidence = np.array([0.95, 0.95, 0.95, 0.55], dtype=np.float32)
+    right = np.array([True, True, False, False])
+    bins = calibration_bins(confidence, right)
+    assert [entry["rows"] for entry in bins] == [1, 3]
+    expected = 1 / 4 * 0.55 + 3 / 4 * (0.95 - 2 / 3)
+    assert expected_calibration_error(bins) == pytest.approx(expected, abs=1e-6)
+
+
+def test_full_confidence_falls_into_the_last_bin() -> None:
+    assert calibration_bins(np.array([1.0], dtype=np.float32), np.array([True]))[0]["to"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def evaluation(sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path) -> Evaluation:
+    return evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
+
+
+def test_plain_keras_on_the_stored_files_gives_the_same_figures(
+    evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel
+) -> None:
+    model = keras.models.model_from_json((sample_trained.record.path / "topology.json").read_text())
+    model.load_weights(sample_trained.record.path / "model.weights.h5")
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    images = np.load(sample_prepared.record.path / "test_images.npy")
+    labels = np.load(sample_prepared.record.path / "test_labels.npy")
+    loss, accuracy = model.evaluate(images, labels, verbose=0)
+    metrics = json.loads((evaluation.record.path / "metrics.json").read_bytes())
+    assert metrics["test_accuracy"] == evaluation.test_accuracy == pytest.approx(accuracy, abs=1e-6)
+    assert metrics["test_loss"] == evaluation.test_loss == pytest.approx(loss, abs=1e-6)
+    assert metrics["test_rows"] == 200
+    assert math.isfinite(metrics["expected_calibration_error"])
+    assert np.array(metrics["confusion_matrix"]).sum(axis=1).tolist() == [20] * 10
+
+
+def test_the_pictures_are_png(evaluation: Evaluation) -> None:
+    for name in ("confusion_matrix.png", "learning_curve.png"):
+        assert (evaluation.record.path / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_an_unchanged_model_is_not_evaluated_again(
+    evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
+) -> None:
+    assert evaluate.fn(sample_prepared, sample_trained, sample_artifacts).record.reused

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.contract import FASHION_MNIST, Split
+from schemas.errors import DataContractError
+from schemas.references import PreparedData, ValidatedSplit
+from tasks.prepare import count_duplicates, prepare, read_images, scale_pixels, stratified_split
+
+
+def test_pixels_are_scaled_to_0_to_1_in_float32() -> None:
+    scaled = scale_pixels(np.array([[0, 51, 255]], dtype=np.uint8), FASHION_MNIST)
+    assert scaled.dtype == np.float32
+    np.testing.assert_array_equal(scaled, np.array([[0, 0.2, 1]], dtype=np.float32))
+
+
+@given(
+    counts=st.lists(st.integers(8, 60), min_size=2, max_size=5),
+    size=st.integers(10, 400),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_split_takes_every_row_once_and_every_class_in_proportion(counts: list[int], size: int, seed: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    expected = min(size, len(labels) // 5)
+    if expected * min(counts) < len(labels):
+        return  # a class without a share of its own is the subject of the test below
+    kept, held_out = stratified_split(labels, size, seed)
+    assert sorted([*kept, *held_out]) == list(range(len(labels)))
+    assert len(held_out) == expected
+    for label, count in enumerate(counts):
+        assert abs((labels[held_out] == label).sum() - expected * count / len(labels)) < 1
+
+
+def test_a_split_depends_on_the_seed_alone() -> None:
+    labels = np.tile(np.arange(10, dtype=np.int32), 60)
+    first, again, other = (stratified_split(labels, 100, seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_class_too_small_for_both_splits_is_named() -> None:
+    labels = np.array([0] * 50 + [1], dtype=np.int32)
+    with pytest.raises(DataContractError, match=r"classes \[1\] have \[1\] rows"):
+        stratified_split(labels, 10, 0)
+
+
+def test_duplicates_are_counted_by_hand() -> None:
+    train = np.array([[1, 2], [3, 4], [1, 2], [1, 2]], dtype=np.uint8)
+    test = np.array([[1, 2], [5, 6], [5, 6], [1, 2]], dtype=np.uint8)
+    report = count_duplicates(train, test)
+    assert (report.within_train, report.within_test, report.test_rows_in_train) == (2, 2, 2)
+
+
+def test_the_arrays_are_the_rows_of_the_data(
+    sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit]
+) -> None:
+    arrays = {path.stem: np.load(path) for path in sample_prepared.record.path.glob("*.npy")}
+    for split, rows in (("train", 900), ("validation", 100), ("test", 200)):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        assert (images.shape, images.dtype) == ((rows, 784), np.float32)
+        assert (labels.shape, labels.dtype) == ((rows,), np.int32)
+        assert images.min() == 0
+        assert images.max() == 1
+        assert set(np.bincount(labels)) == {rows // 10}
+    # Train and validation together are the train file, each row once.
+    source, source_labels = read_images(sample_data["train"].data.path, FASHION_MNIST)
+    together = np.concatenate([arrays["train_images"], arrays["validation_images"]])
+    labels = np.concatenate([arrays["train_labels"], arrays["validation_labels"]])
+    expected = sorted(zip(source_labels.tolist(), scale_pixels(source, FASHION_MNIST).tolist(), strict=True))
+    assert sorted(zip(labels.tolist(), together.tolist(), strict=True)) == expected
+    # The test file keeps its order.
+    np.testing.assert_array_equal(
+        np.rint(arrays["test_images"] * 255).astype(np.uint8),
+        read_images(sample_data["test"].data.path, FASHION_MNIST)[0],
+    )
+
+
+def test_a_changed_seed_prepares_anew_and_an_unchanged_one_does_not(
+    sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path
+) -> None:
+    arguments = (sample_data["train"], sample_data["test"], "fashion-mnist", 100)
+    assert prepare.fn(*arguments, 7, sample_artifacts).record.reused
+    assert not prepare.fn(*arguments, 8, sample_artifacts).record.reused

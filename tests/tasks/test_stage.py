@@ -1,0 +1,164 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import StoredArtifactError
+from tasks.stage import RECORD_NAME, code_digest, digest_of, read_stage, replaced, run_stage
+
+MODULE = "tasks.prepare"
+
+
+def _write(text: str = "made") -> Any:
+    def produce(folder: Path) -> dict[str, Any]:
+        (folder / "output.txt").write_text(text)
+        return {"length": len(text)}
+
+    return produce
+
+
+def _refuse(folder: Path) -> dict[str, Any]:
+    raise AssertionError("a stage that is there was made again")
+
+
+def test_a_second_run_reuses_the_output_and_its_facts(tmp_path: Path) -> None:
+    first, facts = run_stage(tmp_path, MODULE, {"data": "abc"}, _write())
+    second, again = run_stage(tmp_path, MODULE, {"data": "abc"}, _refuse)
+    assert (first.reused, second.reused) == (False, True)
+    assert second.model_copy(update={"reused": False}) == first
+    assert facts == again == {"length": 4}
+
+
+def test_other_inputs_make_another_output(tmp_path: Path) -> None:
+    first, _ = run_stage(tmp_path, MODULE, {"data": "abc"}, _write())
+    second, _ = run_stage(tmp_path, MODULE, {"data": "abd"}, _write())
+    assert first.path != second.path
+    assert not second.reused
+
+
+def test_other_code_makes_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(tmp_path, MODULE, {}, _write())
+    monkeypatch.setattr("tasks.stage.code_digest", lambda module: "edited")
+    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    assert not record.reused
+
+
+def test_another_lock_makes_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(tmp_path, MODULE, {}, _write())
+    monkeypatch.setattr("tasks.stage.lock_digest", lambda: "newer")
+    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    assert not record.reused
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "record"])
+def test_a_damaged_output_is_made_anew(tmp_path: Path, damage: str) -> None:
+    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    output = record.path / "output.txt"
+    if damage == "changed":
+        output.write_text("mase")
+    elif damage == "missing":
+        output.unlink()
+    else:
+        (record.path / RECORD_NAME).write_text("{")
+    with pytest.raises(StoredArtifactError):
+        read_stage(record.path)
+    again, _ = run_stage(tmp_path, MODULE, {}, _write())
+    assert not again.reused
+    assert output.read_text() == "made"
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail(folder: Path) -> dict[str, Any]:
+        (folder / "half").write_text("half")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_stage(tmp_path, MODULE, {}, fail)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def _slow(folder: Path) -> dict[str, Any]:
+    (folder / "half").write_text("half")
+    time.sleep(60)
+    return {}
+
+
+def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=run_stage, args=(tmp_path, MODULE, {}, _slow))
+    child.start()
+    while not list(tmp_path.glob(".*.tmp/half")):
+        time.sleep(0.01)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    assert not record.reused
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def _count(folder: Path) -> dict[str, Any]:
+    with (folder.parent / "made.txt").open("a") as log:
+        log.write("made\n")
+    time.sleep(0.3)
+    (folder / "output.txt").write_text("made")
+    return {}
+
+
+def test_two_runs_at_once_make_an_output_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=run_stage, args=(tmp_path, MODULE, {}, _count)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert (tmp_path / "made.txt").read_text() == "made\n"
+
+
+def test_the_code_of_a_stage_includes_what_it_imports() -> None:
+    # tasks.prepare imports schemas.contract, tasks.network does too; neither imports the other.
+    assert code_digest("tasks.prepare") != code_digest("tasks.network")
+    assert code_digest("tasks.prepare") != code_digest("schemas.contract")
+
+
+def test_comments_and_layout_are_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.stage.PROJECT_ROOT", tmp_path)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "schemas").mkdir()
+    stage, imported = tmp_path / "tasks" / "some.py", tmp_path / "schemas" / "facts.py"
+
+    def digest() -> str:
+        code_digest.cache_clear()
+        return code_digest("tasks.some")
+
+    stage.write_text("from schemas.facts import A\nB = A\n")
+    imported.write_text("A = 1\n")
+    before = digest()
+    stage.write_text("# why\nfrom schemas.facts import A\n\nB  =  A\n")
+    assert digest() == before
+    imported.write_text("A = 2\n")
+    assert digest() != before
+    code_digest.cache_clear()
+
+
+def test_the_digest_of_a_value_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+def test_a_replaced_file_is_whole_or_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), replaced(path) as temporary:
+        temporary.write_text("ha")
+        raise RuntimeError
+    assert path.read_text() == "before"
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps("after"))
+    assert path.read_text() == '"after"'
+    assert list(tmp_path.iterdir()) == [path]

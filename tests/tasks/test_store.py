@@ -1,0 +1,200 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import StoredArtifactError, VersionNotFound
+from tasks.store import (
+    add_version,
+    alias_values,
+    append_event,
+    checked_path,
+    find_made_from,
+    list_versions,
+    read_alias_log,
+    resolve,
+    settle,
+    show_version,
+    store_lock,
+    version_folder,
+    version_numbers,
+)
+
+
+def _event(version: int) -> dict[str, Any]:
+    return {"when": "2026-01-01T00:00:00.000Z", "alias": "champion", "from": None, "to": version, "reason": "a test"}
+
+
+def _add(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "key") -> dict[str, Any]:
+    def write(folder: Path, number: int) -> dict[str, Any]:
+        (folder / "metrics.json").write_text(json.dumps({"test_accuracy": accuracy}))
+        return {
+            "created": "2026-01-01T00:00:00.000Z",
+            "made_from": key,
+            "test_accuracy": accuracy,
+            "test_loss": 0.3,
+            "verdict": {"promoted": promoted, "reason": "a test", "event": _event(number) if promoted else None},
+        }
+
+    with store_lock(root):
+        return add_version(root, write)
+
+
+def test_numbers_rise_and_versions_are_listed(tmp_path: Path) -> None:
+    for accuracy in (0.8, 0.9):
+        _add(tmp_path, accuracy)
+    append_event(tmp_path, _event(2))
+    assert list_versions(tmp_path) == [
+        {
+            "version": number,
+            "created": "2026-01-01T00:00:00.000Z",
+            "test_accuracy": accuracy,
+            "test_loss": 0.3,
+            "aliases": aliases,
+            "path": str(tmp_path / "versions" / f"000{number}"),
+        }
+        for number, accuracy, aliases in ((1, 0.8, []), (2, 0.9, ["champion"]))
+    ]
+
+
+def test_show_has_the_metrics_under_their_key(tmp_path: Path) -> None:
+    _add(tmp_path, 0.8)
+    assert show_version(tmp_path, 1)["metrics"] == {"test_accuracy": 0.8}
+
+
+def test_an_empty_store_has_no_versions(tmp_path: Path) -> None:
+    assert list_versions(tmp_path / "none") == []
+
+
+def test_a_removed_version_that_was_champion_never_gives_its_number_away(tmp_path: Path) -> None:
+    _add(tmp_path)
+    append_event(tmp_path, _event(1))
+    folder = version_folder(tmp_path, 1)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert _add(tmp_path)["version"] == 2
+
+
+def _add_many(root: Path) -> None:
+    for _ in range(5):
+        _add(root)
+
+
+def test_two_writers_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_add_many, args=(tmp_path,)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert version_numbers(tmp_path) == list(range(1, 16))
+    assert [row["version"] for row in list_versions(tmp_path)] == list(range(1, 16))
+
+
+def _add_slowly(root: Path) -> None:
+    def write(folder: Path, number: int) -> dict[str, Any]:
+        (folder / "metrics.json").write_text("{}")
+        time.sleep(60)
+        return {}
+
+    with store_lock(root):
+        add_version(root, write)
+
+
+def test_a_killed_writer_leaves_no_version_and_the_next_one_says_what_it_cleaned(tmp_path: Path) -> None:
+    _add(tmp_path)
+    writer = multiprocessing.get_context("fork").Process(target=_add_slowly, args=(tmp_path,))
+    writer.start()
+    while not list(tmp_path.glob("versions/.*.tmp/metrics.json")):
+        time.sleep(0.01)
+    assert writer.pid is not None
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    assert version_numbers(tmp_path) == [1]
+    with store_lock(tmp_path):
+        done = settle(tmp_path)
+    assert len(done) == 1
+    assert ".0002." in done[0]
+    assert _add(tmp_path)["version"] == 2
+
+
+def test_a_promotion_cut_off_after_its_version_is_logged_by_the_next_writer(tmp_path: Path) -> None:
+    _add(tmp_path, promoted=True)
+    assert read_alias_log(tmp_path) == []
+    assert "version 1" in settle(tmp_path)[0]
+    assert alias_values(read_alias_log(tmp_path)) == {"champion": 1}
+    assert settle(tmp_path) == []
+
+
+def test_a_line_cut_off_by_a_kill_never_happened(tmp_path: Path) -> None:
+    _add(tmp_path)
+    append_event(tmp_path, _event(1))
+    log = tmp_path / "aliases.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"alias": "champion", "to": 2')
+    assert alias_values(read_alias_log(tmp_path)) == {"champion": 1}
+    assert len(settle(tmp_path)) == 1
+    assert log.read_bytes() == whole
+
+
+def test_a_line_that_is_no_event_is_told_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "aliases.jsonl").write_text(json.dumps(_event(1)) + '\n{"alias": 1}\n')
+    with pytest.raises(StoredArtifactError, match="line 2"):
+        read_alias_log(tmp_path)
+
+
+def test_a_changed_file_is_refused_with_both_digests(tmp_path: Path) -> None:
+    manifest = _add(tmp_path)
+    path = checked_path(tmp_path, manifest, "metrics.json")
+    path.write_text('{"test_accuracy": 1.0}')
+    with pytest.raises(StoredArtifactError, match=manifest["files"]["metrics.json"]["sha256"]):
+        show_version(tmp_path, 1)
+
+
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    _add(tmp_path, 0.8)
+    path = version_folder(tmp_path, 1) / "manifest.json"
+    path.write_text(path.read_text().replace("0.8", "0.9"))
+    with pytest.raises(StoredArtifactError, match=r"manifest\.json"):
+        list_versions(tmp_path)
+
+
+def test_a_file_that_no_manifest_names_and_a_link_are_not_opened(tmp_path: Path) -> None:
+    manifest = _add(tmp_path)
+    folder = version_folder(tmp_path, 1)
+    (folder / "extra.pkl").write_bytes(b"\x80")
+    with pytest.raises(StoredArtifactError, match="not named"):
+        checked_path(tmp_path, manifest, "extra.pkl")
+    outside = tmp_path / "outside.json"
+    (folder / "metrics.json").rename(outside)
+    (folder / "metrics.json").symlink_to(outside)
+    with pytest.raises(StoredArtifactError, match="metrics"):
+        checked_path(tmp_path, manifest, "metrics.json")
+
+
+@pytest.mark.parametrize("name", ["1", "0001", "v1", "v0001", "champion"])
+def test_a_version_has_several_names(tmp_path: Path, name: str) -> None:
+    _add(tmp_path)
+    append_event(tmp_path, _event(1))
+    assert resolve(tmp_path, name) == 1
+
+
+@pytest.mark.parametrize("name", ["2", "v0", "challenger", "", "-1", "../1", "²"])
+def test_a_name_that_names_nothing_is_told(tmp_path: Path, name: str) -> None:
+    _add(tmp_path)
+    with pytest.raises(VersionNotFound, match="versions 1 to 1"):
+        resolve(tmp_path, name)
+
+
+def test_the_newest_version_of_the_same_inputs_is_found(tmp_path: Path) -> None:
+    for key in ("a", "b", "a"):
+        _add(tmp_path, key=key)
+    assert find_made_from(tmp_path, "a") == 3
+    assert find_made_from(tmp_path, "c") is None

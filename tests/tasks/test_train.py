@@ -1,0 +1,147 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from schemas.config import TrainingConfig
+from schemas.contract import FASHION_MNIST
+from schemas.references import PreparedData, TrainedModel
+from tasks.device import set_up_backend
+from tasks.network import load_network
+from tasks.stage import sha256_file
+from tasks.train import Figures, fit_network, learning_rate_schedule, train
+
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
+
+
+def _split(prepared: PreparedData, name: str) -> Arrays:
+    return np.load(prepared.record.path / f"{name}_images.npy"), np.load(prepared.record.path / f"{name}_labels.npy")
+
+
+@pytest.fixture
+def fit(sample_prepared: PreparedData, small_config: TrainingConfig) -> Callable[..., tuple[Any, list[Figures]]]:
+    def run(config: TrainingConfig = small_config, **options: Any) -> tuple[Any, list[Figures]]:
+        set_up_backend(config.seed)
+        return fit_network(
+            FASHION_MNIST, config, _split(sample_prepared, "train"), _split(sample_prepared, "validation"), **options
+        )
+
+    return run
+
+
+def _weights(model: Any) -> list[bytes]:
+    return [array.tobytes() for array in model.get_weights()]
+
+
+def test_32_images_are_learned_by_heart(sample_prepared: PreparedData) -> None:
+    images, labels = _split(sample_prepared, "train")
+    few = images[::28][:32], labels[::28][:32]
+    config = TrainingConfig(epochs=40, batch_size=16, learning_rate=5e-3, weight_decay=0, dropout=0)
+    set_up_backend(config.seed)
+    _, history = fit_network(FASHION_MNIST, config, few, few)
+    assert history[-1]["val_accuracy"] == 1.0
+    assert history[-1]["val_loss"] < 0.05
+
+
+def test_training_lowers_the_loss(fit: Callable[..., tuple[Any, list[Figures]]]) -> None:
+    _, history = fit()
+    assert len(history) == 3
+    assert history[-1]["val_loss"] < history[0]["val_loss"] < 2.3  # 2.3 is the loss of a guess: ln 10
+
+
+def test_a_seed_gives_the_same_weights_and_another_seed_others(
+    fit: Callable[..., tuple[Any, list[Figures]]], small_config: TrainingConfig
+) -> None:
+    first, again = _weights(fit()[0]), _weights(fit()[0])
+    other = _weights(fit(small_config.model_copy(update={"seed": 8}))[0])
+    assert first == again
+    assert first != other
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_training_resumed_from_its_checkpoint_ends_in_the_same_weights(
+    fit: Callable[..., tuple[Any, list[Figures]]], tmp_path: Path
+) -> None:
+    uninterrupted, figures = fit()
+    epochs: list[int] = []
+
+    def stop_after_two(epoch: int, _: Figures) -> None:
+        epochs.append(epoch)
+        if epoch == 2:
+            raise _Killed
+
+    checkpoint = tmp_path / "checkpoint.npz"
+    with pytest.raises(_Killed):
+        fit(checkpoint=checkpoint, on_epoch=stop_after_two)
+    resumed, history = fit(checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
+    assert epochs == [1, 2, 3]
+    assert _weights(resumed) == _weights(uninterrupted)
+    for one, other in zip(history, figures, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_damaged_checkpoint_is_said_and_left_out(
+    fit: Callable[..., tuple[Any, list[Figures]]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "checkpoint.npz"
+    checkpoint.write_bytes(b"PK\x03\x04 cut off")
+    model, history = fit(checkpoint=checkpoint)
+    assert "damaged" in caplog.text
+    assert len(history) == 3
+    assert _weights(model) == _weights(fit()[0])
+
+
+def test_early_stopping_keeps_the_best_epoch(
+    fit: Callable[..., tuple[Any, list[Figures]]], sample_prepared: PreparedData
+) -> None:
+    # A learning rate that soon overshoots on 900 images.
+    config = TrainingConfig(
+        epochs=60, batch_size=32, learning_rate=0.02, weight_decay=0, dropout=0, early_stopping=2, seed=7
+    )
+    model, history = fit(config)
+    losses = [figures["val_loss"] for figures in history]
+    assert len(history) < 60
+    assert len(losses) - 1 - losses.index(min(losses)) == 2
+    images, labels = _split(sample_prepared, "validation")
+    assert model.evaluate(images, labels, batch_size=1_000, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = TrainingConfig(epochs=5, learning_rate=0.01)
+    schedule = learning_rate_schedule(config, 10)
+    rates = [float(schedule(step)) for step in (0, 10, 30, 50)]
+    assert rates == pytest.approx([0.001, 0.01, 0.005, 0.0], abs=1e-6)
+
+
+def test_one_epoch_starts_at_the_peak() -> None:
+    schedule = learning_rate_schedule(TrainingConfig(epochs=1, learning_rate=0.01), 10)
+    assert float(schedule(0)) == pytest.approx(0.01)
+
+
+def test_the_stage_keeps_topology_weights_and_history(
+    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
+) -> None:
+    folder = sample_trained.record.path
+    assert sha256_file(folder / "topology.json") == sample_trained.topology_sha256
+    assert sha256_file(folder / "model.weights.h5") == sample_trained.weights_sha256
+    assert len(json.loads((folder / "history.json").read_bytes())) == sample_trained.epochs_run == 3
+    assert (sample_trained.device.kind, sample_trained.device.backend) == ("cpu", "tensorflow")
+    assert load_network(folder / "topology.json", folder / "model.weights.h5").count_params() == 101_770
+    assert list((sample_artifacts / "checkpoints").iterdir()) == []
+    assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
+
+
+def test_a_changed_seed_trains_anew(
+    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
+) -> None:
+    other = train.fn(sample_prepared, small_config.model_copy(update={"seed": 9, "epochs": 1}), sample_artifacts)
+    assert not other.record.reused
+    assert other.weights_sha256 != sample_trained.weights_sha256
+    assert other.topology_sha256 == sample_trained.topology_sha256
