@@ -30,12 +30,26 @@ def run_training_flow(data_dir: Path, artifacts_dir: Path, training: TrainingCon
     with _prefect_api():
         from flows.train_fashion_mnist import train_fashion_mnist
 
-        # Our stages speak; Prefect's engine only when something is wrong.
-        logging.getLogger("tasks").setLevel(logging.INFO)
+        _let_the_stages_speak()
         made = train_fashion_mnist(data_dir=data_dir, artifacts_dir=artifacts_dir, training=training)
     if not isinstance(made, ModelVersion):
         raise TypeError(f"The flow was expected to return a ModelVersion, it returned {made!r}.")
     return made
+
+
+def _let_the_stages_speak() -> None:
+    """On the terminal: what our stages say, and warnings. The run's log on the server keeps the engine's words, too.
+
+    An error reaches the terminal once, as the command's own last line, and not as the engine's traceback before it.
+    """
+    logging.getLogger("tasks").setLevel(logging.INFO)
+
+    def for_people(record: logging.LogRecord) -> bool:
+        engine = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+        return record.name.startswith("tasks.") or (record.levelno >= logging.WARNING and not engine)
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(for_people)
 
 
 def _apply_project_settings() -> None:
@@ -46,7 +60,6 @@ def _apply_project_settings() -> None:
     table = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["prefect"]
     for name, value in _variables(table, "PREFECT"):
         os.environ.setdefault(name, value)
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 
 
 def _variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

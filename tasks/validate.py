@@ -182,7 +182,6 @@ def _validate_frame(frame: pd.DataFrame, name: str, expectations: "Sequence[Expe
     # Before the import: it reads them then. Nothing about the data leaves the machine.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
-
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     # It tells of each temporary folder that it makes and removes.
