@@ -16,7 +16,7 @@ from typing import TypeVar
 import psutil
 
 T = TypeVar("T")
-_SAMPLE_SECONDS = 0.15
+_SAMPLE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ class Bench:
     def warm_up(self) -> None:
         """A first run on a few rows: creates the database of the Prefect home, reads all packages once."""
         tiny = self.folder / "tiny"
-        tiny.mkdir(exist_ok=True)
+        if tiny.exists():
+            return
+        tiny.mkdir()
         for split, csv in self.csvs.items():
             with csv.path.open("rb") as whole, (tiny / FASHION_MNIST.csv_name(split)).open("wb") as part:
                 part.writelines(next(whole) for _ in range(1 + 2 * FASHION_MNIST.minimum_rows[split]))
@@ -205,13 +207,15 @@ def time_row(bench: Bench) -> Iterator[Row]:
         note = f", not reached in {missed[who]} of {bench.rounds}" if missed[who] else ""
         return f"{'> ' if missed[who] else ''}{spread(times[who])}{note}"
 
-    bound = "? " if missed["ours"] else "< " if missed["plain"] else ""
+    met = not missed["ours"] and statistics.median(against) <= 0.25
+    # The peer's time is at least this, the ratio at most that: too large a bound proves nothing either way.
+    open_ended = missed["plain"] > 0 and not missed["ours"]
     yield Row(
         f"to test accuracy {_TARGET_ACCURACY}, s",
         cell("ours"),
         f"Adam, batch 32: {cell('plain')}",
-        bound + spread(against),
-        goal("<= 0.25", met=not missed["ours"] and statistics.median(against) <= 0.25),
+        "-" if missed["ours"] else ("< " if open_ended else "") + spread(against),
+        "<= 0.25: not shown" if open_ended and not met else goal("<= 0.25", met=met),
     )
 
 

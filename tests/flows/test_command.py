@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from tasks.store import list_versions, show_version, store_folder
 from tests.conftest import SAMPLE
 from tests.flows.conftest import Command
@@ -86,3 +88,37 @@ def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_o
     # 200 epochs were trained by two runs, none of them twice, each after the one before.
     assert len(shown["metrics"]["history"]) == 200
     assert not list(artifacts.rglob(".*.tmp"))
+
+
+def test_the_embedded_server_ends_with_a_command_that_is_killed(command: Command, tmp_path: Path) -> None:
+    without_api = Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home")})
+    del without_api.environment["PREFECT_API_URL"]
+    process = without_api.start("train", "--epochs", "1", *FLAGS)
+    children: list[psutil.Process] = []
+    while not any("uvicorn" in argument for child in children for argument in child.cmdline()):
+        assert process.poll() is None, process.communicate()
+        children = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+
+
+def test_without_a_configured_api_the_command_brings_its_own(command: Command, tmp_path: Path) -> None:
+    without_api = Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home")})
+    del without_api.environment["PREFECT_API_URL"]
+    done = without_api.run("train", "--epochs", "1", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    assert "version 1 made, champion" in done.stdout
+    assert (tmp_path / "home" / "prefect.db").exists()
+
+
+def test_a_prefect_home_that_cannot_be_written_is_told(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    without_api = Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home")})
+    del without_api.environment["PREFECT_API_URL"]
+    done = without_api.run("train", *FLAGS)
+    assert done.returncode == 1
+    assert "PREFECT_HOME" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -360,6 +360,12 @@ def test_file_that_changed_since_it_was_hashed_is_rejected(tmp_path: Path, conte
     assert hashlib.sha256(content).hexdigest() in str(error)
 
 
+def test_refusal_at_the_header_is_not_taken_for_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 40)
+    error = refusal(tmp_path, b"x" + HEADER + BODY, expected_sha256=hashlib.sha256(b"x" + HEADER + BODY).hexdigest())
+    assert error.problems[0].line == 1
+
+
 def test_fetched_file_needs_exactly_the_published_rows(tmp_path: Path) -> None:
     assert values(convert(tmp_path, HEADER + BODY, origin="fetched")) == ROWS
     (tmp_path / "train.parquet").unlink()
