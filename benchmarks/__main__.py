@@ -8,7 +8,6 @@ there.
 import argparse
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 
@@ -66,4 +65,4 @@ def _machine(rounds: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,7 @@ import keras
 import pandas as pd
 
 
-def plain_network(dropout: float = 0.2):
+def plain_network(dropout: float = 0.2) -> keras.Model:
     model = keras.Sequential(
         [
             keras.Input((784,)),

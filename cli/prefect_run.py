@@ -1,5 +1,6 @@
 """Run a flow in this process, on the Prefect API that is configured or on an embedded server that ends with us."""
 
+import atexit
 import ctypes
 import logging
 import os
@@ -90,7 +91,8 @@ def _prefect_api() -> Iterator[None]:
     if settings.api.url is not None:
         yield
         return
-    with tempfile.TemporaryFile() as log, _server(log) as (process, url):
+    with tempfile.TemporaryFile() as log:
+        process, url = _start_server(log)
         # The flows are imported while the server boots.
         import flows.train_fashion_mnist  # noqa: F401
 
@@ -100,8 +102,7 @@ def _prefect_api() -> Iterator[None]:
             yield
 
 
-@contextmanager
-def _server(log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     import prefect
 
     with socket.socket() as free:
@@ -121,15 +122,19 @@ def _server(log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         # Ctrl-C is ours to handle: the server has to outlive it by the flow's last state.
         process_group=0,
     )
+    # Not before the exit: Prefect sends the last logs and events from hooks that run just before `atexit`'s, and would
+    # try for a minute to reach a server that is gone.
+    atexit.register(_stop, process)
+    return process, f"http://127.0.0.1:{port}/api"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
-        yield process, f"http://127.0.0.1:{port}/api"
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _end_with_parent() -> None:

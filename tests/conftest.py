@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 # Before anything imports a backend or Great Expectations.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 # A developer's own folders and server have no part in the tests.
 for name in ("FASHION_ANN_DATA_DIR", "FASHION_ANN_ARTIFACTS_DIR", "PREFECT_API_URL"):
