@@ -1,8 +1,15 @@
 """The one place that sets a backend up and asks it what it runs on. All other modelling code is plain Keras."""
 
+import logging
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from schemas.references import Device
+
+logger = logging.getLogger(__name__)
 
 
 def set_up_backend(seed: int) -> Device:
@@ -11,20 +18,34 @@ def set_up_backend(seed: int) -> Device:
     With TensorFlow (the default) the operations are deterministic, too; the same seed then gives the same weights in
     every process on the same kind of CPU.
     """
-    # Both are read at the import. Below 3 TensorFlow writes of its own graph rewriting as an error to stderr; what goes
-    # wrong is raised. oneDNN chooses the order of its sums by machine, costs the
-    # same time on this network (measured) and announces itself on stderr before any log level applies.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import keras
+    with _start_up_words_logged():
+        import keras
 
+        backend = keras.backend.backend()
+        if backend == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
     return _device(backend)
+
+
+@contextmanager
+def _start_up_words_logged() -> Iterator[None]:
+    """TensorFlow greets on stderr, from C++ and before any log level applies; its words go to the debug log."""
+    # Read at the import. Below 3 TensorFlow calls its own rewriting of graphs an error; what goes wrong is raised.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as words:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(words.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            words.seek(0)
+            logger.debug("%s", words.read().decode(errors="replace"))
 
 
 def _device(backend: str) -> Device:

@@ -101,7 +101,7 @@ def fit_network(
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, Figures], None] = lambda epoch, figures: None,
 ) -> tuple[Any, list[Figures]]:
-    """Train a new network; returns the compiled `keras.Model` and one `Figures` an epoch.
+    """Train a new network; returns the `keras.Model`, compiled to be evaluated, and one `Figures` an epoch.
 
     The splits are images float32 (N, pixels) in [0, 1] and labels int32 (N,). The backend was set up for the seed
     before (`tasks.device.set_up_backend`). With a ``checkpoint`` the state after each epoch is kept there, and training
@@ -115,18 +115,21 @@ def fit_network(
 
     from tasks.network import build_network
 
-    steps = math.ceil(len(train_split[1]) / config.batch_size)
-    model = build_network(contract, config.dropout)
-    model.compile(
+    images, labels = train_split
+    steps = math.ceil(len(labels) / config.batch_size)
+    network = build_network(contract, config.dropout)
+    network.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    trainer = _trainer(network, images)
+    trainer.compile(
         optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         steps_per_execution=min(_STEPS_PER_EXECUTION, steps),
     )
-    model.optimizer.build(model.trainable_variables)
-    state = _State(model, checkpoint)
+    trainer.optimizer.build(trainer.trainable_variables)
+    state = _State(network, trainer.optimizer, checkpoint)
     state.restore()
-    batches = _epoch_batches(train_split, config)
+    batches = _row_batches(labels, config)
 
     class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
         def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -134,26 +137,26 @@ def fit_network(
             self.started = time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-            figures = {name: float(value) for name, value in (logs or {}).items()}
-            state.advance({**figures, "seconds": time.perf_counter() - self.started})
+            validation = network.evaluate(*validation_split, batch_size=1_000, verbose=0, return_dict=True)
+            figures = {**(logs or {}), **{f"val_{name}": value for name, value in validation.items()}}
+            figures["seconds"] = time.perf_counter() - self.started
+            state.advance({name: float(value) for name, value in figures.items()})
             on_epoch(epoch + 1, state.history[-1])
             if state.should_stop(config.early_stopping):
                 self.model.stop_training = True
 
     if len(state.history) < config.epochs and not state.should_stop(config.early_stopping):
-        model.fit(
+        trainer.fit(
             batches,
             epochs=config.epochs,
             initial_epoch=len(state.history),
-            validation_data=validation_split,
-            validation_batch_size=1_000,
-            shuffle=False,  # `batches` does it; Keras's own order of batches could not be resumed
             callbacks=[Keep()],
+            shuffle=False,  # `batches` does it; Keras's own order of batches could not be resumed
             verbose=0,
         )
     if config.early_stopping is not None:
         state.restore_best()
-    return model, state.history
+    return network, state.history
 
 
 def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
@@ -180,24 +183,47 @@ def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, fo
     bare.save_weights(folder / WEIGHTS_NAME)
 
 
-def _epoch_batches(split: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]], config: TrainingConfig) -> Any:
-    """A `keras.utils.PyDataset` whose order of rows depends on seed and epoch alone, so that it can be resumed."""
+def _trainer(network: Any, images: npt.NDArray[np.float32]) -> Any:
+    """The network behind a table of its images: row numbers int32 (N,) in, probabilities out.
+
+    The images go to the device once and a step is fed row numbers. Batches of images made in Python cost more than the
+    network's own arithmetic does, and on a GPU every one would cross the bus.
+    """
     import keras
 
-    images, labels = split
+    class Images(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+        def __init__(self) -> None:
+            super().__init__(trainable=False)
+            self.table = self.add_weight(
+                shape=images.shape, dtype="float32", initializer=lambda shape, dtype: images, trainable=False
+            )
 
-    class EpochBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
+        def call(self, rows: Any) -> Any:
+            return keras.ops.take(self.table, rows, axis=0)  # (batch,) -> (batch, pixels)
+
+    rows = keras.Input((), dtype="int32")
+    return keras.Model(rows, network(Images()(rows)))
+
+
+def _row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
+    """A `keras.utils.PyDataset` of row numbers and labels, int32 (batch,) each.
+
+    The order of rows depends on seed and epoch alone, so that it can be resumed.
+    """
+    import keras
+
+    class RowBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
         def shuffle(self, epoch: int) -> None:
-            self.order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
+            self.order = np.random.default_rng([config.seed, epoch]).permutation(len(labels)).astype(np.int32)
 
         def __len__(self) -> int:
             return math.ceil(len(labels) / config.batch_size)
 
-        def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
             rows = self.order[index * config.batch_size : (index + 1) * config.batch_size]
-            return images[rows], labels[rows]  # (batch, pixels), (batch,)
+            return rows, labels[rows]
 
-    batches = EpochBatches()
+    batches = RowBatches()
     batches.shuffle(0)
     return batches
 
@@ -205,14 +231,15 @@ def _epoch_batches(split: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]],
 class _State:
     """All that an epoch leaves behind: variables and history, in one file that is replaced whole."""
 
-    def __init__(self, model: Any, checkpoint: Path | None) -> None:
-        self.model = model
+    def __init__(self, network: Any, optimizer: Any, checkpoint: Path | None) -> None:
+        self.network = network
+        self.optimizer = optimizer
         self.checkpoint = checkpoint
         self.history: list[Figures] = []
         self.best: dict[str, npt.NDArray[Any]] = {}
 
     def _variables(self) -> dict[str, Any]:
-        variables = [*self.model.variables, *self.model.optimizer.variables]
+        variables = [*self.network.variables, *self.optimizer.variables]
         # By place: Keras counts some names up within a process, and the one that resumes is another.
         return {f"{place:02d}": variable for place, variable in enumerate(variables)}
 
@@ -220,7 +247,7 @@ class _State:
         self.history.append(figures)
         values = {name: np.asarray(variable) for name, variable in self._variables().items()}
         if self._best_epoch() == len(self.history) - 1:
-            self.best = {name: values[name].copy() for name in list(values)[: len(self.model.variables)]}
+            self.best = {name: values[name].copy() for name in list(values)[: len(self.network.variables)]}
         if self.checkpoint is None:
             return
         history = np.frombuffer(json.dumps(self.history).encode(), dtype=np.uint8)

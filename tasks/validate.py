@@ -84,8 +84,9 @@ def profile_parquet(path: Path, contract: DatasetContract) -> tuple[pd.DataFrame
     bounds that the contract sets; one row a column, of the file or of the contract. Classes: label, rows, share.
     """
     file = pq.ParquetFile(path)
-    found = file.schema_arrow.names
-    profiles = [_ColumnProfile(str(file.schema_arrow.field(index).type)) for index in range(len(found))]
+    schema = file.schema_arrow
+    found = schema.names
+    profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
     label_rows: dict[Any, int] = {}
     # One row group at a time: memory stays bounded whatever the number of rows.
     for group in range(file.num_row_groups):
