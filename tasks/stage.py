@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from schemas.config import PROJECT_ROOT
 from schemas.errors import StoredArtifactError
@@ -144,8 +144,7 @@ def run_stage(
     stage, key = hung_on["stage"], stage_key(module, inputs)
     final = folder / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    # A second run that needs the same output waits for the first, and then finds it.
-    with FileLock(folder / f".{key[:16]}.lock"):
+    with _only_maker(folder / f".{key[:16]}.lock", stage):
         _sweep(folder, key)
         if final.exists():
             try:
@@ -166,6 +165,21 @@ def run_stage(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return _reference(record, final, reused=False), facts
+
+
+@contextmanager
+def _only_maker(path: Path, stage: str) -> Iterator[None]:
+    """A second run that needs the same output waits for the first, and then finds it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.info("%s: another run is making the same; waiting for it", stage)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_stage(folder: Path) -> dict[str, Any]:

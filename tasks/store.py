@@ -5,6 +5,7 @@ last, and ``aliases.jsonl``. Readers trust what a manifest names, after its dige
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from filelock import FileLock
 
 from schemas.errors import StoredArtifactError, VersionNotFound
 from tasks.stage import digest_of, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 METRICS_NAME = "metrics.json"
@@ -167,10 +170,14 @@ def store_lock(root: Path) -> FileLock:
 
 
 def find_made_from(root: Path, key: str) -> int | None:
-    """The newest version that these inputs made before, if any."""
+    """The newest version that these inputs made before, if any. A damaged one is said, and is none."""
     for number in reversed(version_numbers(root)):
-        if read_manifest(root, number)["made_from"] == key:
-            return number
+        try:
+            if read_manifest(root, number)["made_from"] == key:
+                return number
+        except StoredArtifactError as error:
+            # A damaged old version must not keep a new one out.
+            logger.warning("%s", error)
     return None
 
 
@@ -221,9 +228,12 @@ def settle(root: Path) -> list[str]:
         done.append(f"cut an unfinished last line off {log}")
     numbers = version_numbers(root)
     if numbers:
-        manifest = read_manifest(root, numbers[-1])
-        event = manifest["verdict"]["event"]
-        if event is not None and event not in read_alias_log(root):
-            append_event(root, event)
-            done.append(f"logged the promotion of version {numbers[-1]}, which its manifest states")
+        try:
+            event = read_manifest(root, numbers[-1])["verdict"]["event"]
+        except StoredArtifactError as error:
+            done.append(str(error))
+        else:
+            if event is not None and event not in read_alias_log(root):
+                append_event(root, event)
+                done.append(f"logged the promotion of version {numbers[-1]}, which its manifest states")
     return done

@@ -166,6 +166,17 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
         list_versions(tmp_path)
 
 
+def test_a_damaged_version_is_said_and_keeps_no_new_one_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _add(tmp_path, key="a")
+    _add(tmp_path, key="b")
+    (version_folder(tmp_path, 2) / "manifest.json").write_text("{}")
+    assert "0002" in settle(tmp_path)[0]
+    assert find_made_from(tmp_path, "a") == 1
+    assert find_made_from(tmp_path, "b") is None
+    assert "0002" in caplog.text
+    assert _add(tmp_path)["version"] == 3
+
+
 def test_a_file_that_no_manifest_names_and_a_link_are_not_opened(tmp_path: Path) -> None:
     manifest = _add(tmp_path)
     folder = version_folder(tmp_path, 1)
