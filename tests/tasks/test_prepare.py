@@ -84,3 +84,11 @@ def test_a_changed_seed_prepares_anew_and_an_unchanged_one_does_not(
     arguments = (sample_data["train"], sample_data["test"], "fashion-mnist", 100)
     assert prepare.fn(*arguments, 7, sample_artifacts).record.reused
     assert not prepare.fn(*arguments, 8, sample_artifacts).record.reused
+
+
+def test_a_changed_test_split_prepares_anew(
+    sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path
+) -> None:
+    test = sample_data["test"]
+    changed = test.model_copy(update={"data": test.data.model_copy(update={"sha256": "0" * 64})})
+    assert not prepare.fn(sample_data["train"], changed, "fashion-mnist", 100, 7, sample_artifacts).record.reused

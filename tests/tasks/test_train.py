@@ -11,7 +11,7 @@ from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
 from schemas.references import PreparedData, TrainedModel
 from tasks.device import set_up_backend
-from tasks.network import load_network
+from tasks.network import build_network, load_network
 from tasks.stage import sha256_file
 from tasks.train import Figures, fit_network, learning_rate_schedule, train
 
@@ -22,7 +22,7 @@ def _split(prepared: PreparedData, name: str) -> Arrays:
     return np.load(prepared.record.path / f"{name}_images.npy"), np.load(prepared.record.path / f"{name}_labels.npy")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fit(sample_prepared: PreparedData, small_config: TrainingConfig) -> Callable[..., tuple[Any, list[Figures]]]:
     def run(config: TrainingConfig = small_config, **options: Any) -> tuple[Any, list[Figures]]:
         set_up_backend(config.seed)
@@ -31,6 +31,12 @@ def fit(sample_prepared: PreparedData, small_config: TrainingConfig) -> Callable
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def baseline(fit: Callable[..., tuple[Any, list[Figures]]]) -> tuple[Any, list[Figures]]:
+    """What an undisturbed run with the small configuration gives."""
+    return fit()
 
 
 def _weights(model: Any) -> list[bytes]:
@@ -47,16 +53,18 @@ def test_32_images_are_learned_by_heart(sample_prepared: PreparedData) -> None:
     assert history[-1]["val_loss"] < 0.05
 
 
-def test_training_lowers_the_loss(fit: Callable[..., tuple[Any, list[Figures]]]) -> None:
-    _, history = fit()
+def test_training_lowers_the_loss(baseline: tuple[Any, list[Figures]]) -> None:
+    _, history = baseline
     assert len(history) == 3
     assert history[-1]["val_loss"] < history[0]["val_loss"] < 2.3  # 2.3 is the loss of a guess: ln 10
 
 
 def test_a_seed_gives_the_same_weights_and_another_seed_others(
-    fit: Callable[..., tuple[Any, list[Figures]]], small_config: TrainingConfig
+    fit: Callable[..., tuple[Any, list[Figures]]],
+    baseline: tuple[Any, list[Figures]],
+    small_config: TrainingConfig,
 ) -> None:
-    first, again = _weights(fit()[0]), _weights(fit()[0])
+    first, again = _weights(baseline[0]), _weights(fit()[0])
     other = _weights(fit(small_config.model_copy(update={"seed": 8}))[0])
     assert first == again
     assert first != other
@@ -67,9 +75,9 @@ class _Killed(Exception):
 
 
 def test_training_resumed_from_its_checkpoint_ends_in_the_same_weights(
-    fit: Callable[..., tuple[Any, list[Figures]]], tmp_path: Path
+    fit: Callable[..., tuple[Any, list[Figures]]], baseline: tuple[Any, list[Figures]], tmp_path: Path
 ) -> None:
-    uninterrupted, figures = fit()
+    uninterrupted, figures = baseline
     epochs: list[int] = []
 
     def stop_after_two(epoch: int, _: Figures) -> None:
@@ -88,14 +96,17 @@ def test_training_resumed_from_its_checkpoint_ends_in_the_same_weights(
 
 
 def test_a_damaged_checkpoint_is_said_and_left_out(
-    fit: Callable[..., tuple[Any, list[Figures]]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fit: Callable[..., tuple[Any, list[Figures]]],
+    baseline: tuple[Any, list[Figures]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
     checkpoint.write_bytes(b"PK\x03\x04 cut off")
     model, history = fit(checkpoint=checkpoint)
     assert "damaged" in caplog.text
     assert len(history) == 3
-    assert _weights(model) == _weights(fit()[0])
+    assert _weights(model) == _weights(baseline[0])
 
 
 def test_early_stopping_keeps_the_best_epoch(
@@ -111,6 +122,43 @@ def test_early_stopping_keeps_the_best_epoch(
     assert len(losses) - 1 - losses.index(min(losses)) == 2
     images, labels = _split(sample_prepared, "validation")
     assert model.evaluate(images, labels, batch_size=1_000, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_early_stopping_resumed_after_its_best_epoch_keeps_that_epoch(
+    fit: Callable[..., tuple[Any, list[Figures]]], tmp_path: Path
+) -> None:
+    config = TrainingConfig(epochs=60, batch_size=32, learning_rate=0.02, dropout=0, early_stopping=2, seed=7)
+    uninterrupted, history = fit(config)
+    last = len(history)
+
+    def stop_one_before_the_last(epoch: int, _: Figures) -> None:
+        if epoch == last - 1:  # the best epoch is two before the last, so it is over
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        fit(config, checkpoint=tmp_path / "checkpoint.npz", on_epoch=stop_one_before_the_last)
+    resumed, again = fit(config, checkpoint=tmp_path / "checkpoint.npz")
+    assert len(again) == last
+    assert _weights(resumed) == _weights(uninterrupted)
+
+
+def test_the_schedule_is_what_the_optimizer_follows(
+    fit: Callable[..., tuple[Any, list[Figures]]], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.train.learning_rate_schedule", lambda config, steps: 0.0)
+    set_up_backend(small_config.seed)
+    untouched = build_network(FASHION_MNIST, small_config.dropout)
+    assert _weights(fit()[0]) == _weights(untouched)
+
+
+def test_weight_decay_makes_weights_smaller(
+    fit: Callable[..., tuple[Any, list[Figures]]],
+    baseline: tuple[Any, list[Figures]],
+    small_config: TrainingConfig,
+) -> None:
+    decayed = fit(small_config.model_copy(update={"weight_decay": 1.0}))[0]
+    norms = [sum(float(np.square(array).sum()) for array in model.get_weights()) for model in (decayed, baseline[0])]
+    assert norms[0] < norms[1]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -136,6 +184,16 @@ def test_the_stage_keeps_topology_weights_and_history(
     assert load_network(folder / "topology.json", folder / "model.weights.h5").count_params() == 101_770
     assert list((sample_artifacts / "checkpoints").iterdir()) == []
     assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
+
+
+def test_other_prepared_data_is_trained_on_anew(
+    sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
+) -> None:
+    other = sample_prepared.record.model_copy(update={"digest": "0" * 64})
+    config = small_config.model_copy(update={"epochs": 1})
+    assert not train.fn(sample_prepared, config, sample_artifacts).record.reused
+    changed = sample_prepared.model_copy(update={"record": other})
+    assert not train.fn(changed, config, sample_artifacts).record.reused
 
 
 def test_a_changed_seed_trains_anew(
