@@ -13,7 +13,7 @@ from schemas.references import PreparedData, TrainedModel
 from tasks.device import set_up_backend
 from tasks.network import build_network, load_network
 from tasks.stage import sha256_file
-from tasks.train import Figures, fit_network, learning_rate_schedule, train
+from tasks.train import Figures, _judge, fit_network, learning_rate_schedule, train
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -46,9 +46,10 @@ def _weights(model: Any) -> list[bytes]:
 def test_32_images_are_learned_by_heart(sample_prepared: PreparedData) -> None:
     images, labels = _split(sample_prepared, "train")
     few = images[::28][:32], labels[::28][:32]
-    config = TrainingConfig(epochs=40, batch_size=16, learning_rate=5e-3, weight_decay=0, dropout=0)
+    many_times = np.tile(few[0], (20, 1)), np.tile(few[1], 20)
+    config = TrainingConfig(epochs=3, batch_size=16, learning_rate=5e-3, weight_decay=0, dropout=0)
     set_up_backend(config.seed)
-    _, history = fit_network(FASHION_MNIST, config, few, few)
+    _, history = fit_network(FASHION_MNIST, config, many_times, few)
     assert history[-1]["val_accuracy"] == 1.0
     assert history[-1]["val_loss"] < 0.05
 
@@ -159,6 +160,16 @@ def test_weight_decay_makes_weights_smaller(
     decayed = fit(small_config.model_copy(update={"weight_decay": 1.0}))[0]
     norms = [sum(float(np.square(array).sum()) for array in model.get_weights()) for model in (decayed, baseline[0])]
     assert norms[0] < norms[1]
+
+
+def test_validation_figures_are_those_of_keras_over_all_rows(
+    baseline: tuple[Any, list[Figures]], sample_prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.train._JUDGED_AT_ONCE", 64)  # of 100 rows: two calls of unlike size
+    network, _ = baseline
+    images, labels = _split(sample_prepared, "validation")
+    expected = network.evaluate(images, labels, verbose=0, return_dict=True)
+    assert dict(_judge(network, images, labels)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
