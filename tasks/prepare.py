@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from prefect import task
 
 from schemas.contract import CONTRACTS, DatasetContract
-from schemas.errors import DataContractError
+from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import DuplicateReport, PreparedData, ValidatedSplit
-from tasks.stage import run_stage
+from tasks.stage import run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,12 @@ def prepare(
     Raises `DataContractError` when a class has too few rows for both train and validation.
     """
     contract = CONTRACTS[dataset]
+    for data in (train.data, test.data):
+        if (found := sha256_file(data.path)) != data.sha256:
+            raise StoredArtifactError(
+                f"{data.path} was changed after it was ingested: expected sha256 {data.sha256}, found {found}. "
+                "Run again: it will be made anew."
+            )
 
     def produce(folder: Path) -> dict[str, Any]:
         train_images, train_labels = read_images(train.data.path, contract)
@@ -108,10 +114,10 @@ def stratified_split(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Row numbers of train and of validation, each ascending; together all rows, none twice.
 
-    Every class gives its share of the validation rows, rounded so that they add up (largest remainder). At most a
-    fifth of the rows are held out, so that a small file still trains.
+    Every class gives its share of the validation rows, rounded so that they add up (largest remainder), and one row at
+    least. At most a fifth of the rows are held out, so that a small file still trains.
 
-    Raises `DataContractError` when a class would be left without a row in either.
+    Raises `DataContractError` when a class has a single row, which cannot be in both.
     """
     total = len(labels)
     size = min(validation_size, total // 5)
@@ -120,13 +126,15 @@ def stratified_split(
     quota = np.floor(exact).astype(np.int64)
     for place in np.argsort(-(exact - quota), kind="stable")[: size - int(quota.sum())]:
         quota[place] += 1
-    lacking = classes[(quota == 0) | (quota == counts)]
-    if len(lacking):
+    if len(lacking := classes[counts < 2]):
         raise DataContractError(
-            f"A validation split of {size} of {total} train rows was asked for. Every class was expected to have a row "
-            f"in train and in validation; classes {lacking.tolist()} have {counts[np.isin(classes, lacking)].tolist()} "
-            "rows. Supply more rows of them, or change validation_size."
+            f"Every class was expected to have two train rows at least, one of them for validation; classes "
+            f"{lacking.tolist()} have one. Supply more rows of them."
         )
+    # A row for each class that has none, from the one that gives most.
+    for place in np.flatnonzero(quota == 0):
+        quota[quota.argmax()] -= 1
+        quota[place] += 1
     generator = np.random.default_rng(seed)
     held_out = np.sort(
         np.concatenate(

@@ -101,7 +101,7 @@ def lock_digest() -> str:
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary neighbour of ``path`` to write to; it takes the name of ``path`` when the block ends well.
 
-    On an error nothing is left of it. After a kill it is swept by the next `run_stage` that finds it.
+    On an error nothing is left of it. What a killed process left is removed by `sweep_replaced`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -109,6 +109,12 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep_replaced(path: Path) -> None:
+    """Remove what killed processes left of ``path`` under its temporary names. Nobody may be writing it."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def stage_key(module: str, inputs: Mapping[str, Any]) -> str:
@@ -160,7 +166,7 @@ def run_stage(
         try:
             facts = dict(produce(temporary))
             record = {**hung_on, "key": key, "facts": facts, "files": _files(temporary)}
-            write_json(temporary / RECORD_NAME, record)
+            write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
             temporary.rename(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -183,17 +189,20 @@ def _only_maker(path: Path, stage: str) -> Iterator[None]:
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """The record of a finished stage, after every file that it names was hashed.
+    """The record of a finished stage, after its own digest and every file that it names were checked.
 
-    Raises `StoredArtifactError` when the record or a file is missing, or a file is not what the record says.
+    Raises `StoredArtifactError` when the record or a file is missing, or is not what was written.
     """
     path = folder / RECORD_NAME
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in record["files"].items()}
+        stated = record.pop("record_sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error}).") from error
-    for name, (size, sha256) in files.items():
+        raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error!r}).") from error
+    if digest_of(record) != stated:
+        raise StoredArtifactError(f"{path}: expected content with sha256 {stated}, found {digest_of(record)}.")
+    for name, entry in record["files"].items():
+        size, sha256 = entry["bytes"], entry["sha256"]
         file = folder / name
         found = sha256_file(file) if file.is_file() and file.stat().st_size == size else "nothing of that size"
         if found != sha256:

@@ -19,7 +19,7 @@ from schemas.config import TrainingConfig
 from schemas.contract import CONTRACTS, DatasetContract
 from schemas.references import PreparedData, TrainedModel
 from tasks.publish import publish_progress
-from tasks.stage import replaced, run_stage, sha256_file, stage_key, write_json
+from tasks.stage import replaced, run_stage, sha256_file, stage_key, sweep_replaced, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -
     record, facts = run_stage(artifacts_dir / "trained", __name__, inputs, produce)
     # The stage is whole: its checkpoint has done its work.
     checkpoint.unlink(missing_ok=True)
+    sweep_replaced(checkpoint)
     return TrainedModel(record=record, **facts)
 
 
@@ -274,10 +275,13 @@ class _State:
             return
         try:
             with np.load(self.checkpoint, allow_pickle=False) as saved:
-                history = json.loads(saved["history"].tobytes())
+                history = [dict(figures) for figures in json.loads(saved["history"].tobytes())]
                 values = {name: saved[name] for name in self._variables()}
                 best = {name.removeprefix("best."): saved[name] for name in saved.files if name.startswith("best.")}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            for name, variable in self._variables().items():
+                if values[name].shape != tuple(variable.shape):
+                    raise ValueError(f"{variable.path} has the shape {values[name].shape}")
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             logger.warning("the checkpoint %s is damaged, training starts anew (%s)", self.checkpoint, error)
             return
         for name, variable in self._variables().items():

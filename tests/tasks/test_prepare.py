@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.contract import FASHION_MNIST, Split
-from schemas.errors import DataContractError
+from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
 from tasks.prepare import count_duplicates, prepare, read_images, scale_pixels, stratified_split
 
@@ -41,10 +41,17 @@ def test_a_split_depends_on_the_seed_alone() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_a_class_too_small_for_both_splits_is_named() -> None:
+def test_a_class_of_a_single_row_is_named() -> None:
     labels = np.array([0] * 50 + [1], dtype=np.int32)
-    with pytest.raises(DataContractError, match=r"classes \[1\] have \[1\] rows"):
+    with pytest.raises(DataContractError, match=r"classes \[1\] have one"):
         stratified_split(labels, 10, 0)
+
+
+def test_a_small_class_has_a_row_in_both_splits() -> None:
+    labels = np.repeat(np.arange(10, dtype=np.int32), [490, 470, 20, 5, 4, 3, 3, 2, 2, 2])
+    kept, held_out = stratified_split(labels, 50, 0)
+    assert len(held_out) == 50
+    assert set(labels[held_out]) == set(labels[kept]) == set(range(10))
 
 
 def test_duplicates_are_counted_by_hand() -> None:
@@ -89,6 +96,18 @@ def test_a_changed_seed_prepares_anew_and_an_unchanged_one_does_not(
 def test_a_changed_test_split_prepares_anew(
     sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path
 ) -> None:
+    # Train in the place of test: another file, whole and with its own digest.
+    changed = prepare.fn(sample_data["train"], sample_data["train"], "fashion-mnist", 100, 7, sample_artifacts)
+    assert not changed.record.reused
+    assert changed.test_rows == changed.duplicates.test_rows_in_train == 1_000
+
+
+def test_a_parquet_that_was_changed_after_its_verdict_is_not_prepared(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path
+) -> None:
+    path = tmp_path / "test.parquet"
+    path.write_bytes(sample_data["test"].data.path.read_bytes() + b"x")
     test = sample_data["test"]
-    changed = test.model_copy(update={"data": test.data.model_copy(update={"sha256": "0" * 64})})
-    assert not prepare.fn(sample_data["train"], changed, "fashion-mnist", 100, 7, sample_artifacts).record.reused
+    changed = test.model_copy(update={"data": test.data.model_copy(update={"path": path})})
+    with pytest.raises(StoredArtifactError, match="changed after it was ingested"):
+        prepare.fn(sample_data["train"], changed, "fashion-mnist", 100, 7, tmp_path)

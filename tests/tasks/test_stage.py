@@ -55,7 +55,7 @@ def test_another_lock_makes_another_output(tmp_path: Path, monkeypatch: pytest.M
     assert not record.reused
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "record"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "record", "facts"])
 def test_a_damaged_output_is_made_anew(tmp_path: Path, damage: str) -> None:
     record, _ = run_stage(tmp_path, MODULE, {}, _write())
     output = record.path / "output.txt"
@@ -63,6 +63,9 @@ def test_a_damaged_output_is_made_anew(tmp_path: Path, damage: str) -> None:
         output.write_text("mase")
     elif damage == "missing":
         output.unlink()
+    elif damage == "facts":
+        written = record.path / RECORD_NAME
+        written.write_text(written.read_text().replace('"length": 4', '"length": 5'))
     else:
         (record.path / RECORD_NAME).write_text("{")
     with pytest.raises(StoredArtifactError):

@@ -96,14 +96,16 @@ def test_training_resumed_from_its_checkpoint_ends_in_the_same_weights(
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b""])
 def test_a_damaged_checkpoint_is_said_and_left_out(
+    content: bytes,
     fit: Callable[..., tuple[Any, list[Figures]]],
     baseline: tuple[Any, list[Figures]],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
-    checkpoint.write_bytes(b"PK\x03\x04 cut off")
+    checkpoint.write_bytes(content)
     model, history = fit(checkpoint=checkpoint)
     assert "damaged" in caplog.text
     assert len(history) == 3

@@ -127,3 +127,26 @@ def test_a_parquet_with_a_300_goes_straight_to_validate_and_is_refused(
         assert [problem.column for problem in caught.value.problems] == ["pixel400", "pixel400"]
     kept = list((tmp_path / "validation").glob("*/great_expectations.json"))
     assert len(kept) == 1
+
+
+def test_a_parquet_that_is_changed_in_place_is_judged_anew(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path
+) -> None:
+    path = tmp_path / "test.parquet"
+    path.write_bytes(sample_data["test"].data.path.read_bytes())
+    data = sample_data["test"].data.model_copy(update={"path": path})
+    validate.fn(data, "fashion-mnist")
+    frame = pd.read_parquet(path).astype("int16")
+    frame.loc[17, "pixel400"] = 300
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    with pytest.raises(DataContractError, match=r"pixel400 .*maximum 300"):
+        validate.fn(data, "fashion-mnist")
+
+
+def test_fetched_data_must_have_the_published_rows(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    path.write_bytes(sample_data["test"].data.path.read_bytes())
+    data = sample_data["test"].data.model_copy(update={"path": path})
+    validate.fn(data, "fashion-mnist")
+    with pytest.raises(DataContractError, match="received 200"):
+        validate.fn(data.model_copy(update={"origin": "fetched"}), "fashion-mnist")
