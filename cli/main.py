@@ -147,7 +147,8 @@ def _train(options: argparse.Namespace) -> None:
     what = "made" if made.created else "is unchanged: nothing new to train on"
     print(f"version {made.version} {what}{', champion' if made.champion else ''}")
     print(f"  test accuracy {made.test_accuracy:.4f}, test loss {made.test_loss:.4f}")
-    print(f"  {made.verdict}")
+    if made.created:
+        print(f"  {made.verdict}")
     print(f"  model   {made.path}")
     print(f"  report  {made.path / 'report.html'}")
 

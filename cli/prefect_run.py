@@ -22,7 +22,7 @@ from schemas.references import ModelVersion
 
 
 class ServerUnavailable(FashionAnnError):
-    """The embedded Prefect server did not start."""
+    """The embedded Prefect server did not start, or the configured one does not answer."""
 
 
 def run_training_flow(data_dir: Path, artifacts_dir: Path, training: TrainingConfig) -> ModelVersion:
@@ -89,6 +89,7 @@ def _prefect_api() -> Iterator[None]:
 
     settings = get_current_settings()
     if settings.api.url is not None:
+        _demand_an_answer(settings.api.url)
         yield
         return
     with tempfile.TemporaryFile() as log:
@@ -100,6 +101,19 @@ def _prefect_api() -> Iterator[None]:
         # Nobody is left to hear a heartbeat when this process dies, and ending its thread costs a second a flow.
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield
+
+
+def _demand_an_answer(url: str) -> None:
+    """Before anything runs: Prefect itself would try for a minute, and then name neither the address nor a cure."""
+    import httpx
+
+    try:
+        httpx.get(f"{url}/health", timeout=10)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServerUnavailable(
+            f"The Prefect API at {url} was expected to answer: {error}. Start that server, or unset PREFECT_API_URL "
+            "(and the profile's) to run on an embedded one."
+        ) from error
 
 
 def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:

@@ -56,4 +56,10 @@ def _folder(given: str | Path | None, variable: str, default: str) -> Path:
         return PROJECT_ROOT / default
     if not str(chosen).strip():
         raise WrongUsage(f"A folder was expected, an empty text was received: give a path, or leave {variable} unset.")
-    return Path(chosen).expanduser().absolute()
+    try:
+        folder = Path(chosen).expanduser().absolute()
+    except RuntimeError as error:
+        raise WrongUsage(f"{chosen} cannot be used as a folder: {error} Give a path.") from error
+    if folder.exists() and not folder.is_dir():
+        raise WrongUsage(f"{folder} was expected to be a folder, it is a file. Give another path.")
+    return folder

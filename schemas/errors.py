@@ -24,8 +24,8 @@ class DataUnavailable(FashionAnnError):
     """No source had the data. The message says what was tried and how to supply the files by hand."""
 
 
-class DeviceUnavailable(FashionAnnError):
-    """The device that was asked for is not on this machine."""
+class StageNotWritten(FashionAnnError):
+    """The system refused what a stage wrote; nothing of it is left."""
 
 
 class StoredArtifactError(FashionAnnError):

@@ -12,9 +12,9 @@ from schemas.contract import CONTRACTS, DatasetContract
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.publish import publish_markdown, publish_png, publish_table
 from tasks.stage import run_stage, write_json
+from tasks.store import METRICS_NAME
 from tasks.train import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME
 
-METRICS_NAME = "metrics.json"
 CONFUSION_NAME = "confusion_matrix.png"
 LEARNING_NAME = "learning_curve.png"
 

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from schemas.config import PROJECT_ROOT
-from schemas.errors import StoredArtifactError
+from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.references import StageRecord
 
 logger = logging.getLogger(__name__)
@@ -168,6 +168,11 @@ def run_stage(
             record = {**hung_on, "key": key, "facts": facts, "files": _files(temporary)}
             write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
             temporary.rename(final)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            # A full disk, mostly: numpy and pyarrow do not say which.
+            raise StageNotWritten(f"{stage} could not write to {folder}: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return _reference(record, final, reused=False), facts

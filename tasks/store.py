@@ -173,7 +173,10 @@ def find_made_from(root: Path, key: str) -> int | None:
     """The newest version that these inputs made before, if any. A damaged one is said, and is none."""
     for number in reversed(version_numbers(root)):
         try:
-            if read_manifest(root, number)["made_from"] == key:
+            manifest = read_manifest(root, number)
+            if manifest["made_from"] == key:
+                for name in manifest["files"]:
+                    checked_path(root, manifest, name)
                 return number
         except StoredArtifactError as error:
             # A damaged old version must not keep a new one out.
@@ -230,10 +233,9 @@ def settle(root: Path) -> list[str]:
     if numbers:
         try:
             event = read_manifest(root, numbers[-1])["verdict"]["event"]
-        except StoredArtifactError as error:
-            done.append(str(error))
-        else:
-            if event is not None and event not in read_alias_log(root):
-                append_event(root, event)
-                done.append(f"logged the promotion of version {numbers[-1]}, which its manifest states")
+        except StoredArtifactError:
+            return done  # a damaged version states nothing
+        if event is not None and event not in read_alias_log(root):
+            append_event(root, event)
+            done.append(f"logged the promotion of version {numbers[-1]}, which its manifest states")
     return done

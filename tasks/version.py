@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from schemas.contract import CONTRACTS, Split
+from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from tasks.publish import publish_markdown
 from tasks.report import REPORT_NAME, write_report
@@ -67,10 +68,18 @@ def version(
         created = number is None
         if number is None:
             champion = alias_values(read_alias_log(root)).get(CHAMPION)
-            champion_accuracy = None if champion is None else read_manifest(root, champion)["test_accuracy"]
+            champion_accuracy, unreadable = None, None
+            if champion is not None:
+                try:
+                    champion_accuracy = read_manifest(root, champion)["test_accuracy"]
+                except (StoredArtifactError, VersionNotFound) as error:
+                    # A champion that nobody can load must not keep a model that works from taking its place.
+                    unreadable = str(error)
 
             def write(folder: Path, new_number: int) -> dict[str, Any]:
-                verdict = decide(new_number, evaluation.test_accuracy, champion, champion_accuracy, run_id)
+                verdict = decide(
+                    new_number, evaluation.test_accuracy, champion, champion_accuracy, run_id, unreadable=unreadable
+                )
                 for source, name in (
                     (trained.record.path, TOPOLOGY_NAME),
                     (trained.record.path, WEIGHTS_NAME),
@@ -132,13 +141,21 @@ def version(
 
 
 def decide(
-    candidate: int, accuracy: float, champion: int | None, champion_accuracy: float | None, run_id: str | None
+    candidate: int,
+    accuracy: float,
+    champion: int | None,
+    champion_accuracy: float | None,
+    run_id: str | None,
+    *,
+    unreadable: str | None = None,
 ) -> dict[str, Any]:
     """The verdict, with the event for the alias log if the candidate becomes champion.
 
-    The first version does; a later one only if its test accuracy is higher.
+    The first version does, and one whose champion is ``unreadable``; any other only if its test accuracy is higher.
     """
-    if champion is None or champion_accuracy is None:
+    if unreadable is not None:
+        promoted, reason = True, f"Promoted: the champion, version {champion}, cannot be read. {unreadable}"
+    elif champion is None or champion_accuracy is None:
         promoted, reason = True, "Promoted: there was no champion."
     elif accuracy > champion_accuracy:
         promoted = True

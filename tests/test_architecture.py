@@ -1,9 +1,12 @@
 """The house's rules, as checks: who may import whom, and how long the flow may grow."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from schemas.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 # What each package may import of the project; itself is always allowed.
@@ -67,3 +70,13 @@ def test_no_registry_address_and_no_missing_hash_in_the_locks() -> None:
         for requirement in text.replace("\\\n", " ").splitlines():
             if requirement and not requirement.lstrip().startswith("#"):
                 assert "--hash=sha256:" in requirement, requirement
+
+
+def test_the_readme_states_the_defaults_and_is_filled_in() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "@@" not in text
+    for key, value in TrainingConfig().model_dump().items():
+        if value is not None:
+            assert re.search(
+                rf"\| `training\.{key}` \| `--{key.replace('_', '-')}` \| {re.escape(str(value))}\b", text
+            ), key

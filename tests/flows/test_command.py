@@ -114,6 +114,27 @@ def test_without_a_configured_api_the_command_brings_its_own(command: Command, t
     assert (tmp_path / "home" / "prefect.db").exists()
 
 
+def test_a_configured_api_that_is_dead_is_named_before_anything_runs(command: Command, tmp_path: Path) -> None:
+    dead = Command({**command.environment, "PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    done = dead.run("train", *FLAGS)
+    assert done.returncode == 1
+    assert "http://127.0.0.1:9/api" in done.stderr
+    assert "PREFECT_API_URL" in done.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
+    process = command.start("train", "--epochs", "2000", *FLAGS)
+    while not list((tmp_path / "artifacts").glob("checkpoints/*.npz")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+
+
 def test_a_prefect_home_that_cannot_be_written_is_told(command: Command, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     without_api = Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home")})

@@ -43,6 +43,13 @@ def test_a_relative_folder_is_made_absolute() -> None:
     assert data_folder("here") == Path.cwd() / "here"
 
 
+def test_a_file_or_an_unknown_home_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for given in (tmp_path / "file", "~nobody-has-this-name/x"):
+        with pytest.raises(WrongUsage, match="folder"):
+            artifacts_folder(given)
+
+
 def test_an_empty_folder_name_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", " ")
     with pytest.raises(WrongUsage, match="FASHION_ANN_DATA_DIR"):

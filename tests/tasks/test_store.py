@@ -170,10 +170,12 @@ def test_a_damaged_version_is_said_and_keeps_no_new_one_out(tmp_path: Path, capl
     _add(tmp_path, key="a")
     _add(tmp_path, key="b")
     (version_folder(tmp_path, 2) / "manifest.json").write_text("{}")
-    assert "0002" in settle(tmp_path)[0]
+    assert settle(tmp_path) == []
     assert find_made_from(tmp_path, "a") == 1
     assert find_made_from(tmp_path, "b") is None
     assert "0002" in caplog.text
+    (version_folder(tmp_path, 1) / "metrics.json").write_text("{}")
+    assert find_made_from(tmp_path, "a") is None
     assert _add(tmp_path)["version"] == 3
 
 

@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ def test_a_better_candidate_becomes_champion_and_the_log_says_so(add: Any, tmp_p
     assert "0.9000 is above 0.8000 of version 1" in log[1]["reason"]
     assert "0.8500 is not above 0.9000 of version 2" in worse.verdict
     assert show_version(root, 3)["parent"] == 2
+
+
+def test_a_champion_that_cannot_be_read_gives_way(add: Any, tmp_path: Path) -> None:
+    first = add(accuracy=0.9)
+    (first.path / "manifest.json").write_text("{}")
+    second = add(accuracy=0.8, key="b" * 64)
+    assert second.champion
+    assert "version 1, cannot be read" in second.verdict
+    shutil.rmtree(second.path)
+    third = add(accuracy=0.8, key="c" * 64)
+    assert (third.version, third.champion) == (3, True)
 
 
 def test_the_verdict_of_each_rule() -> None:
