@@ -92,7 +92,7 @@ def _slow(folder: Path) -> dict[str, Any]:
 
 
 def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
-    child = multiprocessing.get_context("fork").Process(target=run_stage, args=(tmp_path, MODULE, {}, _slow))
+    child = multiprocessing.get_context("spawn").Process(target=run_stage, args=(tmp_path, MODULE, {}, _slow))
     child.start()
     while not list(tmp_path.glob(".*.tmp/half")):
         time.sleep(0.01)
@@ -113,7 +113,7 @@ def _count(folder: Path) -> dict[str, Any]:
 
 
 def test_two_runs_at_once_make_an_output_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     children = [context.Process(target=run_stage, args=(tmp_path, MODULE, {}, _count)) for _ in range(2)]
     for child in children:
         child.start()

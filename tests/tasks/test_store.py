@@ -87,7 +87,7 @@ def _add_many(root: Path) -> None:
 
 
 def test_two_writers_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_add_many, args=(tmp_path,)) for _ in range(3)]
     for writer in writers:
         writer.start()
@@ -110,7 +110,7 @@ def _add_slowly(root: Path) -> None:
 
 def test_a_killed_writer_leaves_no_version_and_the_next_one_says_what_it_cleaned(tmp_path: Path) -> None:
     _add(tmp_path)
-    writer = multiprocessing.get_context("fork").Process(target=_add_slowly, args=(tmp_path,))
+    writer = multiprocessing.get_context("spawn").Process(target=_add_slowly, args=(tmp_path,))
     writer.start()
     while not list(tmp_path.glob("versions/.*.tmp/metrics.json")):
         time.sleep(0.01)
