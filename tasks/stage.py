@@ -147,7 +147,7 @@ def run_stage(
     Returns the record and the facts. Whatever `produce` raises passes through, and leaves nothing behind.
     """
     hung_on = _hung_on(module, inputs)
-    stage, key = hung_on["stage"], stage_key(module, inputs)
+    stage, key = hung_on["stage"], digest_of(hung_on)
     final = folder / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with _only_maker(folder / f".{key[:16]}.lock", stage):
@@ -165,7 +165,7 @@ def run_stage(
         temporary.mkdir()
         try:
             facts = dict(produce(temporary))
-            record = {**hung_on, "key": key, "facts": facts, "files": _files(temporary)}
+            record = {**hung_on, "key": key, "facts": facts, "files": describe_files(temporary)}
             write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
             temporary.rename(final)
         except OSError as error:
@@ -221,7 +221,8 @@ def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> Stag
     )
 
 
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below ``folder``, under its relative path."""
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))

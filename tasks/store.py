@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from schemas.errors import StoredArtifactError, VersionNotFound
-from tasks.stage import digest_of, sha256_file, write_json
+from tasks.stage import describe_files, digest_of, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -197,11 +197,7 @@ def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dic
     temporary.mkdir()
     try:
         stated = write(temporary, number)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in sorted(temporary.iterdir())
-        }
-        manifest = {**stated, "version": number, "files": files}
+        manifest = {**stated, "version": number, "files": describe_files(temporary)}
         manifest["manifest_sha256"] = digest_of(manifest)
         write_json(temporary / MANIFEST_NAME, manifest)
         temporary.rename(version_folder(root, number))
