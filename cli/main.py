@@ -1,12 +1,13 @@
 """The command line: `fashion-ann COMMAND`. Answers go to stdout, progress and errors to stderr.
 
 Exit status: 0 done; 2 wrong usage; 3 the data broke the contract; 5 a stored artifact failed its digest;
-130 interrupted; 1 anything else.
+130 interrupted; 143 terminated; 1 anything else.
 """
 
 import argparse
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,13 +18,25 @@ from schemas.contract import FASHION_MNIST
 from schemas.errors import FashionAnnError, WrongUsage
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT: no handler of errors on the way takes it for one."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         options.run(options)
-    except KeyboardInterrupt:
-        print("Interrupted. Finished stages are kept; the same command goes on from there.", file=sys.stderr)
-        status = 130
+    except (KeyboardInterrupt, _Terminated) as stopped:
+        # A second one would find us ending already.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        word, status = ("Terminated", 143) if isinstance(stopped, _Terminated) else ("Interrupted", 130)
+        print(f"{word}. Finished stages are kept; the same command goes on from there.", file=sys.stderr)
     except BrokenPipeError:
         # Whoever read the answer has seen enough of it; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,9 +6,11 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from schemas.errors import WrongUsage
+
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-# The keys of CONTRACTS, as a type: a flow parameter of another name is refused before anything runs.
+# The names of the contracts, as a type: a flow parameter of another name is refused before anything runs.
 DatasetName = Literal["fashion-mnist"]
 
 
@@ -147,3 +149,10 @@ FASHION_MNIST = DatasetContract(
 )
 
 CONTRACTS: Mapping[str, DatasetContract] = MappingProxyType({FASHION_MNIST.name: FASHION_MNIST})
+
+
+def contract_of(dataset: str) -> DatasetContract:
+    """The contract of that name; raises `WrongUsage`, naming those that there are."""
+    if dataset not in CONTRACTS:
+        raise WrongUsage(f"There is no dataset {dataset!r}: expected one of {', '.join(CONTRACTS)}.")
+    return CONTRACTS[dataset]

@@ -1,23 +1,38 @@
-"""The one place that sets a backend up and asks it what it runs on. All other modelling code is plain Keras."""
+"""The one place that knows a backend by name: sets it up, feeds it, asks what it runs on. The rest is plain Keras."""
 
 import logging
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from schemas.references import Device
 
 logger = logging.getLogger(__name__)
 
 
+class Batches(Protocol):
+    """A `keras.utils.PyDataset` of row numbers and labels, int32 (batch,) each, in an order that is set each epoch."""
+
+    order: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    batch_size: int
+
+
 def set_up_backend(seed: int) -> Device:
     """Import the backend, make it deterministic for ``seed``, and say what it computes on.
 
     With TensorFlow (the default) the operations are deterministic, too; the same seed then gives the same weights in
-    every process on the same kind of CPU.
+    every process on the same kind of CPU. One operation is computed by one thread, unless TF_NUM_INTRAOP_THREADS says
+    otherwise: those of this network are so short that handing them out costs more than it saves.
     """
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # TensorFlow reads it when it starts
     with _start_up_words_logged():
         import keras
 
@@ -28,6 +43,29 @@ def set_up_backend(seed: int) -> Device:
             tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
     return _device(backend)
+
+
+def feed(batches: Batches) -> Any:
+    """What `keras.Model.fit` is given for ``batches``: the same ones, at less cost where the backend has a way.
+
+    With TensorFlow it is a pipeline that asks Python for the order once an epoch, when the epoch starts, and cuts it
+    by itself; a batch that Python cuts costs more than half of the step that it feeds.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    labels = tf.constant(batches.labels)
+
+    def epoch(_: Any) -> Any:
+        order = tf.numpy_function(lambda: batches.order, [], tf.int32, stateful=True)
+        order.set_shape(labels.shape)
+        return tf.data.Dataset.from_tensor_slices((order, tf.gather(labels, order))).batch(batches.batch_size)
+
+    steps = math.ceil(len(batches.labels) / batches.batch_size)
+    return tf.data.Dataset.range(1).flat_map(epoch).apply(tf.data.experimental.assert_cardinality(steps))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from prefect import task
 
-from schemas.contract import CONTRACTS, DatasetContract
+from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.publish import publish_markdown, publish_png, publish_table
 from tasks.stage import run_stage, write_json
@@ -25,7 +25,7 @@ _BATCH = 1_000
 @task(name="evaluate")
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
     """Measure on the test split; metrics.json and two pictures."""
-    contract = CONTRACTS[prepared.dataset]
+    contract = contract_of(prepared.dataset)
 
     def produce(folder: Path) -> dict[str, Any]:
         from tasks.device import set_up_backend

@@ -30,8 +30,8 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 from prefect import task
 
-from schemas.contract import CONTRACTS, SPLITS, DatasetContract, IdxFile, Split
-from schemas.errors import DataContractError, DataUnavailable, WrongUsage
+from schemas.contract import SPLITS, DatasetContract, IdxFile, Split, contract_of
+from schemas.errors import DataContractError, DataUnavailable
 from schemas.references import CsvFile
 from tasks.stage import sha256_file, write_json
 
@@ -83,13 +83,11 @@ class Source(Protocol):
 
 @task(name="fetch")
 def fetch(dataset: str, data_dir: Path) -> dict[Split, CsvFile]:
-    """The two CSVs of ``dataset``, a key of `schemas.contract.CONTRACTS`. See `fetch_data`.
+    """The two CSVs of ``dataset``, see `fetch_data`.
 
     No retries: when this fails, each source has been tried, and a wrong digest stays wrong.
     """
-    if dataset not in CONTRACTS:
-        raise WrongUsage(f"There is no dataset {dataset!r}: expected one of {', '.join(CONTRACTS)}.")
-    return fetch_data(CONTRACTS[dataset], data_dir)
+    return fetch_data(contract_of(dataset), data_dir)
 
 
 def fetch_data(

@@ -32,8 +32,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 
-from schemas.contract import CONTRACTS, DatasetContract, Split
-from schemas.errors import CellProblem, DataContractError, WrongUsage
+from schemas.contract import DatasetContract, Split, contract_of
+from schemas.errors import CellProblem, DataContractError
 from schemas.references import CsvFile, ParquetSplit
 from tasks.stage import replaced, run_stage, sha256_file
 
@@ -82,9 +82,7 @@ def ingest(csv: CsvFile, dataset: str, artifacts_dir: Path) -> ParquetSplit:
 
     Raises `DataContractError` when the file breaks the contract of ``dataset`` or has changed since it was hashed.
     """
-    contract = CONTRACTS.get(dataset)
-    if contract is None:
-        raise WrongUsage(f"There is no dataset {dataset!r}; known are: {', '.join(CONTRACTS)}.")
+    contract = contract_of(dataset)
     name = f"{csv.split}.parquet"
 
     def produce(folder: Path) -> Mapping[str, Any]:

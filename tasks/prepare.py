@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from prefect import task
 
-from schemas.contract import CONTRACTS, DatasetContract
+from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import DuplicateReport, PreparedData, ValidatedSplit
 from tasks.stage import run_stage, sha256_file
@@ -26,7 +26,7 @@ def prepare(
 
     Raises `DataContractError` when a class has too few rows for both train and validation.
     """
-    contract = CONTRACTS[dataset]
+    contract = contract_of(dataset)
     for data in (train.data, test.data):
         if (found := sha256_file(data.path)) != data.sha256:
             raise StoredArtifactError(

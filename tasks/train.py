@@ -16,7 +16,7 @@ import numpy.typing as npt
 from prefect import task
 
 from schemas.config import TrainingConfig
-from schemas.contract import CONTRACTS, DatasetContract
+from schemas.contract import DatasetContract, contract_of
 from schemas.references import PreparedData, TrainedModel
 from tasks.publish import publish_progress
 from tasks.stage import replaced, run_stage, sha256_file, stage_key, sweep_replaced, write_json
@@ -41,7 +41,7 @@ Figures = dict[str, float]
 @task(name="train")
 def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -> TrainedModel:
     """Train on the train split, watched on the validation split; the test split is not opened."""
-    contract = CONTRACTS[prepared.dataset]
+    contract = contract_of(prepared.dataset)
     inputs = {
         "dataset": prepared.dataset,
         "prepared": prepared.record.digest,
@@ -117,6 +117,7 @@ def fit_network(
     """
     import keras
 
+    from tasks.device import feed
     from tasks.network import build_network
 
     images, labels = train_split
@@ -133,7 +134,7 @@ def fit_network(
     trainer.optimizer.build(trainer.trainable_variables)
     state = _State(network, trainer.optimizer, checkpoint)
     state.restore()
-    batches = _row_batches(labels, config)
+    batches = row_batches(labels, config)
 
     class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
         def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -151,7 +152,7 @@ def fit_network(
 
     if len(state.history) < config.epochs and not state.should_stop(config.early_stopping):
         trainer.fit(
-            batches,
+            feed(batches),
             epochs=config.epochs,
             initial_epoch=len(state.history),
             callbacks=[Keep()],
@@ -219,14 +220,20 @@ def _trainer(network: Any, images: npt.NDArray[np.float32]) -> Any:
     return keras.Model(rows, network(Images()(rows)))
 
 
-def _row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
-    """A `keras.utils.PyDataset` of row numbers and labels, int32 (batch,) each.
+def row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
+    """The `tasks.device.Batches` of an epoch, which `shuffle` chooses: the first, until it is called.
 
     The order of rows depends on seed and epoch alone, so that it can be resumed.
     """
     import keras
 
     class RowBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.labels = labels
+            self.batch_size = config.batch_size
+            self.shuffle(0)
+
         def shuffle(self, epoch: int) -> None:
             self.order = np.random.default_rng([config.seed, epoch]).permutation(len(labels)).astype(np.int32)
 
@@ -237,9 +244,7 @@ def _row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
             rows = self.order[index * config.batch_size : (index + 1) * config.batch_size]
             return rows, labels[rows]
 
-    batches = RowBatches()
-    batches.shuffle(0)
-    return batches
+    return RowBatches()
 
 
 class _State:

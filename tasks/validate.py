@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
-from schemas.contract import CONTRACTS, DatasetContract, Split
+from schemas.contract import DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.references import ParquetSplit, ValidatedSplit
 from tasks.publish import publish_table
@@ -36,7 +36,7 @@ def validate(data: ParquetSplit, dataset: str) -> ValidatedSplit:
 
     Raises `DataContractError` naming each broken expectation. A refused verdict is kept, too.
     """
-    contract = CONTRACTS[dataset]
+    contract = contract_of(dataset)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
 
     def produce(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from prefect import task
 from prefect.runtime import flow_run
 
 from schemas.config import PROJECT_ROOT, TrainingConfig
-from schemas.contract import CONTRACTS, Split
+from schemas.contract import Split, contract_of
 from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from tasks.publish import publish_markdown
@@ -108,7 +108,7 @@ def version(
                     "lineage": lineage(data, prepared, trained, evaluation),
                 }
                 write_report(
-                    folder / REPORT_NAME, new_number, stated, evaluation.record.path, CONTRACTS[prepared.dataset]
+                    folder / REPORT_NAME, new_number, stated, evaluation.record.path, contract_of(prepared.dataset)
                 )
                 return stated
 

@@ -100,6 +100,14 @@ def test_a_damaged_version_ends_with_5(capsys: pytest.CaptureFixture[str], store
     assert "metrics.json: expected sha256" in err
 
 
+def test_a_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file where a folder belongs")
+    status, out, err = _run(capsys, "show", "1", "--artifacts-dir", str(tmp_path))
+    assert (status, out) == (1, "")
+    assert str(tmp_path / "models") in err
+    assert "Traceback" not in err
+
+
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     assert "Traceback" in _run(capsys, "show", "7", "--debug")[2]
 

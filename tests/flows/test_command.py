@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tasks.store import list_versions, show_version, store_folder
 from tests.conftest import SAMPLE
@@ -117,14 +118,17 @@ def test_a_configured_api_that_is_dead_is_named_before_anything_runs(command: Co
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_how_to_go_on(
+    command: Command, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     process = command.start("train", "--epochs", "2000", *FLAGS)
     while not list((tmp_path / "artifacts").glob("checkpoints/*.npz")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
 

@@ -2,7 +2,8 @@ from typing import get_args
 
 import pytest
 
-from schemas.contract import CONTRACTS, FASHION_MNIST, SPLITS, DatasetName
+from schemas.contract import CONTRACTS, FASHION_MNIST, SPLITS, DatasetName, contract_of
+from schemas.errors import WrongUsage
 
 
 def test_fashion_mnist_has_a_label_and_784_pixels() -> None:
@@ -23,3 +24,9 @@ def test_file_names_are_those_of_the_published_csvs() -> None:
 
 def test_every_contract_can_be_named_as_a_flow_parameter() -> None:
     assert set(CONTRACTS) == set(get_args(DatasetName))
+
+
+def test_a_contract_is_found_by_its_name_and_an_unknown_one_names_those_there_are() -> None:
+    assert contract_of("fashion-mnist") is FASHION_MNIST
+    with pytest.raises(WrongUsage, match="no dataset 'mnist': expected one of fashion-mnist"):
+        contract_of("mnist")

@@ -93,13 +93,19 @@ def test_a_changed_seed_prepares_anew_and_an_unchanged_one_does_not(
     assert not prepare.fn(*arguments, 8, sample_artifacts).record.reused
 
 
-def test_a_changed_test_split_prepares_anew(
-    sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path
+def test_a_changed_test_split_prepares_anew_and_shared_images_are_told(
+    sample_prepared: PreparedData,
+    sample_data: dict[Split, ValidatedSplit],
+    sample_artifacts: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    prepare.fn(sample_data["train"], sample_data["test"], "fashion-mnist", 100, 7, sample_artifacts)
+    assert "stand in train too" not in caplog.text
     # Train in the place of test: another file, whole and with its own digest.
     changed = prepare.fn(sample_data["train"], sample_data["train"], "fashion-mnist", 100, 7, sample_artifacts)
     assert not changed.record.reused
     assert changed.test_rows == changed.duplicates.test_rows_in_train == 1_000
+    assert "1000 of 1000 test images stand in train too" in caplog.text
 
 
 def test_a_parquet_that_was_changed_after_its_verdict_is_not_prepared(

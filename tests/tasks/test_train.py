@@ -143,6 +143,10 @@ def test_early_stopping_resumed_after_its_best_epoch_keeps_that_epoch(
     resumed, again = fit(config, checkpoint=tmp_path / "checkpoint.npz")
     assert len(again) == last
     assert _weights(resumed) == _weights(uninterrupted)
+    # Killed after the last epoch and before the stage was written: nothing is left to train.
+    over, once_more = fit(config, checkpoint=tmp_path / "checkpoint.npz")
+    assert once_more == again
+    assert _weights(over) == _weights(uninterrupted)
 
 
 def test_the_schedule_is_what_the_optimizer_follows(
@@ -192,9 +196,14 @@ def test_the_stage_keeps_topology_weights_and_history(
     folder = sample_trained.record.path
     assert sha256_file(folder / "topology.json") == sample_trained.topology_sha256
     assert sha256_file(folder / "model.weights.h5") == sample_trained.weights_sha256
-    assert len(json.loads((folder / "history.json").read_bytes())) == sample_trained.epochs_run == 3
+    history = json.loads((folder / "history.json").read_bytes())
+    assert len(history) == sample_trained.epochs_run == 3
     assert (sample_trained.device.kind, sample_trained.device.backend) == ("cpu", "tensorflow")
-    assert load_network(folder / "topology.json", folder / "model.weights.h5").count_params() == 101_770
+    model = load_network(folder / "topology.json", folder / "model.weights.h5")
+    assert model.count_params() == 101_770
+    images, labels = _split(sample_prepared, "validation")
+    right = model.predict(images, verbose=0).argmax(axis=1) == labels
+    assert history[-1]["val_accuracy"] == pytest.approx(right.mean())
     assert list((sample_artifacts / "checkpoints").iterdir()) == []
     assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
 
