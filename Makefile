@@ -13,7 +13,7 @@ run: .venv/$(ACCELERATOR).stamp
 	$(BIN)/fashion-ann train
 
 test: .venv/dev.stamp
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadgroup
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check

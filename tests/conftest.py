@@ -26,6 +26,14 @@ from tasks.validate import validate
 SAMPLE = Path(__file__).parent / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file stays with one worker, for its fixtures; all of tests/flows/, for its one server."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("server" if folder.name == "flows" else item.path.name))
+
+
 @pytest.fixture
 def tiny_contract() -> DatasetContract:
     """Images of 2 x 2 pixels in 3 classes, 6 rows at least."""

@@ -59,7 +59,7 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert status == 0
     for flag in ("--data-dir", "--artifacts-dir", "--epochs", "--batch-size", "--learning-rate", "--dropout", "--seed"):
         assert flag in out
-    assert "(default: 40)" in out
+    assert "(default: 60)" in out
 
 
 def test_versions_of_an_empty_store(capsys: pytest.CaptureFixture[str], store: Path) -> None:
