@@ -1,7 +1,7 @@
 """The command line: `fashion-ann COMMAND`. Answers go to stdout, progress and errors to stderr.
 
-Exit status: 0 done; 2 wrong usage; 3 the data broke the contract; 5 a stored artifact failed its digest;
-130 interrupted; 143 terminated; 1 anything else.
+Exit status: 0 done; 2 wrong usage; 3 the data broke the contract; 4 the new version was refused; 5 a stored artifact
+failed its digest; 130 interrupted; 143 terminated; 1 anything else.
 """
 
 import argparse
@@ -12,10 +12,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from schemas.contract import FASHION_MNIST
-from schemas.errors import FashionAnnError, WrongUsage
+from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
 
 
 class _Terminated(BaseException):
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "data is fetched",
     )
     _add_training_flags(train)
+    _add_promotion_flags(train)
     train.set_defaults(run=_train)
 
     versions = commands.add_parser("versions", **shared, help="list the model versions")
@@ -100,6 +101,34 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", **shared, help="show one version, whole")
     show.add_argument("version", metavar="V", help="a number, or an alias such as champion")
     show.set_defaults(run=_show)
+
+    why = commands.add_parser("why", **shared, help="why a version was promoted or not, and what each stage hung on")
+    why.add_argument("version", metavar="V", help="a number, or an alias such as champion")
+    why.set_defaults(run=_why)
+
+    promote = commands.add_parser("promote", **shared, help="make a version champion")
+    promote.add_argument("version", metavar="V")
+    promote.add_argument("--reason", required=True, metavar="R", help="kept in the log of aliases")
+    promote.add_argument("--force", action="store_true", help="even a version that its own verdict refused")
+    promote.set_defaults(run=_promote)
+
+    rollback = commands.add_parser("rollback", **shared, help="give the place back to the champion before")
+    rollback.add_argument("--reason", required=True, metavar="R", help="kept in the log of aliases")
+    rollback.set_defaults(run=_rollback)
+
+    verify = commands.add_parser(
+        "verify", **shared, help="hash every file again, load in a fresh process, repeat the golden predictions"
+    )
+    which = verify.add_mutually_exclusive_group()
+    which.add_argument("version", metavar="V", nargs="?", default="champion", help="default: champion")
+    which.add_argument("--all", action="store_true", help="every version")
+    verify.set_defaults(run=_verify)
+
+    reproduce = commands.add_parser(
+        "reproduce", **shared, help="train a version again from its manifest, beside the store, and compare"
+    )
+    reproduce.add_argument("version", metavar="V")
+    reproduce.set_defaults(run=_reproduce)
     return parser
 
 
@@ -128,18 +157,38 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _add_promotion_flags(parser: argparse.ArgumentParser) -> None:
+    from schemas.config import PromotionConfig
+
+    for key, field in PromotionConfig.model_fields.items():
+        read_as = {"choices": get_args(field.annotation)} if key == "policy" else {"type": float, "metavar": "X"}
+        parser.add_argument(
+            _PROMOTION_FLAGS[key], dest=key, help=f"{field.description} (default: {field.default})", **read_as
+        )
+
+
+# Of `train`, for the keys of PromotionConfig: beside the recipe's flags each has to say what it is about.
+_PROMOTION_FLAGS = {
+    "policy": "--promotion-policy",
+    "minimum_accuracy": "--minimum-accuracy",
+    "minimum_recall": "--minimum-recall",
+    "significance": "--significance",
+}
+
+
 def _flag(key: str) -> str:
+    if key in _PROMOTION_FLAGS:
+        return _PROMOTION_FLAGS[key]
     return "--" + key.replace("_", "-")
 
 
-def _training_config(options: argparse.Namespace) -> Any:
+def _config(model: Any, options: argparse.Namespace) -> Any:
+    """A model of schemas/config.py from the flags that were given."""
     from pydantic import ValidationError
 
-    from schemas.config import TrainingConfig
-
-    given = {key: getattr(options, key) for key in _TRAINING_FLAGS if getattr(options, key) is not None}
+    given = {key: getattr(options, key) for key in model.model_fields if getattr(options, key) is not None}
     try:
-        return TrainingConfig(**given)
+        return model(**given)
     except ValidationError as error:
         faults = [
             f"{_flag(str(fault['loc'][0]))}: {fault['msg']}, received {fault['input']}" for fault in error.errors()
@@ -148,12 +197,13 @@ def _training_config(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> None:
-    training = _training_config(options)
+    from schemas.config import PromotionConfig, TrainingConfig, artifacts_folder, data_folder
+
+    training, promotion = _config(TrainingConfig, options), _config(PromotionConfig, options)
     from cli.prefect_run import run_training_flow
-    from schemas.config import artifacts_folder, data_folder
 
     data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
-    made = run_training_flow(data_dir, artifacts_dir, training)
+    made = run_training_flow(data_dir, artifacts_dir, training, promotion)
     if options.json:
         print(made.model_dump_json(indent=2))
         return
@@ -180,16 +230,27 @@ def _versions(options: argparse.Namespace) -> None:
     rows = list_versions(root)
     if options.json:
         print(json.dumps(rows, indent=2))
+        _raise_damaged(rows)
         return
     if not rows:
         print(f"No version in {root} yet. `fashion-ann train` makes one.")
         return
     print(f"{'version':>7}  {'created':<24}  {'accuracy':>8}  {'loss':>7}  aliases")
     for row in rows:
+        if row["damaged"]:
+            print(f"{row['version']:>7}  damaged{'':<36}  {', '.join(row['aliases'])}".rstrip())
+            continue
         print(
             f"{row['version']:>7}  {row['created']:<24}  {row['test_accuracy']:>8.4f}  {row['test_loss']:>7.4f}  "
-            f"{', '.join(row['aliases'])}".rstrip()
+            f"{', '.join([*row['aliases'], *(['refused'] if row['outcome'] == 'refused' else [])])}".rstrip()
         )
+    _raise_damaged(rows)
+
+
+def _raise_damaged(rows: list[dict[str, Any]]) -> None:
+    """What is whole was told; what is not decides the exit status."""
+    if damaged := [row["damaged"] for row in rows if row["damaged"]]:
+        raise StoredArtifactError(" ".join(damaged))
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -213,6 +274,109 @@ def _show(options: argparse.Namespace) -> None:
         )
     for name, entry in shown["files"].items():
         print(f"  {entry['sha256']}  {entry['bytes']:>9}  {shown['path']}/{name}")
+
+
+def _why(options: argparse.Namespace) -> None:
+    from tasks.store import VERDICT_NAME, read_alias_log, read_file, read_manifest, resolve
+
+    root = _store(options)
+    version = resolve(root, options.version)
+    manifest = read_manifest(root, version)
+    verdict = json.loads(read_file(root, manifest, VERDICT_NAME))
+    events = [event for event in read_alias_log(root) if version in (event["to"], event["from"])]
+    if options.json:
+        answer = {"version": version, "verdict": verdict, "events": events, "lineage": manifest["lineage"]}
+        print(json.dumps(answer, indent=2, sort_keys=True))
+        return
+    print(f"version {version}: {verdict['outcome']}")
+    print(f"  {verdict['reason']} (policy: {verdict['policy']})")
+    for rule in verdict["rules"]:
+        print(
+            f"  {'holds ' if rule['holds'] else 'FAILED'}  {rule['rule']}: {rule['figure']}, expected {rule['bound']}"
+        )
+    for entry in manifest["lineage"]:
+        stage = f"{entry['stage']} {entry['split'] or ''}".strip()
+        print(f"  {'reused' if entry['reused'] else 'ran   '}  {stage:<15} hung on {entry['key']}")
+    for event in events:
+        before = "none" if event["from"] is None else event["from"]
+        print(f"  {event['when']}  {event['alias']} {before} -> {event['to']}, {event['by']}: {event['reason']}")
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from tasks.champion import promote
+    from tasks.store import resolve
+
+    root = _store(options)
+    _moved(options, promote(root, resolve(root, options.version), options.reason, force=options.force))
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from tasks.champion import rollback
+
+    _moved(options, rollback(_store(options), options.reason))
+
+
+def _moved(options: argparse.Namespace, event: dict[str, Any]) -> None:
+    if options.json:
+        print(json.dumps(event, indent=2, sort_keys=True))
+        return
+    for line in event["cleaned"]:
+        print(line, file=sys.stderr)
+    before = "none" if event["from"] is None else f"version {event['from']}"
+    print(f"champion: {before} -> version {event['to']}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from tasks.store import resolve, version_numbers
+    from tasks.verify import verify_version
+
+    root = _store(options)
+    answers: list[dict[str, Any]] = []
+    for version in version_numbers(root) if options.all else [resolve(root, options.version)]:
+        try:
+            answers.append({**verify_version(root, version), "fault": None})
+        except StoredArtifactError as error:
+            answers.append({"version": version, "fault": str(error)})
+        if not options.json and answers[-1]["fault"] is None:
+            done = answers[-1]
+            print(
+                f"version {version}: {done['files']} files as they were written; golden predictions repeated, largest "
+                f"difference {done['golden_difference']:.1g}"
+            )
+    if options.json:
+        print(json.dumps(answers, indent=2))
+    if faults := [answer["fault"] for answer in answers if answer["fault"] is not None]:
+        raise StoredArtifactError(" ".join(faults))
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    import tempfile
+
+    from schemas.config import PromotionConfig, artifacts_folder
+    from schemas.errors import NotReproduced
+    from tasks.reproduce import reproduce
+    from tasks.store import resolve
+
+    root = _store(options)
+    version = resolve(root, options.version)
+    with tempfile.TemporaryDirectory(prefix="fashion-ann-reproduce-") as scratch:
+        found = reproduce(root, artifacts_folder(options.artifacts_dir), version, Path(scratch))
+    paired = found["paired"]
+    # 0.05 as in a promotion: a difference that two equally good models would show one time in twenty.
+    alike = found["identical"] or paired["p_value"] >= PromotionConfig().significance
+    if options.json:
+        print(json.dumps(found, indent=2, sort_keys=True))
+    else:
+        weights, accuracy = found["weights_sha256"], found["test_accuracy"]
+        print(f"version {version}: weights {'are identical' if found['identical'] else 'differ'}")
+        print(f"  expected {weights['expected']}, test accuracy {accuracy['expected']:.4f}")
+        print(f"  found    {weights['found']}, test accuracy {accuracy['found']:.4f}")
+        if not found["identical"]:
+            print(f"  {paired['fixed']} test rows fixed, {paired['broken']} broken, p = {paired['p_value']:.3g}")
+        for line in found["differs"]:
+            print(f"  not as it was: {line}")
+    if not alike:
+        raise NotReproduced(f"Version {version} was not reproduced: the difference in accuracy is no noise.")
 
 
 if __name__ == "__main__":

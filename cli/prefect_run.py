@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from schemas.config import PROJECT_ROOT, TrainingConfig
+from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import FashionAnnError
 from schemas.references import ModelVersion
 
@@ -25,14 +25,18 @@ class ServerUnavailable(FashionAnnError):
     """The embedded Prefect server did not start, or the configured one does not answer."""
 
 
-def run_training_flow(data_dir: Path, artifacts_dir: Path, training: TrainingConfig) -> ModelVersion:
+def run_training_flow(
+    data_dir: Path, artifacts_dir: Path, training: TrainingConfig, promotion: PromotionConfig
+) -> ModelVersion:
     """Run train-fashion-mnist here and return what it returns."""
     _apply_project_settings()
     with _prefect_api():
         from flows.train_fashion_mnist import train_fashion_mnist
 
         _let_the_stages_speak()
-        made = train_fashion_mnist(data_dir=data_dir, artifacts_dir=artifacts_dir, training=training)
+        made = train_fashion_mnist(
+            data_dir=data_dir, artifacts_dir=artifacts_dir, training=training, promotion=promotion
+        )
     if not isinstance(made, ModelVersion):
         raise TypeError(f"The flow was expected to return a ModelVersion, it returned {made!r}.")
     return made

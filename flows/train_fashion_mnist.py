@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.fit_model import fit_model
-from schemas.config import TrainingConfig, artifacts_folder, data_folder
+from schemas.config import PromotionConfig, TrainingConfig, artifacts_folder, data_folder
 from schemas.contract import SPLITS, DatasetName
 from schemas.references import ModelVersion
 from tasks.evaluate import evaluate
@@ -16,6 +16,7 @@ from tasks.validate import validate
 from tasks.version import version
 
 DEFAULT_TRAINING = TrainingConfig()
+DEFAULT_PROMOTION = PromotionConfig()
 
 
 @flow(name="train-fashion-mnist")
@@ -24,6 +25,7 @@ def train_fashion_mnist(
     data_dir: Path | None = None,
     artifacts_dir: Path | None = None,
     training: TrainingConfig = DEFAULT_TRAINING,
+    promotion: PromotionConfig = DEFAULT_PROMOTION,
 ) -> ModelVersion:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
@@ -36,4 +38,4 @@ def train_fashion_mnist(
     prepared = prepare(data["train"], data["test"], dataset, training.validation_size, training.seed, artifacts)
     trained = fit_model(prepared, training, artifacts)
     evaluation = evaluate(prepared, trained, artifacts)
-    return version(data, prepared, trained, evaluation, training, artifacts)
+    return version(data, prepared, trained, evaluation, training, promotion, artifacts)

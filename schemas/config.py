@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +38,21 @@ class TrainingConfig(BaseModel):
     )
     seed: int = Field(
         0, ge=0, le=2**32 - 1, description="of the split, the initial weights, the order of batches and dropout"
+    )
+
+
+class PromotionConfig(BaseModel):
+    """When a new version takes the champion's place. Unknown keys are refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Literal["better", "not_worse", "never"] = Field(
+        "better", description="what a candidate has to be than the champion, beyond noise; never: no version moves it"
+    )
+    minimum_accuracy: float = Field(0.80, ge=0, le=1, description="test accuracy below which a version is refused")
+    minimum_recall: float = Field(0.30, ge=0, le=1, description="recall of any class below which a version is refused")
+    significance: float = Field(
+        0.05, gt=0, lt=1, description="p-value of McNemar's exact test below which a difference is no noise"
     )
 
 

@@ -28,6 +28,16 @@ class StageNotWritten(FashionAnnError):
     """The system refused what a stage wrote; nothing of it is left."""
 
 
+class NotReproduced(FashionAnnError):
+    """A version trained again from its manifest is better or worse by more than noise."""
+
+
+class CandidateRefused(FashionAnnError):
+    """A new version is below the quality floor, or is not what was measured once it is loaded. It is in the store."""
+
+    exit_status = 4
+
+
 class StoredArtifactError(FashionAnnError):
     """A stored file is missing, is not what its manifest says, or holds what this project never writes."""
 

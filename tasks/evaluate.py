@@ -10,10 +10,11 @@ from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
 from tasks.publish import publish_markdown, publish_png, publish_table
 from tasks.stage import run_stage, write_json
 from tasks.store import METRICS_NAME
-from tasks.train import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.train import HISTORY_NAME
 
 CONFUSION_NAME = "confusion_matrix.png"
 LEARNING_NAME = "learning_curve.png"
@@ -29,7 +30,6 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
 
     def produce(folder: Path) -> dict[str, Any]:
         from tasks.device import set_up_backend
-        from tasks.network import load_network
 
         set_up_backend(seed=0)
         model = load_network(trained.record.path / TOPOLOGY_NAME, trained.record.path / WEIGHTS_NAME)

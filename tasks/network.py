@@ -8,6 +8,9 @@ from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
 from tasks.stage import canonical_json
 
+TOPOLOGY_NAME = "topology.json"
+WEIGHTS_NAME = "model.weights.h5"
+
 HIDDEN_UNITS = 128
 
 # All that a topology of this project is made of, as (class name, module). Reading any other class is refused before

@@ -45,11 +45,15 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def json_for_people(value: Any) -> bytes:
+    """The one spelling of a JSON file, indented, so that a changed byte shows even where it says nothing."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file for people and programs, and force it to disk."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True, allow_nan=False)
-        file.write("\n")
+    with path.open("wb") as file:
+        file.write(json_for_people(value))
         file.flush()
         os.fsync(file.fileno())
 

@@ -17,13 +17,16 @@ from typing import Any
 from filelock import FileLock
 
 from schemas.errors import StoredArtifactError, VersionNotFound
-from tasks.stage import describe_files, digest_of, sha256_file, write_json
+from tasks.stage import describe_files, digest_of, json_for_people, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 METRICS_NAME = "metrics.json"
+VERDICT_NAME = "verdict.json"
 CHAMPION = "champion"
+# Who moved an alias, where what it means hangs on it: the event takes moves back instead of making one.
+ROLLBACK = "rollback"
 
 _VERSION_FOLDER = re.compile(r"\d{4,}")
 
@@ -59,14 +62,34 @@ def read_manifest(root: Path, version: int) -> dict[str, Any]:
         raise VersionNotFound(_no_such(root, str(version)))
     path = folder / MANIFEST_NAME
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        if path.is_symlink():
+            raise ValueError("it is a link")
+        content = path.read_bytes()
+        manifest: dict[str, Any] = json.loads(content)
         stated = manifest["manifest_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = digest_of({key: value for key, value in manifest.items() if key != "manifest_sha256"})
+        unchanged = content == json_for_people(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoredArtifactError(f"{path} cannot be read as a manifest ({error}).") from error
-    found = digest_of({key: value for key, value in manifest.items() if key != "manifest_sha256"})
     if found != stated:
         raise StoredArtifactError(f"{path}: expected content with sha256 {stated}, found {found}.")
+    if not unchanged or manifest["version"] != version:
+        raise StoredArtifactError(f"{path} was edited: it says what was written, not as it was written, or elsewhere.")
     return manifest
+
+
+def check_version(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Check every file of a version, and that there are no others.
+
+    Raises `StoredArtifactError` naming the file, the expected and the found digest.
+    """
+    folder = version_folder(root, manifest["version"])
+    for entry in sorted(folder.rglob("*")):
+        name = entry.relative_to(folder).as_posix()
+        if name != MANIFEST_NAME and name not in manifest["files"]:
+            raise StoredArtifactError(f"{entry} is not named by the manifest: no such file was expected. Remove it.")
+    for name in manifest["files"]:
+        checked_path(root, manifest, name)
 
 
 def read_file(root: Path, manifest: Mapping[str, Any], name: str) -> bytes:
@@ -115,16 +138,32 @@ def read_alias_log(root: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    events = []
+    events: list[dict[str, Any]] = []
+    chained = ""
     for number, line in enumerate(lines[:-1], start=1):
         try:
             event = json.loads(line)
             if not isinstance(event["to"], int) or not isinstance(event["alias"], str):
                 raise TypeError("an alias and a version number were expected")
-        except (ValueError, KeyError, TypeError) as error:
+            stated = event.pop("sha256")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoredArtifactError(f"{path} line {number} cannot be read as an event ({error}).") from error
+        chained = _chained(event, chained)
+        if line != _log_line(event, chained):
+            raise StoredArtifactError(
+                f"{path} line {number}: expected sha256 {chained}, found {stated}: it was edited."
+            )
         events.append(event)
     return events
+
+
+def _chained(event: Mapping[str, Any], before: str) -> str:
+    """The digest of an event and of all events before it, so that none can be changed or taken out of the middle."""
+    return digest_of({"before": before, "event": dict(event)})
+
+
+def _log_line(event: Mapping[str, Any], chained: str) -> bytes:
+    return json.dumps({**event, "sha256": chained}, sort_keys=True).encode()
 
 
 def alias_values(events: list[dict[str, Any]]) -> dict[str, int]:
@@ -132,20 +171,45 @@ def alias_values(events: list[dict[str, Any]]) -> dict[str, int]:
     return {event["alias"]: event["to"] for event in events}
 
 
+def champions(events: list[dict[str, Any]]) -> list[int]:
+    """Who was champion, one after the other; the last is the present one, the one before is what a rollback gives.
+
+    A rollback takes the champions after its target off again.
+    """
+    stack: list[int] = []
+    for event in events:
+        if event["alias"] != CHAMPION:
+            continue
+        if event["by"] == ROLLBACK:
+            while stack and stack[-1] != event["to"]:
+                stack.pop()
+        if not stack or stack[-1] != event["to"]:
+            stack.append(event["to"])
+    return stack
+
+
 def list_versions(root: Path) -> list[dict[str, Any]]:
-    """One summary a version, oldest first: version, created, test_accuracy, test_loss, aliases, path."""
+    """One summary a version, oldest first: version, created, test_accuracy, test_loss, outcome, aliases, path.
+
+    ``damaged`` is None, or why the manifest cannot be read: what it would have said is then None, too.
+    """
     values = alias_values(read_alias_log(root))
     rows = []
     for number in version_numbers(root):
-        manifest = read_manifest(root, number)
+        manifest: dict[str, Any] = {}
+        damaged = None
+        try:
+            manifest = read_manifest(root, number)
+        except StoredArtifactError as error:
+            damaged = str(error)
         rows.append(
             {
                 "version": number,
-                "created": manifest["created"],
-                "test_accuracy": manifest["test_accuracy"],
-                "test_loss": manifest["test_loss"],
+                **{name: manifest.get(name) for name in ("created", "test_accuracy", "test_loss")},
+                "outcome": manifest["verdict"]["outcome"] if manifest else None,
                 "aliases": sorted(alias for alias, version in values.items() if version == number),
                 "path": str(version_folder(root, number)),
+                "damaged": damaged,
             }
         )
     return rows
@@ -208,8 +272,11 @@ def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dic
 
 def append_event(root: Path, event: Mapping[str, Any]) -> None:
     """Add one line to the alias log, to the disk. The caller holds `store_lock` and has called `settle`."""
+    chained = ""
+    for earlier in [*read_alias_log(root), event]:
+        chained = _chained(earlier, chained)
     with (root / "aliases.jsonl").open("ab") as file:
-        file.write(json.dumps(dict(event), sort_keys=True).encode() + b"\n")
+        file.write(_log_line(event, chained) + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

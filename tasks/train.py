@@ -18,13 +18,13 @@ from prefect import task
 from schemas.config import TrainingConfig
 from schemas.contract import DatasetContract, contract_of
 from schemas.references import PreparedData, TrainedModel
+from tasks.golden import write_golden
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, topology_bytes
 from tasks.publish import publish_progress
 from tasks.stage import replaced, run_stage, sha256_file, stage_key, sweep_replaced, write_json
 
 logger = logging.getLogger(__name__)
 
-TOPOLOGY_NAME = "topology.json"
-WEIGHTS_NAME = "model.weights.h5"
 HISTORY_NAME = "history.json"
 
 # Steps that one call of the backend runs; a step of this network is shorter than the Python around it.
@@ -80,6 +80,7 @@ def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -
             on_epoch=on_epoch,
         )
         save_model(model, contract, config, folder)
+        write_golden(model, arrays["validation_images"], folder)
         write_json(folder / HISTORY_NAME, history)
         return {
             "topology_sha256": sha256_file(folder / TOPOLOGY_NAME),
@@ -118,7 +119,6 @@ def fit_network(
     import keras
 
     from tasks.device import feed
-    from tasks.network import build_network
 
     images, labels = train_split
     steps = math.ceil(len(labels) / config.batch_size)
@@ -190,8 +190,6 @@ def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
 
 def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, folder: Path) -> None:
     """Write topology and weights of the uncompiled model: compiling changes both files."""
-    from tasks.network import build_network, topology_bytes
-
     bare = build_network(contract, config.dropout)
     bare.set_weights(model.get_weights())
     (folder / TOPOLOGY_NAME).write_bytes(topology_bytes(bare))

@@ -1,5 +1,6 @@
 """Put the trained and evaluated model into the store as one immutable version, and decide whether it is champion."""
 
+import json
 import logging
 import shutil
 import subprocess
@@ -9,24 +10,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.runtime import flow_run
 
-from schemas.config import PROJECT_ROOT, TrainingConfig
+from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
-from schemas.errors import StoredArtifactError, VersionNotFound
+from schemas.errors import CandidateRefused, StoredArtifactError, VersionNotFound
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
-from tasks.publish import publish_markdown
+from tasks.golden import GOLDEN_NAME, repeat_in_fresh_process
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
+from tasks.promotion import Measured, decide, mcnemar
+from tasks.publish import publish_markdown, publish_table
 from tasks.report import REPORT_NAME, write_report
-from tasks.stage import lock_digest, stage_key
+from tasks.serve import load_version, right_rows
+from tasks.stage import lock_digest, stage_key, write_json
 from tasks.store import (
     CHAMPION,
     METRICS_NAME,
+    VERDICT_NAME,
     add_version,
     alias_values,
     append_event,
     find_made_from,
     read_alias_log,
+    read_file,
     read_manifest,
     settle,
     store_folder,
@@ -34,7 +42,6 @@ from tasks.store import (
     utc_now,
     version_folder,
 )
-from tasks.train import TOPOLOGY_NAME, WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -52,67 +59,25 @@ def version(
     trained: TrainedModel,
     evaluation: Evaluation,
     config: TrainingConfig,
+    promotion: PromotionConfig,
     artifacts_dir: Path,
 ) -> ModelVersion:
-    """Add a version, unless these very inputs made one before."""
+    """Add a version, unless these very inputs made one before, and move `champion` if its verdict says so.
+
+    Raises `CandidateRefused` for a version below the quality floor, which is in the store all the same.
+    """
     root = store_folder(artifacts_dir, prepared.dataset)
     key = stage_key(
         __name__,
         {"prepared": prepared.record.digest, "trained": trained.record.key, "weights": trained.weights_sha256},
     )
-    run_id = flow_run.id
     with store_lock(root):
         for line in settle(root):
             logger.warning("%s", line)
         number = find_made_from(root, key)
         created = number is None
         if number is None:
-            champion = alias_values(read_alias_log(root)).get(CHAMPION)
-            champion_accuracy, unreadable = None, None
-            if champion is not None:
-                try:
-                    champion_accuracy = read_manifest(root, champion)["test_accuracy"]
-                except (StoredArtifactError, VersionNotFound) as error:
-                    # A champion that nobody can load must not keep a model that works from taking its place.
-                    unreadable = str(error)
-
-            def write(folder: Path, new_number: int) -> dict[str, Any]:
-                verdict = decide(
-                    new_number, evaluation.test_accuracy, champion, champion_accuracy, run_id, unreadable=unreadable
-                )
-                for source, name in (
-                    (trained.record.path, TOPOLOGY_NAME),
-                    (trained.record.path, WEIGHTS_NAME),
-                    (evaluation.record.path, METRICS_NAME),
-                ):
-                    shutil.copyfile(source / name, folder / name)
-                stated = {
-                    "dataset": prepared.dataset,
-                    "created": utc_now(),
-                    "made_from": key,
-                    "test_accuracy": evaluation.test_accuracy,
-                    "test_loss": evaluation.test_loss,
-                    "topology_id": trained.topology_sha256,
-                    "data": describe_data(data, prepared),
-                    "configuration": config.model_dump(),
-                    "seed": config.seed,
-                    "code": code_revision(),
-                    "lock_sha256": lock_digest(),
-                    "packages": package_versions(),
-                    "device": trained.device.model_dump(),
-                    "training_seconds": trained.seconds,
-                    "epochs_run": trained.epochs_run,
-                    "parent": champion,
-                    "flow_run_id": run_id,
-                    "verdict": verdict,
-                    "lineage": lineage(data, prepared, trained, evaluation),
-                }
-                write_report(
-                    folder / REPORT_NAME, new_number, stated, evaluation.record.path, contract_of(prepared.dataset)
-                )
-                return stated
-
-            manifest = add_version(root, write)
+            manifest = _add(root, key, data, prepared, trained, evaluation, config, promotion)
             number = manifest["version"]
             # From here on the version exists. A kill before the next line is made good by the next `settle`.
             if manifest["verdict"]["event"] is not None:
@@ -121,58 +86,130 @@ def version(
             manifest = read_manifest(root, number)
             logger.info("nothing new: version %d was made from the same data, configuration and code", number)
         is_champion = alias_values(read_alias_log(root)).get(CHAMPION) == number
+        verdict = json.loads(read_file(root, manifest, VERDICT_NAME))
     path = version_folder(root, number)
-    reason = manifest["verdict"]["reason"]
     publish_markdown(
         f"{prepared.dataset}-version",
         f"Version {number}{' (champion)' if is_champion else ''}: test accuracy {manifest['test_accuracy']:.4f}. "
-        f"{reason}\n\n`{path}`\n",
+        f"{verdict['reason']}\n\n`{path}`\n",
         "The version that this run ended with",
     )
+    publish_table(
+        f"{prepared.dataset}-verdict",
+        [{name: rule[name] for name in ("rule", "figure", "bound", "holds")} for rule in verdict["rules"]],
+        f"Version {number}: {verdict['reason']}",
+    )
+    if verdict["outcome"] == "refused":
+        raise CandidateRefused(f"Version {number} is kept in {path} and is not champion. {verdict['reason']}")
     return ModelVersion(
         version=number,
         path=path,
         created=created,
         champion=is_champion,
-        verdict=reason,
+        verdict=verdict["reason"],
         test_accuracy=manifest["test_accuracy"],
         test_loss=manifest["test_loss"],
     )
 
 
-def decide(
-    candidate: int,
-    accuracy: float,
-    champion: int | None,
-    champion_accuracy: float | None,
-    run_id: str | None,
-    *,
-    unreadable: str | None = None,
+def _add(
+    root: Path,
+    key: str,
+    data: Mapping[Split, ValidatedSplit],
+    prepared: PreparedData,
+    trained: TrainedModel,
+    evaluation: Evaluation,
+    config: TrainingConfig,
+    promotion: PromotionConfig,
 ) -> dict[str, Any]:
-    """The verdict, with the event for the alias log if the candidate becomes champion.
+    """Write the next version with its verdict; returns its manifest."""
+    champion = alias_values(read_alias_log(root)).get(CHAMPION)
 
-    The first version does, and one whose champion is ``unreadable``; any other only if its test accuracy is higher.
+    def write(folder: Path, number: int) -> dict[str, Any]:
+        for record, name in (
+            (trained.record, TOPOLOGY_NAME),
+            (trained.record, WEIGHTS_NAME),
+            (trained.record, GOLDEN_NAME),
+            (evaluation.record, METRICS_NAME),
+        ):
+            shutil.copyfile(record.path / name, folder / name)
+        verdict = decide(_measure(root, folder, prepared, champion), promotion)
+        write_json(folder / VERDICT_NAME, verdict)
+        event = {
+            "when": utc_now(),
+            "alias": CHAMPION,
+            "from": champion,
+            "to": number,
+            "by": "train-fashion-mnist",
+            "reason": verdict["reason"],
+            "flow_run": flow_run.id,
+        }
+        stated = {
+            "dataset": prepared.dataset,
+            "created": utc_now(),
+            "made_from": key,
+            "test_accuracy": evaluation.test_accuracy,
+            "test_loss": evaluation.test_loss,
+            "topology_id": trained.topology_sha256,
+            "data": describe_data(data, prepared),
+            "configuration": config.model_dump(),
+            "promotion": promotion.model_dump(),
+            "seed": config.seed,
+            "code": code_revision(),
+            "lock_sha256": lock_digest(),
+            "packages": package_versions(),
+            "device": trained.device.model_dump(),
+            "training_seconds": trained.seconds,
+            "epochs_run": trained.epochs_run,
+            "parent": champion,
+            "flow_run_id": flow_run.id,
+            "verdict": {
+                "outcome": verdict["outcome"],
+                "reason": verdict["reason"],
+                "event": event if verdict["outcome"] == "promoted" else None,
+            },
+            "lineage": lineage(data, prepared, trained, evaluation),
+        }
+        write_report(folder / REPORT_NAME, number, stated, evaluation.record.path, contract_of(prepared.dataset))
+        return stated
+
+    return add_version(root, write)
+
+
+def _measure(root: Path, folder: Path, prepared: PreparedData, champion: int | None) -> Measured:
+    """What the verdict on the model in ``folder`` rests on.
+
+    The champion is measured on the candidate's own test rows, whatever rows it was measured on when it was made.
     """
-    if unreadable is not None:
-        promoted, reason = True, f"Promoted: the champion, version {champion}, cannot be read. {unreadable}"
-    elif champion is None or champion_accuracy is None:
-        promoted, reason = True, "Promoted: there was no champion."
-    elif accuracy > champion_accuracy:
-        promoted = True
-        reason = f"Promoted: test accuracy {accuracy:.4f} is above {champion_accuracy:.4f} of version {champion}."
-    else:
-        promoted = False
-        reason = f"Kept: test accuracy {accuracy:.4f} is not above {champion_accuracy:.4f} of version {champion}."
-    event = {
-        "when": utc_now(),
-        "alias": CHAMPION,
-        "from": champion,
-        "to": candidate,
-        "by": "train-fashion-mnist",
-        "reason": reason,
-        "flow_run": run_id,
-    }
-    return {"promoted": promoted, "reason": reason, "event": event if promoted else None}
+    metrics = json.loads((folder / METRICS_NAME).read_bytes())
+    difference, golden_fault, champion_fault, paired = None, None, None, None
+    try:
+        difference = repeat_in_fresh_process(folder)
+    except StoredArtifactError as error:
+        golden_fault = str(error)
+    if champion is not None:
+        from tasks.device import set_up_backend
+
+        set_up_backend(seed=0)
+        images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
+        labels = np.load(prepared.record.path / "test_labels.npy")
+        try:
+            _, model = load_version(root, champion)
+        except (StoredArtifactError, VersionNotFound) as error:
+            # A champion that nobody can load must not keep a model that works from taking its place.
+            champion_fault = str(error)
+        else:
+            candidate = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
+            paired = mcnemar(right_rows(candidate, images, labels), right_rows(model, images, labels))
+    return Measured(
+        accuracy=metrics["test_accuracy"],
+        per_class=metrics["per_class"],
+        golden_difference=difference,
+        golden_fault=golden_fault,
+        champion=champion,
+        champion_fault=champion_fault,
+        paired=paired,
+    )
 
 
 def describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) -> dict[str, Any]:

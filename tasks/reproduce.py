@@ -1,0 +1,94 @@
+"""Make a version again from its manifest alone, beside the store, and compare."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from schemas.config import TrainingConfig
+from schemas.contract import SPLITS, Split
+from schemas.errors import DataUnavailable
+from schemas.references import CsvFile, ParquetSplit, StageRecord
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
+from tasks.prepare import prepare
+from tasks.promotion import mcnemar
+from tasks.serve import load_version, right_rows
+from tasks.stage import read_stage, sha256_file
+from tasks.store import check_version, read_manifest
+from tasks.train import train
+from tasks.validate import validate
+
+
+def reproduce(root: Path, artifacts_dir: Path, version: int, scratch: Path) -> dict[str, Any]:
+    """Validate, prepare and train in ``scratch`` as the manifest of ``version`` says, on the data that it names.
+
+    Returns JSON: version; identical, whether the weights' digests are equal, with both under ``weights_sha256``;
+    test_accuracy of both and the paired test between them (``tasks.promotion.PairedTest``); ``differs``, what is not
+    as it was: code, lock, device. Raises `DataUnavailable` when the ingested data is gone, and `StoredArtifactError`
+    when it or the version is damaged.
+    """
+    manifest = read_manifest(root, version)
+    check_version(root, manifest)
+    dataset = manifest["dataset"]
+    config = TrainingConfig(**manifest["configuration"])
+    found = {split: _stored_data(manifest, artifacts_dir, split) for split in SPLITS}
+    data = {split: validate.fn(_copied(found[split], scratch), dataset) for split in SPLITS}
+    prepared = prepare.fn(data["train"], data["test"], dataset, config.validation_size, config.seed, scratch)
+    trained = train.fn(prepared, config, scratch)
+    again = load_network(trained.record.path / TOPOLOGY_NAME, trained.record.path / WEIGHTS_NAME)
+    _, model = load_version(root, version)
+    images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
+    labels = np.load(prepared.record.path / "test_labels.npy")
+    right, right_before = right_rows(again, images, labels), right_rows(model, images, labels)
+    expected = manifest["files"][WEIGHTS_NAME]["sha256"]
+    return {
+        "version": version,
+        "identical": trained.weights_sha256 == expected,
+        "weights_sha256": {"expected": expected, "found": trained.weights_sha256},
+        "test_accuracy": {"expected": float(right_before.mean()), "found": float(right.mean())},
+        "paired": asdict(mcnemar(right, right_before)),
+        "differs": _differences(manifest, trained.record, trained.device.model_dump()),
+    }
+
+
+def _stored_data(manifest: Mapping[str, Any], artifacts_dir: Path, split: Split) -> ParquetSplit:
+    """The Parquet that the manifest names, where ingest left it, once its digest was checked."""
+    entry = next(stage for stage in manifest["lineage"] if stage["stage"] == "ingest" and stage["split"] == split)
+    facts = manifest["data"][split]
+    folder = artifacts_dir / "data" / entry["key"][:16]
+    if not folder.is_dir():
+        raise DataUnavailable(
+            f"The {split} data of version {manifest['version']} was expected in {folder}, and is gone. Supply "
+            f"{facts['file']} with sha256 {facts['csv_sha256']} and run `fashion-ann train`, which ingests it again."
+        )
+    read_stage(folder)
+    path = folder / f"{split}.parquet"
+    return ParquetSplit(
+        record=StageRecord(path=folder, **{name: value for name, value in entry.items() if name != "split"}),
+        split=split,
+        path=path,
+        sha256=facts["parquet_sha256"],
+        rows=facts["rows"],
+        origin=facts["origin"],
+        source=CsvFile(split=split, path=Path(facts["file"]), sha256=facts["csv_sha256"], origin=facts["origin"]),
+    )
+
+
+def _copied(data: ParquetSplit, scratch: Path) -> ParquetSplit:
+    folder = scratch / "data" / data.split
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(shutil.copyfile(data.path, folder / data.path.name))
+    return data.model_copy(update={"path": path, "sha256": sha256_file(path)})
+
+
+def _differences(manifest: Mapping[str, Any], record: StageRecord, device: Mapping[str, Any]) -> list[str]:
+    before = next(stage for stage in manifest["lineage"] if stage["stage"] == "train")
+    differs = []
+    if before["key"] != record.key:
+        differs.append("code, lock or inputs of the train stage")
+    if manifest["device"] != device:
+        differs.append(f"device: {manifest['device']['name']}, now {device['name']}")
+    return differs
