@@ -74,7 +74,7 @@ def read_manifest(root: Path, version: int) -> dict[str, Any]:
     if found != stated:
         raise StoredArtifactError(f"{path}: expected content with sha256 {stated}, found {found}.")
     if not unchanged or manifest["version"] != version:
-        raise StoredArtifactError(f"{path} was edited: it says what was written, not as it was written, or elsewhere.")
+        raise StoredArtifactError(f"{path} was edited: it is not the text that was written for version {version}.")
     return manifest
 
 
@@ -151,7 +151,7 @@ def read_alias_log(root: Path) -> list[dict[str, Any]]:
         chained = _chained(event, chained)
         if line != _log_line(event, chained):
             raise StoredArtifactError(
-                f"{path} line {number}: expected sha256 {chained}, found {stated}: it was edited."
+                f"{path} line {number} was edited, or one before it is gone: expected sha256 {chained}, found {stated}."
             )
         events.append(event)
     return events

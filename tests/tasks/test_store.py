@@ -13,10 +13,13 @@ from tasks.store import (
     add_version,
     alias_values,
     append_event,
+    champions,
+    check_version,
     checked_path,
     find_made_from,
     list_versions,
     read_alias_log,
+    read_manifest,
     resolve,
     settle,
     show_version,
@@ -27,7 +30,7 @@ from tasks.store import (
 
 
 def _event(version: int) -> dict[str, Any]:
-    return {"when": "2026-01-01T00:00:00.000Z", "alias": "champion", "from": None, "to": version, "reason": "a test"}
+    return {"when": "2026-01-01T00:00:00.000Z", "alias": "champion", "from": None, "to": version, "by": "a test"}
 
 
 def _add(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "key") -> dict[str, Any]:
@@ -38,7 +41,7 @@ def _add(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "
             "made_from": key,
             "test_accuracy": accuracy,
             "test_loss": 0.3,
-            "verdict": {"promoted": promoted, "reason": "a test", "event": _event(number) if promoted else None},
+            "verdict": {"outcome": "promoted" if promoted else "kept", "event": _event(number) if promoted else None},
         }
 
     with store_lock(root):
@@ -55,8 +58,10 @@ def test_numbers_rise_and_versions_are_listed(tmp_path: Path) -> None:
             "created": "2026-01-01T00:00:00.000Z",
             "test_accuracy": accuracy,
             "test_loss": 0.3,
+            "outcome": "kept",
             "aliases": aliases,
             "path": str(tmp_path / "versions" / f"000{number}"),
+            "damaged": None,
         }
         for number, accuracy, aliases in ((1, 0.8, []), (2, 0.9, ["champion"]))
     ]
@@ -145,9 +150,54 @@ def test_a_line_cut_off_by_a_kill_never_happened(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_no_event_is_told_by_its_number(tmp_path: Path) -> None:
-    (tmp_path / "aliases.jsonl").write_text(json.dumps(_event(1)) + '\n{"alias": 1}\n')
+    _add(tmp_path)
+    append_event(tmp_path, _event(1))
+    with (tmp_path / "aliases.jsonl").open("a") as log:
+        log.write('{"alias": 1}\n')
     with pytest.raises(StoredArtifactError, match="line 2"):
         read_alias_log(tmp_path)
+
+
+def _three_moves(root: Path) -> Path:
+    root.mkdir(exist_ok=True)
+    for version in (1, 2, 1):
+        append_event(root, _event(version))
+    return root / "aliases.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("edit", "line"),
+    [
+        (lambda lines: [lines[0], lines[1].replace(b"a test", b"a lie!"), lines[2]], 2),
+        (lambda lines: [lines[0].replace(b'"to": 1', b'"to": 2'), *lines[1:]], 1),
+        (lambda lines: [lines[0], lines[2]], 2),
+        (lambda lines: lines[1:], 1),
+        (lambda lines: [lines[1], lines[0], lines[2]], 1),
+        (lambda lines: [lines[0].replace(b": ", b":", 1), *lines[1:]], 1),
+    ],
+)
+def test_an_edited_log_is_refused_by_line(tmp_path: Path, edit: Any, line: int) -> None:
+    log = _three_moves(tmp_path)
+    assert len(read_alias_log(tmp_path)) == 3
+    log.write_bytes(b"".join(edit(log.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(StoredArtifactError, match=f"line {line} "):
+        read_alias_log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("moves", "stack"),
+    [
+        ([], []),
+        ([(1, "x"), (2, "x"), (3, "x")], [1, 2, 3]),
+        ([(1, "x"), (2, "x"), (3, "x"), (2, "rollback")], [1, 2]),
+        ([(1, "x"), (2, "x"), (3, "x"), (2, "rollback"), (1, "rollback")], [1]),
+        ([(1, "x"), (2, "x"), (1, "rollback"), (3, "x")], [1, 3]),
+        ([(1, "x"), (2, "x"), (1, "x")], [1, 2, 1]),
+        ([(1, "x"), (1, "x")], [1]),
+    ],
+)
+def test_champions_one_after_the_other(moves: list[tuple[int, str]], stack: list[int]) -> None:
+    assert champions([{**_event(version), "by": by} for version, by in moves]) == stack
 
 
 def test_a_changed_file_is_refused_with_both_digests(tmp_path: Path) -> None:
@@ -162,8 +212,45 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     _add(tmp_path, 0.8)
     path = version_folder(tmp_path, 1) / "manifest.json"
     path.write_text(path.read_text().replace("0.8", "0.9"))
-    with pytest.raises(StoredArtifactError, match=r"manifest\.json"):
-        list_versions(tmp_path)
+    with pytest.raises(StoredArtifactError, match=r"manifest\.json: expected content with sha256"):
+        read_manifest(tmp_path, 1)
+    _add(tmp_path, 0.7)
+    damaged, whole = list_versions(tmp_path)
+    assert "manifest.json" in damaged["damaged"]
+    assert (whole["test_accuracy"], whole["damaged"]) == (0.7, None)
+
+
+def test_every_changed_byte_of_a_version_is_refused(tmp_path: Path) -> None:
+    manifest = _add(tmp_path)
+    check_version(tmp_path, manifest)
+    for name in ("manifest.json", "metrics.json"):
+        path = version_folder(tmp_path, 1) / name
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(StoredArtifactError, match=name):
+                check_version(tmp_path, read_manifest(tmp_path, 1))
+        path.write_bytes(whole)
+
+
+def test_files_that_no_manifest_names_and_links_are_refused(tmp_path: Path) -> None:
+    manifest = _add(tmp_path)
+    folder = version_folder(tmp_path, 1)
+    (folder / "model.pkl").write_bytes(b"")
+    with pytest.raises(StoredArtifactError, match=r"model\.pkl is not named"):
+        check_version(tmp_path, manifest)
+    (folder / "model.pkl").unlink()
+    (folder / "metrics.json").rename(tmp_path / "elsewhere.json")
+    (folder / "metrics.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(StoredArtifactError, match=r"metrics\.json: expected a file"):
+        check_version(tmp_path, manifest)
+
+
+def test_a_version_under_another_number_is_refused(tmp_path: Path) -> None:
+    _add(tmp_path)
+    version_folder(tmp_path, 1).rename(version_folder(tmp_path, 2))
+    with pytest.raises(StoredArtifactError, match=r"0002/manifest\.json"):
+        read_manifest(tmp_path, 2)
 
 
 def test_a_damaged_version_is_said_and_keeps_no_new_one_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
