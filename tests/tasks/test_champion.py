@@ -1,0 +1,160 @@
+"""Promotions and rollbacks on a store of real small models."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.config import PromotionConfig, TrainingConfig
+from schemas.contract import Split
+from schemas.errors import CandidateRefused, StoredArtifactError, WrongUsage
+from schemas.references import PreparedData, TrainedModel, ValidatedSplit
+from tasks.champion import NothingToRollBackTo, promote, rollback
+from tasks.device import set_up_backend
+from tasks.evaluate import evaluate
+from tasks.golden import largest_difference
+from tasks.reproduce import reproduce
+from tasks.serve import load_version, right_rows
+from tasks.store import champions, read_alias_log, store_folder, version_folder
+from tasks.verify import verify_version
+from tasks.version import version
+
+
+@pytest.fixture(scope="module")
+def made(
+    sample_data: dict[Split, ValidatedSplit],
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    sample_artifacts: Path,
+    small_config: TrainingConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A store with three versions of one model; the first is champion. Copy it, do not write it."""
+    artifacts = tmp_path_factory.mktemp("store")
+    evaluation = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
+    for key in ("1", "2", "3"):
+        trained = sample_trained.model_copy(
+            update={"record": sample_trained.record.model_copy(update={"key": key * 64})}
+        )
+        no_floor = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
+        version.fn(sample_data, sample_prepared, trained, evaluation, small_config, no_floor, artifacts)
+    return store_folder(artifacts, "fashion-mnist")
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "models" / "fashion-mnist"))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden predictions are repeated all the same; a process of its own for each costs seconds."""
+    set_up_backend(0)
+    monkeypatch.setattr("tasks.verify.repeat_in_fresh_process", largest_difference)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_rollback_drill(store: Path) -> None:
+    for number in (2, 3):
+        event = promote(store, number, f"try {number}")
+        assert (event["from"], event["to"], event["by"]) == (number - 1, number, "promote")
+    assert [rollback(store, "it was worse")["to"] for _ in range(2)] == [2, 1]
+    with pytest.raises(NothingToRollBackTo):
+        rollback(store, "once more")
+    log = read_alias_log(store)
+    assert [event["to"] for event in log] == [1, 2, 3, 2, 1]
+    assert [event["reason"] for event in log][1:] == ["try 2", "try 3", "it was worse", "it was worse"]
+    assert champions(log) == [1]
+
+
+def test_what_cannot_be_promoted_leaves_the_log_as_it_was(store: Path) -> None:
+    before = (store / "aliases.jsonl").read_bytes()
+    with pytest.raises(WrongUsage, match="champion already"):
+        promote(store, 1, "again")
+    with pytest.raises(WrongUsage, match="--reason"):
+        promote(store, 2, "  ")
+    weights = version_folder(store, 2) / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(StoredArtifactError, match=r"0002/model\.weights\.h5: expected sha256 \w{64}, found \w{64}"):
+        promote(store, 2, "forced", force=True)
+    assert (store / "aliases.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_refused_version_is_promoted_by_force_alone(
+    sample_data: dict[Split, ValidatedSplit],
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    sample_artifacts: Path,
+    small_config: TrainingConfig,
+    tmp_path: Path,
+) -> None:
+    evaluation = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
+    strict = PromotionConfig(minimum_accuracy=1)
+    with pytest.raises(CandidateRefused):
+        version.fn(sample_data, sample_prepared, sample_trained, evaluation, small_config, strict, tmp_path)
+    root = store_folder(tmp_path, "fashion-mnist")
+    with pytest.raises(WrongUsage, match="refused by its own verdict"):
+        promote(root, 1, "no other")
+    assert promote(root, 1, "no other", force=True)["to"] == 1
+
+
+def test_verify_tells_an_edited_topology_and_edited_golden_predictions(store: Path) -> None:
+    verified = verify_version(store, 1)
+    assert (verified["version"], verified["golden_difference"]) == (1, 0.0)  # by a fresh process
+    for name in ("topology.json", "golden.json"):
+        path = version_folder(store, 2) / name
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b"relu", b"tanh").replace(b"0.", b"1.", 1))
+        with pytest.raises(StoredArtifactError, match=name):
+            verify_version(store, 2)
+        path.write_bytes(whole)
+
+
+def test_a_loaded_version_has_the_rows_right_that_its_metrics_say(store: Path, sample_prepared: PreparedData) -> None:
+    set_up_backend(0)
+    manifest, model = load_version(store, 1)
+    images = np.load(sample_prepared.record.path / "test_images.npy")
+    labels = np.load(sample_prepared.record.path / "test_labels.npy")
+    assert right_rows(model, images, labels).mean() == pytest.approx(manifest["test_accuracy"])
+
+
+def test_a_version_is_reproduced_to_the_bit_from_its_manifest(
+    store: Path, sample_artifacts: Path, tmp_path: Path
+) -> None:
+    found = reproduce(store, sample_artifacts, 1, tmp_path / "scratch")
+    assert found["identical"]
+    assert found["test_accuracy"]["expected"] == found["test_accuracy"]["found"]
+    assert (found["paired"]["fixed"], found["paired"]["broken"]) == (0, 0)
+
+
+def _promote_for_ever(store: str) -> None:
+    import tasks.champion
+
+    tasks.champion.verify_version = lambda root, version: {}  # seconds, and not what is killed here
+    for turn in range(1_000):
+        promote(Path(store), 2 + turn % 2, "back and forth")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_promotion_killed_at_any_moment_leaves_a_whole_log(store: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    for _ in range(3):
+        process = context.Process(target=_promote_for_ever, args=(str(store),))
+        process.start()
+        events = len(read_alias_log(store))
+        deadline = time.monotonic() + 120
+        while len(read_alias_log(store)) == events and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        moved = promote(store, 1, "by hand")
+        assert moved["to"] == champions(read_alias_log(store))[-1] == 1
+        assert all(json.loads(line) for line in (store / "aliases.jsonl").read_text().splitlines())
