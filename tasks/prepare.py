@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 
@@ -46,6 +47,7 @@ def prepare(
         ):
             np.save(folder / f"{name}_images.npy", scale_pixels(images, contract))
             np.save(folder / f"{name}_labels.npy", labels)
+        pa.default_memory_pool().release_unused()  # Arrow would keep what reading took for a next time
         return {
             "dataset": dataset,
             "train_rows": len(kept),

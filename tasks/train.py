@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import mmap
 import os
 import time
 import zipfile
@@ -31,6 +32,8 @@ HISTORY_NAME = "history.json"
 _STEPS_PER_EXECUTION = 50
 # Validation rows that are judged in one call.
 _JUDGED_AT_ONCE = 10_000
+# Images that are turned into bytes in one go; what lies between takes memory, too.
+_CONVERTED_AT_ONCE = 4_096
 # Where the warm-up starts, as a share of the peak.
 _WARM_UP_FROM = 0.1
 
@@ -108,7 +111,8 @@ def fit_network(
 ) -> tuple[Any, list[Figures]]:
     """Train a new network; returns the `keras.Model`, compiled to be evaluated, and one `Figures` an epoch.
 
-    The splits are images float32 (N, pixels) in [0, 1] and labels int32 (N,). The backend was set up for the seed
+    The splits are images float32 (N, pixels), pixels of the contract scaled to [0, 1], and labels int32 (N,); any other
+    value raises ValueError. The backend was set up for the seed
     before (`tasks.device.set_up_backend`). With a ``checkpoint`` the state after each epoch is kept there, and training
     goes on from it when it is there already: weights, optimizer, dropout's generator; the order of batches comes from
     seed and epoch alone. The result is that of a run which was never stopped.
@@ -124,7 +128,7 @@ def fit_network(
     steps = math.ceil(len(labels) / config.batch_size)
     network = build_network(contract, config.dropout)
     network.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    trainer = _trainer(network, images)
+    trainer = _trainer(network, images, contract)
     trainer.compile(
         optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
         loss="sparse_categorical_crossentropy",
@@ -196,7 +200,7 @@ def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, fo
     bare.save_weights(folder / WEIGHTS_NAME)
 
 
-def _trainer(network: Any, images: npt.NDArray[np.float32]) -> Any:
+def _trainer(network: Any, images: npt.NDArray[np.float32], contract: DatasetContract) -> Any:
     """The network behind a table of its images: row numbers int32 (N,) in, probabilities out.
 
     The images go to the device once and a step is fed row numbers. Batches of images made in Python cost more than the
@@ -204,18 +208,38 @@ def _trainer(network: Any, images: npt.NDArray[np.float32]) -> Any:
     """
     import keras
 
+    levels = contract.pixel_max - contract.pixel_min
+    pixels = _as_bytes(images, levels)
+
     class Images(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         def __init__(self) -> None:
             super().__init__(trainable=False)
             self.table = self.add_weight(
-                shape=images.shape, dtype="float32", initializer=lambda shape, dtype: images, trainable=False
+                shape=pixels.shape, dtype="uint8", initializer=lambda shape, dtype: pixels, trainable=False
             )
 
         def call(self, rows: Any) -> Any:
-            return keras.ops.take(self.table, rows, axis=0)  # (batch,) -> (batch, pixels)
+            return keras.ops.cast(keras.ops.take(self.table, rows, axis=0), "float32") / levels  # (batch, pixels)
 
     rows = keras.Input((), dtype="int32")
     return keras.Model(rows, network(Images()(rows)))
+
+
+def _as_bytes(images: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.uint8]:
+    """Images float32 (N, pixels), each value one of 0/levels .. levels/levels, as 0 .. levels: a quarter of the memory.
+
+    Raises ValueError for any other value, which a byte would not hold.
+    """
+    pixels = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), _CONVERTED_AT_ONCE):
+        rows = slice(start, start + _CONVERTED_AT_ONCE)
+        pixels[rows] = np.rint(images[rows] * np.float32(levels))
+        if not np.array_equal(pixels[rows] / np.float32(levels), images[rows]):
+            raise ValueError(f"images of {levels + 1} levels from 0 to 1 were expected, as tasks.prepare scales them")
+    file: object = images.base
+    if isinstance(file, mmap.mmap):
+        file.madvise(mmap.MADV_DONTNEED)  # the pages of the file, 170 MB, are not needed any more
+    return pixels
 
 
 def row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:

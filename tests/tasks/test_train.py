@@ -13,7 +13,7 @@ from schemas.references import PreparedData, TrainedModel
 from tasks.device import set_up_backend
 from tasks.network import build_network, load_network
 from tasks.stage import sha256_file
-from tasks.train import Figures, _judge, fit_network, learning_rate_schedule, train
+from tasks.train import Figures, _as_bytes, _judge, fit_network, learning_rate_schedule, train
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -176,6 +176,16 @@ def test_validation_figures_are_those_of_keras_over_all_rows(
     images, labels = _split(sample_prepared, "validation")
     expected = network.evaluate(images, labels, verbose=0, return_dict=True)
     assert dict(_judge(network, images, labels)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_images_become_bytes_and_back_without_a_difference() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(4, 64)
+    scaled = images / np.float32(255)
+    assert scaled.dtype == np.float32
+    assert np.array_equal(_as_bytes(scaled, 255), images)
+    scaled[2, 5] += 1e-4
+    with pytest.raises(ValueError, match="256 levels"):
+        _as_bytes(scaled, 255)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
