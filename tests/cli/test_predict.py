@@ -51,7 +51,9 @@ def test_without_labels_there_is_no_accuracy(capsys: pytest.CaptureFixture[str],
     lines = gzip.decompress(Path(IMAGES).read_bytes()).splitlines(keepends=True)
     bare = tmp_path / "bare.csv"
     bare.write_bytes(b"".join(line.partition(b",")[2] for line in lines))
-    assert "accuracy" not in _run(capsys, "predict", str(bare), "--output", str(output))[1]
+    status, out, _ = _run(capsys, "predict", str(bare), "--output", str(output))
+    assert status == 0
+    assert "accuracy" not in out
     assert json.loads(_run(capsys, "predict", str(bare), "--output", str(output), "--json")[1])["accuracy"] is None
 
 
