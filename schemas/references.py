@@ -121,3 +121,16 @@ class ModelVersion(Reference):
     verdict: str
     test_accuracy: float
     test_loss: float
+
+
+class Predictions(Reference):
+    """What a version said about ``rows`` images, written to ``output``.
+
+    ``accuracy`` is the share of rows where it said what the label column says, None where there is no such column.
+    """
+
+    version: int
+    rows: int
+    accuracy: float | None
+    output: Path
+    sha256: str

@@ -8,6 +8,8 @@ such a file spans two, so that a quote left open costs one cell and not the rest
 Everything else is refused with its line and column: signs, fractions, exponents, text, empty cells, a row that is too
 short or too long, a lone carriage return, a header that is not the contract's, a value out of the contract's bounds.
 
+`open_csv` is the reader, for every stage that takes such a file; `ingest_csv` writes what it gives as Parquet.
+
 Blocks that hold nothing but digits, commas and line ends are read as arrays; all others, and those where something does
 not add up, line by line. pyarrow's own CSV reader takes 0x1F for a number, names no line, and is slower than this one.
 """
@@ -19,6 +21,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -39,6 +42,7 @@ from tasks.stage import replaced, run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
 
+Origin = Literal["supplied", "fetched"]
 Rows = npt.NDArray[np.uint8]  # (N, columns)
 
 _BLOCK_BYTES = 1 << 20  # the arrays made from one block stay within a processor's cache
@@ -114,7 +118,7 @@ def ingest_csv(
     contract: DatasetContract,
     split: Split,
     *,
-    origin: Literal["supplied", "fetched"] = "supplied",
+    origin: Origin = "supplied",
     expected_sha256: str | None = None,
 ) -> IngestFacts:
     """Write ``target`` as Parquet: one uint8 column for each of the contract's, row groups of at most 16,384 rows.
@@ -129,50 +133,140 @@ def ingest_csv(
     A wrong header, a line of more than 1 MiB and a damaged gzip end the reading, and are all that is reported.
     What is wrong with the file as a whole (empty, cut off, changed, too few rows) has no ``problems``.
     """
-    with _open(source) as file, replaced(target) as temporary:
-        raw = _HashedFile(file, source)
-        fault: DataContractError | None = None
-        rows = 0
-        try:
-            rows = _convert(raw, temporary, contract, split, origin)
-        except DataContractError as error:
-            fault = error
-        sha256 = raw.sha256_to_the_end()
-        # First, because what is wrong inside a file that is still being written is wrong for that reason.
-        if expected_sha256 not in (None, sha256):
-            raise DataContractError(
-                f"{source} changed since it was first looked at: expected sha256 {expected_sha256}, received {sha256}. "
-                "Run again when nothing writes to it."
-            ) from fault
-        if fault is not None:
-            raise fault
-        return IngestFacts(rows, sha256)
+    with (
+        replaced(target) as temporary,
+        open_csv(source, contract, origin=origin, expected_sha256=expected_sha256) as csv,
+    ):
+        _write_parquet(csv, temporary, contract)
+        _check_rows(source, csv.rows, contract, split, origin)
+    return IngestFacts(csv.rows, csv.sha256)
 
 
-def _convert(raw: "_HashedFile", temporary: Path, contract: DatasetContract, split: Split, origin: str) -> int:
-    blocks = _blocks(raw)
-    start = next(blocks, b"")
-    _refuse_foreign(raw.path, start)
-    header, _, body = start.removeprefix(_BOM).partition(b"\n")
-    _check_header(raw.path, header, contract)
-    reader = _BlockReader(contract)
+def _write_parquet(csv: "CsvRows", path: Path, contract: DatasetContract) -> None:
     with pq.ParquetWriter(
-        temporary,
+        path,
         parquet_schema(contract),
         compression="zstd",
         use_dictionary=False,  # pixels are bytes already
         write_statistics=True,  # `validate` reads the ranges from the footer
     ) as writer:
         groups = _RowGroups(writer)
-        for block in chain([body] if body else [], blocks):
-            rows = reader.read(block)
-            if not reader.count:  # from the first problem on, problems are counted and nothing is written
-                groups.add(rows)
+        for rows in csv:
+            groups.add(rows)
         groups.flush()
-    if reader.count:
-        raise _refusal(raw.path, reader.problems, reader.count, origin)
-    _check_rows(raw.path, reader.rows, contract, split, origin)
-    return reader.rows
+
+
+@contextmanager
+def open_csv(
+    source: Path,
+    contract: DatasetContract,
+    *,
+    label_optional: bool = False,
+    origin: Origin = "supplied",
+    expected_sha256: str | None = None,
+) -> Iterator["CsvRows"]:
+    """The rows of a CSV in the form that this module describes, to be iterated over once; its header is read already.
+
+    With ``label_optional`` the header may also be the contract's without the label column.
+
+    Raises `DataContractError`: at once for what cannot be read or has a wrong header, from the iteration for what is
+    wrong with the rows, and for a file that hashes to something else instead of either, or when the block ends.
+    """
+    with _open(source) as file:
+        raw = _HashedFile(file, source)
+        fault: DataContractError | None = None
+        try:
+            yield CsvRows(raw, contract, label_optional=label_optional, origin=origin)
+        except DataContractError as error:
+            fault = error
+        raw.read_to_the_end()
+        # First, because what is wrong inside a file that is still being written is wrong for that reason.
+        if expected_sha256 not in (None, raw.sha256):
+            raise DataContractError(
+                f"{source} changed since it was first looked at: expected sha256 {expected_sha256}, "
+                f"received {raw.sha256}. Run again when nothing writes to it."
+            ) from fault
+        if fault is not None:
+            raise fault
+
+
+class CsvRows:
+    """The rows of one CSV, in file order, in memory that does not grow with the file; `open_csv` makes it.
+
+    Iterating gives blocks of them: uint8 (N, len(columns)), N at least 1, every value within the contract's bounds.
+    From the first problem on no block is given: the rest is read for more problems, and `DataContractError` ends the
+    iteration.
+    """
+
+    def __init__(self, raw: "_HashedFile", contract: DatasetContract, *, label_optional: bool, origin: Origin) -> None:
+        self._raw = raw
+        self._origin = origin
+        self._columns = contract.columns
+        self._blocks = self._whole_lines()
+        start = next(self._blocks, b"")
+        _refuse_foreign(raw.path, start)
+        header, _, self._first = start.removeprefix(_BOM).partition(b"\n")
+        self._columns = _check_header(raw.path, header, contract, label_optional=label_optional)
+        self._label_column = contract.label_column
+        self._reader = _BlockReader(contract, self._columns)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The header's names, in order: the contract's, or these without the label."""
+        return self._columns
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the first column is the label."""
+        return self._columns[0] == self._label_column
+
+    @property
+    def rows(self) -> int:
+        """How many were read so far."""
+        return self._reader.rows
+
+    @property
+    def sha256(self) -> str:
+        """Of the file as it lies there, compressed or not, once the block of `open_csv` has ended."""
+        return self._raw.sha256
+
+    def __iter__(self) -> Iterator[Rows]:
+        for block in chain([self._first] if self._first else [], self._blocks):
+            rows = self._reader.read(block)
+            if len(rows) and not self._reader.count:
+                yield rows
+        if self._reader.count:
+            raise _refusal(self._raw.path, self._reader.problems, self._reader.count, self._origin)
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        """The content in whole lines, unpacked, with LF for CRLF. Only the last block may lack the end of its line."""
+        raw = self._raw
+        stream: Any = raw
+        if raw.begins_with(_GZIP):
+            stream = gzip.GzipFile(fileobj=stream, mode="rb")
+        rest = b""
+        line = 1
+        while chunk := _unpacked(stream, raw.path):
+            cut = chunk.rfind(b"\n") + 1
+            block, rest = (rest + chunk[:cut], chunk[cut:]) if cut else (b"", rest + chunk)
+            # Of a block's lines only the first can be longer than what is read at once.
+            if max(block.find(b"\n"), len(rest)) > _LINE_BYTES:
+                if block.find(b"\n") <= _LINE_BYTES:
+                    line += block.count(b"\n")
+                raise DataContractError(
+                    f"{raw.path.name} line {line} is longer than {_LINE_BYTES} bytes: line ends were expected, and "
+                    f"there are none. Correct {raw.path}, and run again.",
+                    [
+                        CellProblem(
+                            line, self._columns[0], f"more than {_LINE_BYTES} bytes", "expected the end of the line"
+                        )
+                    ],
+                )
+            if block:
+                line += block.count(b"\n")
+                yield block.replace(b"\r\n", b"\n")
+        if rest:
+            yield rest
 
 
 class _HashedFile:
@@ -197,10 +291,14 @@ class _HashedFile:
         self._digest.update(data)
         return data
 
-    def sha256_to_the_end(self) -> str:
+    @property
+    def sha256(self) -> str:
+        """Of what was read so far."""
+        return self._digest.hexdigest()
+
+    def read_to_the_end(self) -> None:
         while self.read(_BLOCK_BYTES):
             pass
-        return self._digest.hexdigest()
 
 
 def _open(source: Path) -> BufferedReader:
@@ -215,32 +313,6 @@ def _unreadable(source: Path, error: OSError) -> DataContractError:
         f"{source} cannot be read ({error.strerror or error}): expected a CSV file. "
         "Put one there that this user may read, and run again."
     )
-
-
-def _blocks(raw: _HashedFile) -> Iterator[bytes]:
-    """The content in whole lines, unpacked, with LF for CRLF. Only the last block may lack the end of its line."""
-    stream: Any = raw
-    if raw.begins_with(_GZIP):
-        stream = gzip.GzipFile(fileobj=stream, mode="rb")
-    rest = b""
-    line = 1
-    while chunk := _unpacked(stream, raw.path):
-        cut = chunk.rfind(b"\n") + 1
-        block, rest = (rest + chunk[:cut], chunk[cut:]) if cut else (b"", rest + chunk)
-        # Of a block's lines only the first can be longer than what is read at once.
-        if max(block.find(b"\n"), len(rest)) > _LINE_BYTES:
-            if block.find(b"\n") <= _LINE_BYTES:
-                line += block.count(b"\n")
-            raise DataContractError(
-                f"{raw.path.name} line {line} is longer than {_LINE_BYTES} bytes: line ends were expected, and there "
-                f"are none. Correct {raw.path}, and run again.",
-                [CellProblem(line, "label", f"more than {_LINE_BYTES} bytes", "expected the end of the line")],
-            )
-        if block:
-            line += block.count(b"\n")
-            yield block.replace(b"\r\n", b"\n")
-    if rest:
-        yield rest
 
 
 def _unpacked(stream: Any, path: Path) -> bytes:
@@ -282,9 +354,9 @@ class _RowGroups:
 class _BlockReader:
     """Turns blocks of whole lines into rows, and counts what is wrong with them; ``problems`` are the first."""
 
-    def __init__(self, contract: DatasetContract) -> None:
-        self._columns = contract.columns
-        self._bounds = [contract.bounds(column) for column in contract.columns]
+    def __init__(self, contract: DatasetContract, columns: tuple[str, ...]) -> None:
+        self._columns = columns
+        self._bounds = [contract.bounds(column) for column in columns]
         # A value of one byte is within 0 .. 255; only narrower columns are looked at again.
         self._narrow = [(at, low, high) for at, (low, high) in enumerate(self._bounds) if (low, high) != (0, 255)]
         self._blank: list[int] = []  # lines, of which the first ones are kept
@@ -432,11 +504,13 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
             raise DataContractError(f"{path} is not a CSV but {what}; then run again.")
 
 
-def _check_header(path: Path, line: bytes, contract: DatasetContract) -> None:
-    expected = contract.columns
+def _check_header(path: Path, line: bytes, contract: DatasetContract, *, label_optional: bool) -> tuple[str, ...]:
+    """The columns that the header names, if they are the contract's. The first name decides if a label is expected."""
     received = tuple(cell.strip(" ") for cell in _cells(line.decode("utf-8", "backslashreplace")))
+    unlabelled = contract.columns[1:]
+    expected = unlabelled if label_optional and received[0] == unlabelled[0] else contract.columns
     if received == expected:
-        return
+        return expected
     position = next(at for at, (one, other) in enumerate(zip_longest(expected, received)) if one != other)
     problem = CellProblem(
         line=1,
@@ -450,7 +524,8 @@ def _check_header(path: Path, line: bytes, contract: DatasetContract) -> None:
     raise DataContractError(
         f"{path.name} {problem}.\n"
         f"The header must name {len(expected)} columns in this order: {', '.join(expected[:3])} .. {expected[-1]}. "
-        f"Correct {path}, and run again.",
+        + (f"The column {contract.label_column}, the first, may be left out. " if label_optional else "")
+        + f"Correct {path}, and run again.",
         [problem],
     )
 

@@ -39,7 +39,7 @@ def reproduce(root: Path, artifacts_dir: Path, version: int, scratch: Path) -> d
     prepared = prepare.fn(data["train"], data["test"], dataset, config.validation_size, config.seed, scratch)
     trained = train.fn(prepared, config, scratch)
     again = load_network(trained.record.path / TOPOLOGY_NAME, trained.record.path / WEIGHTS_NAME)
-    _, model = load_version(root, version)
+    _, model = load_version(root, str(version))
     images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
     labels = np.load(prepared.record.path / "test_labels.npy")
     right, right_before = right_rows(again, images, labels), right_rows(model, images, labels)

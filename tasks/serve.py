@@ -1,4 +1,4 @@
-"""Read a version back: every digest is checked before a file is opened, and Keras is asked last."""
+"""A version out of the store, ready to predict: every digest is checked before a file is opened, Keras is asked last."""
 
 from pathlib import Path
 from typing import Any
@@ -7,21 +7,26 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
-from tasks.store import check_version, checked_path, read_manifest
+from tasks.store import check_version, read_manifest, resolve, version_folder
 
 _BATCH = 1_000
 
 
-def load_version(root: Path, version: int) -> tuple[dict[str, Any], Any]:
-    """Manifest and `keras.Model` of a version, once the whole of it was checked.
+def load_version(root: Path, version: str) -> tuple[dict[str, Any], Any]:
+    """Manifest and uncompiled `keras.Model` of a version: float32 (N, pixels) in [0, 1] to float32 (N, classes).
 
-    The backend was set up before (`tasks.device.set_up_backend`). Raises `VersionNotFound`, or `StoredArtifactError`
-    naming the file, the expected and the found digest.
+    ``version`` is a number ("3", "0003", "v3") or an alias, such as champion. The backend is set up for seed 0.
+
+    Raises `VersionNotFound`, or `StoredArtifactError` when a file is not what the manifest says or no manifest names
+    it; Keras is not even imported then.
     """
-    manifest = read_manifest(root, version)
+    manifest = read_manifest(root, resolve(root, version))
     check_version(root, manifest)
-    paths = [checked_path(root, manifest, name) for name in (TOPOLOGY_NAME, WEIGHTS_NAME)]
-    return manifest, load_network(*paths)
+    from tasks.device import set_up_backend
+
+    set_up_backend(seed=0)
+    folder = version_folder(root, manifest["version"])
+    return manifest, load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
 
 
 def right_rows(model: Any, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:

@@ -188,13 +188,10 @@ def _measure(root: Path, folder: Path, prepared: PreparedData, champion: int | N
     except StoredArtifactError as error:
         golden_fault = str(error)
     if champion is not None:
-        from tasks.device import set_up_backend
-
-        set_up_backend(seed=0)
         images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
         labels = np.load(prepared.record.path / "test_labels.npy")
         try:
-            _, model = load_version(root, champion)
+            _, model = load_version(root, str(champion))
         except (StoredArtifactError, VersionNotFound) as error:
             # A champion that nobody can load must not keep a model that works from taking its place.
             champion_fault = str(error)

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 # Before anything imports a backend or Great Expectations.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,6 +21,7 @@ from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSpl
 from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.prepare import prepare
+from tasks.store import add_version, append_event, store_folder, store_lock
 from tasks.train import train
 from tasks.validate import validate
 
@@ -88,3 +90,27 @@ def sample_prepared(
 @pytest.fixture(scope="session")
 def sample_trained(sample_prepared: PreparedData, sample_artifacts: Path, small_config: TrainingConfig) -> TrainedModel:
     return train.fn(sample_prepared, small_config, sample_artifacts)
+
+
+@pytest.fixture(scope="session")
+def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifacts folder whose store holds two untrained versions that disagree, 1 of them champion; read it only."""
+    import keras
+
+    from tasks.network import build_network, topology_bytes
+
+    artifacts = tmp_path_factory.mktemp("two-versions")
+    root = store_folder(artifacts, FASHION_MNIST.name)
+
+    def write(folder: Path, number: int) -> dict[str, Any]:
+        keras.utils.set_random_seed(number)
+        model = build_network(FASHION_MNIST, dropout=0.5)
+        (folder / "topology.json").write_bytes(topology_bytes(model))
+        model.save_weights(folder / "model.weights.h5")
+        return {"verdict": {"event": None}}
+
+    with store_lock(root):
+        for _ in range(2):
+            add_version(root, write)
+        append_event(root, {"alias": "champion", "to": 1})
+    return artifacts

@@ -118,8 +118,7 @@ def test_verify_tells_an_edited_topology_and_edited_golden_predictions(store: Pa
 
 
 def test_a_loaded_version_has_the_rows_right_that_its_metrics_say(store: Path, sample_prepared: PreparedData) -> None:
-    set_up_backend(0)
-    manifest, model = load_version(store, 1)
+    manifest, model = load_version(store, "1")
     images = np.load(sample_prepared.record.path / "test_images.npy")
     labels = np.load(sample_prepared.record.path / "test_labels.npy")
     assert right_rows(model, images, labels).mean() == pytest.approx(manifest["test_accuracy"])

@@ -22,7 +22,7 @@ from schemas.contract import FASHION_MNIST
 from schemas.errors import DataContractError
 from schemas.references import CsvFile, ParquetSplit
 from tasks import ingest as module
-from tasks.ingest import IngestFacts, ingest, ingest_csv, parquet_schema
+from tasks.ingest import IngestFacts, ingest, ingest_csv, open_csv, parquet_schema
 
 TINY = replace(
     FASHION_MNIST,
@@ -373,6 +373,41 @@ def test_fetched_file_needs_exactly_the_published_rows(tmp_path: Path) -> None:
     error = refusal(tmp_path, HEADER + BODY + b"1,2,3,4,5\n", origin="fetched")
     assert "has 4 rows: expected the 3 of the train split" in str(error)
     assert len(values(convert(tmp_path, HEADER + BODY + b"1,2,3,4,5\n"))) == 4
+
+
+# --- the reader alone ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_reader_gives_blocks_of_rows_with_or_without_the_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labelled: bool
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 30)
+    first = 0 if labelled else 1
+    lines = [line.split(b",", 1)[first:] for line in (HEADER + BODY).splitlines()]
+    source = tmp_path / "images.csv"
+    source.write_bytes(b"\n".join(map(b",".join, lines)))
+    with open_csv(source, TINY, label_optional=True) as rows:
+        assert (rows.columns, rows.labelled) == (TINY.columns[first:], labelled)
+        blocks = list(rows)
+    assert len(blocks) > 1
+    assert all(len(block) and block.dtype == np.uint8 for block in blocks)
+    assert np.concatenate(blocks).tolist() == [row[first:] for row in ROWS]
+    assert (rows.rows, rows.sha256) == (3, hashlib.sha256(source.read_bytes()).hexdigest())
+
+
+def test_reader_gives_no_row_after_the_first_problem_and_reads_on_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 20)
+    source = tmp_path / "images.csv"
+    source.write_bytes(HEADER + BODY + b"1,2,3,4,256\n" + BODY + b"10,2,3,4,5\n" + BODY)
+    given: list[list[int]] = []
+    with pytest.raises(DataContractError) as caught, open_csv(source, TINY) as rows:
+        for block in rows:
+            given += block.tolist()
+    assert given == ROWS
+    assert [(problem.line, problem.column) for problem in caught.value.problems] == [(5, "pixel4"), (9, "label")]
 
 
 # --- any file --------------------------------------------------------------------------------------------------------

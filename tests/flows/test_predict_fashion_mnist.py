@@ -1,0 +1,61 @@
+"""The prediction flow on the committed sample of the real data, against a real Prefect server."""
+
+import gzip
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.exceptions import ParameterTypeError
+from pydantic import ValidationError
+
+from flows.predict_fashion_mnist import predict_fashion_mnist
+from schemas.errors import DataContractError
+from schemas.references import Predictions
+from tasks.predict import predict_csv
+from tests.conftest import SAMPLE
+
+IMAGES = SAMPLE / "fashion-mnist_test.csv.gz"
+
+
+@pytest.mark.usefixtures("server")
+def test_the_flow_writes_what_the_core_writes_by_the_champion(two_versions: Path, tmp_path: Path) -> None:
+    made = predict_fashion_mnist(IMAGES, tmp_path / "flow.parquet", artifacts_dir=two_versions)
+    assert isinstance(made, Predictions)
+    assert (made.version, made.rows, made.output) == (1, 200, tmp_path / "flow.parquet")
+    core = predict_csv(IMAGES, tmp_path / "core.parquet", "1", "fashion-mnist", two_versions)
+    assert pq.read_table(made.output).equals(pq.read_table(core.output), check_metadata=True)
+    assert made.accuracy == core.accuracy
+
+
+@pytest.mark.usefixtures("server")
+def test_parameters_as_a_deployment_sends_them_reach_the_version_that_they_name(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(two_versions))
+    made = predict_fashion_mnist(images=str(IMAGES), output=str(tmp_path / "out.csv"), version="2")
+    assert made.version == 2
+    assert (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_broken_csv_fails_the_run_on_the_server_with_the_cell_and_leaves_nothing(
+    two_versions: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images.csv"
+    images.write_bytes(gzip.decompress(IMAGES.read_bytes()).replace(b",0,", b",256,", 1))
+    with pytest.raises(DataContractError, match=r"images\.csv line 2, column pixel\d+: .*received 256"):
+        predict_fashion_mnist(images, tmp_path / "out.parquet", artifacts_dir=two_versions)
+    assert list(tmp_path.iterdir()) == [images]
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["predict-fashion-mnist"])))
+    failed = [run for run in runs if run.parameters["images"] == str(images)]
+    assert [run.state.is_failed() for run in failed if run.state is not None] == [True]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(two_versions: Path, tmp_path: Path) -> None:
+    with pytest.raises((ParameterTypeError, ValidationError), match="dataset"):
+        predict_fashion_mnist(IMAGES, tmp_path / "out.parquet", artifacts_dir=two_versions, dataset="mnist")
+    assert list(tmp_path.iterdir()) == []

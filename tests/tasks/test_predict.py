@@ -1,0 +1,326 @@
+"""Predictions are plain Keras's, in the file's order, in bounded memory, and whole or absent."""
+
+import gzip
+import shutil
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.contract import FASHION_MNIST
+from schemas.errors import DataContractError, StageNotWritten, StoredArtifactError, VersionNotFound, WrongUsage
+from schemas.references import Predictions
+from tasks import ingest
+from tasks import predict as module
+from tasks.predict import in_batches, predict, predict_csv
+from tasks.stage import sha256_file
+from tasks.store import read_manifest, store_folder, version_folder
+from tests.conftest import SAMPLE
+
+LINES = gzip.decompress((SAMPLE / "fashion-mnist_test.csv.gz").read_bytes()).splitlines()  # a header, 200 rows
+PROBABILITIES = [f"p{label}" for label in range(10)]
+
+
+def without_label(lines: list[bytes]) -> list[bytes]:
+    return [line.partition(b",")[2] for line in lines]
+
+
+def put(folder: Path, lines: list[bytes], name: str = "images.csv") -> Path:
+    path = folder / name
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 200 rows come in about 27 blocks of text, and leave in 4 batches."""
+    monkeypatch.setattr(ingest, "_BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(module, "_BATCH_ROWS", 64)
+
+
+def run(images: Path, artifacts: Path, output: str = "out.parquet", version: str = "champion") -> Predictions:
+    return predict_csv(images, images.parent / output, version, "fashion-mnist", artifacts)
+
+
+def plain_keras(images: Path, artifacts: Path, version: int) -> npt.NDArray[np.float32]:
+    """What anyone gets who reads the CSV by pandas and the version by Keras."""
+    folder = version_folder(store_folder(artifacts, "fashion-mnist"), version)
+    model = keras.models.model_from_json((folder / "topology.json").read_text())
+    model.load_weights(folder / "model.weights.h5")
+    frame = pd.read_csv(images).drop(columns="label", errors="ignore")
+    probabilities: npt.NDArray[np.float32] = model.predict(frame.to_numpy(np.float32) / 255, verbose=0)
+    return probabilities
+
+
+# --- what is predicted -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("version", [1, 2])
+def test_predictions_are_those_of_plain_keras(two_versions: Path, tmp_path: Path, version: int) -> None:
+    images = put(tmp_path, LINES)
+    made = run(images, two_versions, version=str(version))
+    expected = plain_keras(images, two_versions, version)
+    table = pd.read_parquet(made.output)
+    np.testing.assert_allclose(table[PROBABILITIES], expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(table["label"], expected.argmax(axis=1))
+    assert table["name"].tolist() == [FASHION_MNIST.class_names[label] for label in table["label"]]
+    assert (made.version, made.rows) == (version, 200)
+    truth = pd.read_csv(images)["label"].to_numpy()
+    assert made.accuracy == pytest.approx((expected.argmax(axis=1) == truth).mean())
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_label_column_changes_no_prediction_and_its_absence_leaves_no_accuracy(
+    two_versions: Path, tmp_path: Path
+) -> None:
+    labelled = run(put(tmp_path, LINES), two_versions, "labelled.parquet")
+    bare = run(put(tmp_path, without_label(LINES), "bare.csv"), two_versions, "bare.parquet")
+    assert pq.read_table(labelled.output).equals(pq.read_table(bare.output))
+    assert labelled.accuracy is not None
+    assert bare.accuracy is None
+
+
+def test_gzip_spaces_and_quotes_are_read_as_ingest_reads_them(two_versions: Path, tmp_path: Path) -> None:
+    plain = run(put(tmp_path, without_label(LINES)), two_versions)
+    (tmp_path / "packed.csv.gz").write_bytes(gzip.compress((tmp_path / "images.csv").read_bytes()))
+    quoted = [b'"' + line.replace(b",", b'", "') + b'"' for line in without_label(LINES)]
+    for images in (tmp_path / "packed.csv.gz", put(tmp_path, quoted, "quoted.csv")):
+        assert pq.read_table(run(images, two_versions, "other.parquet").output).equals(pq.read_table(plain.output))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_of_many_blocks_keep_their_order_and_are_numbered_from_0(two_versions: Path, tmp_path: Path) -> None:
+    made = run(put(tmp_path, LINES), two_versions)
+    file = pq.ParquetFile(made.output)
+    assert [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)] == [64, 64, 64, 8]
+    table = file.read().to_pandas()
+    assert table["row"].tolist() == list(range(200))
+    # A row alone says the same as among the others.
+    for row in (0, 63, 64, 127, 199):
+        alone = run(put(tmp_path, [LINES[0], LINES[1 + row]], "one.csv"), two_versions, "one.parquet")
+        np.testing.assert_allclose(
+            pd.read_parquet(alone.output)[PROBABILITIES], table.loc[[row], PROBABILITIES], rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("sizes", [[], [3], [1] * 10, [4, 4], [9], [2, 7, 1, 20]])
+def test_batches_hold_the_same_rows_in_the_same_order(sizes: list[int]) -> None:
+    rows = np.arange(2 * sum(sizes), dtype=np.uint8).reshape(-1, 2)
+    batches = list(in_batches(iter(np.split(rows, np.cumsum(sizes)[:-1])), 4)) if sizes else list(in_batches([], 4))
+    assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+    assert all(0 < len(batch) <= 4 for batch in batches)
+    assert np.array_equal(np.concatenate([rows[:0], *batches]), rows)
+
+
+class Guesser:
+    """Stands in for a network where only the way of the rows matters."""
+
+    def predict_on_batch(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.full((len(images), 10), 0.1, np.float32)
+
+
+def test_memory_does_not_grow_with_the_file(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(store_folder(two_versions, "fashion-mnist"), 1)
+    monkeypatch.setattr(module, "load_version", lambda root, version: (manifest, Guesser()))
+    monkeypatch.setattr(ingest, "_BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(module, "_BATCH_ROWS", 64)
+    peaks = []
+    for times in (2, 8):
+        images = put(tmp_path, LINES[:1] + LINES[1:] * times)
+        tracemalloc.start()
+        made = run(images, two_versions)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert made.rows == 200 * times
+    assert peaks[1] < 1.5 * peaks[0]
+    assert peaks[1] < 1600 * 784  # the rows of the file as bytes, let alone as floats
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_its_columns_types_and_the_version_in_its_metadata(two_versions: Path, tmp_path: Path) -> None:
+    made = run(put(tmp_path, LINES), two_versions, version="v2")
+    schema = pq.read_schema(made.output)
+    assert [(field.name, field.type) for field in schema] == [
+        ("row", pa.int64()),
+        ("label", pa.int32()),
+        ("name", pa.string()),
+        *((name, pa.float32()) for name in PROBABILITIES),
+    ]
+    assert not any(field.nullable for field in schema)
+    root = store_folder(two_versions, "fashion-mnist")
+    assert {key.decode(): value.decode() for key, value in schema.metadata.items()} == {
+        "fashion_ann.version": "2",
+        "fashion_ann.dataset": "fashion-mnist",
+        "fashion_ann.manifest_sha256": read_manifest(root, 2)["manifest_sha256"],
+        "fashion_ann.weights_sha256": sha256_file(version_folder(root, 2) / "model.weights.h5"),
+    }
+    assert made.output == tmp_path / "out.parquet"
+    assert made.sha256 == sha256_file(made.output)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", ["out.csv", "out.CSV"])
+def test_csv_by_the_suffix_holds_the_same_float32_to_the_last_bit(
+    two_versions: Path, tmp_path: Path, name: str
+) -> None:
+    images = put(tmp_path, LINES)
+    table = pd.read_parquet(run(images, two_versions).output)
+    text = run(images, two_versions, name).output
+    assert text.read_bytes().startswith(b"row,label,name,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9\n0,")
+    read = pd.read_csv(text, dtype=dict.fromkeys(PROBABILITIES, np.float32))
+    np.testing.assert_array_equal(read[PROBABILITIES].to_numpy(), table[PROBABILITIES].to_numpy())
+    assert read[["row", "label", "name"]].to_numpy().tolist() == table[["row", "label", "name"]].to_numpy().tolist()
+
+
+def test_the_task_hands_on_the_reference(two_versions: Path, tmp_path: Path) -> None:
+    images = put(tmp_path, LINES)
+    made = predict.fn(images, tmp_path / "out.parquet", "2", "fashion-mnist", two_versions)
+    assert made == run(images, two_versions, version="2")
+    assert Predictions.model_validate_json(made.model_dump_json()) == made
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def damaged(line: int, column: int, cell: bytes) -> list[bytes]:
+    """The sample with another cell; ``line`` counts from 1, ``column`` 0 is the label."""
+    cells = LINES[line - 1].split(b",")
+    cells[column] = cell
+    return [*LINES[: line - 1], b",".join(cells), *LINES[line:]]
+
+
+REFUSED = {
+    "pixel": (
+        damaged(150, 17, b"300"),
+        "images.csv line 150, column pixel17: expected an integer 0..255, received 300",
+    ),
+    "pixel of an unlabelled file": (without_label(damaged(150, 17, b"x")), "line 150, column pixel17: expected an"),
+    "label 10": (damaged(150, 0, b"10"), "line 150, column label: expected an integer 0..9, received 10"),
+    "no label in one row": (damaged(150, 0, b""), "line 150, column label: expected an integer 0..9, received ''"),
+    "short row": ([*LINES[:149], LINES[149].rpartition(b",")[0]], "line 150, column pixel784: expected 785 values"),
+    "short row of an unlabelled file": (
+        without_label([*LINES[:149], LINES[149].rpartition(b",")[0]]),
+        "line 150, column pixel784: expected 784 values",
+    ),
+    "labelled row of an unlabelled file": (
+        [*without_label(LINES[:149]), LINES[149]],
+        "line 150, column 785: expected 784 values",
+    ),
+    "header alone": (LINES[:1], "a header and no rows"),
+    "unlabelled header alone": (without_label(LINES[:1]), "a header and no rows"),
+    "empty": ([], "line 1, column label"),
+    "no header": (LINES[1:], "the header is missing"),
+    "no header, unlabelled": (without_label(LINES[1:]), "the header is missing"),
+    "label misspelt": ([LINES[0].replace(b"label", b"Label"), *LINES[1:]], "The column label, the first, may be left"),
+    "pixel misspelt": (
+        without_label([LINES[0].replace(b"pixel9,", b"pixle9,"), *LINES[1:]]),
+        "line 1, column pixel9: expected this name in the header (missing: 'pixel9'; unexpected: 'pixle9')",
+    ),
+}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("before", [None, b"predictions of yesterday"], ids=["no output", "an output"])
+@pytest.mark.parametrize(("lines", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_broken_csv_is_named_and_leaves_what_was_there(
+    two_versions: Path, tmp_path: Path, lines: list[bytes], words: str, before: bytes | None
+) -> None:
+    images = put(tmp_path, lines)
+    if before is not None:
+        (tmp_path / "out.parquet").write_bytes(before)
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(DataContractError) as caught:
+        run(images, two_versions)
+    assert words in str(caught.value)
+    assert str(images) in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == there
+    if before is not None:
+        assert (tmp_path / "out.parquet").read_bytes() == before
+
+
+def test_an_empty_or_absent_file_is_refused(two_versions: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_bytes(b"")
+    with pytest.raises(DataContractError, match="is empty"):
+        run(tmp_path / "empty.csv", two_versions)
+    with pytest.raises(DataContractError, match="cannot be read"):
+        run(tmp_path / "none.csv", two_versions)
+
+
+def test_an_output_that_is_there_is_replaced_when_all_went_well(two_versions: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.parquet").write_bytes(b"predictions of yesterday")
+    run(put(tmp_path, LINES), two_versions)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.csv", "out.parquet"]
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 200
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("out.txt", r"expected to end in \.parquet or \.csv"),
+        ("out", r"expected to end in \.parquet or \.csv"),
+        ("out.csv.gz", r"expected to end in \.parquet or \.csv"),
+        ("none/out.parquet", "folder that is there"),
+        ("folder.parquet", "it is a folder"),
+        ("images.csv", "the file of the images"),
+        ("link.csv", "the file of the images"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_any_work(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, words: str
+) -> None:
+    def asked(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("work was begun")
+
+    images = put(tmp_path, LINES)
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "link.csv").symlink_to(images)
+    monkeypatch.setattr(module, "open_csv", asked)
+    monkeypatch.setattr(module, "load_version", asked)
+    content = images.read_bytes()
+    with pytest.raises(WrongUsage, match=words):
+        run(images, two_versions, output)
+    assert images.read_bytes() == content
+
+
+def test_a_version_that_is_not_there_or_is_damaged_leaves_no_output(two_versions: Path, tmp_path: Path) -> None:
+    images = put(tmp_path, LINES)
+    with pytest.raises(VersionNotFound):
+        run(images, two_versions, version="7")
+    copy = shutil.copytree(two_versions, tmp_path / "artifacts")
+    weights = version_folder(store_folder(copy, "fashion-mnist"), 1) / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    with pytest.raises(StoredArtifactError, match="sha256"):
+        run(images, copy)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "images.csv"]
+
+
+def test_a_full_disk_is_told_by_the_outputs_name_and_leaves_nothing(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, table: pa.Table) -> None:
+        raise OSError("[Errno 28] Error writing bytes to file. Detail: No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(StageNotWritten, match=r"out\.parquet: .*No space left"):
+        run(put(tmp_path, LINES), two_versions)
+    assert [path.name for path in tmp_path.iterdir()] == ["images.csv"]
+
+
+def test_names_come_from_the_contract(two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(FASHION_MNIST, class_names=tuple("abcdefghij"))
+    monkeypatch.setattr(module, "contract_of", lambda dataset: other)
+    table = pd.read_parquet(run(put(tmp_path, LINES), two_versions).output)
+    assert table["name"].tolist() == ["abcdefghij"[label] for label in table["label"]]
