@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 METRICS_NAME = "metrics.json"
 CHAMPION = "champion"
+# Who moved an alias, where what it means hangs on it: the event takes moves back instead of making one.
+ROLLBACK = "rollback"
 
 _VERSION_FOLDER = re.compile(r"\d{4,}")
 
@@ -132,6 +134,23 @@ def alias_values(events: list[dict[str, Any]]) -> dict[str, int]:
     return {event["alias"]: event["to"] for event in events}
 
 
+def champions(events: list[dict[str, Any]]) -> list[int]:
+    """Who was champion, one after the other; the last is the present one, the one before is what a rollback gives.
+
+    A rollback takes the champions after its target off again.
+    """
+    stack: list[int] = []
+    for event in events:
+        if event["alias"] != CHAMPION:
+            continue
+        if event.get("by") == ROLLBACK:
+            while stack and stack[-1] != event["to"]:
+                stack.pop()
+        if not stack or stack[-1] != event["to"]:
+            stack.append(event["to"])
+    return stack
+
+
 def list_versions(root: Path) -> list[dict[str, Any]]:
     """One summary a version, oldest first: version, created, test_accuracy, test_loss, aliases, path."""
     values = alias_values(read_alias_log(root))
@@ -219,7 +238,7 @@ def settle(root: Path) -> list[str]:
     done = []
     for left in (root / "versions").glob(".*.tmp"):
         shutil.rmtree(left)
-        done.append(f"removed {left}, a version that was not finished")
+        done.append(f"removed {left}, a version that was not finished, or not wholly removed")
     log = root / "aliases.jsonl"
     if log.exists() and not (content := log.read_bytes()).endswith(b"\n") and content:
         # The event had not happened: its line was not whole.
