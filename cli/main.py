@@ -154,6 +154,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     reproduce.add_argument("version", metavar="V")
     reproduce.set_defaults(run=_reproduce)
+
+    gc = commands.add_parser(
+        "gc",
+        **shared,
+        help="remove old versions, and outputs that no version was made from",
+        description="Versions that an alias names, the champion's predecessor, the newest N and damaged ones stay, "
+        "with all that they were made from. The rest goes: versions, outputs of stages, checkpoints, leftovers.",
+    )
+    gc.add_argument(
+        "--keep", type=int, default=5, metavar="N", help="newest versions that stay, 1 or more (default: 5)"
+    )
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    gc.set_defaults(run=_gc)
+
+    doctor = commands.add_parser(
+        "doctor",
+        **shared,
+        help="check Python, lock, GPU, Prefect, pools, disk, data and store",
+        description="Check what a run needs, a line each, and say what to do about what is broken. Changes nothing. "
+        "Exit status 1 if something is broken.",
+    )
+    doctor.add_argument(
+        "--data-dir", metavar="D", help="the folder of the CSVs (default: $FASHION_ANN_DATA_DIR, then data/)"
+    )
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -424,6 +449,44 @@ def _reproduce(options: argparse.Namespace) -> None:
             print(f"  not as it was: {line}")
     if not alike:
         raise NotReproduced(f"Version {version} was not reproduced: the difference in accuracy is no noise.")
+
+
+def _gc(options: argparse.Namespace) -> None:
+    from schemas.config import artifacts_folder
+    from tasks.gc import collect, plan
+
+    do = plan if options.dry_run else collect
+    done = do(artifacts_folder(options.artifacts_dir), FASHION_MNIST.name, options.keep)
+    if options.json:
+        removed = [{"kind": gone.kind, "path": str(gone.path), "bytes": gone.bytes} for gone in done.removed]
+        answer = {"removed": removed, "kept_versions": done.kept_versions, "bytes": done.bytes}
+        print(json.dumps({**answer, "dry_run": options.dry_run, "notes": done.notes}, indent=2))
+        return
+    for gone in done.removed:
+        print(f"{gone.kind:<10}  {gone.bytes:>13,}  {gone.path}")
+    for note in done.notes:
+        print(note)
+    stay = ", ".join(map(str, done.kept_versions)) or "none"
+    print(
+        f"{'would remove' if options.dry_run else 'removed'} {len(done.removed)} things, {done.bytes:,} bytes; "
+        f"versions that stay: {stay}"
+    )
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from cli.doctor import Unwell, examine
+    from schemas.config import artifacts_folder, data_folder
+
+    checks = examine(artifacts_folder(options.artifacts_dir), data_folder(options.data_dir))
+    if options.json:
+        print(json.dumps([vars(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{ {True: 'ok', False: 'BROKEN', None: '-'}[check.ok]:<6}  {check.name:<7}  {check.says}")
+            if check.ok is False:
+                print(f"{'':>17}{check.cure}")
+    if broken := [check.name for check in checks if check.ok is False]:
+        raise Unwell(f"{', '.join(broken)} broken: what to do stands with each above.")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ from prefect import flow
 
 from schemas.config import TrainingConfig
 from schemas.references import PreparedData, TrainedModel
+from tasks.stage import in_use
 from tasks.train import train
 
 
 @flow(name="fit-model")
 def fit_model(prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path) -> TrainedModel:
     """Train on the prepared splits; a reference comes back, not a model."""
-    return train(prepared, training, artifacts_dir)
+    with in_use(artifacts_dir):  # on a worker elsewhere the main flow's hold may not reach
+        return train(prepared, training, artifacts_dir)

@@ -12,6 +12,7 @@ from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.prepare import prepare
+from tasks.stage import in_use
 from tasks.validate import validate
 from tasks.version import version
 
@@ -33,9 +34,10 @@ def train_fashion_mnist(
     FASHION_ANN_DATA_DIR and FASHION_ANN_ARTIFACTS_DIR, then to data/ and artifacts/ of the checkout.
     """
     artifacts = artifacts_folder(artifacts_dir)
-    csvs = fetch(dataset, data_folder(data_dir))
-    data = {split: validate(ingest(csvs[split], dataset, artifacts), dataset) for split in SPLITS}
-    prepared = prepare(data["train"], data["test"], dataset, training.validation_size, training.seed, artifacts)
-    trained = fit_model(prepared, training, artifacts)
-    evaluation = evaluate(prepared, trained, artifacts)
-    return version(data, prepared, trained, evaluation, training, promotion, artifacts)
+    with in_use(artifacts):
+        csvs = fetch(dataset, data_folder(data_dir))
+        data = {split: validate(ingest(csvs[split], dataset, artifacts), dataset) for split in SPLITS}
+        prepared = prepare(data["train"], data["test"], dataset, training.validation_size, training.seed, artifacts)
+        trained = fit_model(prepared, training, artifacts)
+        evaluation = evaluate(prepared, trained, artifacts)
+        return version(data, prepared, trained, evaluation, training, promotion, artifacts)

@@ -109,7 +109,7 @@ def fetch_data(
     data_dir = data_dir.absolute()
     try:
         # Without the lock first, so that CSVs in a folder that cannot be written to do.
-        present = _present(contract, data_dir)
+        present = present_csvs(contract, data_dir)
         if len(present) == len(SPLITS):
             _sweep(contract, data_dir)
             return _references(contract, data_dir, present)
@@ -140,7 +140,7 @@ def _find_or_fetch(
     contract: DatasetContract, data_dir: Path, sources: Sequence[Source], limits: Limits
 ) -> dict[Split, CsvFile]:
     """`fetch_data` under the lock: nobody else is fetching into ``data_dir``."""
-    present = _present(contract, data_dir)
+    present = present_csvs(contract, data_dir)
     if len(present) == len(SPLITS):
         return _references(contract, data_dir, present)
     ours = _read_record(contract, data_dir)
@@ -159,7 +159,7 @@ def _find_or_fetch(
     working.mkdir()
     try:
         name, fetched = _first_that_does(contract, data_dir, working, sources, limits)
-        if _present(contract, data_dir) != present:
+        if present_csvs(contract, data_dir) != present:
             raise DataUnavailable(f"{data_dir} changed while data was fetched into it. Run again to use what is there.")
         return _publish(contract, data_dir, working, name, fetched, present)
     finally:
@@ -223,7 +223,7 @@ def _publish(
     return files
 
 
-def _present(contract: DatasetContract, data_dir: Path) -> dict[Split, Path]:
+def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, Path]:
     """The CSV of each split that is there, packed or not. Names decide; nothing is opened."""
     present: dict[Split, Path] = {}
     for split in SPLITS:

@@ -16,11 +16,11 @@ from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StageNotWritten, WrongUsage
 from schemas.references import Predictions
 from tasks.ingest import Rows, open_csv
+from tasks.network import WEIGHTS_NAME
 from tasks.prepare import scale_pixels
 from tasks.serve import load_version
 from tasks.stage import replaced, sha256_file
 from tasks.store import store_folder
-from tasks.train import WEIGHTS_NAME
 
 # Rows that the network is asked for at once, and of a row group: 51 MB as float32, whatever the file's size.
 _BATCH_ROWS = 16_384

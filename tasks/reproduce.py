@@ -16,7 +16,7 @@ from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
 from tasks.prepare import prepare
 from tasks.promotion import mcnemar
 from tasks.serve import load_version, right_rows
-from tasks.stage import read_stage, sha256_file
+from tasks.stage import in_use, read_stage, sha256_file
 from tasks.store import check_version, read_manifest
 from tasks.train import train
 from tasks.validate import validate
@@ -34,8 +34,9 @@ def reproduce(root: Path, artifacts_dir: Path, version: int, scratch: Path) -> d
     check_version(root, manifest)
     dataset = manifest["dataset"]
     config = TrainingConfig(**manifest["configuration"])
-    found = {split: _stored_data(manifest, artifacts_dir, split) for split in SPLITS}
-    data = {split: validate.fn(_copied(found[split], scratch), dataset) for split in SPLITS}
+    with in_use(artifacts_dir):
+        copies = {split: _copied(_stored_data(manifest, artifacts_dir, split), scratch) for split in SPLITS}
+    data = {split: validate.fn(copies[split], dataset) for split in SPLITS}
     prepared = prepare.fn(data["train"], data["test"], dataset, config.validation_size, config.seed, scratch)
     trained = train.fn(prepared, config, scratch)
     again = load_network(trained.record.path / TOPOLOGY_NAME, trained.record.path / WEIGHTS_NAME)

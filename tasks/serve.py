@@ -1,4 +1,4 @@
-"""A version out of the store, ready to predict: every digest is checked before a file is opened, Keras is asked last."""
+"""A version out of the store, ready to predict: digests are checked before a file is opened, Keras is asked last."""
 
 from pathlib import Path
 from typing import Any

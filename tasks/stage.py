@@ -5,6 +5,7 @@ then renamed. The folder's name carries the key: the digest of the stage's input
 """
 
 import ast
+import fcntl
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ from schemas.references import StageRecord
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "stage.json"
+LOCK_NAME = ".in-use"
 _PROJECT_PACKAGES = ("schemas", "tasks")
 
 
@@ -195,6 +197,34 @@ def _only_maker(path: Path, stage: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def in_use(artifacts_dir: Path, *, alone: bool = False) -> Iterator[bool]:
+    """Hold the outputs of stages: a run shares them with other runs, whoever removes some wants them ``alone``.
+
+    Between its stages a run relies on outputs that no version names yet. Yields whether they are held: a run waits for
+    that, ``alone`` never does. The kernel lets go when the holder dies.
+    """
+    artifacts_dir.mkdir(parents=True, exist_ok=True)
+    # Opened for writing, because a lock for one alone on a shared disk demands it.
+    descriptor = os.open(artifacts_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        held = _flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        if not held and not alone:
+            logger.info("%s is being cleaned up; waiting for the end of it", artifacts_dir)
+            held = _flock(descriptor, fcntl.LOCK_SH)
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_stage(folder: Path) -> dict[str, Any]:

@@ -286,7 +286,7 @@ def settle(root: Path) -> list[str]:
     done = []
     for left in (root / "versions").glob(".*.tmp"):
         shutil.rmtree(left)
-        done.append(f"removed {left}, a version that was not finished")
+        done.append(f"removed {left}, a version that was not finished, or not wholly removed")
     log = root / "aliases.jsonl"
     if log.exists() and not (content := log.read_bytes()).endswith(b"\n") and content:
         # The event had not happened: its line was not whole.

@@ -1,6 +1,8 @@
 """The command line in this process: usage, answers and exit status. Training through it is in tests/flows/."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["trian"], "trian"),
         ([], "COMMAND"),
         (["show"], "V"),
+        (["gc", "--keep", "0"], "--keep"),
+        (["gc", "--keep", "few"], "--keep"),
+        (["doctor", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
     ],
 )
 def test_wrong_usage_is_named_and_ends_with_2(
@@ -110,6 +115,50 @@ def test_a_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     assert "Traceback" in _run(capsys, "show", "7", "--debug")[2]
+
+
+def test_gc_says_what_it_would_remove_and_then_removes_it(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    for _ in range(3):
+        _add(store)
+    append_event(store, _event(1))
+    size = sum(path.stat().st_size for path in (store / "versions" / "0002").iterdir())
+    told = {"removed": [{"kind": "version", "path": str(store / "versions" / "0002"), "bytes": size}]}
+    told |= {"kept_versions": [1, 3], "bytes": size}
+    for dry_run in (True, False):
+        status, out, _ = _run(capsys, "gc", "--keep", "1", "--json", *(["--dry-run"] if dry_run else []))
+        answer = json.loads(out)
+        assert status == 0
+        assert {key: answer[key] for key in told} == told
+        assert answer["dry_run"] is dry_run
+        assert isinstance(answer["notes"], list)
+        assert (store / "versions" / "0002").exists() is dry_run
+    status, out, _ = _run(capsys, "gc", "--keep", "1")
+    assert status == 0
+    assert "removed 0 things, 0 bytes; versions that stay: 1, 3" in out
+
+
+def test_gc_on_a_read_only_store_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        _add(store)
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    status, out, err = _run(capsys, "gc", "--keep", "1")
+    assert (status, out) == (1, "")
+    assert err == f"fashion-ann gc: {store / 'versions' / '0001'}: Read-only file system.\n"
+    assert _run(capsys, "gc", "--keep", "1", "--dry-run")[0] == 0
+
+
+def test_gc_of_an_alias_log_that_cannot_be_read_ends_with_5(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    _add(store)
+    (store / "aliases.jsonl").write_text("nobody knows\n")
+    status, out, err = _run(capsys, "gc")
+    assert (status, out) == (5, "")
+    assert "aliases.jsonl line 1" in err
 
 
 def test_listing_versions_imports_neither_prefect_nor_a_backend(store: Path) -> None:
