@@ -16,7 +16,9 @@ from tasks.store import list_versions, show_version, store_folder
 from tests.conftest import SAMPLE
 from tests.flows.conftest import Command
 
-FLAGS = ("--batch-size", "64", "--validation-size", "100")
+# The floor is for 60,000 images: a thousand teach less.
+NO_FLOOR = ("--minimum-accuracy", "0", "--minimum-recall", "0")
+FLAGS = ("--batch-size", "64", "--validation-size", "100", *NO_FLOOR)
 
 
 def _supply(folder: Path, change: Callable[[list[bytes]], None] = lambda lines: None) -> Path:
@@ -107,6 +109,16 @@ def test_without_a_configured_api_the_command_brings_its_own(command: Command, t
     assert done.returncode == 0, done.stderr
     assert "version 1 made, champion" in done.stdout
     assert (tmp_path / "home" / "prefect.db").exists()
+
+
+def test_a_version_below_the_floor_ends_with_4_and_is_kept(command: Command, tmp_path: Path) -> None:
+    done = command.run("train", "--epochs", "1", "--learning-rate", "1e-6", "--data-dir", str(SAMPLE))
+    assert done.returncode == 4
+    assert "Refused: test accuracy is" in done.stderr
+    (row,) = list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist"))
+    assert (row["outcome"], row["aliases"]) == ("refused", [])
+    told = command.run("why", "1", "--json")
+    assert json.loads(told.stdout)["verdict"]["rules"][0]["bound"] == ">= 0.8"
 
 
 def test_a_configured_api_that_is_dead_is_named_before_anything_runs(command: Command, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _add(
             "made_from": f"key {number}",
             "test_accuracy": 0.9,
             "test_loss": 0.3,
-            "verdict": {"promoted": promoted, "reason": "a test", "event": event},
+            "verdict": {"outcome": "promoted" if promoted else "kept", "event": event},
             "lineage": lineage,
             **(made or {}),
         }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import StoredArtifactError, VersionNotFound
-from tasks import device, network
+from tasks import device
 from tasks.serve import load_version
 from tasks.store import store_folder, version_folder
 
@@ -32,7 +32,7 @@ def test_the_named_version_is_loaded_with_its_own_weights(root: Path, name: str,
 def test_the_backend_is_set_up_before_the_network_is_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(device, "set_up_backend", lambda seed: calls.append(f"set up {seed}"))
-    monkeypatch.setattr(network, "load_network", lambda topology, weights: calls.append("load"))
+    monkeypatch.setattr(serve, "load_network", lambda topology, weights: calls.append("load"))
     load_version(root, "1")
     assert calls == ["set up 0", "load"]
 
@@ -43,7 +43,7 @@ def without_keras(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("Keras was asked")
 
     monkeypatch.setattr(device, "set_up_backend", asked)
-    monkeypatch.setattr(network, "load_network", asked)
+    monkeypatch.setattr(serve, "load_network", asked)
 
 
 @pytest.mark.usefixtures("without_keras")
