@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import StoredArtifactError, VersionNotFound
-from tasks import device
+from tasks import device, serve
 from tasks.serve import load_version
 from tasks.store import store_folder, version_folder
 
