@@ -14,6 +14,7 @@ from tasks.store import (
     settle,
     store_lock,
     utc_now,
+    version_numbers,
 )
 from tasks.verify import verify_version
 
@@ -50,12 +51,14 @@ def rollback(root: Path, reason: str) -> dict[str, Any]:
     with store_lock(root):
         cleaned = settle(root)
         stack = champions(read_alias_log(root))
-        if len(stack) < 2:
+        # A version that is gone is nothing to roll back to; the one before it is.
+        earlier = [number for number in stack if number != stack[-1] and number in version_numbers(root)]
+        if not earlier:
             raise NothingToRollBackTo(
                 "No version was champion before the present one; there is nothing to roll back to. "
                 "`fashion-ann promote V --reason R` names one."
             )
-        event = _move(root, stack, stack[-2], ROLLBACK, reason)
+        event = _move(root, stack, earlier[-1], ROLLBACK, reason)
     return {**event, "cleaned": cleaned}
 
 
