@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -98,9 +99,12 @@ def _prefect_api() -> Iterator[None]:
         return
     with tempfile.TemporaryFile() as log:
         process, url = _start_server(log)
-        # The flows are imported while the server boots.
+        # While the server boots: the flows, and what the first stage with something to do will need. That one in a
+        # thread, since a run that has nothing to do goes on without it.
         import flows.train_fashion_mnist  # noqa: F401
+        from tasks.validate import import_great_expectations
 
+        threading.Thread(target=import_great_expectations, daemon=True).start()
         _wait_until_healthy(process, url, settings.server.ephemeral.startup_timeout_seconds, log)
         # Nobody is left to hear a heartbeat when this process dies, and ending its thread costs a second a flow.
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

@@ -30,6 +30,9 @@ HISTORY_NAME = "history.json"
 
 # Steps that one call of the backend runs; a step of this network is shorter than the Python around it.
 _STEPS_PER_EXECUTION = 50
+# A small train split has too few steps at the usual batch size to learn much: there a step takes fewer images.
+_LEAST_STEPS_AN_EPOCH = 25
+_LEAST_IMAGES_A_STEP = 16
 # Validation rows that are judged in one call.
 _JUDGED_AT_ONCE = 10_000
 # Images that are turned into bytes in one go; what lies between takes memory, too.
@@ -74,6 +77,12 @@ def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -
             name: np.load(prepared.record.path / f"{name}.npy", mmap_mode="r")
             for name in ("train_images", "train_labels", "validation_images", "validation_labels")
         }
+        step = images_a_step(len(arrays["train_labels"]), config)
+        if step < config.batch_size:
+            logger.warning(
+                "batch_size %d leaves too few steps for %d images: %d a step",
+                *(config.batch_size, len(arrays["train_labels"]), step),
+            )
         model, history = fit_network(
             contract,
             config,
@@ -125,7 +134,8 @@ def fit_network(
     from tasks.device import feed
 
     images, labels = train_split
-    steps = math.ceil(len(labels) / config.batch_size)
+    batches = row_batches(labels, config)
+    steps = len(batches)
     network = build_network(contract, config.dropout)
     network.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     trainer = _trainer(network, images, contract)
@@ -138,7 +148,6 @@ def fit_network(
     trainer.optimizer.build(trainer.trainable_variables)
     state = _State(network, trainer.optimizer, checkpoint)
     state.restore()
-    batches = row_batches(labels, config)
 
     class Keep(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
         def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -176,6 +185,14 @@ def _judge(network: Any, images: npt.NDArray[np.float32], labels: npt.NDArray[np
         for name, mean in network.test_on_batch(images[rows], labels[rows], return_dict=True).items():
             means[name] += mean * len(labels[rows]) / len(labels)
     return means
+
+
+def images_a_step(rows: int, config: TrainingConfig) -> int:
+    """The batch size for ``rows`` images: the configured one, or less where an epoch would have less than 25 steps.
+
+    Never less than 16 for that reason.
+    """
+    return min(config.batch_size, max(_LEAST_IMAGES_A_STEP, rows // _LEAST_STEPS_AN_EPOCH))
 
 
 def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
@@ -253,17 +270,17 @@ def row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.labels = labels
-            self.batch_size = config.batch_size
+            self.batch_size = images_a_step(len(labels), config)
             self.shuffle(0)
 
         def shuffle(self, epoch: int) -> None:
             self.order = np.random.default_rng([config.seed, epoch]).permutation(len(labels)).astype(np.int32)
 
         def __len__(self) -> int:
-            return math.ceil(len(labels) / config.batch_size)
+            return math.ceil(len(labels) / self.batch_size)
 
         def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-            rows = self.order[index * config.batch_size : (index + 1) * config.batch_size]
+            rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
             return rows, labels[rows]
 
     return RowBatches()

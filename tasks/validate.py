@@ -23,6 +23,7 @@ from tasks.publish import publish_table
 from tasks.stage import run_stage, sha256_file, write_json
 
 if TYPE_CHECKING:
+    from great_expectations.data_context import EphemeralDataContext
     from great_expectations.expectations import Expectation
 
 RESULT_NAME = "great_expectations.json"
@@ -72,9 +73,10 @@ def judge(path: Path, contract: DatasetContract, split: Split, *, exact_rows: in
     """
     columns, classes = profile_parquet(path, contract)
     least, most = (exact_rows, exact_rows) if exact_rows is not None else (contract.minimum_rows[split], None)
+    context = _fresh_context()
     return {
-        "columns": _validate_frame(columns, "columns", column_expectations(contract)),
-        "classes": _validate_frame(classes, "classes", class_expectations(contract, least, most)),
+        "columns": _validate_frame(context, columns, "columns", column_expectations(contract)),
+        "classes": _validate_frame(context, classes, "classes", class_expectations(contract, least, most)),
     }
 
 
@@ -180,18 +182,34 @@ def class_expectations(contract: DatasetContract, least: int, most: int | None) 
     ]
 
 
-def _validate_frame(frame: pd.DataFrame, name: str, expectations: "Sequence[Expectation]") -> dict[str, Any]:
-    # Before the import: it reads them then. Nothing about the data leaves the machine.
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+def _fresh_context() -> "EphemeralDataContext":
+    """For one split, each of whose frames gets a datasource of its own.
+
+    Two validators on one pandas datasource can judge the wrong batch (great_expectations issue 12209).
+    """
+    import_great_expectations()
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     # It tells of each temporary folder that it makes and removes.
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    # A context of its own for each frame: two validators on one pandas datasource can judge the wrong batch
-    # (great_expectations issue 12209).
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    return context
+
+
+def import_great_expectations() -> None:
+    """Import it, for seconds the first time; a caller that waits for something else may do so ahead of the stage."""
+    # Before the import: it is read then. Nothing about the data leaves the machine.
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    import great_expectations.expectations  # noqa: F401
+
+
+def _validate_frame(
+    context: "EphemeralDataContext", frame: pd.DataFrame, name: str, expectations: "Sequence[Expectation]"
+) -> dict[str, Any]:
+    import great_expectations as gx
+
     batch = (
         context.data_sources.add_pandas(name)
         .add_dataframe_asset(name)

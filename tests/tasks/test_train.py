@@ -13,7 +13,16 @@ from schemas.references import PreparedData, TrainedModel
 from tasks.device import set_up_backend
 from tasks.network import build_network, load_network
 from tasks.stage import sha256_file
-from tasks.train import Figures, _as_bytes, _judge, fit_network, learning_rate_schedule, train
+from tasks.train import (
+    Figures,
+    _as_bytes,
+    _judge,
+    fit_network,
+    images_a_step,
+    learning_rate_schedule,
+    row_batches,
+    train,
+)
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -235,3 +244,20 @@ def test_a_changed_seed_trains_anew(
     assert not other.record.reused
     assert other.weights_sha256 != sample_trained.weights_sha256
     assert other.topology_sha256 == sample_trained.topology_sha256
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "expected"),
+    [
+        pytest.param(55_000, 256, 256, id="many rows: as configured"),
+        pytest.param(6_400, 256, 256, id="25 steps exactly"),
+        pytest.param(6_399, 256, 255, id="one row less"),
+        pytest.param(800, 256, 32, id="few rows: 25 steps"),
+        pytest.param(100, 256, 16, id="16 images at least"),
+        pytest.param(100, 8, 8, id="never more than configured"),
+    ],
+)
+def test_a_small_split_gets_enough_steps(rows: int, batch_size: int, expected: int) -> None:
+    config = TrainingConfig(batch_size=batch_size)
+    assert images_a_step(rows, config) == expected
+    assert len(row_batches(np.zeros(rows, np.int32), config)) == -(-rows // expected)
