@@ -69,7 +69,13 @@ def version(
     root = store_folder(artifacts_dir, prepared.dataset)
     key = stage_key(
         __name__,
-        {"prepared": prepared.record.digest, "trained": trained.record.key, "weights": trained.weights_sha256},
+        {
+            "prepared": prepared.record.digest,
+            "trained": trained.record.key,
+            "weights": trained.weights_sha256,
+            # Other bounds are another verdict, and a verdict is never written over.
+            "promotion": promotion.model_dump(),
+        },
     )
     with store_lock(root):
         for line in settle(root):

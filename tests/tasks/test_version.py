@@ -17,7 +17,7 @@ from tasks.evaluate import evaluate
 from tasks.stage import sha256_file
 from tasks.store import alias_values, list_versions, read_alias_log, show_version, store_folder
 from tasks.train import train
-from tasks.version import code_revision, version
+from tasks.version import _measure, code_revision, version
 
 # What 900 images teach in three epochs is below the floor.
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
@@ -145,6 +145,31 @@ def test_a_candidate_below_the_floor_is_stored_and_refused_each_time(add: Any, t
             add(promotion=strict)
     (row,) = list_versions(root)
     assert (row["outcome"], row["aliases"]) == ("refused", [])
+
+
+def test_other_bounds_give_the_same_model_another_verdict(add: Any, tmp_path: Path) -> None:
+    with pytest.raises(CandidateRefused):
+        add(promotion=PromotionConfig(minimum_accuracy=0.99))
+    second = add()
+    assert (second.version, second.created, second.champion) == (2, True, True)
+    assert [row["outcome"] for row in list_versions(store_folder(tmp_path, "fashion-mnist"))] == ["refused", "promoted"]
+
+
+def test_the_champion_is_measured_on_the_rows_of_the_candidate(
+    add: Any, sample_prepared: PreparedData, tmp_path: Path
+) -> None:
+    """Also when they are not those that the champion's own figures come from."""
+    champion = add()
+    folder = tmp_path / "prepared"
+    shutil.copytree(sample_prepared.record.path, folder)
+    labels = np.load(folder / "test_labels.npy")
+    images = np.load(folder / "test_images.npy")
+    np.save(folder / "test_labels.npy", labels[:50])
+    np.save(folder / "test_images.npy", images[:50])
+    changed = sample_prepared.model_copy(update={"record": sample_prepared.record.model_copy(update={"path": folder})})
+    measured = _measure(store_folder(tmp_path, "fashion-mnist"), champion.path, changed, 1)
+    assert measured.paired is not None
+    assert (measured.paired.rows, measured.paired.fixed, measured.paired.broken) == (50, 0, 0)
 
 
 def test_a_model_that_does_not_repeat_its_golden_predictions_is_refused(
