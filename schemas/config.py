@@ -20,12 +20,12 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(36, ge=1, le=10_000, description="passes over the train split")
+    epochs: int = Field(45, ge=1, le=10_000, description="passes over the train split")
     batch_size: int = Field(256, ge=1, le=65_536, description="images a gradient step; fewer for a small split")
     learning_rate: float = Field(
         4e-3, gt=0, le=1, description="peak of the schedule: one epoch of linear warm-up, then cosine decay"
     )
-    weight_decay: float = Field(0.12, ge=0, le=1, description="decoupled, as in AdamW")
+    weight_decay: float = Field(0.15, ge=0, le=1, description="decoupled, as in AdamW")
     dropout: float = Field(0.05, ge=0, lt=1, description="share of hidden activations set to 0 in training")
     validation_size: int = Field(
         5_000,
