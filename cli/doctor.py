@@ -386,7 +386,8 @@ def check_store(artifacts_dir: Path) -> Check:
     from tasks.store import (
         CHAMPION,
         alias_values,
-        checked_path,
+        check_history,
+        check_version,
         read_alias_log,
         read_manifest,
         store_folder,
@@ -400,10 +401,10 @@ def check_store(artifacts_dir: Path) -> Check:
     faults: dict[int, str] = {}
     for number in numbers:
         try:
-            manifest = read_manifest(root, number)
-            for name in manifest["files"]:
-                checked_path(root, manifest, name)
-        except (StoredArtifactError, VersionNotFound) as error:
+            check_version(root, read_manifest(root, number))
+        except VersionNotFound:
+            numbers = version_numbers(root)  # `gc` took it meanwhile
+        except StoredArtifactError as error:
             faults[number] = _line(error)
     left = len(list((root / "versions").glob(".*.tmp")))
     log = root / "aliases.jsonl"
@@ -430,5 +431,9 @@ def check_store(artifacts_dir: Path) -> Check:
         )
     if not numbers:
         return Check("store", True, f"no version in {root} yet{tail}")
+    try:
+        check_history(root)
+    except StoredArtifactError as error:
+        return Check("store", False, f"{_line(error)}{tail}", "Restore the log from a copy.")
     named = f"champion {champion}" if champion is not None else "no champion"
     return Check("store", True, f"{_counted(len(numbers), 'version')}, all whole, {named}{tail}")

@@ -1,9 +1,12 @@
 """Move `champion` by hand: to a version that verifies, under the lock, with a reason in the log."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import FashionAnnError, WrongUsage
+from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
 from tasks.store import (
     CHAMPION,
     ROLLBACK,
@@ -18,6 +21,8 @@ from tasks.store import (
 )
 from tasks.verify import verify_version
 
+logger = logging.getLogger(__name__)
+
 
 class NothingToRollBackTo(FashionAnnError):
     """No version was champion before the present one."""
@@ -27,11 +32,11 @@ def promote(root: Path, version: int, reason: str, *, force: bool = False) -> di
     """Make ``version`` champion; returns the event that was logged, and what was cleaned before under ``cleaned``.
 
     Raises `WrongUsage` for an empty reason, for the champion itself, and for a version that was refused, unless
-    ``force``; `StoredArtifactError` for one that does not verify, which nothing overrides.
+    ``force``, and `StoredArtifactError` for one that does not verify, which nothing overrides. ``force`` also begins
+    anew where the alias log was lost (`tasks.store.settle`).
     """
     _demand_reason(reason)
-    with store_lock(root):
-        cleaned = settle(root)
+    with _settled(root, restore=force) as cleaned:
         stack = champions(read_alias_log(root))
         if stack and stack[-1] == version:
             raise WrongUsage(f"Version {version} is champion already.")
@@ -41,15 +46,14 @@ def promote(root: Path, version: int, reason: str, *, force: bool = False) -> di
                 f"Version {version} was refused by its own verdict. {verdict['reason']} "
                 "Choose another version, or insist with --force."
             )
-        event = _move(root, stack, version, "promote", reason)
+        event = _move(root, stack, version, "promote --force" if force else "promote", reason)
     return {**event, "cleaned": cleaned}
 
 
 def rollback(root: Path, reason: str) -> dict[str, Any]:
     """Give the place back to the champion before the present one; twice goes back two. Returns as `promote` does."""
     _demand_reason(reason)
-    with store_lock(root):
-        cleaned = settle(root)
+    with _settled(root) as cleaned:
         stack = champions(read_alias_log(root))
         # A version that is gone is nothing to roll back to; the one before it is.
         earlier = [number for number in stack if number != stack[-1] and number in version_numbers(root)]
@@ -58,8 +62,26 @@ def rollback(root: Path, reason: str) -> dict[str, Any]:
                 "No version was champion before the present one; there is nothing to roll back to. "
                 "`fashion-ann promote V --reason R` names one."
             )
-        event = _move(root, stack, earlier[-1], ROLLBACK, reason)
+        try:
+            event = _move(root, stack, earlier[-1], ROLLBACK, reason)
+        except StoredArtifactError as error:
+            raise StoredArtifactError(
+                f"{error} Version {stack[-1]} stays champion. `fashion-ann promote V --reason R` makes another one it."
+            ) from error
     return {**event, "cleaned": cleaned}
+
+
+@contextmanager
+def _settled(root: Path, *, restore: bool = False) -> Iterator[list[str]]:
+    """Under the lock, after `settle`; what that cleaned is said also when the block then fails."""
+    with store_lock(root):
+        cleaned = settle(root, restore=restore)
+        try:
+            yield cleaned
+        except FashionAnnError:
+            for line in cleaned:
+                logger.warning("%s", line)
+            raise
 
 
 def _move(root: Path, stack: list[int], version: int, by: str, reason: str) -> dict[str, Any]:

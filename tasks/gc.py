@@ -16,6 +16,7 @@ from tasks.stage import in_use
 from tasks.store import (
     alias_values,
     champions,
+    check_history,
     read_alias_log,
     read_manifest,
     settle,
@@ -29,9 +30,9 @@ Kind = Literal["version", "stage", "checkpoint", "leftover"]
 
 DEFAULT_KEEP = 5
 
-# Where outputs of stages lie, one folder a key, below the artifacts folder. Verdicts lie with the data they judge.
+# Where outputs of stages lie, one folder a key, below the artifacts folder. What validate found lies with its data.
 _STAGE_FOLDERS = ("data", "prepared", "trained", "evaluated")
-_VERDICTS = "data/*/validation"
+_JUDGEMENTS = "data/*/validation"
 _CHECKPOINTS = "checkpoints"
 # A stage's folder is named by the beginning of its key.
 _KEY_CHARACTERS = 16
@@ -85,6 +86,7 @@ def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan
     # A run takes the two locks in the other order; that this one does not wait for the second is what makes it safe.
     with store_lock(root), in_use(artifacts_dir, alone=True) as alone:
         planned = _plan(artifacts_dir, dataset, keep, with_stages=alone)
+        # Before anything is removed: it refuses a log that does not fit the versions.
         cleaned = [f"{line}." for line in settle(root)]
         # Versions first: killed in between, what they were made from is found again.
         for removal in planned.removed:
@@ -133,11 +135,14 @@ def _kept(root: Path, numbers: list[int], keep: int, damaged: set[int]) -> set[i
     events = _events(root, numbers, damaged)
     # Of the champions that are still there: one that somebody removed by hand is nothing to roll back to.
     held = [number for number in champions(events) if number in numbers]
-    return {*numbers[-keep:], *held[-2:], *damaged, *(set(alias_values(events).values()) & set(numbers))}
+    # Who was champion just before, too: after a rollback that is not the predecessor, and may be wanted back.
+    before = {event["from"] for event in events[-1:]} & set(numbers)
+    return {*numbers[-keep:], *held[-2:], *before, *damaged, *(set(alias_values(events).values()) & set(numbers))}
 
 
 def _events(root: Path, numbers: list[int], damaged: set[int]) -> list[dict[str, Any]]:
     """The alias log as `settle` leaves it: with the promotion that the newest version states, if a kill cut it off."""
+    check_history(root)
     events = read_alias_log(root)
     if numbers and numbers[-1] not in damaged:
         event = read_manifest(root, numbers[-1])["verdict"]["event"]
@@ -167,9 +172,9 @@ def _keys_reached(artifacts_dir: Path, root: Path, kept: set[int]) -> set[str] |
 def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
     """Outputs, locks, checkpoints and temporary names that belong to none of ``keys``. No run may be going on."""
     gone: set[Path] = set()
-    for folder in [*(artifacts_dir / name for name in _STAGE_FOLDERS), *sorted(artifacts_dir.glob(_VERDICTS))]:
+    for folder in [*(artifacts_dir / name for name in _STAGE_FOLDERS), *sorted(artifacts_dir.glob(_JUDGEMENTS))]:
         if folder.parent in gone or not folder.is_dir():
-            continue  # a verdict goes with its data, whatever name that has
+            continue  # what validate found goes with its data, whatever name that has
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 key = path.name[1:].partition(".")[0]
@@ -204,7 +209,10 @@ def _remove(removal: Removal) -> None:
         # The name that `settle`, the stage's next run and the next gc clean up.
         hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         path.rename(hidden)
-        shutil.rmtree(hidden)
+        if hidden.is_symlink():
+            hidden.unlink()
+        else:
+            shutil.rmtree(hidden)
     elif path.is_dir() and not path.is_symlink():
         # `settle` may have been there.
         shutil.rmtree(path)

@@ -1,6 +1,7 @@
 """The network: input, Dense 128 ReLU, Dropout, Dense softmax. Built, spelled as canonical JSON, read back safely."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ _ALLOWED_CLASSES = frozenset(
     }
 )
 _ALLOWED_ACTIVATIONS = frozenset({"relu", "softmax", "linear"})
-# A declared shape allocates memory when the model is built; 784-128-10 has 101,770 parameters.
-_LARGEST_DIMENSION = 1_000_000
+# A declared shape allocates memory when the model is built; two of these make 400 MB.
+_LARGEST_DIMENSION = 10_000
 _LARGEST_TOPOLOGY_BYTES = 1_000_000
 
 
@@ -56,14 +57,24 @@ def topology_bytes(model: Any) -> bytes:
 def load_network(topology: Path, weights: Path) -> Any:
     """The `keras.Model` of two files whose digests the caller has checked.
 
-    Raises `StoredArtifactError` for a topology with anything in it that this project does not write.
+    Raises `StoredArtifactError` for a topology with anything in it that this project does not write, and for files
+    that Keras cannot read.
     """
     check_topology(topology)
     import keras
 
-    model = keras.models.model_from_json(topology.read_text(encoding="utf-8"))
-    model.load_weights(weights)
+    model = _read_by_keras(topology, lambda: keras.models.model_from_json(topology.read_text(encoding="utf-8")))
+    _read_by_keras(weights, lambda: model.load_weights(weights))
     return model
+
+
+def _read_by_keras(path: Path, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns. Keras raises anything for a file that it does not understand; ours names the file."""
+    try:
+        return read()
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        raise StoredArtifactError(f"{path} cannot be loaded: {type(error).__name__}: {words}") from error
 
 
 def check_topology(path: Path) -> None:
@@ -71,7 +82,10 @@ def check_topology(path: Path) -> None:
     try:
         if path.stat().st_size > _LARGEST_TOPOLOGY_BYTES:
             raise StoredArtifactError(f"{path} has {path.stat().st_size} bytes, a topology has a few thousand.")
-        topology = json.loads(path.read_bytes())
+        # As Keras will read it: bytes in another encoding are another topology.
+        topology = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(topology, dict) or "class_name" not in topology:
+            raise ValueError("an object with a class_name was expected")
     except (OSError, ValueError, RecursionError) as error:
         raise StoredArtifactError(f"{path} cannot be read as a topology ({error}).") from error
     _check_node(topology, path)
@@ -81,10 +95,11 @@ def _check_node(node: Any, path: Path) -> None:
     if isinstance(node, dict):
         if "class_name" in node:
             found = (node["class_name"], node.get("module"))
-            if found not in _ALLOWED_CLASSES or node.get("registered_name") not in (None, node["class_name"]):
+            # A list of both, since what is no text cannot be looked up in a set.
+            if found not in list(_ALLOWED_CLASSES) or node.get("registered_name") not in (None, node["class_name"]):
                 raise StoredArtifactError(
                     f"{path} holds {found[1]}.{found[0]}. Expected only "
-                    f"{', '.join(sorted(name for name, _ in _ALLOWED_CLASSES))}; it was not loaded."
+                    f"{', '.join(sorted({name for name, _ in _ALLOWED_CLASSES}))}; it was not loaded."
                 )
         activation = node.get("activation", "linear")
         if not isinstance(activation, str) or activation not in _ALLOWED_ACTIVATIONS:
@@ -96,5 +111,5 @@ def _check_node(node: Any, path: Path) -> None:
     elif isinstance(node, list):
         for value in node:
             _check_node(value, path)
-    elif isinstance(node, int | float) and not isinstance(node, bool) and abs(node) > _LARGEST_DIMENSION:
+    elif isinstance(node, int | float) and not isinstance(node, bool) and not abs(node) <= _LARGEST_DIMENSION:
         raise StoredArtifactError(f"{path} declares a size of {node}; at most {_LARGEST_DIMENSION} is loaded.")

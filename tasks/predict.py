@@ -19,7 +19,7 @@ from tasks.ingest import Rows, open_csv
 from tasks.network import WEIGHTS_NAME
 from tasks.prepare import scale_pixels
 from tasks.serve import load_version
-from tasks.stage import replaced, sha256_file
+from tasks.stage import replaced, sha256_file, sweep_replaced
 from tasks.store import store_folder
 
 # Rows that the network is asked for at once, and of a row group: 51 MB as float32, whatever the file's size.
@@ -50,6 +50,7 @@ def predict_csv(images: Path, output: Path, version: str, dataset: str, artifact
         manifest, model = load_version(store_folder(artifacts_dir, dataset), version)
         schema = predictions_schema(contract, manifest)
         start = right = 0
+        sweep_replaced(output)
         with _told_where(output), replaced(output) as temporary:
             with open_table(temporary, schema) as writer:
                 for rows in in_batches(csv, _BATCH_ROWS):

@@ -121,15 +121,24 @@ def _golden(measured: Measured) -> dict[str, Any]:
 
 def _against_champion(measured: Measured, config: PromotionConfig) -> tuple[Outcome, str, dict[str, Any] | None]:
     champion, paired = measured.champion, measured.paired
+    rule: dict[str, Any]
     if config.policy == "never":
         return "kept", 'Kept: the policy is "never".', None
     if champion is None:
         return "promoted", "Promoted: there was no champion.", None
     if paired is None:
+        # Whatever cannot be compared is not known to be better, and a champion may be restored.
+        rule = {
+            "rule": f"version {champion}, the champion, can be measured",
+            "figure": measured.champion_fault,
+            "bound": "loaded, and run on the same test rows",
+            "holds": False,
+        }
         return (
-            "promoted",
-            f"Promoted: the champion, version {champion}, cannot be used. {measured.champion_fault}",
-            None,
+            "kept",
+            f"Kept: version {champion}, the champion, cannot be measured. {measured.champion_fault} Restore it from a "
+            "copy, or make another version champion: `fashion-ann promote V --reason R`.",
+            rule,
         )
     significant = paired.p_value < config.significance
     better = significant and paired.fixed > paired.broken

@@ -8,9 +8,7 @@ from typing import Any
 
 from schemas.contract import DatasetContract
 from tasks.evaluate import CONFUSION_NAME, LEARNING_NAME
-from tasks.store import METRICS_NAME
-
-REPORT_NAME = "report.html"
+from tasks.store import METRICS_NAME, REPORT_NAME
 
 
 def write_report(

@@ -10,7 +10,7 @@ import numpy as np
 
 from schemas.config import TrainingConfig
 from schemas.contract import SPLITS, Split
-from schemas.errors import DataUnavailable
+from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.references import CsvFile, ParquetSplit, StageRecord
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
 from tasks.prepare import prepare
@@ -67,6 +67,9 @@ def _stored_data(manifest: Mapping[str, Any], artifacts_dir: Path, split: Split)
         )
     read_stage(folder)
     path = folder / f"{split}.parquet"
+    found = sha256_file(path)
+    if found != facts["parquet_sha256"]:
+        raise StoredArtifactError(f"{path}: expected sha256 {facts['parquet_sha256']}, found {found}.")
     return ParquetSplit(
         record=StageRecord(path=folder, **{name: value for name, value in entry.items() if name != "split"}),
         split=split,
@@ -82,7 +85,7 @@ def _copied(data: ParquetSplit, scratch: Path) -> ParquetSplit:
     folder = scratch / "data" / data.split
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(shutil.copyfile(data.path, folder / data.path.name))
-    return data.model_copy(update={"path": path, "sha256": sha256_file(path)})
+    return data.model_copy(update={"path": path})
 
 
 def _differences(manifest: Mapping[str, Any], record: StageRecord, device: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ then renamed. The folder's name carries the key: the digest of the stage's input
 
 import ast
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from schemas.config import PROJECT_ROOT
@@ -118,9 +120,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def sweep_replaced(path: Path) -> None:
-    """Remove what killed processes left of ``path`` under its temporary names. Nobody may be writing it."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        left.unlink(missing_ok=True)
+    """Remove what killed processes of this machine left of ``path`` under its temporary names."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        writer = left.name.split(".")[-2]
+        if not (writer.isdigit() and psutil.pid_exists(int(writer))):
+            left.unlink(missing_ok=True)
 
 
 def stage_key(module: str, inputs: Mapping[str, Any]) -> str:

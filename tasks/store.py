@@ -4,19 +4,24 @@ Layout under ``root`` (artifacts/models/<dataset>): ``versions/0001/...`` with a
 last, and ``aliases.jsonl``. Readers trust what a manifest names, after its digest was checked; nothing else.
 """
 
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from schemas.errors import StoredArtifactError, VersionNotFound
+from schemas.store import AliasEvent, Manifest
+from tasks.golden import GOLDEN_NAME
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.stage import describe_files, digest_of, json_for_people, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -24,11 +29,16 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 METRICS_NAME = "metrics.json"
 VERDICT_NAME = "verdict.json"
+REPORT_NAME = "report.html"
+# What every version has; its manifest may name more.
+STORED_NAMES = frozenset({TOPOLOGY_NAME, WEIGHTS_NAME, GOLDEN_NAME, METRICS_NAME, VERDICT_NAME, REPORT_NAME})
 CHAMPION = "champion"
-# Who moved an alias, where what it means hangs on it: the event takes moves back instead of making one.
+# The event's ``by`` that takes champions back; any other adds one (`champions`).
 ROLLBACK = "rollback"
+LOG_NAME = "aliases.jsonl"
 
-_VERSION_FOLDER = re.compile(r"\d{4,}")
+# As `version_folder` writes them: a number has one name.
+_VERSION_FOLDER = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
 
 
 def store_folder(artifacts_dir: Path, dataset: str) -> Path:
@@ -53,28 +63,53 @@ def version_numbers(root: Path) -> list[int]:
 
 
 def read_manifest(root: Path, version: int) -> dict[str, Any]:
-    """A version's manifest, after its own digest was checked.
+    """A version's manifest (`schemas.store.Manifest`), after its own digest and its shape were checked.
 
-    Raises `VersionNotFound`, or `StoredArtifactError` when the manifest is not what was written.
+    Raises `VersionNotFound`, or `StoredArtifactError` when the manifest is not what was written, or its folder is a
+    link.
     """
     folder = version_folder(root, version)
-    if not folder.is_dir():
-        raise VersionNotFound(_no_such(root, str(version)))
     path = folder / MANIFEST_NAME
+    if not folder.exists() and not folder.is_symlink():
+        raise VersionNotFound(_no_such(root, str(version)))
+    for place in (folder, path):
+        if place.is_symlink():
+            raise StoredArtifactError(f"{place} is a link; nothing outside the store is read.")
     try:
-        if path.is_symlink():
-            raise ValueError("it is a link")
         content = path.read_bytes()
+    except FileNotFoundError:
+        if not folder.exists():  # `gc` took it meanwhile
+            raise VersionNotFound(_no_such(root, str(version))) from None
+        raise StoredArtifactError(f"{path}: a manifest was expected, found none.") from None
+    except OSError as error:
+        raise StoredArtifactError(f"{path}: a manifest was expected, it cannot be read ({error.strerror}).") from error
+    received = f"found bytes with sha256 {hashlib.sha256(content).hexdigest()}"
+    try:
         manifest: dict[str, Any] = json.loads(content)
         stated = manifest["manifest_sha256"]
         found = digest_of({key: value for key, value in manifest.items() if key != "manifest_sha256"})
         unchanged = content == json_for_people(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoredArtifactError(f"{path} cannot be read as a manifest ({error}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoredArtifactError(
+            f"{path}: expected a manifest that states its sha256, {received} ({error})."
+        ) from error
     if found != stated:
         raise StoredArtifactError(f"{path}: expected content with sha256 {stated}, found {found}.")
-    if not unchanged or manifest["version"] != version:
-        raise StoredArtifactError(f"{path} was edited: it is not the text that was written for version {version}.")
+    if not unchanged:
+        raise StoredArtifactError(
+            f"{path} was edited: expected the text that was written for sha256 {stated}, {received}."
+        )
+    try:
+        held = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StoredArtifactError(f"{path}, {key}: {first['msg']}; it is no manifest of ours, {received}.") from error
+    event = held.verdict.event
+    if held.version != version or (event is not None and event.to != version):
+        raise StoredArtifactError(f"{path} speaks of another version than {version}: it was put there by hand.")
+    if missing := STORED_NAMES - set(held.files):
+        raise StoredArtifactError(f"{path} does not name {', '.join(sorted(missing))}, which every version has.")
     return manifest
 
 
@@ -99,7 +134,7 @@ def read_file(root: Path, manifest: Mapping[str, Any], name: str) -> bytes:
 
 
 def checked_path(root: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    """Path of a file of a version, after its size and sha256 were checked.
+    """Path of a file of a version, after its sha256 was checked.
 
     Raises `StoredArtifactError` naming the file, the expected and the found digest.
     """
@@ -118,10 +153,15 @@ def checked_path(root: Path, manifest: Mapping[str, Any], name: str) -> Path:
 def resolve(root: Path, name: str) -> int:
     """A version's number from "3", "0003", "v3" or an alias."""
     digits = name.removeprefix("v")
+    numbers = version_numbers(root)
     if digits.isascii() and digits.isdigit():
-        if int(digits) in version_numbers(root):
-            return int(digits)
+        # Compared as text: a name may have more digits than Python makes a number of.
+        for number in numbers:
+            if str(number) == digits.lstrip("0"):
+                return number
     elif name in (aliases := alias_values(read_alias_log(root))):
+        if aliases[name] not in numbers:
+            raise VersionNotFound(f"{name} names version {aliases[name]}, which is gone from {root}.")
         return aliases[name]
     raise VersionNotFound(_no_such(root, name))
 
@@ -133,28 +173,57 @@ def _no_such(root: Path, name: str) -> str:
 
 
 def read_alias_log(root: Path) -> list[dict[str, Any]]:
-    """All events, oldest first. A last line without its line end was cut off by a kill and never happened."""
-    path = root / "aliases.jsonl"
+    """All events (`schemas.store.AliasEvent`), oldest first.
+
+    A last line that a kill cut off never happened; a whole one whose line end alone is missing did. Raises
+    `StoredArtifactError` for a line that is not what was written, with its number and both digests.
+    """
+    return _read_log(root)[0]
+
+
+def _read_log(root: Path) -> tuple[list[dict[str, Any]], bytes]:
+    """The events, and the bytes after the last of them: a line that a kill cut off, or nothing."""
+    path = root / LOG_NAME
+    if path.is_symlink() or path.is_dir():
+        raise StoredArtifactError(f"{path}: a file was expected, it is a {'link' if path.is_symlink() else 'folder'}.")
     if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
+        return [], b""
+    *lines, tail = path.read_bytes().split(b"\n")
     events: list[dict[str, Any]] = []
     chained = ""
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate([*lines, tail] if _is_whole(tail) else lines, start=1):
+        received = f"found bytes with sha256 {hashlib.sha256(line).hexdigest()}"
         try:
             event = json.loads(line)
-            if not isinstance(event["to"], int) or not isinstance(event["alias"], str):
-                raise TypeError("an alias and a version number were expected")
             stated = event.pop("sha256")
+            chained = _chained(event, chained)
+            unchanged = line == _log_line(event, chained)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StoredArtifactError(f"{path} line {number} cannot be read as an event ({error}).") from error
-        chained = _chained(event, chained)
-        if line != _log_line(event, chained):
+            raise StoredArtifactError(
+                f"{path} line {number}: expected an event with its sha256, {received} ({error})."
+            ) from error
+        if not unchanged:
             raise StoredArtifactError(
                 f"{path} line {number} was edited, or one before it is gone: expected sha256 {chained}, found {stated}."
             )
+        try:
+            AliasEvent.model_validate(event)
+        except ValidationError as error:
+            raise StoredArtifactError(
+                f"{path} line {number}, {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}, {received}."
+            ) from error
         events.append(event)
-    return events
+    return events, b"" if _is_whole(tail) else tail
+
+
+def _is_whole(tail: bytes) -> bool:
+    """Whether more than a beginning of a line follows the last line end: such a line is judged like any other."""
+    try:
+        json.JSONDecoder().raw_decode(tail.decode())
+    except (ValueError, RecursionError):
+        # What a kill cut off is ASCII, as every line is; a byte that is not was put there.
+        return not tail.isascii()
+    return True
 
 
 def _chained(event: Mapping[str, Any], before: str) -> str:
@@ -200,6 +269,8 @@ def list_versions(root: Path) -> list[dict[str, Any]]:
         damaged = None
         try:
             manifest = read_manifest(root, number)
+        except VersionNotFound:
+            continue  # `gc` took it meanwhile
         except StoredArtifactError as error:
             damaged = str(error)
         rows.append(
@@ -216,8 +287,9 @@ def list_versions(root: Path) -> list[dict[str, Any]]:
 
 
 def show_version(root: Path, version: int) -> dict[str, Any]:
-    """The manifest, with the metrics under ``metrics``, the aliases and the path."""
+    """The manifest, with the metrics under ``metrics``, the aliases and the path, once every file was checked."""
     manifest = read_manifest(root, version)
+    check_version(root, manifest)
     values = alias_values(read_alias_log(root))
     return {
         **manifest,
@@ -239,8 +311,7 @@ def find_made_from(root: Path, key: str) -> int | None:
         try:
             manifest = read_manifest(root, number)
             if manifest["made_from"] == key:
-                for name in manifest["files"]:
-                    checked_path(root, manifest, name)
+                check_version(root, manifest)
                 return number
         except StoredArtifactError as error:
             # A damaged old version must not keep a new one out.
@@ -265,40 +336,97 @@ def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dic
         manifest["manifest_sha256"] = digest_of(manifest)
         write_json(temporary / MANIFEST_NAME, manifest)
         temporary.rename(version_folder(root, number))
+    except OSError as error:
+        # A full disk names no file by itself.
+        error.filename = error.filename or str(temporary)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 
 def append_event(root: Path, event: Mapping[str, Any]) -> None:
-    """Add one line to the alias log, to the disk. The caller holds `store_lock` and has called `settle`."""
+    """Add one line to the alias log, to the disk. The caller holds `store_lock` and has called `settle`.
+
+    On an error, a full disk for one, the log is as it was.
+    """
+    AliasEvent.model_validate(event)
     chained = ""
     for earlier in [*read_alias_log(root), event]:
         chained = _chained(earlier, chained)
-    with (root / "aliases.jsonl").open("ab") as file:
-        file.write(_log_line(event, chained) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    log = root / LOG_NAME
+    with log.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(_log_line(event, chained) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            os.truncate(log, before)
+            error.filename = error.filename or str(log)
+            raise
 
 
-def settle(root: Path) -> list[str]:
-    """Finish or undo what a killed writer left; returns what was done, for people. The caller holds `store_lock`."""
+def settle(root: Path, *, restore: bool = False) -> list[str]:
+    """Finish or undo what a killed writer left; returns what was done, for people. The caller holds `store_lock`.
+
+    Raises `StoredArtifactError` when the log lacks a promotion that a manifest states (`check_history`); with
+    ``restore`` it is logged again.
+    """
     done = []
     for left in (root / "versions").glob(".*.tmp"):
-        shutil.rmtree(left)
+        if left.is_symlink():
+            left.unlink()
+        else:
+            shutil.rmtree(left)
         done.append(f"removed {left}, a version that was not finished, or not wholly removed")
-    log = root / "aliases.jsonl"
-    if log.exists() and not (content := log.read_bytes()).endswith(b"\n") and content:
+    log = root / LOG_NAME
+    _, tail = _read_log(root)
+    if tail:
         # The event had not happened: its line was not whole.
-        os.truncate(log, content.rfind(b"\n") + 1)
+        os.truncate(log, log.stat().st_size - len(tail))
         done.append(f"cut an unfinished last line off {log}")
+    elif log.exists() and (content := log.read_bytes()) and not content.endswith(b"\n"):
+        with log.open("ab") as file:
+            file.write(b"\n")
+        done.append(f"ended the last line of {log}, which had lost its line end")
     numbers = version_numbers(root)
-    if numbers:
-        try:
-            event = read_manifest(root, numbers[-1])["verdict"]["event"]
-        except StoredArtifactError:
-            return done  # a damaged version states nothing
-        if event is not None and event not in read_alias_log(root):
-            append_event(root, event)
-            done.append(f"logged the promotion of version {numbers[-1]}, which its manifest states")
+    for number, event in _unlogged(root, numbers):
+        # A kill between a version and its promotion leaves that of the newest one to be logged.
+        if number != numbers[-1] and not restore:
+            raise StoredArtifactError(_lost(root, number))
+        append_event(root, event)
+        done.append(f"logged the promotion of version {number}, which its manifest states")
     return done
+
+
+def check_history(root: Path) -> None:
+    """Check the alias log against the versions: a log that was lost, or cut at its end, replays to another champion.
+
+    Raises `StoredArtifactError` when the promotion that a manifest states is not in the log. That of the newest version
+    may be missing, until the next writer logs it (`settle`).
+    """
+    numbers = version_numbers(root)
+    for number, _ in _unlogged(root, numbers):
+        if number != numbers[-1]:
+            raise StoredArtifactError(_lost(root, number))
+
+
+def _unlogged(root: Path, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Versions whose manifest states a promotion that the log does not have, and the event."""
+    events = read_alias_log(root)
+    for number in numbers:
+        try:
+            event = read_manifest(root, number)["verdict"]["event"]
+        except (StoredArtifactError, VersionNotFound):
+            continue  # a damaged version states nothing
+        if event is not None and event not in events:
+            yield number, event
+
+
+def _lost(root: Path, number: int) -> str:
+    return (
+        f"{root / LOG_NAME} lacks the promotion of version {number} that its manifest states: the log was lost, or cut "
+        "at its end. Restore it from a copy; without one, `fashion-ann promote V --reason R --force` logs the stated "
+        "promotions again and then makes V champion."
+    )

@@ -16,18 +16,19 @@ from prefect.runtime import flow_run
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
-from schemas.errors import CandidateRefused, StoredArtifactError, VersionNotFound
+from schemas.errors import CandidateRefused, StoredArtifactError
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from tasks.golden import GOLDEN_NAME, repeat_in_fresh_process
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import publish_markdown, publish_table
-from tasks.report import REPORT_NAME, write_report
+from tasks.report import write_report
 from tasks.serve import load_version, right_rows
 from tasks.stage import lock_digest, stage_key, write_json
 from tasks.store import (
     CHAMPION,
     METRICS_NAME,
+    REPORT_NAME,
     VERDICT_NAME,
     add_version,
     alias_values,
@@ -41,6 +42,7 @@ from tasks.store import (
     store_lock,
     utc_now,
     version_folder,
+    version_numbers,
 )
 
 logger = logging.getLogger(__name__)
@@ -130,6 +132,9 @@ def _add(
 ) -> dict[str, Any]:
     """Write the next version with its verdict; returns its manifest."""
     champion = alias_values(read_alias_log(root)).get(CHAMPION)
+    if champion is not None and champion not in version_numbers(root):
+        logger.warning("version %d, the champion, is gone: the verdict is as if there were none", champion)
+        champion = None
 
     def write(folder: Path, number: int) -> dict[str, Any]:
         for record, name in (
@@ -198,8 +203,7 @@ def _measure(root: Path, folder: Path, prepared: PreparedData, champion: int | N
         labels = np.load(prepared.record.path / "test_labels.npy")
         try:
             _, model = load_version(root, str(champion))
-        except (StoredArtifactError, VersionNotFound) as error:
-            # A champion that nobody can load must not keep a model that works from taking its place.
+        except StoredArtifactError as error:
             champion_fault = str(error)
         else:
             candidate = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)

@@ -24,6 +24,7 @@ from tasks.prepare import prepare
 from tasks.store import add_version, append_event, store_folder, store_lock
 from tasks.train import train
 from tasks.validate import validate
+from tests.stored import event, fill, stated
 
 SAMPLE = Path(__file__).parent / "data"
 
@@ -107,10 +108,11 @@ def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = build_network(FASHION_MNIST, dropout=0.5)
         (folder / "topology.json").write_bytes(topology_bytes(model))
         model.save_weights(folder / "model.weights.h5")
-        return {"verdict": {"event": None}}
+        fill(folder)
+        return stated()
 
     with store_lock(root):
         for _ in range(2):
             add_version(root, write)
-        append_event(root, {"alias": "champion", "to": 1})
+        append_event(root, event(1))
     return artifacts

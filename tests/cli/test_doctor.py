@@ -16,7 +16,8 @@ from cli.main import main
 from schemas.config import PROJECT_ROOT
 from tasks.store import append_event, store_folder, version_folder
 from tests.conftest import SAMPLE
-from tests.tasks.test_store import _add, _event
+from tests.stored import event
+from tests.tasks.test_store import _add
 
 NAMES = ["python", "lock", "gpu", "prefect", "pools", "disk", "data", "store"]
 DEAD = "http://127.0.0.1:9/api"
@@ -195,7 +196,7 @@ def test_a_whole_store_is_told_with_its_champion(tmp_path: Path) -> None:
     root = store_folder(tmp_path, "fashion-mnist")
     _add(root)
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all whole, no champion")
-    append_event(root, _event(1))
+    append_event(root, event(1))
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all whole, champion 1")
 
 
@@ -213,7 +214,7 @@ def test_damaged_versions_are_broken_and_the_champion_is_told_first(tmp_path: Pa
     root = store_folder(tmp_path, "fashion-mnist")
     for _ in range(3):
         _add(root)
-    append_event(root, _event(3))
+    append_event(root, event(3))
     (version_folder(root, 1) / "metrics.json").write_text("{}")
     _demand_broken(doctor.check_store(tmp_path), "version 1 is damaged:", "expected sha256")
     (version_folder(root, 3) / "manifest.json").write_text("{}")
@@ -225,7 +226,7 @@ def test_damaged_versions_are_broken_and_the_champion_is_told_first(tmp_path: Pa
 def test_a_champion_that_is_not_there_and_a_log_that_cannot_be_read_are_broken(tmp_path: Path) -> None:
     root = store_folder(tmp_path, "fashion-mnist")
     _add(root)
-    append_event(root, _event(7))
+    append_event(root, event(7))
     _demand_broken(doctor.check_store(tmp_path), "version 7, is not there")
     (root / "aliases.jsonl").write_text("nobody knows\n")
     _demand_broken(doctor._survived("store", lambda: doctor.check_store(tmp_path)), "line 1")

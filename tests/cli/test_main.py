@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
+from schemas.config import TrainingConfig
 from tasks.store import append_event, store_folder
-from tests.tasks.test_store import _add, _event
+from tests.stored import event
+from tests.tasks.test_store import _add
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -64,7 +66,7 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert status == 0
     for flag in ("--data-dir", "--artifacts-dir", "--epochs", "--batch-size", "--learning-rate", "--dropout", "--seed"):
         assert flag in out
-    assert "(default: 60)" in out
+    assert f"(default: {TrainingConfig().epochs})" in out
 
 
 def test_versions_of_an_empty_store(capsys: pytest.CaptureFixture[str], store: Path) -> None:
@@ -76,7 +78,7 @@ def test_versions_of_an_empty_store(capsys: pytest.CaptureFixture[str], store: P
 
 def test_versions_and_show_speak_json(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     _add(store, 0.9)
-    append_event(store, _event(1))
+    append_event(store, event(1))
     status, out, _ = _run(capsys, "versions", "--json")
     (row,) = json.loads(out)
     assert status == 0
@@ -120,7 +122,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], store: Pa
 def test_gc_says_what_it_would_remove_and_then_removes_it(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     for _ in range(3):
         _add(store)
-    append_event(store, _event(1))
+    append_event(store, event(1))
     size = sum(path.stat().st_size for path in (store / "versions" / "0002").iterdir())
     told = {"removed": [{"kind": "version", "path": str(store / "versions" / "0002"), "bytes": size}]}
     told |= {"kept_versions": [1, 3], "bytes": size}

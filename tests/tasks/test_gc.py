@@ -1,7 +1,6 @@
 """What gc removes, what it never removes, and what a kill in the middle of it leaves."""
 
 import errno
-import json
 import multiprocessing
 import os
 import shutil
@@ -33,7 +32,7 @@ from tasks.store import (
     version_folder,
     version_numbers,
 )
-from tests.tasks.test_store import _event
+from tests.stored import DIGEST, event, fill, stated, verdict
 
 DATASET = "fashion-mnist"
 KINDS = ("data", "prepared", "trained", "evaluated")
@@ -55,7 +54,10 @@ def _stages(artifacts: Path, name: str) -> list[dict[str, Any]]:
         folder.mkdir(parents=True)
         (folder / "stage.json").write_text("{}")
         (folder.parent / f".{folder.name}.lock").touch()
-    return [{"stage": kind, "key": _key(name)} for kind in (*KINDS, "validate")]
+    return [
+        {"stage": kind, "split": None, "key": _key(name), "digest": DIGEST, "reused": False}
+        for kind in (*KINDS, "validate")
+    ]
 
 
 def _add(
@@ -69,17 +71,8 @@ def _add(
     lineage = _stages(artifacts, stages) if stages else []
 
     def write(folder: Path, number: int) -> dict[str, Any]:
-        (folder / "metrics.json").write_text(json.dumps({"test_accuracy": 0.9}))
-        event = _event(number) if promoted else None
-        return {
-            "created": "2026-01-01T00:00:00.000Z",
-            "made_from": f"key {number}",
-            "test_accuracy": 0.9,
-            "test_loss": 0.3,
-            "verdict": {"outcome": "promoted" if promoted else "kept", "event": event},
-            "lineage": lineage,
-            **(made or {}),
-        }
+        fill(folder)
+        return stated(**{"verdict": verdict(number, promoted), "lineage": lineage, **(made or {})})
 
     root = store_folder(artifacts, dataset)
     with store_lock(root):
@@ -90,28 +83,11 @@ def _add(
 
 
 def _move(root: Path, to: int, by: str = "promote", alias: str = "champion") -> None:
-    append_event(root, {**_event(to), "alias": alias, "by": by})
+    append_event(root, {**event(to), "alias": alias, "by": by})
 
 
 def _content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(
-    ("moves", "stack"),
-    [
-        ([], []),
-        ([("promote", 1), ("train-fashion-mnist", 2), ("promote", 4)], [1, 2, 4]),
-        ([("promote", 1), ("promote", 1)], [1]),
-        ([("promote", 1), ("promote", 2), ("rollback", 1)], [1]),
-        ([("promote", 1), ("promote", 2), ("promote", 3), ("rollback", 2), ("promote", 4)], [1, 2, 4]),
-        ([("promote", 1), ("promote", 2), ("promote", 1), ("rollback", 2)], [1, 2]),
-        ([("rollback", 3)], [3]),
-    ],
-)
-def test_a_rollback_takes_champions_back_and_all_else_adds_one(moves: list[tuple[str, int]], stack: list[int]) -> None:
-    events = [{"alias": "champion", "by": by, "to": to} for by, to in moves]
-    assert champions([*events, {"alias": "candidate", "by": "promote", "to": 9}]) == stack
 
 
 def test_old_versions_go_and_the_champion_its_predecessor_aliases_and_the_newest_stay(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,39 @@ def test_a_topology_that_is_no_json_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x04pickle")
     with pytest.raises(StoredArtifactError, match="cannot be read"):
         check_topology(path)
+
+
+def _write(folder: Path, topology: Any) -> None:
+    (folder / "topology.json").write_text(json.dumps(topology))
+
+
+@pytest.mark.parametrize("topology", [[], {}, {"class_name": ["Functional"], "module": "keras"}, {"class_name": {}}])
+def test_a_topology_of_another_shape_is_refused_by_name(tmp_path: Path, topology: Any) -> None:
+    _write(tmp_path, topology)
+    with pytest.raises(StoredArtifactError, match=r"topology\.json"):
+        load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")
+
+
+@pytest.mark.parametrize("size", [10_001, 1_000_000, float("nan"), float("inf")])
+def test_a_huge_size_is_refused_before_it_is_allocated(tmp_path: Path, size: float) -> None:
+    topology = json.loads(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
+    topology["config"]["layers"][1]["config"]["units"] = size
+    _write(tmp_path, topology)
+    with pytest.raises(StoredArtifactError, match="declares a size"):
+        check_topology(tmp_path / "topology.json")
+
+
+@pytest.mark.parametrize("weights", [b"", pickle.dumps({"hidden": 1}), b"\x89HDF\r\n\x1a\n" + b"\0" * 64])
+def test_weights_that_are_none_are_refused_by_name(tmp_path: Path, weights: bytes) -> None:
+    (tmp_path / "topology.json").write_bytes(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
+    (tmp_path / "model.weights.h5").write_bytes(weights)
+    with pytest.raises(StoredArtifactError, match=r"model\.weights\.h5 cannot be loaded"):
+        load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
+    model = build_network(replace(FASHION_MNIST, class_names=("a", "b")), dropout=0.2)
+    (tmp_path / "topology.json").write_bytes(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
+    model.save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(StoredArtifactError, match=r"model\.weights\.h5 cannot be loaded"):
+        load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")

@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from schemas.config import PromotionConfig
 from tasks.promotion import Measured, PairedTest, decide, mcnemar
@@ -108,9 +109,22 @@ def test_significance_is_the_one_that_was_asked_for() -> None:
     assert decide(close, PromotionConfig(significance=0.06))["outcome"] == "promoted"
 
 
-def test_without_a_champion_or_with_one_that_is_damaged_the_candidate_is_promoted() -> None:
+def test_without_a_champion_the_candidate_is_promoted() -> None:
     assert decide(_measured(), DEFAULTS)["outcome"] == "promoted"
-    damaged = decide(_measured(champion=3, champion_fault="its weights are gone"), DEFAULTS)
-    assert damaged["outcome"] == "promoted"
+
+
+@pytest.mark.parametrize("policy", ["better", "not_worse"])
+def test_a_champion_that_cannot_be_measured_stays_and_the_verdict_says_why(policy: Any) -> None:
+    damaged = decide(_measured(champion=3, champion_fault="its weights are gone"), PromotionConfig(policy=policy))
+    assert damaged["outcome"] == "kept"
     assert "its weights are gone" in damaged["reason"]
-    assert decide(_measured(), PromotionConfig(policy="never"))["outcome"] == "kept"
+    assert (damaged["rules"][-1]["holds"], damaged["rules"][-1]["figure"]) == (False, "its weights are gone")
+
+
+@pytest.mark.parametrize(("fixed", "broken"), [(0, 1), (3, 9), (40, 70), (500, 500), (12, 0)])
+def test_mcnemar_is_scipy_s_exact_test_of_the_table(fixed: int, broken: int) -> None:
+    """Against the sum of the binomial's two tails, which scipy's other function gives."""
+    candidate = np.array([True] * fixed + [False] * broken + [True] * 5)
+    champion = np.array([False] * fixed + [True] * broken + [True] * 5)
+    tails = 2 * scipy.stats.binom.cdf(min(fixed, broken), fixed + broken, 0.5)
+    assert mcnemar(candidate, champion).p_value == pytest.approx(min(1.0, tails), rel=1e-9)

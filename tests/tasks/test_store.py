@@ -1,19 +1,23 @@
+import errno
 import json
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.errors import StoredArtifactError, VersionNotFound
+from tasks.stage import digest_of, write_json
 from tasks.store import (
     add_version,
     alias_values,
     append_event,
     champions,
+    check_history,
     check_version,
     checked_path,
     find_made_from,
@@ -27,22 +31,14 @@ from tasks.store import (
     version_folder,
     version_numbers,
 )
-
-
-def _event(version: int) -> dict[str, Any]:
-    return {"when": "2026-01-01T00:00:00.000Z", "alias": "champion", "from": None, "to": version, "by": "a test"}
+from tests.stored import DIGEST, event, fill, stated, verdict
 
 
 def _add(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "key") -> dict[str, Any]:
     def write(folder: Path, number: int) -> dict[str, Any]:
         (folder / "metrics.json").write_text(json.dumps({"test_accuracy": accuracy}))
-        return {
-            "created": "2026-01-01T00:00:00.000Z",
-            "made_from": key,
-            "test_accuracy": accuracy,
-            "test_loss": 0.3,
-            "verdict": {"outcome": "promoted" if promoted else "kept", "event": _event(number) if promoted else None},
-        }
+        fill(folder)
+        return stated(made_from=key, test_accuracy=accuracy, verdict=verdict(number, promoted))
 
     with store_lock(root):
         return add_version(root, write)
@@ -51,7 +47,7 @@ def _add(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "
 def test_numbers_rise_and_versions_are_listed(tmp_path: Path) -> None:
     for accuracy in (0.8, 0.9):
         _add(tmp_path, accuracy)
-    append_event(tmp_path, _event(2))
+    append_event(tmp_path, event(2))
     assert list_versions(tmp_path) == [
         {
             "version": number,
@@ -78,7 +74,7 @@ def test_an_empty_store_has_no_versions(tmp_path: Path) -> None:
 
 def test_a_removed_version_that_was_champion_never_gives_its_number_away(tmp_path: Path) -> None:
     _add(tmp_path)
-    append_event(tmp_path, _event(1))
+    append_event(tmp_path, event(1))
     folder = version_folder(tmp_path, 1)
     for path in folder.iterdir():
         path.unlink()
@@ -140,7 +136,7 @@ def test_a_promotion_cut_off_after_its_version_is_logged_by_the_next_writer(tmp_
 
 def test_a_line_cut_off_by_a_kill_never_happened(tmp_path: Path) -> None:
     _add(tmp_path)
-    append_event(tmp_path, _event(1))
+    append_event(tmp_path, event(1))
     log = tmp_path / "aliases.jsonl"
     whole = log.read_bytes()
     log.write_bytes(whole + b'{"alias": "champion", "to": 2')
@@ -151,7 +147,7 @@ def test_a_line_cut_off_by_a_kill_never_happened(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_event_is_told_by_its_number(tmp_path: Path) -> None:
     _add(tmp_path)
-    append_event(tmp_path, _event(1))
+    append_event(tmp_path, event(1))
     with (tmp_path / "aliases.jsonl").open("a") as log:
         log.write('{"alias": 1}\n')
     with pytest.raises(StoredArtifactError, match="line 2"):
@@ -161,7 +157,7 @@ def test_a_line_that_is_no_event_is_told_by_its_number(tmp_path: Path) -> None:
 def _three_moves(root: Path) -> Path:
     root.mkdir(exist_ok=True)
     for version in (1, 2, 1):
-        append_event(root, _event(version))
+        append_event(root, event(version))
     return root / "aliases.jsonl"
 
 
@@ -197,7 +193,7 @@ def test_an_edited_log_is_refused_by_line(tmp_path: Path, edit: Any, line: int) 
     ],
 )
 def test_champions_one_after_the_other(moves: list[tuple[int, str]], stack: list[int]) -> None:
-    assert champions([{**_event(version), "by": by} for version, by in moves]) == stack
+    assert champions([{**event(version), "by": by} for version, by in moves]) == stack
 
 
 def test_a_changed_file_is_refused_with_both_digests(tmp_path: Path) -> None:
@@ -282,7 +278,7 @@ def test_a_file_that_no_manifest_names_and_a_link_are_not_opened(tmp_path: Path)
 @pytest.mark.parametrize("name", ["1", "0001", "v1", "v0001", "champion"])
 def test_a_version_has_several_names(tmp_path: Path, name: str) -> None:
     _add(tmp_path)
-    append_event(tmp_path, _event(1))
+    append_event(tmp_path, event(1))
     assert resolve(tmp_path, name) == 1
 
 
@@ -298,3 +294,134 @@ def test_the_newest_version_of_the_same_inputs_is_found(tmp_path: Path) -> None:
         _add(tmp_path, key=key)
     assert find_made_from(tmp_path, "a") == 3
     assert find_made_from(tmp_path, "c") is None
+
+
+def _state(root: Path, change: Callable[[dict[str, Any]], Any], version: int = 1) -> None:
+    """Write a manifest anew with digests that fit: what somebody does who knows the form."""
+    path = version_folder(root, version) / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    manifest.pop("manifest_sha256")
+    write_json(path, {**manifest, "manifest_sha256": digest_of(manifest)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.pop("files"),
+        lambda manifest: manifest.update(files=[]),
+        lambda manifest: manifest["files"].update({"metrics.json": {}}),
+        lambda manifest: manifest["files"].update({"../../outside.txt": {"bytes": 0, "sha256": DIGEST}}),
+        lambda manifest: manifest["files"].pop("verdict.json"),
+        lambda manifest: manifest.pop("verdict"),
+        lambda manifest: manifest.pop("created"),
+        lambda manifest: manifest.pop("lineage"),
+        lambda manifest: manifest.update(version=True),
+        lambda manifest: manifest.update(version=2),
+        lambda manifest: manifest.update(test_accuracy="0.9"),
+        lambda manifest: manifest["verdict"].update(event={"alias": "champion", "to": 77}),
+        lambda manifest: manifest["verdict"].update(event=event(77)),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused_though_its_digest_fits(tmp_path: Path, change: Any) -> None:
+    _add(tmp_path)
+    _state(tmp_path, change)
+    with pytest.raises(StoredArtifactError, match=r"0001/manifest\.json"):
+        read_manifest(tmp_path, 1)
+    assert settle(tmp_path) == []  # and keeps no writer out
+    assert list_versions(tmp_path)[0]["damaged"]
+
+
+def test_a_version_or_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    _add(root)
+    version_folder(root, 1).rename(tmp_path / "elsewhere")
+    version_folder(root, 1).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoredArtifactError, match="is a link"):
+        read_manifest(root, 1)
+    (root / "versions" / ".0002.1.tmp").symlink_to(tmp_path / "elsewhere")
+    assert len(settle(root)) == 1
+    assert (tmp_path / "elsewhere" / "manifest.json").exists()
+    (root / "aliases.jsonl").symlink_to(tmp_path / "log")
+    with pytest.raises(StoredArtifactError, match="it is a link"):
+        read_alias_log(root)
+
+
+@pytest.mark.parametrize("edit", [lambda log: log[:-1] + b"x", lambda log: log[:-1] + b"\x8a", lambda log: log + b"{}"])
+def test_an_edited_end_of_the_log_is_no_line_that_was_cut_off(tmp_path: Path, edit: Any) -> None:
+    log = _three_moves(tmp_path)
+    log.write_bytes(edit(log.read_bytes()))
+    for read in (read_alias_log, settle):
+        with pytest.raises(StoredArtifactError, match="line"):
+            read(tmp_path)
+
+
+def test_a_log_that_lost_its_last_line_end_alone_says_what_it_said(tmp_path: Path) -> None:
+    log = _three_moves(tmp_path)
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-1])
+    assert len(read_alias_log(tmp_path)) == 3
+    assert "line end" in settle(tmp_path)[0]
+    assert log.read_bytes() == whole
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_lost_log_is_told_from_what_the_manifests_state(tmp_path: Path, left: bytes | None) -> None:
+    for _ in range(2):
+        append_event(tmp_path, _add(tmp_path, promoted=True)["verdict"]["event"])
+    _add(tmp_path)
+    check_history(tmp_path)
+    if left is None:
+        (tmp_path / "aliases.jsonl").unlink()
+    else:
+        (tmp_path / "aliases.jsonl").write_bytes(left)
+    for judge in (check_history, settle):
+        with pytest.raises(StoredArtifactError, match="lacks the promotion of version 1"):
+            judge(tmp_path)
+    assert [line.split(",")[0] for line in settle(tmp_path, restore=True)] == [
+        "logged the promotion of version 1",
+        "logged the promotion of version 2",
+    ]
+    check_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"to": True}, {"to": -1}, {"by": None}, {"from": "1"}, {"more": 1}, {"when": 0}],
+)
+def test_an_event_of_another_shape_is_refused_though_its_digest_fits(tmp_path: Path, change: Any) -> None:
+    moved = {**event(1), **change}
+    (tmp_path / "aliases.jsonl").write_bytes(
+        json.dumps({**moved, "sha256": digest_of({"before": "", "event": moved})}, sort_keys=True).encode() + b"\n"
+    )
+    with pytest.raises(StoredArtifactError, match="line 1, "):
+        read_alias_log(tmp_path)
+
+
+def test_a_full_disk_leaves_the_log_as_it_was_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = _three_moves(tmp_path)
+    before = log.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*aliases\.jsonl"):
+        append_event(tmp_path, event(2))
+    assert log.read_bytes() == before
+
+
+def test_names_that_no_version_has_are_not_taken_for_one(tmp_path: Path) -> None:
+    _add(tmp_path)
+    for name in ("00001", "١٢٣٤", "1"):
+        (tmp_path / "versions" / name).mkdir()
+    assert version_numbers(tmp_path) == [1]
+    with pytest.raises(VersionNotFound):
+        resolve(tmp_path, "9" * 5_000)
+
+
+def test_an_alias_of_a_version_that_is_gone_says_so(tmp_path: Path) -> None:
+    _add(tmp_path)
+    append_event(tmp_path, event(2))
+    with pytest.raises(VersionNotFound, match="champion names version 2, which is gone"):
+        resolve(tmp_path, "champion")

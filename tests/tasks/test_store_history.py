@@ -28,9 +28,9 @@ from tasks.store import (
     settle,
     store_folder,
     store_lock,
-    utc_now,
     version_numbers,
 )
+from tests.stored import event, fill, stated, verdict
 from tests.tasks.test_store import _add
 
 STEPS = st.lists(
@@ -108,8 +108,9 @@ def _train_often(root: Path, together: Any) -> None:
             champion = alias_values(read_alias_log(root)).get(CHAMPION)
 
             def write(folder: Path, number: int, champion: int | None = champion) -> dict[str, Any]:
-                event = {"when": utc_now(), "alias": CHAMPION, "from": champion, "to": number, "by": "training"}
-                return {"verdict": {"outcome": "promoted", "event": event}}
+                fill(folder)
+                moved = {**event(number, by="training"), "from": champion}
+                return stated(verdict={**verdict(number, promoted=True), "event": moved})
 
             append_event(root, add_version(root, write)["verdict"]["event"])
 
@@ -149,7 +150,7 @@ def test_two_trainings_a_promotion_and_a_rollback_at_once_leave_one_history(tmp_
     assert version_numbers(root) == list(range(1, 2 + 16 + 1))
     log = read_alias_log(root)
     # Each move starts where the one before it ended: none was decided on a champion of the past.
-    assert [event["from"] for event in log[2:]] == [event["to"] for event in log[1:-1]]
-    assert sum(event["by"] == "training" for event in log) == 16
+    assert [move["from"] for move in log[2:]] == [move["to"] for move in log[1:-1]]
+    assert sum(move["by"] == "training" for move in log) == 16
     for number in version_numbers(root):
         check_version(root, read_manifest(root, number))

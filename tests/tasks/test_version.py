@@ -185,13 +185,15 @@ def test_a_model_that_does_not_repeat_its_golden_predictions_is_refused(
         add(trained=changed)
 
 
-def test_a_champion_that_cannot_be_read_gives_way(add: Any, tmp_path: Path) -> None:
+def test_a_damaged_champion_is_not_replaced_and_one_that_is_gone_is(add: Any, tmp_path: Path) -> None:
     first = add()
-    (first.path / "manifest.json").write_text("{}")
+    with (first.path / "report.html").open("a") as report:
+        report.write("x")
     second = add(key="b" * 64)
-    assert second.champion
-    assert "version 1, cannot be used" in second.verdict
-    shutil.rmtree(second.path)
+    assert not second.champion
+    assert "version 1, the champion, cannot be measured" in second.verdict
+    assert "report.html" in second.verdict
+    shutil.rmtree(first.path)
     third = add(key="c" * 64)
     assert (third.version, third.champion) == (3, True)
 
