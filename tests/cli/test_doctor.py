@@ -98,7 +98,7 @@ def test_a_tensorflow_that_dies_or_hangs_is_told() -> None:
 
 @pytest.mark.parametrize(("server", "ok"), [("3.8.8", True), ("3.0.0", False), (None, True)])
 def test_a_server_of_another_version_is_broken(monkeypatch: pytest.MonkeyPatch, server: str | None, ok: bool) -> None:
-    monkeypatch.setattr(doctor, "_fault_of", lambda url: None)
+    monkeypatch.setattr(doctor, "refusal", lambda: None)
     monkeypatch.setattr(doctor, "_server_version", lambda: server)
     with temporary_settings({PREFECT_API_URL: DEAD}):
         check = doctor.check_prefect()
@@ -137,7 +137,7 @@ def test_without_a_configured_api_the_home_must_be_writable(tmp_path: Path) -> N
 def test_a_pool_of_ours_with_deployments_and_no_worker_is_broken(
     monkeypatch: pytest.MonkeyPatch, pools: list[Pool], ok: bool, said: str
 ) -> None:
-    monkeypatch.setattr(doctor, "_fault_of", lambda url: None)
+    monkeypatch.setattr(doctor, "refusal", lambda: None)
     monkeypatch.setattr(doctor, "_pools", lambda: pools)
     with temporary_settings({PREFECT_API_URL: DEAD}):
         check = doctor.check_pools()
