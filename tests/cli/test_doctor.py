@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,13 @@ from tests.tasks.test_store import _add, _event
 
 NAMES = ["python", "lock", "gpu", "prefect", "pools", "disk", "data", "store"]
 DEAD = "http://127.0.0.1:9/api"
+
+
+@pytest.fixture(autouse=True)
+def no_api() -> Iterator[None]:
+    """Also while `make up` runs, whose prefect.toml names one."""
+    with temporary_settings({PREFECT_API_URL: None}):
+        yield
 
 
 def _demand_broken(check: Check, *said: str) -> None:
@@ -299,6 +307,7 @@ def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "artifacts"), str(tmp_path / "data")],
         env={**os.environ, "PREFECT_HOME": str(tmp_path / "home")},
+        cwd=tmp_path,  # of no prefect.toml
         capture_output=True,
         text=True,
         check=True,
