@@ -1,6 +1,6 @@
 # The one vocabulary of people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run test check bench lock clean
+.PHONY: run up down status test test-deployed check bench lock clean
 
 PYTHON ?= python3
 # cpu or gpu: which TensorFlow `make run` installs.
@@ -12,8 +12,15 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-byteco
 run: .venv/$(ACCELERATOR).stamp
 	$(BIN)/fashion-ann train
 
+up down status: .venv/$(ACCELERATOR).stamp
+	$(BIN)/fashion-ann $@
+
 test: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses auto --dist loadgroup
+
+# Real servers, workers and kills: minutes, so not among the tests of every change.
+test-deployed: .venv/dev.stamp
+	$(BIN)/pytest tests/deployed
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check

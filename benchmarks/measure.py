@@ -15,8 +15,11 @@ from typing import TypeVar
 
 import psutil
 
+from cli.server_process import stop_tree
+
 T = TypeVar("T")
 _SAMPLE_SECONDS = 0.2
+SECONDS_TO_END = 10
 
 
 @dataclass(frozen=True)
@@ -101,23 +104,7 @@ def _ended(process: "subprocess.Popen[bytes]") -> Iterator[None]:
         yield
     finally:
         if process.returncode is None:
-            stop(process)
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a child, and what it started, each by its own pid."""
-    with suppress(psutil.NoSuchProcess):
-        below = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        _, left = psutil.wait_procs(below, timeout=10)
-        for survivor in left:
-            with suppress(psutil.NoSuchProcess):
-                survivor.kill()
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            stop_tree(process.pid, SECONDS_TO_END)
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fit import Fit
-from benchmarks.measure import Finished, Row, goal, interleaved, ratios, run_child, seconds, spread, stop
+from benchmarks.measure import SECONDS_TO_END, Finished, Row, goal, interleaved, ratios, run_child, seconds, spread
 from benchmarks.peers import pandas_ingests, plain_suite_accepts
+from cli.server_process import HOST, free_port, stop_tree, wait_until_healthy
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, Split
 from schemas.references import CsvFile, ParquetSplit, PreparedData
@@ -28,6 +27,7 @@ from tasks.validate import judge, validate
 _TARGET_ACCURACY = 0.88
 _PLAIN_EPOCHS, _PLAIN_BATCH, _PLAIN_DROPOUT = 10, 32, 0.2
 _TIMED_EPOCHS = 8
+_SECONDS_TO_START = 120
 _COMMAND = Path(sys.executable).with_name("fashion-ann")
 
 
@@ -74,40 +74,26 @@ class Bench:
     @contextmanager
     def prefect_server(self) -> Iterator[str]:
         """The address of a server that was started before, with a home of its own."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = free_port()
+        url = f"http://{HOST}:{port}/api"
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"],
+            [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), "--no-ui"],
             env=self._environment("server-home"),
             cwd=PROJECT_ROOT,  # where Prefect finds the project's settings
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            _wait_until_healthy(process, f"http://127.0.0.1:{port}/api")
-            yield f"http://127.0.0.1:{port}/api"
+            fault = wait_until_healthy(url, _SECONDS_TO_START, process.poll)
+            _demand(fault is None, f"`prefect server start` {fault}")
+            yield url
         finally:
-            stop(process)
+            stop_tree(process.pid, SECONDS_TO_END)
 
     def _environment(self, home: str = "home") -> dict[str, str]:
         """Ours, without what the user set for Prefect."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         return {**kept, "PREFECT_HOME": str(self.folder / home)}
-
-
-def _wait_until_healthy(process: "subprocess.Popen[bytes]", url: str) -> None:
-    import httpx
-
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError("`prefect server start` did not answer in 120 s.")
 
 
 def ingest_row(bench: Bench) -> Iterator[Row]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from cli.server_process import refusal
+from cli.services import POOLS
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, SPLITS
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
@@ -23,9 +25,6 @@ from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
 LEAST_FREE_BYTES = 1_000_000_000
 
 _SECONDS_FOR_TENSORFLOW = 180
-_SECONDS_FOR_AN_ANSWER = 10
-# Pools that this project's deployments are meant for; another's are none of its business.
-_OUR_POOLS = ("cpu", "gpu")
 
 
 class Unwell(FashionAnnError):
@@ -220,17 +219,6 @@ def _configured_api() -> str | None:
     return get_current_settings().api.url
 
 
-def _fault_of(url: str) -> str | None:
-    """Why the API does not answer, or None. Prefect's own client would try for a minute."""
-    import httpx
-
-    try:
-        answer = httpx.get(f"{url}/health", timeout=_SECONDS_FOR_AN_ANSWER)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return _line(error) or type(error).__name__
-    return None if answer.status_code == httpx.codes.OK else f"/health answers with status {answer.status_code}"
-
-
 def _server_version() -> str | None:
     """None for Prefect Cloud, which has no version."""
     from prefect.client.base import ServerType
@@ -245,14 +233,8 @@ def check_prefect() -> Check:
     url = _configured_api()
     if url is None:
         return _check_embedded()
-    if (fault := _fault_of(url)) is not None:
-        return Check(
-            "prefect",
-            False,
-            f"the API at {url} was expected to answer: {fault}",
-            "Start that server (`prefect server start`), or unset PREFECT_API_URL and the profile's to run on an "
-            "embedded one.",
-        )
+    if (fault := refusal()) is not None:
+        return Check("prefect", False, _line(fault.says), fault.cure)
     client, server = metadata.version("prefect"), _server_version()
     if server not in (client, None):
         return Check(
@@ -300,12 +282,12 @@ def _pools() -> list[Pool]:
 
 
 def check_pools() -> Check:
-    """Each of our pools that has deployments has a worker that is online."""
+    """Each of our pools that has deployments has a worker that is online; others' pools are none of our business."""
     url = _configured_api()
     if url is None:
         return Check("pools", None, "the embedded server needs none")
-    if _fault_of(url) is not None:
-        return Check("pools", None, f"not asked: the API at {url} does not answer")
+    if refusal() is not None:
+        return Check("pools", None, f"not asked: the API at {url} cannot be used")
     pools = _pools()
     if not pools:
         return Check("pools", True, "no work pools: `fashion-ann train` needs none, deployments do")
@@ -313,7 +295,7 @@ def check_pools() -> Check:
         f"{pool.name}: {_counted(pool.deployments, 'deployment')}, {_counted(pool.online, 'worker')} online"
         for pool in pools
     )
-    idle = [pool.name for pool in pools if pool.name in _OUR_POOLS and pool.deployments and not pool.online]
+    idle = [pool.name for pool in pools if pool.name in POOLS and pool.deployments and not pool.online]
     cure = "Start a worker, or its runs stay late: " + ", ".join(
         f"`prefect worker start --pool {name}`" for name in idle
     )

@@ -13,10 +13,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from schemas.contract import FASHION_MNIST
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound, WrongUsage
+
+if TYPE_CHECKING:
+    from cli.services import Status
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
@@ -186,6 +189,34 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir", metavar="D", help="the folder of the CSVs (default: $FASHION_ANN_DATA_DIR, then data/)"
     )
     doctor.set_defaults(run=_doctor)
+
+    up = commands.add_parser(
+        "up",
+        **shared,
+        help="start a Prefect server and a worker for each pool on this machine, and deploy to it",
+        description="A server on 127.0.0.1, pools, deployments, automations, one worker each. What runs already is "
+        "left as it is, so it may be repeated. They go on when this command and its terminal end.",
+    )
+    up.set_defaults(
+        run=_up, when_stopped="What was started is kept: `fashion-ann up` goes on, `fashion-ann down` ends it."
+    )
+
+    down = commands.add_parser(
+        "down",
+        **shared,
+        help="stop what up started",
+        description="Flow runs that go on are told to end and become crashed; then the workers, then the server. "
+        "History, schedules, results and logs stay, and `fashion-ann up` finds them again.",
+    )
+    down.set_defaults(run=_down, when_stopped="Repeat it to stop the rest.")
+
+    status = commands.add_parser(
+        "status",
+        **shared,
+        help="what of up runs",
+        description="A line for each service. Exit status 1 if one does not run. Changes nothing.",
+    )
+    status.set_defaults(run=_status)
     return parser
 
 
@@ -515,6 +546,52 @@ def _doctor(options: argparse.Namespace) -> None:
                 print(f"{'':>17}{check.cure}")
     if broken := [check.name for check in checks if check.ok is False]:
         raise Unwell(f"{', '.join(broken)} broken: what to do stands with each above.")
+
+
+def _up(options: argparse.Namespace) -> None:
+    from cli.services import up
+    from schemas.config import artifacts_folder
+
+    found = up(artifacts_folder(options.artifacts_dir))
+    _tell_services(options, found)
+    if not options.json:
+        print("  prefect deployment run 'train-fashion-mnist/on-demand' --watch")
+
+
+def _down(options: argparse.Namespace) -> None:
+    from cli.services import down
+    from schemas.config import artifacts_folder
+
+    stopped = down(artifacts_folder(options.artifacts_dir))
+    if options.json:
+        print(json.dumps({"stopped": stopped}, indent=2))
+        return
+    print(f"stopped: {', '.join(stopped)}" if stopped else "Nothing was running.")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from cli.services import NotRunning, status
+    from schemas.config import artifacts_folder
+
+    found = status(artifacts_folder(options.artifacts_dir))
+    _tell_services(options, found)
+    if missing := [service.name for service in found.services if not service.running]:
+        raise NotRunning(f"{', '.join(missing)} not running: `fashion-ann up` starts what is missing.")
+
+
+def _tell_services(options: argparse.Namespace, found: "Status") -> None:
+    from cli.services import as_json
+
+    if options.json:
+        print(json.dumps(as_json(found), indent=2))
+        return
+    for service in found.services:
+        pid = "" if service.pid is None else f"process {service.pid}"
+        print(f"{service.name:<11}  {service.says:<11}  {pid:<15}  {service.log}".rstrip())
+    if found.ui is not None:
+        print(f"UI    {found.ui}")
+    print(f"logs  {found.logs}")
+    print(found.note)
 
 
 if __name__ == "__main__":

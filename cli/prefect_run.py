@@ -5,25 +5,28 @@ import ctypes
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
-from schemas.errors import FashionAnnError
+from cli.server_process import (
+    HOST,
+    ServerUnavailable,
+    free_port,
+    project_settings,
+    refusal,
+    stop_tree,
+    wait_until_healthy,
+)
+from schemas.config import PromotionConfig, TrainingConfig
 from schemas.references import ModelVersion
 
-
-class ServerUnavailable(FashionAnnError):
-    """The embedded Prefect server did not start, or the configured one does not answer."""
+_SECONDS_TO_END = 5
 
 
 def run_training_flow(
@@ -59,22 +62,9 @@ def _let_the_stages_speak() -> None:
 
 
 def _apply_project_settings() -> None:
-    """Make [tool.prefect] of pyproject.toml hold wherever the command is called from.
-
-    Prefect reads that table from the working directory alone. A variable that is set already wins.
-    """
-    table = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["prefect"]
-    for name, value in _variables(table, "PREFECT"):
+    """A variable that is set already wins."""
+    for name, value in project_settings().items():
         os.environ.setdefault(name, value)
-
-
-def _variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        name = f"{prefix}_{key.upper()}"
-        if isinstance(value, dict):
-            yield from _variables(value, name)
-        else:
-            yield name, str(value)
 
 
 @contextmanager
@@ -94,7 +84,8 @@ def _prefect_api() -> Iterator[None]:
 
     settings = get_current_settings()
     if settings.api.url is not None:
-        _demand_an_answer(settings.api.url)
+        if (fault := refusal()) is not None:
+            raise ServerUnavailable(str(fault))
         yield
         return
     with tempfile.TemporaryFile() as log:
@@ -105,35 +96,20 @@ def _prefect_api() -> Iterator[None]:
         from tasks.validate import import_great_expectations
 
         threading.Thread(target=import_great_expectations, daemon=True).start()
-        _wait_until_healthy(process, url, settings.server.ephemeral.startup_timeout_seconds, log)
+        _demand_health(process, url, settings.server.ephemeral.startup_timeout_seconds, log)
         # Nobody is left to hear a heartbeat when this process dies, and ending its thread costs a second a flow.
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield
 
 
-def _demand_an_answer(url: str) -> None:
-    """Before anything runs: Prefect itself would try for a minute, and then name neither the address nor a cure."""
-    import httpx
-
-    try:
-        httpx.get(f"{url}/health", timeout=10)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerUnavailable(
-            f"The Prefect API at {url} was expected to answer: {error}. Start that server, or unset PREFECT_API_URL "
-            "(and the profile's) to run on an embedded one."
-        ) from error
-
-
 def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     import prefect
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
         [
             *(sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent)),
-            *("--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(port)),
+            *("--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)),
             *("--log-level", "error", "--lifespan", "on"),
         ],
         env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
@@ -146,17 +122,8 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     )
     # Not before the exit: Prefect sends the last logs and events from hooks that run just before `atexit`'s, and would
     # try for a minute to reach a server that is gone.
-    atexit.register(_stop, process)
-    return process, f"http://127.0.0.1:{port}/api"
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    atexit.register(stop_tree, process.pid, _SECONDS_TO_END)
+    return process, f"http://{HOST}:{port}/api"
 
 
 def _end_with_parent() -> None:
@@ -164,23 +131,12 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, patience: float, log: IO[bytes]) -> None:
-    import httpx
-
-    deadline = time.monotonic() + patience
-    with httpx.Client() as client:
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if client.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
+def _demand_health(process: subprocess.Popen[bytes], url: str, patience: float, log: IO[bytes]) -> None:
+    if (fault := wait_until_healthy(url, patience, process.poll)) is None:
+        return
     log.seek(0)
     said = " ".join(log.read().decode(errors="replace").split())[-600:]
-    ended = process.poll()
-    state = f"did not answer in {patience} s" if ended is None else f"ended with status {ended}"
     raise ServerUnavailable(
-        f"The embedded Prefect server {state}. It said: {said or 'nothing'} "
+        f"The embedded Prefect server {fault}. It said: {said or 'nothing'} "
         "PREFECT_HOME must be a folder that can be written to. Set PREFECT_API_URL to use a server of your own."
     )

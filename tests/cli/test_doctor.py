@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,13 @@ from tests.tasks.test_store import _add
 
 NAMES = ["python", "lock", "gpu", "prefect", "pools", "disk", "data", "store"]
 DEAD = "http://127.0.0.1:9/api"
+
+
+@pytest.fixture(autouse=True)
+def no_api() -> Iterator[None]:
+    """Also while `make up` runs, whose prefect.toml names one."""
+    with temporary_settings({PREFECT_API_URL: None}):
+        yield
 
 
 def _demand_broken(check: Check, *said: str) -> None:
@@ -99,7 +107,7 @@ def test_a_tensorflow_that_dies_or_hangs_is_told() -> None:
 
 @pytest.mark.parametrize(("server", "ok"), [("3.8.8", True), ("3.0.0", False), (None, True)])
 def test_a_server_of_another_version_is_broken(monkeypatch: pytest.MonkeyPatch, server: str | None, ok: bool) -> None:
-    monkeypatch.setattr(doctor, "_fault_of", lambda url: None)
+    monkeypatch.setattr(doctor, "refusal", lambda: None)
     monkeypatch.setattr(doctor, "_server_version", lambda: server)
     with temporary_settings({PREFECT_API_URL: DEAD}):
         check = doctor.check_prefect()
@@ -138,7 +146,7 @@ def test_without_a_configured_api_the_home_must_be_writable(tmp_path: Path) -> N
 def test_a_pool_of_ours_with_deployments_and_no_worker_is_broken(
     monkeypatch: pytest.MonkeyPatch, pools: list[Pool], ok: bool, said: str
 ) -> None:
-    monkeypatch.setattr(doctor, "_fault_of", lambda url: None)
+    monkeypatch.setattr(doctor, "refusal", lambda: None)
     monkeypatch.setattr(doctor, "_pools", lambda: pools)
     with temporary_settings({PREFECT_API_URL: DEAD}):
         check = doctor.check_pools()
@@ -300,6 +308,7 @@ def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "artifacts"), str(tmp_path / "data")],
         env={**os.environ, "PREFECT_HOME": str(tmp_path / "home")},
+        cwd=tmp_path,  # of no prefect.toml
         capture_output=True,
         text=True,
         check=True,

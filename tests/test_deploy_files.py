@@ -1,0 +1,180 @@
+"""Containers and systemd units say the same as `fashion-ann up`: commands, pools, ports, variables."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import prefect.settings
+import pytest
+import yaml
+
+from cli import services
+from cli.server_process import project_settings
+from schemas.config import artifacts_folder, data_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+UNITS = {path.name: path for path in sorted((ROOT / "deploy" / "systemd").glob("*.service"))}
+DEPLOY = "from cli.deploy import deploy_all; deploy_all()"
+
+
+def _stages() -> dict[str, list[tuple[str, str]]]:
+    """Instruction and argument of each line of the Dockerfile, by stage."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    text = re.sub(r"(?m)^\s*#.*\n", "", DOCKERFILE).replace("\\\n", " ")
+    for line in filter(None, map(str.strip, text.splitlines())):
+        instruction, _, argument = line.partition(" ")
+        if instruction == "FROM":
+            stage = argument.split()[-1]
+            found[stage] = []
+        found[stage].append((instruction, argument))
+    return found
+
+
+def _unit(name: str) -> dict[str, list[str]]:
+    """[Service] of a unit; a key may stand several times."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in UNITS[name].read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line
+        elif section == "[Service]" and "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def _environment(unit: dict[str, list[str]]) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in unit["Environment"])
+
+
+def _image_environment() -> dict[str, str]:
+    (text,) = (argument for instruction, argument in _stages()["base"] if instruction == "ENV")
+    return dict(word.split("=", 1) for word in shlex.split(text))
+
+
+def _worker(pool: str) -> list[str]:
+    return ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
+
+
+@pytest.mark.parametrize("pool", services.POOLS)
+def test_each_pool_has_a_target_that_serves_it_from_its_lock_and_not_as_root(pool: str) -> None:
+    stage = _stages()[pool]
+    (command,) = (yaml.safe_load(argument) for instruction, argument in stage if instruction == "CMD")
+    assert command[: len(_worker(pool))] == _worker(pool)
+    assert "--with-healthcheck" in command
+    assert "HEALTHCHECK" in dict(stage)
+    assert dict(stage)["USER"].isdigit()
+    assert dict(stage)["USER"] != "0"
+    installs = [argument for instruction, argument in stage if instruction == "RUN"]
+    assert any(f"--require-hashes -r requirements/{pool}.lock" in argument for argument in installs)
+    assert all("--require-hashes" in argument or "--no-deps" in argument for argument in installs)
+    assert (ROOT / "requirements" / f"{pool}.lock").exists()
+
+
+def test_the_images_hold_what_the_stages_copy_and_nothing_private() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert lines.index("*") < min(number for number, line in enumerate(lines) if line.startswith("!"))
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = set(project["tool"]["setuptools"]["packages"])
+    assert packages | {"requirements", "pyproject.toml", "prefect.yaml", project["project"]["readme"]} <= let_in
+    assert not let_in & {".env", "data", "artifacts", "tests", ".git"}
+
+
+def test_the_folders_of_the_image_are_those_that_compose_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in _image_environment().items():
+        monkeypatch.setenv(name, value)
+    kept = {volume.split(":")[1] for volume in COMPOSE["services"]["worker-cpu"]["volumes"]}
+    assert kept == {str(artifacts_folder()), str(data_folder())}
+    # Where `up` has it too: a worker reads there what another's flow run has returned.
+    assert os.environ["PREFECT_HOME"] == str(services._Place(artifacts_folder()).home)
+
+
+def test_compose_starts_what_up_starts_and_in_that_order() -> None:
+    found = COMPOSE["services"]
+    assert set(found) == {"database", "server", "deploy", *map(services.worker_of, services.POOLS)}
+    port = str(services.USUAL_PORT)
+    assert found["server"]["command"][:3] == ["prefect", "server", "start"]
+    assert found["server"]["command"][-1] == port
+    assert found["server"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert found["deploy"]["command"] == ["python", "-c", DEPLOY]
+    assert found["deploy"]["restart"] == "no"
+    after = {name: service.get("depends_on", {}) for name, service in found.items()}
+    assert after["server"] == {"database": {"condition": "service_healthy"}}
+    assert after["deploy"] == {"server": {"condition": "service_healthy"}}
+    for pool in services.POOLS:
+        worker = found[services.worker_of(pool)]
+        assert worker["build"]["target"] == pool  # its command is the image's
+        assert "command" not in worker
+        assert after[services.worker_of(pool)] == {"deploy": {"condition": "service_completed_successfully"}}
+    (device,) = found["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_compose_has_no_password_of_its_own_and_gives_each_only_what_it_needs() -> None:
+    text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    for name in ("POSTGRES_PASSWORD", "PREFECT_SERVER_API_AUTH_STRING"):
+        assert f"${{{name}:?" in text  # refused when it is not set
+    for name, service in COMPOSE["services"].items():
+        secrets = set(services._SECRETS_OF_THE_SERVER) & set(service.get("environment", {}))
+        assert bool(secrets) == (name == "server")
+
+
+def _named_settings() -> set[str]:
+    units = [_unit(name) for name in UNITS]
+    example = (ROOT / "deploy" / "systemd" / "fashion-ann.env.example").read_text(encoding="utf-8")
+    named = set(_image_environment()) | set(re.findall(r"(?m)^(\w+)=", example))
+    named |= {name for service in COMPOSE["services"].values() for name in service.get("environment", {})}
+    named |= {name for unit in units for name in _environment(unit)}
+    return {name for name in named | set(project_settings()) if name.startswith("PREFECT_")}
+
+
+def test_every_setting_of_prefect_that_is_named_is_one() -> None:
+    assert {name for name in _named_settings() if not hasattr(prefect.settings, name)} == set()
+    assert not hasattr(prefect.settings, "PREFECT_NO_SUCH_SETTING")
+
+
+def test_workers_and_flow_runs_have_the_heartbeat_everywhere(tmp_path: Path) -> None:
+    ours = services._environment(services._Place(tmp_path), "http://127.0.0.1:4200/api", {})
+    for name in ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_WORKER_QUERY_SECONDS"):
+        for place in (_image_environment(), _environment(_unit("fashion-ann-worker@.service"))):
+            assert place[name] == ours[name]
+
+
+def test_the_units_start_what_up_starts() -> None:
+    assert set(UNITS) == {"fashion-ann-server.service", "fashion-ann-deploy.service", "fashion-ann-worker@.service"}
+    commands = {}
+    for name in UNITS:
+        unit = _unit(name)
+        assert unit["User"] == ["fashion-ann"]
+        assert unit["EnvironmentFile"] == ["/etc/fashion-ann.env"]
+        (checkout,) = unit["WorkingDirectory"]
+        binary, _, rest = unit["ExecStart"][0].removeprefix(f"{checkout}/.venv/bin/").partition(" ")
+        commands[name] = [binary, *shlex.split(rest)]
+    assert commands["fashion-ann-server.service"] == [
+        *("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(services.USUAL_PORT))
+    ]
+    assert commands["fashion-ann-deploy.service"] == ["python", "-c", DEPLOY]
+    assert commands["fashion-ann-worker@.service"][:7] == _worker("%i")
+    hidden = _unit("fashion-ann-worker@.service")["UnsetEnvironment"][0].split()
+    assert set(hidden) <= set(services._SECRETS_OF_THE_SERVER)
+    assert set(hidden) >= set(services._SECRETS_OF_THE_SERVER) & _named_settings()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not on this machine")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    here = str(Path(sys.executable).parent)
+    for name, path in UNITS.items():
+        # The commands have to exist where it looks for them.
+        (tmp_path / name).write_text(path.read_text(encoding="utf-8").replace("/opt/fashion-ann/.venv/bin", here))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *sorted(map(str, tmp_path.iterdir()))], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
