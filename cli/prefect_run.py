@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
+from schemas.config import PROJECT_ROOT, DeviceChoice, PromotionConfig, TrainingConfig
 from schemas.errors import FashionAnnError
 from schemas.references import ModelVersion
 
@@ -27,7 +27,7 @@ class ServerUnavailable(FashionAnnError):
 
 
 def run_training_flow(
-    data_dir: Path, artifacts_dir: Path, training: TrainingConfig, promotion: PromotionConfig
+    data_dir: Path, artifacts_dir: Path, training: TrainingConfig, promotion: PromotionConfig, device: DeviceChoice
 ) -> ModelVersion:
     """Run train-fashion-mnist here and return what it returns."""
     _apply_project_settings()
@@ -36,7 +36,7 @@ def run_training_flow(
 
         _let_the_stages_speak()
         made = train_fashion_mnist(
-            data_dir=data_dir, artifacts_dir=artifacts_dir, training=training, promotion=promotion
+            data_dir=data_dir, artifacts_dir=artifacts_dir, training=training, promotion=promotion, device=device
         )
     if not isinstance(made, ModelVersion):
         raise TypeError(f"The flow was expected to return a ModelVersion, it returned {made!r}.")
