@@ -102,6 +102,15 @@ def _parser() -> argparse.ArgumentParser:
         ".csv.gz (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout); where there are none, the published "
         "data is fetched",
     )
+    from schemas.config import DeviceChoice
+
+    train.add_argument(
+        "--device",
+        choices=get_args(DeviceChoice),
+        default="auto",
+        help="what training runs on; auto: a GPU where one can be used, else the CPU; gpu: a GPU or nothing "
+        "(default: %(default)s)",
+    )
     _add_training_flags(train)
     _add_promotion_flags(train)
     train.set_defaults(run=_train, when_stopped="Finished stages are kept; the same command goes on from there.")
@@ -291,7 +300,7 @@ def _train(options: argparse.Namespace) -> None:
     from cli.prefect_run import run_training_flow
 
     data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
-    made = run_training_flow(data_dir, artifacts_dir, training, promotion)
+    made = run_training_flow(data_dir, artifacts_dir, training, promotion, options.device)
     if options.json:
         print(made.model_dump_json(indent=2))
         return
@@ -375,7 +384,9 @@ def _show(options: argparse.Namespace) -> None:
     print(f"version {shown['version']}{aliases}, made {shown['created']}")
     print(f"  {shown['verdict']['reason']}")
     print(f"  test accuracy {shown['test_accuracy']:.4f}, test loss {shown['test_loss']:.4f}")
-    print(f"  trained on {shown['device']['name']}, {shown['epochs_run']} epochs, {shown['training_seconds']:.1f} s")
+    device = shown["device"]
+    several = f"{device['count']} x " if device.get("count", 1) > 1 else ""  # older manifests do not count
+    print(f"  trained on {several}{device['name']}, {shown['epochs_run']} epochs, {shown['training_seconds']:.1f} s")
     print("  " + ", ".join(f"{key} {value}" for key, value in shown["configuration"].items()))
     for row in shown["metrics"]["per_class"]:
         print(

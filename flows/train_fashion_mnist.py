@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.fit_model import fit_model
-from schemas.config import PromotionConfig, TrainingConfig, artifacts_folder, data_folder
+from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder
 from schemas.contract import SPLITS, DatasetName
 from schemas.references import ModelVersion
 from tasks.evaluate import evaluate
@@ -27,6 +27,7 @@ def train_fashion_mnist(
     artifacts_dir: Path | None = None,
     training: TrainingConfig = DEFAULT_TRAINING,
     promotion: PromotionConfig = DEFAULT_PROMOTION,
+    device: DeviceChoice = "auto",
 ) -> ModelVersion:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
@@ -38,6 +39,6 @@ def train_fashion_mnist(
         csvs = fetch(dataset, data_folder(data_dir))
         data = {split: validate(ingest(csvs[split], dataset, artifacts), dataset) for split in SPLITS}
         prepared = prepare(data["train"], data["test"], dataset, training.validation_size, training.seed, artifacts)
-        trained = fit_model(prepared, training, artifacts)
+        trained = fit_model(prepared, training, artifacts, device)
         evaluation = evaluate(prepared, trained, artifacts)
         return version(data, prepared, trained, evaluation, training, promotion, artifacts)

@@ -11,6 +11,10 @@ from schemas.errors import WrongUsage
 # The checkout: what a command finds does not depend on the folder that it was called from.
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
+# What training runs on. "auto": a GPU where the backend can use one, else the CPU; "gpu": a GPU or a failure before the
+# first epoch; "cpu": the CPU, also where there is a GPU.
+DeviceChoice = Literal["auto", "gpu", "cpu"]
+
 
 class TrainingConfig(BaseModel):
     """How the network is trained. Unknown keys are refused by name.

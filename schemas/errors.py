@@ -28,6 +28,10 @@ class StageNotWritten(FashionAnnError):
     """The system refused what a stage wrote; nothing of it is left."""
 
 
+class DeviceUnavailable(FashionAnnError):
+    """The device that was demanded is not one that the backend can use here; nothing was trained."""
+
+
 class NotReproduced(FashionAnnError):
     """A version trained again from its manifest is better or worse by more than noise."""
 

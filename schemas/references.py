@@ -85,11 +85,24 @@ class PreparedData(Reference):
 
 
 class Device(Reference):
-    """What the numbers were computed on, as the backend itself named it."""
+    """What the numbers were computed on, as the backend itself named it. None is for what does not apply.
+
+    ``count``: devices of that name that shared the work. ``driver``: NVIDIA's. ``cuda``: the backend's.
+    ``mixed_precision``: whether layers compute in another type than they keep (``dtype_policy``, as Keras names it).
+    ``tensor_float_32``: whether a float32 product may be rounded to 10 bits. ``memory_growth``: whether memory is taken
+    as it is needed, rather than all of it at the start.
+    """
 
     kind: Literal["cpu", "gpu"]
     name: str
+    count: int = 1
     backend: str
+    driver: str | None = None
+    cuda: str | None = None
+    dtype_policy: str
+    mixed_precision: bool
+    tensor_float_32: bool | None = None
+    memory_growth: bool | None = None
 
 
 class TrainedModel(Reference):

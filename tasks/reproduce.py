@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.config import TrainingConfig
+from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.references import CsvFile, ParquetSplit, StageRecord
@@ -38,7 +38,9 @@ def reproduce(root: Path, artifacts_dir: Path, version: int, scratch: Path) -> d
         copies = {split: _copied(_stored_data(manifest, artifacts_dir, split), scratch) for split in SPLITS}
     data = {split: validate.fn(copies[split], dataset) for split in SPLITS}
     prepared = prepare.fn(data["train"], data["test"], dataset, config.validation_size, config.seed, scratch)
-    trained = train.fn(prepared, config, scratch)
+    # A GPU adds up in another order: what a CPU has trained is the same again on a CPU alone.
+    device: DeviceChoice = "cpu" if manifest["device"]["kind"] == "cpu" else "auto"
+    trained = train.fn(prepared, config, scratch, device)
     again = load_network(trained.record.path / TOPOLOGY_NAME, trained.record.path / WEIGHTS_NAME)
     _, model = load_version(root, str(version))
     images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
@@ -93,6 +95,7 @@ def _differences(manifest: Mapping[str, Any], record: StageRecord, device: Mappi
     differs = []
     if before["key"] != record.key:
         differs.append("code, lock or inputs of the train stage")
-    if manifest["device"] != device:
-        differs.append(f"device: {manifest['device']['name']}, now {device['name']}")
+    for name, was in manifest["device"].items():
+        if was != device.get(name):
+            differs.append(f"device: {name} {was}, now {device.get(name)}")
     return differs

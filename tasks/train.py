@@ -4,21 +4,22 @@ import json
 import logging
 import math
 import mmap
-import os
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from prefect import task
 
-from schemas.config import TrainingConfig
+from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import DatasetContract, contract_of
+from schemas.errors import DeviceUnavailable
 from schemas.references import PreparedData, TrainedModel
+from tasks.device import backend_name, feed, gpu_in_sight, on_every_gpu, set_up_backend
 from tasks.golden import write_golden
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, topology_bytes
 from tasks.publish import publish_progress
@@ -45,23 +46,42 @@ Figures = dict[str, float]
 
 
 @task(name="train")
-def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -> TrainedModel:
-    """Train on the train split, watched on the validation split; the test split is not opened."""
+def train(
+    prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
+) -> TrainedModel:
+    """Train on the train split, watched on the validation split; the test split is not opened.
+
+    Raises `DeviceUnavailable` before the first epoch when ``device`` cannot be had.
+    """
+    if device == "auto" and gpu_in_sight():
+        try:
+            return _train(prepared, config, artifacts_dir, "gpu")
+        except DeviceUnavailable as error:
+            logger.warning("a GPU is in sight, training goes to the CPU all the same. %s", error)
+    return _train(prepared, config, artifacts_dir, "gpu" if device == "gpu" else "cpu")
+
+
+def _train(
+    prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, kind: Literal["gpu", "cpu"]
+) -> TrainedModel:
     contract = contract_of(prepared.dataset)
     inputs = {
         "dataset": prepared.dataset,
         "prepared": prepared.record.digest,
         "training": config.model_dump(),
-        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
+        "backend": backend_name(),
+        # What a GPU was demanded for is not answered with what a CPU has trained, nor the other way round: the numbers
+        # differ, and the demand was for a reason. "auto" is whichever of the two it comes to, so that it shares what
+        # they made. The model of the GPU, and how many, are left out: a retry on another worker shall find what the
+        # first has trained.
+        "device": kind,
     }
     # Named by what it depends on, as the stage's own folder is: another seed or recipe never resumes from it.
     checkpoint = artifacts_dir / "checkpoints" / f"{stage_key(__name__, inputs)}.npz"
 
     def produce(folder: Path) -> dict[str, Any]:
-        from tasks.device import set_up_backend
-
-        device = set_up_backend(config.seed)
-        logger.info("training on %s (%s)", device.name, device.kind)
+        device = set_up_backend(config.seed, kind)
+        logger.info("training on %d x %s (%s)", device.count, device.name, device.kind)
         show = publish_progress(f"{prepared.dataset}-training", f"{config.epochs} epochs on {device.name}")
 
         def on_epoch(epoch: int, figures: Figures) -> None:
@@ -117,6 +137,7 @@ def fit_network(
     *,
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, Figures], None] = lambda epoch, figures: None,
+    devices: Sequence[str] = (),
 ) -> tuple[Any, list[Figures]]:
     """Train a new network; returns the `keras.Model`, compiled to be evaluated, and one `Figures` an epoch.
 
@@ -126,26 +147,31 @@ def fit_network(
     goes on from it when it is there already: weights, optimizer, dropout's generator; the order of batches comes from
     seed and epoch alone. The result is that of a run which was never stopped.
 
+    Every GPU takes a share of each batch, or each of ``devices`` (`tasks.device.on_every_gpu`); the model that comes
+    back is on one.
+
     AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. Warm-up and cosine: Loshchilov
     and Hutter, "SGDR", ICLR 2017; Goyal et al., "Accurate, Large Minibatch SGD", 2017.
     """
     import keras
 
-    from tasks.device import feed
-
     images, labels = train_split
     batches = row_batches(labels, config)
     steps = len(batches)
-    network = build_network(contract, config.dropout)
-    network.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    trainer = _trainer(network, images, contract)
-    trainer.compile(
-        optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        steps_per_execution=min(_STEPS_PER_EXECUTION, steps),
-    )
-    trainer.optimizer.build(trainer.trainable_variables)
+    with on_every_gpu(devices) as shared_by:
+        network = build_network(contract, config.dropout)
+        trainer = _trainer(network, images, contract)
+        trainer.compile(
+            optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
+            loss="sparse_categorical_crossentropy",
+            weighted_metrics=["accuracy"],
+            # Several at once fail on several devices, in Keras itself: keras-team/keras issue 19246.
+            steps_per_execution=min(_STEPS_PER_EXECUTION, steps) if shared_by == 1 else 1,
+        )
+        trainer.optimizer.build(trainer.trainable_variables)
+    # What is judged and handed out: a network that was built for several devices gives each answer as often.
+    judged = build_network(contract, config.dropout)
+    judged.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     state = _State(network, trainer.optimizer, checkpoint)
     state.restore()
 
@@ -155,7 +181,8 @@ def fit_network(
             self.started = time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-            validation = _judge(network, *validation_split)
+            judged.set_weights(network.get_weights())
+            validation = _judge(judged, *validation_split)
             figures = {**(logs or {}), **{f"val_{name}": value for name, value in validation.items()}}
             figures["seconds"] = time.perf_counter() - self.started
             state.advance({name: float(value) for name, value in figures.items()})
@@ -165,7 +192,7 @@ def fit_network(
 
     if len(state.history) < config.epochs and not state.should_stop(config.early_stopping):
         trainer.fit(
-            feed(batches),
+            feed(batches, shared_by),
             epochs=config.epochs,
             initial_epoch=len(state.history),
             callbacks=[Keep()],
@@ -174,7 +201,8 @@ def fit_network(
         )
     if config.early_stopping is not None:
         state.restore_best()
-    return network, state.history
+    judged.set_weights(network.get_weights())
+    return judged, state.history
 
 
 def _judge(network: Any, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Mapping[str, float]:

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 # What the numbers of a model can depend on.
 _PACKAGES = (
-    *("keras", "tensorflow", "tensorflow-cpu", "numpy", "pandas", "pyarrow"),
+    *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
     *("great-expectations", "prefect", "fashion-ann"),
 )
 

@@ -56,6 +56,13 @@ def test_slow_libraries_are_imported_where_they_are_used(path: Path) -> None:
     assert not _imports(top_level) & HEAVY
 
 
+def test_one_module_knows_a_backend() -> None:
+    knowing = [
+        path for path in MODULES if _imports(ast.parse(path.read_text(encoding="utf-8"))) & {"tensorflow", "jax"}
+    ]
+    assert knowing == [ROOT / "tasks" / "device.py"]
+
+
 def test_the_main_flow_fits_one_page() -> None:
     assert len((ROOT / "flows" / "train_fashion_mnist.py").read_text(encoding="utf-8").splitlines()) < 80
 

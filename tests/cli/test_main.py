@@ -39,6 +39,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "--learning-rate", "nan"], "--learning-rate"),
         (["train", "--seed", "-1"], "--seed"),
         (["train", "--epoch-count", "3"], "--epoch-count"),
+        (["train", "--device", "tpu"], "--device"),
         (["train", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
         (["trian"], "trian"),
         ([], "COMMAND"),

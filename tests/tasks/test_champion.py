@@ -19,7 +19,7 @@ from tasks.champion import NothingToRollBackTo, promote, rollback
 from tasks.device import set_up_backend
 from tasks.evaluate import evaluate
 from tasks.golden import largest_difference
-from tasks.reproduce import reproduce
+from tasks.reproduce import _differences, reproduce
 from tasks.serve import load_version, right_rows
 from tasks.store import champions, read_alias_log, store_folder, version_folder
 from tasks.verify import verify_version
@@ -136,6 +136,15 @@ def test_a_version_is_reproduced_to_the_bit_from_its_manifest(
     assert found["identical"]
     assert found["test_accuracy"]["expected"] == found["test_accuracy"]["found"]
     assert (found["paired"]["fixed"], found["paired"]["broken"]) == (0, 0)
+
+
+def test_what_is_not_as_it_was_is_named_and_what_was_not_recorded_is_not(sample_trained: TrainedModel) -> None:
+    record, device = sample_trained.record, {"kind": "gpu", "name": "H200", "driver": "570.1"}
+    lineage = [record.model_dump(include={"stage", "key"})]
+    assert _differences({"lineage": lineage, "device": {"kind": "gpu", "name": "H200"}}, record, device) == []
+    assert _differences({"lineage": lineage, "device": {**device, "driver": "560.3"}}, record, device) == [
+        "device: driver 560.3, now 570.1"
+    ]
 
 
 def _promote_for_ever(store: str) -> None:

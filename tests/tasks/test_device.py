@@ -1,25 +1,77 @@
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from schemas.config import TrainingConfig
-from tasks.device import feed, set_up_backend
-from tasks.train import row_batches
+from schemas.contract import FASHION_MNIST
+from schemas.references import PreparedData
+from tasks.device import feed, gpu_in_sight, nvidia_driver, on_every_gpu, set_up_backend
+from tasks.golden import largest_difference
+from tasks.network import load_network
+from tasks.stage import accelerator_extra
+from tasks.train import fit_network, row_batches
 
 
-def test_the_backend_starts_without_a_word_on_the_terminal_and_says_what_it_runs_on() -> None:
-    program = "from tasks.device import set_up_backend; print(set_up_backend(0).model_dump_json())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    assert '"kind":"cpu"' in done.stdout
-    assert '"backend":"tensorflow"' in done.stdout
+def test_the_backend_starts_without_a_word_and_without_what_it_has_no_use_for() -> None:
+    program = (
+        "import os, sys\n"
+        "from schemas.errors import DeviceUnavailable\n"
+        "from tasks.device import set_up_backend\n"
+        "try:\n    set_up_backend(0, 'gpu')\n"
+        "except DeviceUnavailable as error:\n    print(error)\n"
+        "print(set_up_backend(0).model_dump_json())\n"
+        "print('jax' in sys.modules)\n"
+        "os.write(2, b'after')"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == "after"  # which also says that stderr works again
+    refused, device, jax_was_imported = done.stdout.splitlines()
+    for word in ("A GPU was demanded", "tensorflow", "nvidia-smi", "ACCELERATOR=gpu", '"auto"'):
+        assert word in refused
+    assert jax_was_imported == "False"
+    described = json.loads(device)
+    assert described.pop("name") in refused
+    assert described == {
+        **{"kind": "cpu", "count": 1, "backend": "tensorflow", "driver": None, "cuda": None, "dtype_policy": "float32"},
+        **{"mixed_precision": False, "tensor_float_32": None, "memory_growth": None},
+    }
 
 
-def test_stderr_works_again_after_the_backend_started() -> None:
-    program = "import os; from tasks.device import set_up_backend; set_up_backend(0); os.write(2, b'after')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stderr == "after"
+def test_a_gpu_is_in_sight_where_a_driver_is_and_a_backend_that_could_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, none = [tmp_path], [tmp_path / "nvidiactl"]
+    assert gpu_in_sight(driver) == (accelerator_extra() == "gpu")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert gpu_in_sight(driver)
+    assert not gpu_in_sight(none)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        pytest.param("echo 570.86.15; echo 570.86.15", "570.86.15", id="a line for each GPU"),
+        pytest.param("echo 'NVIDIA-SMI has failed'; exit 9", None, id="no driver behind it"),
+        pytest.param("true", None, id="no GPU"),
+        pytest.param(None, None, id="not installed"),
+    ],
+)
+def test_the_driver_is_what_nvidia_smi_says(
+    script: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script is not None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert nvidia_driver() == expected
 
 
 def test_the_feed_gives_the_batches_of_the_epoch_that_was_chosen_last() -> None:
@@ -38,3 +90,81 @@ def test_the_feed_gives_the_batches_of_the_epoch_that_was_chosen_last() -> None:
         seen.append(np.concatenate([rows for rows, _ in received]).tolist())
     assert sorted(seen[0]) == sorted(seen[1]) == list(range(10))
     assert seen[0] != seen[1]
+
+
+def test_devices_get_equal_shares_in_which_every_row_weighs_the_same() -> None:
+    set_up_backend(0)
+    batches = row_batches(np.arange(9, dtype=np.int32) % 3, TrainingConfig(batch_size=4))
+    received = [tuple(map(np.asarray, batch)) for batch in feed(batches, devices=3)]
+    assert [len(rows) for rows, _, _ in received] == [6, 6, 3]
+    for (rows, labels, weights), size in zip(received, (4, 4, 1), strict=True):
+        assert labels.tolist() == (rows % 3).tolist()
+        assert weights.tolist() == [len(rows) / size] * size + [0] * (len(rows) - size)
+    assert sorted(np.concatenate([rows[weights > 0] for rows, _, weights in received]).tolist()) == list(range(9))
+
+
+def test_one_device_is_trained_on_without_a_strategy() -> None:
+    import tensorflow as tf
+
+    set_up_backend(0)
+    for devices in ([], ["CPU:0"]):
+        with on_every_gpu(devices) as shared_by:
+            assert shared_by == 1
+            assert not tf.distribute.has_strategy()
+
+
+def _fit_elsewhere(prepared: PreparedData, out: Path, devices: int, config: TrainingConfig, backend: str) -> Any:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.tasks.fit_elsewhere"),
+            *(str(prepared.record.path), str(out), str(devices), config.model_dump_json()),
+        ],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            # Compiling is most of what jax does here, and the process trains the same network three times.
+            "JAX_COMPILATION_CACHE_DIR": str(out / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "facts.json").read_text())
+
+
+def test_two_devices_train_to_what_one_does(sample_prepared: PreparedData, tmp_path: Path) -> None:
+    # 45 images a step are no equal shares for two, and the 35 of the last are neither. No dropout: its masks differ.
+    config = TrainingConfig(epochs=3, batch_size=45, dropout=0, seed=7)
+    train, validation = (
+        (
+            np.load(sample_prepared.record.path / f"{name}_images.npy"),
+            np.load(sample_prepared.record.path / f"{name}_labels.npy"),
+        )
+        for name in ("train", "validation")
+    )
+    facts = _fit_elsewhere(sample_prepared, tmp_path, 2, config, "tensorflow")
+    set_up_backend(config.seed)
+    alone, history = fit_network(FASHION_MNIST, config, train, validation)
+    assert facts["epochs_after_the_interruption"] == [3]
+    together = load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")
+    for ours, theirs in zip(together.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    for ours, theirs in zip(facts["history"], history, strict=True):
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+    # Answers are those of one network, and not of one on each device.
+    assert largest_difference(tmp_path) < 1e-5
+
+
+def test_the_training_code_runs_on_jax_and_tensorflow_loads_what_it_made(
+    sample_prepared: PreparedData, small_config: TrainingConfig, tmp_path: Path
+) -> None:
+    facts = _fit_elsewhere(sample_prepared, tmp_path, 1, small_config, "jax")
+    assert (facts["device"]["kind"], facts["device"]["backend"]) == ("cpu", "jax")
+    history = facts["history"]
+    assert [len(history), facts["epochs_after_the_interruption"]] == [3, [3]]
+    assert history[-1]["val_loss"] < history[0]["val_loss"] < 2.3  # 2.3 is the loss of a guess: ln 10
+    assert history[-1]["val_accuracy"] > 0.5
+    assert facts["as_if_never_stopped"]
+    assert largest_difference(tmp_path) < 1e-5

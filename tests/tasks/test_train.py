@@ -9,8 +9,9 @@ import pytest
 
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
+from schemas.errors import DeviceUnavailable
 from schemas.references import PreparedData, TrainedModel
-from tasks.device import set_up_backend
+from tasks.device import gpu_in_sight, set_up_backend
 from tasks.network import build_network, load_network
 from tasks.stage import sha256_file
 from tasks.train import (
@@ -244,6 +245,42 @@ def test_a_changed_seed_trains_anew(
     assert not other.record.reused
     assert other.weights_sha256 != sample_trained.weights_sha256
     assert other.topology_sha256 == sample_trained.topology_sha256
+
+
+without_a_gpu = pytest.mark.skipif(gpu_in_sight(), reason="says what a machine without a GPU does")
+
+
+@without_a_gpu
+def test_the_cpu_where_there_is_nothing_else_is_what_auto_comes_to(
+    sample_trained: TrainedModel,
+    sample_prepared: PreparedData,
+    small_config: TrainingConfig,
+    sample_artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert train.fn(sample_prepared, small_config, sample_artifacts, "cpu").record == sample_trained.record.model_copy(
+        update={"reused": True}
+    )
+    # A driver, and nothing behind it that the backend can use.
+    monkeypatch.setattr("tasks.train.gpu_in_sight", lambda: True)
+    again = train.fn(sample_prepared, small_config, sample_artifacts)
+    assert again.record.key == sample_trained.record.key
+    assert "A GPU was demanded" in caplog.text
+
+
+@without_a_gpu
+def test_a_gpu_that_is_not_there_is_refused_before_the_first_epoch_and_not_replaced_by_what_a_cpu_made(
+    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
+) -> None:
+    before = sorted(path.name for path in (sample_artifacts / "trained").iterdir())
+    with pytest.raises(DeviceUnavailable, match="nvidia-smi"):
+        train.fn(sample_prepared, small_config, sample_artifacts, "gpu")
+    assert [path for path in (sample_artifacts / "trained").iterdir() if path.suffix == ".tmp"] == []
+    assert [path.name for path in sorted((sample_artifacts / "trained").iterdir()) if path.suffix != ".lock"] == [
+        name for name in before if not name.endswith(".lock")
+    ]
+    assert list((sample_artifacts / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize(
