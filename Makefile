@@ -1,6 +1,6 @@
 # The one vocabulary of people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run test check bench lock clean
+.PHONY: run test test-deployed check bench lock clean
 
 PYTHON ?= python3
 # cpu or gpu: which TensorFlow `make run` installs.
@@ -14,6 +14,10 @@ run: .venv/$(ACCELERATOR).stamp
 
 test: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses auto --dist loadgroup
+
+# Real servers, workers and faults: minutes.
+test-deployed: .venv/dev.stamp
+	$(BIN)/pytest -m deployed tests/deployed
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check

@@ -4,14 +4,16 @@ from pathlib import Path
 
 from prefect import flow
 
-from schemas.config import TrainingConfig
+from schemas.config import DeviceChoice, TrainingConfig
 from schemas.references import PreparedData, TrainedModel
 from tasks.stage import in_use
 from tasks.train import train
 
 
-@flow(name="fit-model")
-def fit_model(prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path) -> TrainedModel:
+@flow(name="fit-model", persist_result=True, result_serializer="json")  # whoever had it run elsewhere reads the result
+def fit_model(
+    prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
+) -> TrainedModel:
     """Train on the prepared splits; a reference comes back, not a model."""
     with in_use(artifacts_dir):  # on a worker elsewhere the main flow's hold may not reach
-        return train(prepared, training, artifacts_dir)
+        return train(prepared, training, artifacts_dir, device)

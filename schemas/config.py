@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,15 @@ from schemas.errors import WrongUsage
 
 # The checkout: what a command finds does not depend on the folder that it was called from.
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+# Where training runs: in the process of the main flow, or on a worker of the gpu pool.
+TrainOn = Literal["here", "gpu"]
+# What training computes on, wherever it runs; auto: a GPU if there is one.
+DeviceChoice = Literal["auto", "gpu", "cpu"]
+# Of both CSVs, as `tasks.watch.data_digest` makes it.
+DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# How long a training may wait for a gpu worker that is up and idle to take it.
+WorkerSeconds = Annotated[float, Field(ge=1, le=86_400)]
 
 
 class TrainingConfig(BaseModel):

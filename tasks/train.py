@@ -5,6 +5,7 @@ import logging
 import math
 import mmap
 import os
+import socket
 import time
 import zipfile
 from collections import Counter
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from prefect import task
+from prefect.runtime import flow_run
 
-from schemas.config import TrainingConfig
+from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import DatasetContract, contract_of
-from schemas.references import PreparedData, TrainedModel
+from schemas.references import PreparedData, TrainedBy, TrainedModel
 from tasks.golden import write_golden
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, topology_bytes
 from tasks.publish import publish_progress
@@ -45,7 +47,9 @@ Figures = dict[str, float]
 
 
 @task(name="train")
-def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -> TrainedModel:
+def train(
+    prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
+) -> TrainedModel:
     """Train on the train split, watched on the validation split; the test split is not opened."""
     contract = contract_of(prepared.dataset)
     inputs = {
@@ -100,6 +104,7 @@ def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -
             "epochs_run": len(history),
             "seconds": round(sum(figures["seconds"] for figures in history), 3),
             "device": device.model_dump(),
+            "trained_by": _trained_by().model_dump(),
         }
 
     record, facts = run_stage(artifacts_dir / "trained", __name__, inputs, produce)
@@ -107,6 +112,11 @@ def train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path) -
     checkpoint.unlink(missing_ok=True)
     sweep_replaced(checkpoint)
     return TrainedModel(record=record, **facts)
+
+
+def _trained_by() -> TrainedBy:
+    # A worker tells the processes that it starts its name in this variable; Prefect has no public place for it.
+    return TrainedBy(flow_run_id=flow_run.id, worker=os.environ.get("PREFECT__WORKER_NAME"), host=socket.gethostname())
 
 
 def fit_network(
