@@ -6,6 +6,7 @@ from prefect import State, flow
 
 from flows.endings import nothing_new, superseded
 from flows.fit_model import fit_model
+from flows.hooks import let_stages_speak
 from schemas.config import (
     DataDigest,
     DeviceChoice,
@@ -32,7 +33,7 @@ DEFAULT_TRAINING = TrainingConfig()
 DEFAULT_PROMOTION = PromotionConfig()
 
 
-@flow(name="train-fashion-mnist")
+@flow(name="train-fashion-mnist", on_running=[let_stages_speak])
 def train_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
     data_dir: Path | None = None,

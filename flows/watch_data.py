@@ -5,13 +5,14 @@ from pathlib import Path
 from prefect import State, flow
 
 from flows.endings import no_news
+from flows.hooks import let_stages_speak
 from schemas.config import artifacts_folder, data_folder
 from schemas.contract import DatasetName
 from schemas.references import WatchedData
 from tasks.watch import watch
 
 
-@flow(name="watch-data")
+@flow(name="watch-data", on_running=[let_stages_speak])
 def watch_data(
     dataset: DatasetName = "fashion-mnist", data_dir: Path | None = None, artifacts_dir: Path | None = None
 ) -> WatchedData | State[WatchedData]:

@@ -124,10 +124,10 @@ def _give_up(client: SyncPrefectClient, run: FlowRun, pool: str, worker_seconds:
     online = ", ".join(_online(client, pool)) or "none"
     taken = run.state_type == StateType.PENDING
     client.set_flow_run_state(run.id, Cancelled(message=f"Not started within {worker_seconds:g} s."))
+    happened = "A worker took up the training but did not start it" if taken else "No worker picked up the training"
     raise NoGpuWorker(
-        f"{'A worker took up the training but did not start it' if taken else 'No worker picked up the training'} "
-        f"within {worker_seconds:g} s: run {run.name} of {DEPLOYMENT} was cancelled, nothing is left queued. "
-        f"Expected a worker of the work pool {pool} that is online; online: {online}. Start one on the machine with the GPU, "
-        f"`prefect worker start --pool {pool}`, and run again; or train with train_on=here. The parameter "
+        f"{happened} within {worker_seconds:g} s: run {run.name} of {DEPLOYMENT} was cancelled, nothing is queued. "
+        f"Expected a worker of the work pool {pool} that is online; online: {online}. Start one on the machine with "
+        f"the GPU, `prefect worker start --pool {pool}`, and run again; or train with train_on=here. The parameter "
         "gpu_worker_seconds sets how long is waited."
     )
