@@ -2,9 +2,13 @@
 
 import logging
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import task
+from prefect.cache_policies import RUN_ID, CacheKeyFnPolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -14,6 +18,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.context import TaskRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.filesystems import LocalFileSystem
@@ -23,6 +28,7 @@ from prefect.states import Cancelled
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker
 from schemas.references import PreparedData, TrainedModel
+from tasks.stage import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +41,17 @@ _POLL_SECONDS = 1.0
 _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
 
 
-@task(name="train-on-gpu-worker", persist_result=True, result_serializer="json")
+def _what_is_trained(context: TaskRunContext, inputs: Mapping[str, Any]) -> str:
+    # Not the whole reference, as Prefect would take: in a retry it says that the stages before were reused.
+    return digest_of([inputs["prepared"].record.digest, inputs["training"].model_dump(), inputs["device"]])
+
+
+@task(
+    name="train-on-gpu-worker",
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=RUN_ID + CacheKeyFnPolicy(cache_key_fn=_what_is_trained),
+)
 def train_on_gpu_worker(
     prepared: PreparedData,
     training: TrainingConfig,
@@ -43,7 +59,7 @@ def train_on_gpu_worker(
     device: DeviceChoice,
     worker_seconds: float,
 ) -> TrainedModel:
-    """Run fit-model on the gpu pool and return what it returns; its result is kept, so that a retry does not repeat it.
+    """Run fit-model on the gpu pool and return what it returns; a retry of the main flow's run does not repeat it.
 
     ``artifacts_dir`` has to be the same folder for the worker. A worker that is busy is waited for; one that is not
     there for ``worker_seconds``. The training itself takes as long as it takes.
@@ -94,7 +110,8 @@ def _wait_for_end(client: SyncPrefectClient, run: FlowRun, pool: str, worker_sec
         run = client.read_flow_run(run.id)
         if run.state is not None and run.state.is_final():
             return run
-        if run.state_type != seen:  # taken up, or given back because the one before still trains
+        # Taken up, or given back because the one before still trained, to be taken again from a later moment on.
+        if run.state_type != seen or not _is_due(run):
             since, seen = time.monotonic(), run.state_type
         if run.state_type in _NOT_STARTED and time.monotonic() - since > worker_seconds:
             if not _is_busy(client, run, pool):
@@ -103,10 +120,17 @@ def _wait_for_end(client: SyncPrefectClient, run: FlowRun, pool: str, worker_sec
         time.sleep(_POLL_SECONDS)
 
 
+def _is_due(run: FlowRun) -> bool:
+    due = run.state.state_details.scheduled_time if run.state is not None else None
+    return due is None or due <= datetime.now(UTC)
+
+
 def _is_busy(client: SyncPrefectClient, run: FlowRun, pool: str) -> bool:
-    """Whether a worker of the pool is up and has another run to finish first."""
+    """Whether a worker of the pool is up, and is starting this run or has another one to finish first."""
     if not _online(client, pool):
         return False
+    if run.state_type == StateType.PENDING:
+        return True
     others = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))

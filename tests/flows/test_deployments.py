@@ -226,8 +226,7 @@ def test_without_a_gpu_worker_the_run_fails_saying_so_and_leaves_nothing_queued(
 
 
 def test_without_the_deployment_the_run_fails_saying_how_to_deploy(server: str, tmp_path: Path) -> None:
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectNotFound):
-            client.delete_deployment(client.read_deployment_by_name("fit-model/gpu").id)
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_deployment(client.read_deployment_by_name("fit-model/gpu").id)
     with pytest.raises(NoGpuWorker, match="fashion-ann deploy"):
         _train_on_gpu(tmp_path)
