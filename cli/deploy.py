@@ -68,8 +68,6 @@ def _create_pool(pool: dict[str, Any]) -> None:
 
 def _deploy(prefect_file: Path, url: str) -> None:
     # A process of its own, because the command changes the working directory and sys.path of the one that runs it.
-    # A default work pool would take the place of those in the file.
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_DEFAULT_WORK_POOL_NAME"}
     done = subprocess.run(  # noqa: S603  # our own interpreter, fixed arguments
         [
             *(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"),
@@ -77,7 +75,7 @@ def _deploy(prefect_file: Path, url: str) -> None:
         ],
         # From here Prefect reads pyproject.toml, and finds the entrypoints.
         cwd=PROJECT_ROOT,
-        env={**environment, "PREFECT_API_URL": url, "NO_COLOR": "1"},
+        env={**os.environ, "PREFECT_API_URL": url, "NO_COLOR": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
