@@ -187,6 +187,16 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
     gc.set_defaults(run=_gc, when_stopped="What was removed is gone whole; run it again for the rest.")
 
+    deploy = commands.add_parser(
+        "deploy",
+        **shared,
+        help="put the pools, deployments and automations of prefect.yaml on the Prefect API",
+        description="Work pools, deployments with their schedules and triggers, and automations, on the API of "
+        "PREFECT_API_URL. Again, it changes nothing. FASHION_ANN_NOTIFY: a URL, or TYPE/NAME of a block, that failures "
+        "are told to.",
+    )
+    deploy.set_defaults(run=_deploy, when_stopped="Not everything may be deployed; the same command does the rest.")
+
     doctor = commands.add_parser(
         "doctor",
         **shared,
@@ -541,6 +551,16 @@ def _gc(options: argparse.Namespace) -> None:
         f"{'would remove' if options.dry_run else 'removed'} {len(done.removed)} things, {done.bytes:,} bytes; "
         f"versions that stay: {stay}"
     )
+
+
+def _deploy(options: argparse.Namespace) -> None:
+    from cli.deploy import deploy_all
+
+    deploy_all()
+    if options.json:
+        print(json.dumps({"deployed": True}))
+        return
+    print("pools, deployments and automations are as prefect.yaml and cli/automations.py say")
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -4,13 +4,15 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.hooks import let_stages_speak
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.references import PreparedData, TrainedModel
 from tasks.stage import in_use
 from tasks.train import train
 
 
-@flow(name="fit-model")
+# The result is kept for whoever had it run elsewhere.
+@flow(name="fit-model", persist_result=True, result_serializer="json", on_running=[let_stages_speak])
 def fit_model(
     prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> TrainedModel:

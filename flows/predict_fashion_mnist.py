@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.hooks import let_stages_speak
 from schemas.config import artifacts_folder
 from schemas.contract import DatasetName
 from schemas.references import Predictions
@@ -11,7 +12,7 @@ from tasks.predict import predict
 from tasks.store import CHAMPION
 
 
-@flow(name="predict-fashion-mnist")
+@flow(name="predict-fashion-mnist", on_running=[let_stages_speak])
 def predict_fashion_mnist(
     images: Path,
     output: Path,

@@ -2,43 +2,68 @@
 
 from pathlib import Path
 
-from prefect import flow
+from prefect import State, flow
 
+from flows.endings import nothing_new, superseded
 from flows.fit_model import fit_model
-from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder
+from flows.hooks import let_stages_speak
+from schemas.config import (
+    DataDigest,
+    DeviceChoice,
+    PromotionConfig,
+    TrainingConfig,
+    TrainOn,
+    WorkerSeconds,
+    artifacts_folder,
+    data_folder,
+)
 from schemas.contract import SPLITS, DatasetName
 from schemas.references import ModelVersion
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
+from tasks.gpu_worker import train_on_gpu_worker
 from tasks.ingest import ingest
 from tasks.prepare import prepare
 from tasks.stage import in_use
 from tasks.validate import validate
 from tasks.version import version
+from tasks.watch import data_digest as digest_of_csvs
 
 DEFAULT_TRAINING = TrainingConfig()
 DEFAULT_PROMOTION = PromotionConfig()
 
 
-@flow(name="train-fashion-mnist")
+@flow(name="train-fashion-mnist", on_running=[let_stages_speak])
 def train_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
     data_dir: Path | None = None,
     artifacts_dir: Path | None = None,
     training: TrainingConfig = DEFAULT_TRAINING,
     promotion: PromotionConfig = DEFAULT_PROMOTION,
+    train_on: TrainOn = "here",
     device: DeviceChoice = "auto",
-) -> ModelVersion:
+    gpu_worker_seconds: WorkerSeconds = 90,
+    data_digest: DataDigest | None = None,
+) -> ModelVersion | State[ModelVersion]:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
     A stage whose output for the same inputs is there and whole is skipped. The folders default to
     FASHION_ANN_DATA_DIR and FASHION_ANN_ARTIFACTS_DIR, then to data/ and artifacts/ of the checkout.
+
+    train_on: "gpu" trains on a worker of the gpu pool, which may take gpu_worker_seconds to turn up.
+    data_digest: the only data that is trained on; the run ends as Superseded when the folder holds another.
     """
-    artifacts = artifacts_folder(artifacts_dir)
+    artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
     with in_use(artifacts):
-        csvs = fetch(dataset, data_folder(data_dir))
+        csvs = fetch(dataset, data_home)
+        if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
+            return superseded(data_home, data_digest, found)
         data = {split: validate(ingest(csvs[split], dataset, artifacts), dataset) for split in SPLITS}
         prepared = prepare(data["train"], data["test"], dataset, training.validation_size, training.seed, artifacts)
-        trained = fit_model(prepared, training, artifacts, device)
+        if train_on == "gpu":
+            trained = train_on_gpu_worker(prepared, training, artifacts, device, gpu_worker_seconds)
+        else:
+            trained = fit_model(prepared, training, artifacts, device)
         evaluation = evaluate(prepared, trained, artifacts)
-        return version(data, prepared, trained, evaluation, training, promotion, artifacts)
+        made = version(data, prepared, trained, evaluation, training, promotion, artifacts)
+        return made if made.created else nothing_new(made)

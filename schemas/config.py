@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,12 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 # What training runs on. "auto": a GPU where the backend can use one, else the CPU; "gpu": a GPU or a failure before the
 # first epoch; "cpu": the CPU, also where there is a GPU.
 DeviceChoice = Literal["auto", "gpu", "cpu"]
+# Where training runs: in the process of the main flow, or on a worker of the gpu pool.
+TrainOn = Literal["here", "gpu"]
+# Of both CSVs, as `tasks.watch.data_digest` makes it.
+DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# How long a training may wait for a gpu worker that is up and idle to take it.
+WorkerSeconds = Annotated[float, Field(ge=1, le=86_400)]
 
 
 class TrainingConfig(BaseModel):

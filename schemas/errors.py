@@ -32,6 +32,18 @@ class DeviceUnavailable(FashionAnnError):
     """The device that was demanded is not one that the backend can use here; nothing was trained."""
 
 
+class NoGpuWorker(FashionAnnError):
+    """No worker of the gpu pool took up a training in time, or there is nothing that it could be given to."""
+
+
+class GpuTrainingFailed(FashionAnnError):
+    """A training on the gpu worker ended without a model. The message is the worker's."""
+
+
+class NotDeployed(FashionAnnError):
+    """The deployments of prefect.yaml did not reach the Prefect API, or not all of them."""
+
+
 class NotReproduced(FashionAnnError):
     """A version trained again from its manifest is better or worse by more than noise."""
 

@@ -105,8 +105,16 @@ class Device(Reference):
     memory_growth: bool | None = None
 
 
+class TrainedBy(Reference):
+    """Who trained: the flow run, None outside of one, and the worker that ran it, None where there was none."""
+
+    flow_run_id: str | None
+    worker: str | None
+    host: str
+
+
 class TrainedModel(Reference):
-    """Topology, weights and history under ``record.path``."""
+    """Topology, weights and history under ``record.path``. A reused one names who trained it then."""
 
     record: StageRecord
     topology_sha256: str
@@ -114,6 +122,7 @@ class TrainedModel(Reference):
     epochs_run: int
     seconds: float
     device: Device
+    trained_by: TrainedBy
 
 
 class Evaluation(Reference):
@@ -147,3 +156,11 @@ class Predictions(Reference):
     accuracy: float | None
     output: Path
     sha256: str
+
+
+class WatchedData(Reference):
+    """What a look at the data folder found. ``digest`` is None where the data is not whole or is being written."""
+
+    data_dir: Path
+    digest: str | None
+    announced: bool

@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import mmap
+import os
+import socket
 import time
 import zipfile
 from collections import Counter
@@ -14,11 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from prefect import task
+from prefect.runtime import flow_run
 
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DeviceUnavailable
-from schemas.references import PreparedData, TrainedModel
+from schemas.references import PreparedData, TrainedBy, TrainedModel
 from tasks.device import backend_name, feed, gpu_in_sight, on_every_gpu, set_up_backend
 from tasks.golden import write_golden
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, topology_bytes
@@ -120,6 +123,7 @@ def _train(
             "epochs_run": len(history),
             "seconds": round(sum(figures["seconds"] for figures in history), 3),
             "device": device.model_dump(),
+            "trained_by": _trained_by().model_dump(),
         }
 
     record, facts = run_stage(artifacts_dir / "trained", __name__, inputs, produce)
@@ -127,6 +131,11 @@ def _train(
     checkpoint.unlink(missing_ok=True)
     sweep_replaced(checkpoint)
     return TrainedModel(record=record, **facts)
+
+
+def _trained_by() -> TrainedBy:
+    # A worker tells the processes that it starts its name in this variable; Prefect has no public place for it.
+    return TrainedBy(flow_run_id=flow_run.id, worker=os.environ.get("PREFECT__WORKER_NAME"), host=socket.gethostname())
 
 
 def fit_network(

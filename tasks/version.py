@@ -174,6 +174,7 @@ def _add(
             "epochs_run": trained.epochs_run,
             "parent": champion,
             "flow_run_id": flow_run.id,
+            "trained_by": trained.trained_by.model_dump(),
             "verdict": {
                 "outcome": verdict["outcome"],
                 "reason": verdict["reason"],

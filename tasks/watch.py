@@ -1,0 +1,92 @@
+"""Watch the data folder: when its CSVs are not those that were announced last, an event says so."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect import task
+from prefect.client.orchestration import get_client
+from prefect.events import Event, Resource
+
+from schemas.contract import SPLITS, DatasetContract, Split, contract_of
+from schemas.references import CsvFile, WatchedData
+from tasks.fetch import present_csvs
+from tasks.stage import digest_of, replaced, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
+
+EVENT = "fashion-ann.data.updated"
+ANNOUNCED_FOLDER = "announced"
+
+
+def data_digest(csvs: Mapping[Split, CsvFile]) -> str:
+    """One digest of both CSVs: what ``sha256sum TEST TRAIN | sha256sum`` prints in their folder."""
+    lines = sorted((file.path.name, file.sha256) for file in csvs.values())
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
+
+
+@task(name="watch")
+def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
+    """Emit `EVENT` if the CSVs of ``data_dir`` are others than those that were announced last.
+
+    What was announced is remembered only after the server has the event: a kill between the two announces it again,
+    which trains nothing twice. Data that is not whole, or that changes while it is read, is left for the next look.
+    """
+    contract = contract_of(dataset)
+    digest = _settled_digest(contract, data_dir)
+    seen = WatchedData(data_dir=data_dir, digest=digest, announced=False)
+    # By folder, so that two folders that are watched in turn are not each other's change.
+    memory = artifacts_dir / ANNOUNCED_FOLDER / f"{dataset}-{digest_of(str(data_dir))[:8]}.json"
+    if digest is None or digest == _announced(memory):
+        return seen
+    _emit(dataset, seen)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(memory) as temporary:
+        write_json(temporary, {"digest": digest, "data_dir": str(data_dir)})
+    logger.info("%s: new data, announced as %s", data_dir, digest)
+    return seen.model_copy(update={"announced": True})
+
+
+def _settled_digest(contract: DatasetContract, data_dir: Path) -> str | None:
+    present = present_csvs(contract, data_dir)
+    if len(present) < len(SPLITS):
+        found = ", ".join(path.name for path in present.values()) or "no CSV"
+        logger.info("%s: %s; nothing is announced before both splits are there", data_dir, found)
+        return None
+    before = _stamps(present)
+    files = {
+        split: CsvFile(split=split, path=path, sha256=sha256_file(path), origin="supplied")
+        for split, path in present.items()
+    }
+    if _stamps(present) != before:
+        logger.info("%s: still being written; the next look tells", data_dir)
+        return None
+    return data_digest(files)
+
+
+def _stamps(present: Mapping[Split, Path]) -> list[tuple[int, int, int]]:
+    return [(entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in (path.stat() for path in present.values())]
+
+
+def _announced(memory: Path) -> str | None:
+    """A memory that cannot be read remembers nothing: announcing again costs a run that finds nothing new."""
+    try:
+        return str(json.loads(memory.read_bytes())["digest"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s) and is ignored", memory, error)
+        return None
+
+
+def _emit(dataset: str, seen: WatchedData) -> None:
+    """Hand the event to the API. Prefect's `emit_event` only queues it, and a process may end before it is sent."""
+    event = Event(
+        event=EVENT,
+        resource=Resource({"prefect.resource.id": f"fashion-ann.data.{dataset}"}),
+        payload={"digest": seen.digest, "data_dir": str(seen.data_dir)},
+    )
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event.model_dump(mode="json")])

@@ -1,0 +1,179 @@
+"""A Prefect server and workers as people run them: processes of their own, each with a home of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from cli.server_process import free_port
+from schemas.config import PROJECT_ROOT
+from tests.conftest import SAMPLE
+
+_SECONDS_FOR_A_RUN = 300
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class Deployed:
+    """A server with everything deployed, and a client on it. Data is the committed sample."""
+
+    def __init__(self, home: Path, url: str, client: SyncPrefectClient) -> None:
+        self.home = home
+        self.artifacts = home / "artifacts"
+        self.client = client
+        self.environment = {
+            **os.environ,
+            # The code under test is this checkout's, whatever the environment has installed.
+            "PYTHONPATH": str(PROJECT_ROOT),
+            "PREFECT_API_URL": url,
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "FASHION_ANN_DATA_DIR": str(SAMPLE),
+            "FASHION_ANN_ARTIFACTS_DIR": str(self.artifacts),
+        }
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A command of the environment's, from a folder that is not the checkout."""
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.home,
+            env={**self.environment, "NO_COLOR": "1", "COLUMNS": "200", **environment},
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_FOR_A_RUN,
+        )
+
+    @contextmanager
+    def worker(self, pool: str, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker as on another machine: nothing but the server and the artifacts is shared with the others."""
+        with (self.home / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
+                cwd=self.home,
+                env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                yield process
+            finally:
+                stop(process)
+
+    def start(self, name: str, **parameters: Any) -> UUID:
+        deployment = self.client.read_deployment_by_name(name)
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+
+    def run(self, name: str, **parameters: Any) -> FlowRun:
+        return self.end_of(self.start(name, **parameters))
+
+    def end_of(self, run_id: UUID) -> FlowRun:
+        def ended() -> FlowRun | None:
+            run = self.client.read_flow_run(run_id)
+            return run if run.state is not None and run.state.is_final() else None
+
+        return self.soon(ended)
+
+    def soon(self, look: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + _SECONDS_FOR_A_RUN
+        while not (found := look()):
+            assert time.monotonic() < deadline, "it never happened"
+            time.sleep(0.3)
+        return found
+
+    def runs_of(self, name: str) -> list[FlowRun]:
+        deployment = self.client.read_deployment_by_name(name)
+        return [run for run in self.client.read_flow_runs() if run.deployment_id == deployment.id]
+
+    def children(self, run: FlowRun) -> list[FlowRun]:
+        by_parent = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+        return self.client.read_flow_runs(flow_run_filter=by_parent)
+
+    def made_by(self, run: FlowRun) -> list[dict[str, Any]]:
+        """The manifests that name the run."""
+        paths = sorted(self.artifacts.glob("models/fashion-mnist/versions/*/manifest.json"))
+        manifests: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in paths]
+        return [manifest for manifest in manifests if manifest["flow_run_id"] == str(run.id)]
+
+
+@pytest.fixture(scope="session")
+def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The address of a webhook, and what it has received."""
+    received: list[dict[str, str]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # the name that http.server calls
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", received
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]) -> Iterator[Deployed]:
+    """One server for the session, with a worker for the cpu pool and none for the gpu pool."""
+    home = tmp_path_factory.mktemp("deployed")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        made = Deployed(home, url, client)
+        with (home / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+                cwd=home,
+                env=made.environment,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            _wait_until_healthy(process, url)
+            done = made.command("cli.main", "deploy", FASHION_ANN_NOTIFY=webhook[0])
+            assert done.returncode == 0, done.stderr
+            # Its own schedule would announce the sample in the middle of some test.
+            client.pause_deployment(client.read_deployment_by_name("watch-data/scheduled").id)
+            with made.worker("cpu", "cpu-worker"):
+                yield made
+        finally:
+            stop(process)
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, "the server ended"
+        assert time.monotonic() < deadline, "the server never answered"
+        try:
+            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)

@@ -1,0 +1,94 @@
+"""Schedules, events and what is limited, with a real server's services and a real worker."""
+
+import json
+import shutil
+from typing import Any
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import CronSchedule
+
+from tests.conftest import SAMPLE
+from tests.deployed.conftest import Deployed
+
+NIGHTLY, ON_NEW_DATA = "train-fashion-mnist/nightly", "train-fashion-mnist/on-new-data"
+QUICK = {
+    "training": {"epochs": 1, "validation_size": 100},
+    "promotion": {"minimum_accuracy": 0, "minimum_recall": 0},
+}
+
+
+def _emit(deployed: Deployed, payload: dict[str, Any]) -> None:
+    """As docs/events.md tells an uploader."""
+    done = deployed.command(
+        *("prefect", "event", "emit", "fashion-ann.data.updated"),
+        *("--resource-id", "fashion-ann.data.fashion-mnist", "--payload", json.dumps(payload)),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _ended(deployed: Deployed, name: str, number: int) -> list[FlowRun]:
+    def ended() -> list[FlowRun] | None:
+        runs = deployed.runs_of(name)
+        done = [run for run in runs if run.state is not None and run.state.is_final()]
+        return runs if len(done) == number else None
+
+    found: list[FlowRun] = deployed.soon(ended)
+    return found
+
+
+def test_changes_while_a_run_goes_on_are_queued_and_none_is_lost(deployed: Deployed) -> None:
+    half = deployed.home / "half"
+    half.mkdir()
+    shutil.copy(SAMPLE / "fashion-mnist_train.csv.gz", half)
+    _emit(deployed, {"digest": "a" * 64})
+    _emit(deployed, {"digest": "b" * 64})
+    _emit(deployed, {"data_dir": str(half)})  # an uploader that says where, and leaves the digest out
+    runs = {run.parameters["data_digest"]: run for run in _ended(deployed, ON_NEW_DATA, 3)}
+    assert {digest: run.state_name for digest, run in runs.items()} == {
+        "a" * 64: "Superseded",
+        "b" * 64: "Superseded",
+        None: "Failed",
+    }
+    assert str(half) in str(runs[None].state)
+
+
+def test_new_data_is_announced_by_the_watch_and_trained_on(deployed: Deployed) -> None:
+    watched = deployed.run("watch-data/scheduled")
+    assert watched.state_name == "Completed", watched.state
+    runs = _ended(deployed, ON_NEW_DATA, 4)
+    run = max(runs, key=lambda run: run.created)
+    announced = json.loads(next((deployed.artifacts / "announced").iterdir()).read_bytes())
+    assert run.parameters["data_digest"] == announced["digest"]
+    # The default recipe on the sample; what it is worth is no question here.
+    assert run.state_name in ("Completed", "Failed")
+    assert len(deployed.made_by(run)) == 1
+    assert deployed.run("watch-data/scheduled").state_name == "Nothing new"
+
+
+def test_two_nights_on_the_same_data_make_one_version_and_none_overlaps(deployed: Deployed) -> None:
+    first = deployed.start(NIGHTLY, **QUICK)
+    deployed.soon(lambda: deployed.client.read_flow_run(first).state_name == "Running")
+    overlapping = deployed.run(NIGHTLY, **QUICK)
+    assert overlapping.state_name == "Cancelled"
+    assert deployed.end_of(first).state_name == "Completed"
+    versions = len(list((deployed.artifacts / "models/fashion-mnist/versions").iterdir()))
+    again = deployed.run(NIGHTLY, **QUICK)
+    assert again.state_name == "Nothing new"
+    assert len(list((deployed.artifacts / "models/fashion-mnist/versions").iterdir())) == versions
+
+
+def test_a_schedule_fires(deployed: Deployed) -> None:
+    deployment = deployed.client.read_deployment_by_name("watch-data/scheduled")
+    before = {run.id for run in deployed.runs_of("watch-data/scheduled")}
+    deployed.client.resume_deployment(deployment.id)
+    deployed.client.create_deployment_schedules(deployment.id, [(CronSchedule(cron="* * * * *"), True)])
+    try:
+        deployed.soon(
+            lambda: [
+                run
+                for run in deployed.runs_of("watch-data/scheduled")
+                if run.id not in before and run.state is not None and run.state.is_completed() and run.auto_scheduled
+            ]
+        )
+    finally:
+        deployed.client.pause_deployment(deployment.id)

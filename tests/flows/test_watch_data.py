@@ -1,0 +1,115 @@
+"""The watch over the data folder, and runs that are told which data they are for, against a real Prefect server."""
+
+import gzip
+import hashlib
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows.train_fashion_mnist import train_fashion_mnist
+from flows.watch_data import watch_data
+from schemas.config import PromotionConfig, TrainingConfig
+from schemas.contract import SPLITS
+from tasks.watch import EVENT
+from tests.conftest import SAMPLE
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in SPLITS:
+        name = f"fashion-mnist_{split}.csv"
+        (folder / name).write_bytes(gzip.decompress((SAMPLE / f"{name}.gz").read_bytes()))
+    return folder
+
+
+def _announced(data_dir: Path) -> list[str]:
+    """Digests that the server has events with, for this folder, in order; it stores them a moment after it has them."""
+    with get_client(sync_client=True) as client:
+        body = {"filter": {"event": {"name": [EVENT]}, "order": "ASC"}, "limit": 50}
+        events = client.request("POST", "/events/filter", json=body).json()["events"]
+    return [event["payload"]["digest"] for event in events if event["payload"]["data_dir"] == str(data_dir)]
+
+
+def _soon(data_dir: Path, expected: list[str]) -> None:
+    deadline = time.monotonic() + 30
+    while _announced(data_dir) != expected:
+        assert time.monotonic() < deadline, (_announced(data_dir), expected)
+        time.sleep(0.2)
+
+
+def _look(data: Path, artifacts: Path) -> Any:
+    return watch_data(data_dir=data, artifacts_dir=artifacts, return_state=True)
+
+
+def _documented_digest(data: Path) -> str:
+    """As docs/events.md tells an uploader to make it."""
+    command = "sha256sum fashion-mnist_test.csv fashion-mnist_train.csv | sha256sum | cut -d' ' -f1"
+    done = subprocess.run(["sh", "-c", command], cwd=data, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _touch_up(data: Path) -> None:
+    with (data / "fashion-mnist_train.csv").open("ab") as file:
+        file.write((data / "fashion-mnist_train.csv").read_bytes().splitlines(keepends=True)[-1])
+
+
+def test_a_change_is_announced_once_with_the_documented_digest(server: str, data: Path, tmp_path: Path) -> None:
+    first = _documented_digest(data)
+    state = _look(data, tmp_path / "artifacts")
+    assert (state.name, state.result().digest, state.result().announced) == ("Completed", first, True)
+    state = _look(data, tmp_path / "artifacts")
+    assert (state.name, state.result().announced) == ("Nothing new", False)
+    _touch_up(data)
+    assert _look(data, tmp_path / "artifacts").result().announced
+    _soon(data, [first, _documented_digest(data)])
+
+
+def test_half_of_the_data_is_not_announced(server: str, data: Path, tmp_path: Path) -> None:
+    (data / "fashion-mnist_test.csv").unlink()
+    state = _look(data, tmp_path / "artifacts")
+    assert (state.name, state.result().digest) == ("Nothing new", None)
+    assert "no complete data" in state.message
+
+
+def test_an_announcement_that_the_server_did_not_take_is_made_again(
+    server: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.watch
+
+    monkeypatch.setattr(tasks.watch, "EVENT", None)  # an event without a name cannot be sent
+    assert _look(data, tmp_path / "artifacts").is_failed()
+    monkeypatch.undo()
+    assert _look(data, tmp_path / "artifacts").result().announced
+
+
+def _train(data: Path, artifacts: Path, **parameters: Any) -> Any:
+    return train_fashion_mnist(
+        data_dir=data,
+        artifacts_dir=artifacts,
+        training=TrainingConfig(epochs=1, validation_size=100),
+        promotion=PromotionConfig(minimum_accuracy=0, minimum_recall=0),
+        return_state=True,
+        **parameters,
+    )
+
+
+def test_a_run_trains_on_its_data_once_and_not_on_other_data(server: str, data: Path, tmp_path: Path) -> None:
+    artifacts, digest = tmp_path / "artifacts", _documented_digest(data)
+    state = _train(data, artifacts, data_digest=digest)
+    assert (state.name, state.result().version) == ("Completed", 1)
+    state = _train(data, artifacts)
+    assert (state.name, state.result().version, state.result().created) == ("Nothing new", 1, False)
+    assert "version 1" in state.message
+
+    other = hashlib.sha256(b"other data").hexdigest()
+    state = _train(data, artifacts, data_digest=other)
+    assert (state.name, state.is_completed()) == ("Superseded", True)
+    assert other in state.message
+    assert digest in state.message
+    assert [path.name for path in (artifacts / "models/fashion-mnist/versions").iterdir()] == ["0001"]
