@@ -3,8 +3,11 @@
 import json
 import sys
 
-import keras
-import pandas as pd
+# TensorFlow imports jax where it is installed, which only our tests have it for.
+sys.modules["jax"] = None  # type: ignore[assignment]
+
+import keras  # noqa: E402
+import pandas as pd  # noqa: E402
 
 
 def plain_network(dropout: float = 0.2) -> keras.Model:

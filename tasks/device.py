@@ -138,7 +138,8 @@ def feed(batches: Batches, devices: int = 1) -> Any:
     by itself; a batch that Python cuts costs more than half of the step that it feeds.
 
     Several ``devices`` are given equal shares of a batch, which some rows are repeated for. Those weigh nothing and the
-    others as much more, so that the mean over the shares is the mean over the batch.
+    others as much more, so that the mean over the shares is the mean over the batch; an epoch's loss and accuracy count
+    such a batch for as many rows as were shared.
     """
     if backend_name() != "tensorflow":
         return batches

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from flows.train_fashion_mnist import train_fashion_mnist
 from schemas.config import PromotionConfig, TrainingConfig
+from schemas.errors import DeviceUnavailable
 from schemas.references import ModelVersion
+from tasks.device import gpu_in_sight
 from tasks.store import list_versions, show_version, store_folder
 from tests.conftest import SAMPLE
 
@@ -108,3 +110,14 @@ def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(server: str, 
     with pytest.raises((ParameterTypeError, ValidationError), match="dataset"):
         train_fashion_mnist(artifacts_dir=tmp_path / "none", dataset="mnist")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(gpu_in_sight(), reason="says what a machine without a GPU does")
+def test_a_demanded_gpu_that_is_not_there_fails_the_run_and_an_unknown_device_never_starts_one(artifacts: Path) -> None:
+    before = len(list_versions(store_folder(artifacts, "fashion-mnist")))
+    config = TrainingConfig(epochs=2, batch_size=64, validation_size=100)  # which a CPU has trained here
+    with pytest.raises(DeviceUnavailable, match="nvidia-smi"):
+        train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, training=config, device="gpu")
+    with pytest.raises(ParameterTypeError, match="device"):
+        train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, device="tpu")  # type: ignore[arg-type]
+    assert len(list_versions(store_folder(artifacts, "fashion-mnist"))) == before
