@@ -395,7 +395,7 @@ def _show(options: argparse.Namespace) -> None:
     print(f"  {shown['verdict']['reason']}")
     print(f"  test accuracy {shown['test_accuracy']:.4f}, test loss {shown['test_loss']:.4f}")
     device = shown["device"]
-    several = f"{device['count']} x " if device.get("count", 1) > 1 else ""  # older manifests do not count
+    several = f"{device['count']} x " if device["count"] > 1 else ""
     print(f"  trained on {several}{device['name']}, {shown['epochs_run']} epochs, {shown['training_seconds']:.1f} s")
     print("  " + ", ".join(f"{key} {value}" for key, value in shown["configuration"].items()))
     for row in shown["metrics"]["per_class"]:
