@@ -69,7 +69,7 @@ class Bench:
         for split, csv in self.csvs.items():
             with csv.path.open("rb") as whole, (tiny / FASHION_MNIST.csv_name(split)).open("wb") as part:
                 part.writelines(next(whole) for _ in range(1 + 2 * FASHION_MNIST.minimum_rows[split]))
-        self.train("tiny-artifacts", "--epochs", "1", data=tiny)
+        self.train("tiny-artifacts", "--epochs", "1", "--minimum-accuracy", "0", "--minimum-recall", "0", data=tiny)
 
     @contextmanager
     def prefect_server(self) -> Iterator[str]:
