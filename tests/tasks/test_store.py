@@ -425,3 +425,15 @@ def test_an_alias_of_a_version_that_is_gone_says_so(tmp_path: Path) -> None:
     append_event(tmp_path, event(2))
     with pytest.raises(VersionNotFound, match="champion names version 2, which is gone"):
         resolve(tmp_path, "champion")
+
+
+def test_a_pair_of_files_swapped_between_two_versions_is_refused_in_both(tmp_path: Path) -> None:
+    for accuracy in (0.8, 0.9):
+        _add(tmp_path, accuracy)
+    paths = [version_folder(tmp_path, number) / "metrics.json" for number in (1, 2)]
+    first, second = (path.read_bytes() for path in paths)
+    paths[0].write_bytes(second)
+    paths[1].write_bytes(first)
+    for number in (1, 2):
+        with pytest.raises(StoredArtifactError, match=rf"000{number}/metrics\.json: expected sha256"):
+            check_version(tmp_path, read_manifest(tmp_path, number))
