@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
 from tests.deployed.conftest import Deployed
 
@@ -67,7 +68,8 @@ def test_a_version_trained_on_the_gpu_worker_names_its_run_and_the_worker(deploy
     trained_by = manifest["trained_by"]
     assert (trained_by["flow_run_id"], trained_by["worker"]) == (str(child.id), "gpu-worker")
     # What the stages say reaches the run's log, from a worker too.
-    logged = [line.message for line in deployed.client.read_logs(limit=200)]
+    only = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[child.id]))
+    logged = [line.message for line in deployed.client.read_logs(only, limit=200)]
     assert any(line.startswith("epoch 2/2") for line in logged)
 
 
