@@ -53,53 +53,47 @@ def apply_automations() -> None:
 
 
 def _mark_dead() -> dict[str, Any]:
-    from prefect.automations import ChangeFlowRunState, EventTrigger, Posture
-    from prefect.client.schemas.objects import StateType
-
-    return {
-        "description": "The process of a run says every 30 s that it lives. One that stops without a final state died.",
-        "trigger": EventTrigger(
-            posture=Posture.Proactive,
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *_events(*_ENDED)},
-            threshold=1,
-            within=_SILENCE,
-        ),
-        "actions": [
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"No heartbeat for {_SILENCE.seconds} s: the process of this run, or its machine, is gone.",
-            )
-        ],
-    }
+    return _crashed_unless_followed(
+        "The process of a run says every 30 s that it lives. One that stops without a final state died.",
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat", *_events(*_ENDED)},
+        within=_SILENCE,
+        message=f"No heartbeat for {_SILENCE.seconds} s: the process of this run, or its machine, is gone.",
+    )
 
 
 def _mark_not_started() -> dict[str, Any]:
+    return _crashed_unless_followed(
+        "A worker that dies between taking a run and starting it leaves it pending, with no heartbeat.",
+        after=_events("Pending"),
+        expect=_events(
+            *("Running", "Cancelling", *_ENDED),
+            *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
+        ),
+        within=_START,
+        message=f"Not running {_START.seconds} s after a worker took it: the worker is gone.",
+    )
+
+
+def _crashed_unless_followed(
+    description: str, *, after: set[str], expect: set[str], within: timedelta, message: str
+) -> dict[str, Any]:
+    """A flow run is marked crashed that has none of the events ``expect`` in time ``within`` of one of ``after``."""
     from prefect.automations import ChangeFlowRunState, EventTrigger, Posture
     from prefect.client.schemas.objects import StateType
 
     return {
-        "description": "A worker that dies between taking a run and starting it leaves it pending, with no heartbeat.",
+        "description": description,
         "trigger": EventTrigger(
             posture=Posture.Proactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
             for_each={"prefect.resource.id"},
-            after=_events("Pending"),
-            expect=_events(
-                *("Running", "Cancelling", *_ENDED),
-                *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
-            ),
+            after=after,
+            expect=expect,
             threshold=1,
-            within=_START,
+            within=within,
         ),
-        "actions": [
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"Not running {_START.seconds} s after a worker took it: the worker is gone.",
-            )
-        ],
+        "actions": [ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     }
 
 

@@ -368,8 +368,8 @@ def check_store(artifacts_dir: Path) -> Check:
     from tasks.store import (
         CHAMPION,
         alias_values,
-        check_history,
         check_version,
+        history,
         read_alias_log,
         read_manifest,
         store_folder,
@@ -414,7 +414,7 @@ def check_store(artifacts_dir: Path) -> Check:
     if not numbers:
         return Check("store", True, f"no version in {root} yet{tail}")
     try:
-        check_history(root)
+        history(root)
     except StoredArtifactError as error:
         return Check("store", False, f"{_line(error)}{tail}", "Restore the log from a copy.")
     named = f"champion {champion}" if champion is not None else "no champion"

@@ -459,7 +459,7 @@ def _moved(options: argparse.Namespace, event: dict[str, Any]) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from tasks.store import check_history, resolve, version_numbers
+    from tasks.store import history, resolve, version_numbers
     from tasks.verify import verify_version
 
     root = _store(options)
@@ -484,7 +484,7 @@ def _verify(options: argparse.Namespace) -> None:
     faults = [answer["fault"] for answer in answers if answer["fault"] is not None]
     if options.all:
         try:
-            check_history(root)
+            history(root)
         except StoredArtifactError as error:
             faults.append(str(error))
     if faults:

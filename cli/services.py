@@ -32,6 +32,7 @@ from cli.server_process import (
 )
 from schemas.config import PROJECT_ROOT, data_folder
 from schemas.errors import FashionAnnError
+from tasks.stage import replaced
 
 POOLS = ("cpu", "gpu")
 SERVER = "server"
@@ -470,9 +471,8 @@ def remove_prefect_toml(path: Path, urls: set[str]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

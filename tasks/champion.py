@@ -8,15 +8,14 @@ from typing import Any
 
 from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
 from tasks.store import (
-    CHAMPION,
     ROLLBACK,
     append_event,
+    champion_event,
     champions,
     read_alias_log,
     read_manifest,
     settle,
     store_lock,
-    utc_now,
     version_numbers,
 )
 from tasks.verify import verify_version
@@ -86,15 +85,7 @@ def _settled(root: Path, *, restore: bool = False) -> Iterator[list[str]]:
 
 def _move(root: Path, stack: list[int], version: int, by: str, reason: str) -> dict[str, Any]:
     verify_version(root, version)
-    event = {
-        "when": utc_now(),
-        "alias": CHAMPION,
-        "from": stack[-1] if stack else None,
-        "to": version,
-        "by": by,
-        "reason": reason,
-        "flow_run": None,
-    }
+    event = champion_event(stack[-1] if stack else None, version, by, reason)
     append_event(root, event)
     return event
 

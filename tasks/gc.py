@@ -5,19 +5,17 @@ removed gets a temporary name first, so that it is whole or gone for readers, wh
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from schemas.errors import StoredArtifactError, VersionNotFound, WrongUsage
-from tasks.stage import in_use
+from tasks.stage import in_use, remove_path
 from tasks.store import (
     alias_values,
     champions,
-    check_history,
-    read_alias_log,
+    history,
     read_manifest,
     settle,
     store_folder,
@@ -132,23 +130,12 @@ def _damaged(root: Path, numbers: list[int]) -> Iterator[tuple[int, str]]:
 
 
 def _kept(root: Path, numbers: list[int], keep: int, damaged: set[int]) -> set[int]:
-    events = _events(root, numbers, damaged)
+    events = history(root)
     # Of the champions that are still there: one that somebody removed by hand is nothing to roll back to.
     held = [number for number in champions(events) if number in numbers]
     # Who was champion just before, too: after a rollback that is not the predecessor, and may be wanted back.
     before = {event["from"] for event in events[-1:]} & set(numbers)
     return {*numbers[-keep:], *held[-2:], *before, *damaged, *(set(alias_values(events).values()) & set(numbers))}
-
-
-def _events(root: Path, numbers: list[int], damaged: set[int]) -> list[dict[str, Any]]:
-    """The alias log as `settle` leaves it: with the promotion that the newest version states, if a kill cut it off."""
-    check_history(root)
-    events = read_alias_log(root)
-    if numbers and numbers[-1] not in damaged:
-        event = read_manifest(root, numbers[-1])["verdict"]["event"]
-        if event is not None and event not in events:
-            events.append(event)
-    return events
 
 
 def _keys_reached(artifacts_dir: Path, root: Path, kept: set[int]) -> set[str] | None:
@@ -209,12 +196,6 @@ def _remove(removal: Removal) -> None:
         # The name that `settle`, the stage's next run and the next gc clean up.
         hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         path.rename(hidden)
-        if hidden.is_symlink():
-            hidden.unlink()
-        else:
-            shutil.rmtree(hidden)
-    elif path.is_dir() and not path.is_symlink():
-        # `settle` may have been there.
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        path = hidden
+    # Of the others `settle` may have been there.
+    remove_path(path)

@@ -127,6 +127,14 @@ def sweep_replaced(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def remove_path(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def stage_key(module: str, inputs: Mapping[str, Any]) -> str:
     """Digest of all that a stage's output depends on."""
     return digest_of(_hung_on(module, inputs))

@@ -22,7 +22,7 @@ from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.store import AliasEvent, Manifest
 from tasks.golden import GOLDEN_NAME
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
-from tasks.stage import describe_files, digest_of, json_for_people, sha256_file, write_json
+from tasks.stage import describe_files, digest_of, json_for_people, remove_path, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -345,6 +345,14 @@ def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dic
     return manifest
 
 
+def champion_event(before: int | None, to: int, by: str, reason: str, flow_run: str | None = None) -> dict[str, Any]:
+    """A move of `champion`, made now, as the log has it."""
+    return {
+        **{"when": utc_now(), "alias": CHAMPION, "from": before, "to": to},
+        **{"by": by, "reason": reason, "flow_run": flow_run},
+    }
+
+
 def append_event(root: Path, event: Mapping[str, Any]) -> None:
     """Add one line to the alias log, to the disk. The caller holds `store_lock` and has called `settle`.
 
@@ -370,15 +378,12 @@ def append_event(root: Path, event: Mapping[str, Any]) -> None:
 def settle(root: Path, *, restore: bool = False) -> list[str]:
     """Finish or undo what a killed writer left; returns what was done, for people. The caller holds `store_lock`.
 
-    Raises `StoredArtifactError` when the log lacks a promotion that a manifest states (`check_history`); with
+    Raises `StoredArtifactError` when the log lacks a promotion that a manifest states (`history`); with
     ``restore`` it is logged again.
     """
     done = []
     for left in (root / "versions").glob(".*.tmp"):
-        if left.is_symlink():
-            left.unlink()
-        else:
-            shutil.rmtree(left)
+        remove_path(left)
         done.append(f"removed {left}, a version that was not finished, or not wholly removed")
     log = root / LOG_NAME
     _, tail = _read_log(root)
@@ -390,38 +395,39 @@ def settle(root: Path, *, restore: bool = False) -> list[str]:
         with log.open("ab") as file:
             file.write(b"\n")
         done.append(f"ended the last line of {log}, which had lost its line end")
-    numbers = version_numbers(root)
-    for number, event in _unlogged(root, numbers):
-        # A kill between a version and its promotion leaves that of the newest one to be logged.
-        if number != numbers[-1] and not restore:
-            raise StoredArtifactError(_lost(root, number))
+    for number, event in _unlogged(root, restore=restore):
         append_event(root, event)
         done.append(f"logged the promotion of version {number}, which its manifest states")
     return done
 
 
-def check_history(root: Path) -> None:
-    """Check the alias log against the versions: a log that was lost, or cut at its end, replays to another champion.
+def history(root: Path) -> list[dict[str, Any]]:
+    """The alias log as the next writer will leave it (`settle`), oldest first, checked against the versions.
 
-    Raises `StoredArtifactError` when the promotion that a manifest states is not in the log. That of the newest version
-    may be missing, until the next writer logs it (`settle`).
+    Raises `StoredArtifactError` when it lacks a promotion that a manifest states: a log that was lost, or cut at its
+    end, replays to another champion.
     """
-    numbers = version_numbers(root)
-    for number, _ in _unlogged(root, numbers):
-        if number != numbers[-1]:
-            raise StoredArtifactError(_lost(root, number))
+    return [*read_alias_log(root), *(event for _, event in _unlogged(root))]
 
 
-def _unlogged(root: Path, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Versions whose manifest states a promotion that the log does not have, and the event."""
+def _unlogged(root: Path, *, restore: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Versions whose manifest states a promotion that the log does not have, and the event.
+
+    A kill between a version and its promotion leaves that of the newest one to be logged. Of any other it raises
+    `StoredArtifactError`, unless it is to be logged again (``restore``).
+    """
     events = read_alias_log(root)
+    numbers = version_numbers(root)
     for number in numbers:
         try:
             event = read_manifest(root, number)["verdict"]["event"]
         except (StoredArtifactError, VersionNotFound):
             continue  # a damaged version states nothing
-        if event is not None and event not in events:
-            yield number, event
+        if event is None or event in events:
+            continue
+        if number != numbers[-1] and not restore:
+            raise StoredArtifactError(_lost(root, number))
+        yield number, event
 
 
 def _lost(root: Path, number: int) -> str:

@@ -33,6 +33,7 @@ from tasks.store import (
     add_version,
     alias_values,
     append_event,
+    champion_event,
     find_made_from,
     read_alias_log,
     read_file,
@@ -146,15 +147,7 @@ def _add(
             shutil.copyfile(record.path / name, folder / name)
         verdict = decide(_measure(root, folder, prepared, champion), promotion)
         write_json(folder / VERDICT_NAME, verdict)
-        event = {
-            "when": utc_now(),
-            "alias": CHAMPION,
-            "from": champion,
-            "to": number,
-            "by": "train-fashion-mnist",
-            "reason": verdict["reason"],
-            "flow_run": flow_run.id,
-        }
+        event = champion_event(champion, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
         stated = {
             "dataset": prepared.dataset,
             "created": utc_now(),

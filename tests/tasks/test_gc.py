@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import StoredArtifactError, WrongUsage
-from tasks import gc
 from tasks.gc import collect, plan
 from tasks.stage import in_use, run_stage
 from tasks.store import (
@@ -345,7 +344,7 @@ def _collect_and_hang(artifacts: Path, at: str, number: int) -> None:
         real_rmtree(path)
 
     Path.rename = rename  # type: ignore[assignment, method-assign]
-    gc.shutil.rmtree = rmtree  # type: ignore[assignment, attr-defined]
+    shutil.rmtree = rmtree  # type: ignore[assignment, attr-defined]
     collect(artifacts, DATASET, keep=1)
 
 

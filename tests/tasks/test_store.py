@@ -17,10 +17,10 @@ from tasks.store import (
     alias_values,
     append_event,
     champions,
-    check_history,
     check_version,
     checked_path,
     find_made_from,
+    history,
     list_versions,
     read_alias_log,
     read_manifest,
@@ -370,19 +370,19 @@ def test_a_lost_log_is_told_from_what_the_manifests_state(tmp_path: Path, left: 
     for _ in range(2):
         append_event(tmp_path, _add(tmp_path, promoted=True)["verdict"]["event"])
     _add(tmp_path)
-    check_history(tmp_path)
+    history(tmp_path)
     if left is None:
         (tmp_path / "aliases.jsonl").unlink()
     else:
         (tmp_path / "aliases.jsonl").write_bytes(left)
-    for judge in (check_history, settle):
+    for judge in (history, settle):
         with pytest.raises(StoredArtifactError, match="lacks the promotion of version 1"):
             judge(tmp_path)
     assert [line.split(",")[0] for line in settle(tmp_path, restore=True)] == [
         "logged the promotion of version 1",
         "logged the promotion of version 2",
     ]
-    check_history(tmp_path)
+    history(tmp_path)
 
 
 @pytest.mark.parametrize(
