@@ -67,18 +67,18 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
     """`fit_network` as the train stage calls it, with a checkpoint every epoch."""
     from schemas.config import TrainingConfig
     from schemas.contract import FASHION_MNIST
-    from tasks import train
+    from tasks import fit
     from tasks.device import set_up_backend
 
     config = TrainingConfig(epochs=how.epochs, batch_size=how.batch_size, dropout=how.dropout, seed=how.seed)
     set_up_backend(config.seed)
-    build, built = train.build_network, []
+    build, built = fit.build_network, []
 
     def build_and_keep(*arguments: Any) -> Any:
         built.append(build(*arguments))
         return built[-1]
 
-    train.build_network = build_and_keep  # fit_network hands its model out at the end alone
+    fit.build_network = build_and_keep  # fit_network hands its model out at the end alone
     clock = EpochClock(splits.get("test"), how.target)
 
     def on_epoch(epoch: int, figures: dict[str, float]) -> None:
@@ -87,7 +87,7 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
 
     with tempfile.TemporaryDirectory() as folder, suppress(_TargetReached):
         checkpoint = Path(folder) / "checkpoint.npz"
-        train.fit_network(
+        fit.fit_network(
             FASHION_MNIST, config, splits["train"], splits["validation"], checkpoint=checkpoint, on_epoch=on_epoch
         )
     return clock

@@ -21,9 +21,9 @@ from schemas.contract import FASHION_MNIST, SPLITS
 from schemas.references import PreparedData
 from tasks.device import set_up_backend
 from tasks.fetch import fetch_data
+from tasks.fit import Figures, fit_network
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.train import Figures, fit_network
 from tasks.validate import validate
 
 _VALIDATION_ROWS = 10_000  # twice the default: its accuracy is known to 0.003

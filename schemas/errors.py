@@ -32,6 +32,10 @@ class DeviceUnavailable(FashionAnnError):
     """The device that was demanded is not one that the backend can use here; nothing was trained."""
 
 
+class ProcessDied(FashionAnnError):
+    """A process that worked for this one ended without a result: killed, out of memory, or by a fault of ours."""
+
+
 class NoGpuWorker(FashionAnnError):
     """No worker of the gpu pool took up a training in time, or there is nothing that it could be given to."""
 

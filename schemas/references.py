@@ -126,11 +126,15 @@ class TrainedModel(Reference):
 
 
 class Evaluation(Reference):
-    """Figures of a model on the test split; all of them are in ``metrics.json`` under ``record.path``."""
+    """Figures of a model on the test split; all of them are in ``metrics.json`` under ``record.path``.
+
+    ``golden_difference`` is between what it said of the golden images in training and, once stored, in a fresh process.
+    """
 
     record: StageRecord
     test_accuracy: float
     test_loss: float
+    golden_difference: float
 
 
 class ModelVersion(Reference):

@@ -10,43 +10,46 @@ from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
-from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
+from tasks.fit import HISTORY_NAME
+from tasks.judge import judging
 from tasks.publish import publish_markdown, publish_png, publish_table
 from tasks.stage import run_stage, write_json
 from tasks.store import METRICS_NAME
-from tasks.train import HISTORY_NAME
 
+PROBABILITIES_NAME = "test_probabilities.npy"
 CONFUSION_NAME = "confusion_matrix.png"
 LEARNING_NAME = "learning_curve.png"
 
 _CALIBRATION_BINS = 15
-_BATCH = 1_000
 
 
 @task(name="evaluate")
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
-    """Measure on the test split; metrics.json and two pictures."""
+    """Have a fresh process load the model, repeat its golden predictions and predict the test split.
+
+    Writes metrics.json, test_probabilities.npy, float32 (N, classes), and two pictures. Raises `StoredArtifactError`
+    when what was trained cannot be loaded.
+    """
     contract = contract_of(prepared.dataset)
 
     def produce(folder: Path) -> dict[str, Any]:
-        from tasks.device import set_up_backend
-
-        set_up_backend(seed=0)
-        model = load_network(trained.record.path / TOPOLOGY_NAME, trained.record.path / WEIGHTS_NAME)
-        model.compile(loss="sparse_categorical_crossentropy")
-        images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
+        with judging(trained.record.path, prepared.record.path, folder / PROBABILITIES_NAME) as process:
+            history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
+            draw_learning(history, folder / LEARNING_NAME)  # while the process starts
+            judged = process.result()
         labels = np.load(prepared.record.path / "test_labels.npy")
-        history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
         metrics = {
-            # Keras's own figure, so that anyone's model.evaluate gives the same.
-            "test_loss": float(model.evaluate(images, labels, batch_size=_BATCH, verbose=0)),
-            **measure(model.predict(images, batch_size=_BATCH, verbose=0), labels, contract),
+            "test_loss": judged["loss"],
+            **measure(np.load(folder / PROBABILITIES_NAME), labels, contract),
             "history": history,
         }
         write_json(folder / METRICS_NAME, metrics)
         draw_confusion(metrics["confusion_matrix"], contract, folder / CONFUSION_NAME)
-        draw_learning(history, folder / LEARNING_NAME)
-        return {"test_accuracy": metrics["test_accuracy"], "test_loss": metrics["test_loss"]}
+        return {
+            "test_accuracy": metrics["test_accuracy"],
+            "test_loss": metrics["test_loss"],
+            "golden_difference": judged["golden_difference"],
+        }
 
     record, facts = run_stage(
         artifacts_dir / "evaluated",

@@ -50,14 +50,13 @@ class Measured:
     """What the verdict rests on.
 
     golden_difference: largest difference of the golden predictions when the stored files were loaded in a fresh
-    process, or None, where ``golden_fault`` says what happened. champion: its version, None where there is none.
+    process. champion: its version, None where there is none.
     paired: None where there is no champion, or where ``champion_fault`` says why it could not be measured.
     """
 
     accuracy: float
     per_class: Sequence[Mapping[str, Any]]
-    golden_difference: float | None
-    golden_fault: str | None
+    golden_difference: float
     champion: int | None
     champion_fault: str | None
     paired: PairedTest | None
@@ -110,12 +109,11 @@ def _floor(measured: Measured, config: PromotionConfig) -> list[dict[str, Any]]:
 
 
 def _golden(measured: Measured) -> dict[str, Any]:
-    difference = measured.golden_difference
     return {
         "rule": "golden predictions repeated in a fresh process, largest difference",
-        "figure": measured.golden_fault if difference is None else difference,
+        "figure": measured.golden_difference,
         "bound": f"<= {TOLERANCE}",
-        "holds": difference is not None and difference <= TOLERANCE,
+        "holds": measured.golden_difference <= TOLERANCE,
     }
 
 

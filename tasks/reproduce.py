@@ -6,18 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.references import CsvFile, ParquetSplit, StageRecord
-from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
+from tasks.judge import judge
+from tasks.network import WEIGHTS_NAME
 from tasks.prepare import prepare
 from tasks.promotion import mcnemar
-from tasks.serve import load_version, right_rows
 from tasks.stage import in_use, read_stage, sha256_file
-from tasks.store import check_version, read_manifest
+from tasks.store import check_version, read_manifest, version_folder
 from tasks.train import train
 from tasks.validate import validate
 
@@ -41,11 +39,9 @@ def reproduce(root: Path, artifacts_dir: Path, version: int, scratch: Path) -> d
     # A GPU adds up in another order: what a CPU has trained is the same again on a CPU alone.
     device: DeviceChoice = "cpu" if manifest["device"]["kind"] == "cpu" else "auto"
     trained = train.fn(prepared, config, scratch, device)
-    again = load_network(trained.record.path / TOPOLOGY_NAME, trained.record.path / WEIGHTS_NAME)
-    _, model = load_version(root, str(version))
-    images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
-    labels = np.load(prepared.record.path / "test_labels.npy")
-    right, right_before = right_rows(again, images, labels), right_rows(model, images, labels)
+    right, right_before = (
+        judge(folder, prepared.record.path).right for folder in (trained.record.path, version_folder(root, version))
+    )
     expected = manifest["files"][WEIGHTS_NAME]["sha256"]
     return {
         "version": version,

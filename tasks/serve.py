@@ -3,13 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
 from tasks.store import check_version, read_manifest, resolve, version_folder
-
-_BATCH = 1_000
 
 
 def load_version(root: Path, version: str) -> tuple[dict[str, Any], Any]:
@@ -27,9 +22,3 @@ def load_version(root: Path, version: str) -> tuple[dict[str, Any], Any]:
     set_up_backend(seed=0)
     folder = version_folder(root, manifest["version"])
     return manifest, load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
-
-
-def right_rows(model: Any, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """bool (N,): which rows the model has right, of images float32 (N, pixels) and labels int32 (N,)."""
-    predicted = model.predict(images, batch_size=_BATCH, verbose=0).argmax(axis=1)
-    return np.asarray(predicted == labels)

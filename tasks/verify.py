@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import StoredArtifactError
-from tasks.golden import TOLERANCE, repeat_in_fresh_process
+from tasks.golden import TOLERANCE
+from tasks.judge import judge
 from tasks.network import TOPOLOGY_NAME, check_topology
 from tasks.store import check_version, checked_path, read_manifest, version_folder
 
@@ -19,7 +20,7 @@ def verify_version(root: Path, version: int) -> dict[str, Any]:
     check_version(root, manifest)
     check_topology(checked_path(root, manifest, TOPOLOGY_NAME))
     folder = version_folder(root, version)
-    difference = repeat_in_fresh_process(folder)
+    difference = judge(folder).golden_difference
     if difference > TOLERANCE:
         raise StoredArtifactError(
             f"{folder}: golden predictions within {TOLERANCE} were expected, the largest difference is {difference}."

@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prefect import task
 from prefect.runtime import flow_run
 
@@ -18,13 +17,14 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
 from schemas.errors import CandidateRefused, StoredArtifactError
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
-from tasks.golden import GOLDEN_NAME, repeat_in_fresh_process
-from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
+from tasks.evaluate import PROBABILITIES_NAME
+from tasks.golden import GOLDEN_NAME
+from tasks.judge import judge, right_rows
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import publish_markdown, publish_table
 from tasks.report import write_report
-from tasks.serve import load_version, right_rows
-from tasks.stage import lock_digest, stage_key, write_json
+from tasks.stage import lock_digest, sha256_file, stage_key, write_json
 from tasks.store import (
     CHAMPION,
     METRICS_NAME,
@@ -34,6 +34,7 @@ from tasks.store import (
     alias_values,
     append_event,
     champion_event,
+    check_version,
     find_made_from,
     read_alias_log,
     read_file,
@@ -145,7 +146,13 @@ def _add(
             (evaluation.record, METRICS_NAME),
         ):
             shutil.copyfile(record.path / name, folder / name)
-        verdict = decide(_measure(root, folder, prepared, champion), promotion)
+        for name, trained_sha256 in ((TOPOLOGY_NAME, trained.topology_sha256), (WEIGHTS_NAME, trained.weights_sha256)):
+            if (found := sha256_file(folder / name)) != trained_sha256:
+                raise StoredArtifactError(
+                    f"{trained.record.path / name} changed since it was trained: expected sha256 {trained_sha256}, "
+                    f"found {found}. Run again: the stage is made anew."
+                )
+        verdict = decide(_measure(root, prepared, evaluation, champion), promotion)
         write_json(folder / VERDICT_NAME, verdict)
         event = champion_event(champion, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
         stated = {
@@ -181,32 +188,26 @@ def _add(
     return add_version(root, write)
 
 
-def _measure(root: Path, folder: Path, prepared: PreparedData, champion: int | None) -> Measured:
-    """What the verdict on the model in ``folder`` rests on.
+def _measure(root: Path, prepared: PreparedData, evaluation: Evaluation, champion: int | None) -> Measured:
+    """What the verdict on the evaluated model rests on.
 
     The champion is measured on the candidate's own test rows, whatever rows it was measured on when it was made.
     """
-    metrics = json.loads((folder / METRICS_NAME).read_bytes())
-    difference, golden_fault, champion_fault, paired = None, None, None, None
-    try:
-        difference = repeat_in_fresh_process(folder)
-    except StoredArtifactError as error:
-        golden_fault = str(error)
+    metrics = json.loads((evaluation.record.path / METRICS_NAME).read_bytes())
+    champion_fault, paired = None, None
     if champion is not None:
-        images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
-        labels = np.load(prepared.record.path / "test_labels.npy")
+        test = prepared.record.path
         try:
-            _, model = load_version(root, str(champion))
+            check_version(root, read_manifest(root, champion))
+            right = judge(version_folder(root, champion), test).right
         except StoredArtifactError as error:
             champion_fault = str(error)
         else:
-            candidate = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
-            paired = mcnemar(right_rows(candidate, images, labels), right_rows(model, images, labels))
+            paired = mcnemar(right_rows(evaluation.record.path / PROBABILITIES_NAME, test), right)
     return Measured(
         accuracy=metrics["test_accuracy"],
         per_class=metrics["per_class"],
-        golden_difference=difference,
-        golden_fault=golden_fault,
+        golden_difference=evaluation.golden_difference,
         champion=champion,
         champion_fault=champion_fault,
         paired=paired,

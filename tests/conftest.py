@@ -1,9 +1,12 @@
 """What every test may use: the committed sample of the real data, and the stages' outputs made from it."""
 
+import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 # Before anything imports a backend or Great Expectations.
@@ -91,6 +94,21 @@ def sample_prepared(
 @pytest.fixture(scope="session")
 def sample_trained(sample_prepared: PreparedData, sample_artifacts: Path, small_config: TrainingConfig) -> TrainedModel:
     return train.fn(sample_prepared, small_config, sample_artifacts)
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """What has a process of its own runs here all the same: each process imports the backend, which takes seconds."""
+
+    @contextmanager
+    def here(module: str, job: dict[str, Any]) -> Iterator[SimpleNamespace]:
+        main = importlib.import_module(module).main
+        yield SimpleNamespace(result=lambda on_event=lambda event: None: main(job, on_event))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for starter in ("tasks.train", "tasks.judge"):
+            patch.setattr(f"{starter}.own_process", here)
+        yield
 
 
 @pytest.fixture(scope="session")

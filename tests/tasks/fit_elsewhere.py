@@ -15,8 +15,8 @@ import numpy as np
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
 from tasks.device import backend_name, set_up_backend
+from tasks.fit import Figures, fit_network, save_model
 from tasks.golden import write_golden
-from tasks.train import Figures, fit_network, save_model
 
 
 def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> None:

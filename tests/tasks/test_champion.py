@@ -16,11 +16,9 @@ from schemas.contract import Split
 from schemas.errors import CandidateRefused, StoredArtifactError, WrongUsage
 from schemas.references import PreparedData, TrainedModel, ValidatedSplit
 from tasks.champion import NothingToRollBackTo, promote, rollback
-from tasks.device import set_up_backend
 from tasks.evaluate import evaluate
-from tasks.golden import largest_difference
 from tasks.reproduce import _differences, reproduce
-from tasks.serve import load_version, right_rows
+from tasks.serve import load_version
 from tasks.store import champions, read_alias_log, store_folder, version_folder
 from tasks.verify import verify_version
 from tasks.version import version
@@ -28,6 +26,7 @@ from tasks.version import version
 
 @pytest.fixture(scope="module")
 def made(
+    in_this_process: None,
     sample_data: dict[Split, ValidatedSplit],
     sample_prepared: PreparedData,
     sample_trained: TrainedModel,
@@ -37,18 +36,13 @@ def made(
 ) -> Path:
     """A store with three versions of one model; the first is champion. Copy it, do not write it."""
     artifacts = tmp_path_factory.mktemp("store")
-    set_up_backend(0)
     evaluation = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
-    patch = pytest.MonkeyPatch()
     for key in ("1", "2", "3"):
-        if key == "2":  # one fresh process proves enough here; each costs seconds
-            patch.setattr("tasks.version.repeat_in_fresh_process", largest_difference)
         trained = sample_trained.model_copy(
             update={"record": sample_trained.record.model_copy(update={"key": key * 64})}
         )
         no_floor = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
         version.fn(sample_data, sample_prepared, trained, evaluation, small_config, no_floor, artifacts)
-    patch.undo()
     return store_folder(artifacts, "fashion-mnist")
 
 
@@ -57,14 +51,6 @@ def store(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "models" / "fashion-mnist"))
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden predictions are repeated all the same; a process of its own for each costs seconds."""
-    set_up_backend(0)
-    monkeypatch.setattr("tasks.verify.repeat_in_fresh_process", largest_difference)
-
-
-@pytest.mark.usefixtures("in_this_process")
 def test_a_rollback_drill(store: Path) -> None:
     for number in (2, 3):
         event = promote(store, number, f"try {number}")
@@ -91,7 +77,6 @@ def test_what_cannot_be_promoted_leaves_the_log_as_it_was(store: Path) -> None:
     assert (store / "aliases.jsonl").read_bytes() == before
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_refused_version_is_promoted_by_force_alone(
     sample_data: dict[Split, ValidatedSplit],
     sample_prepared: PreparedData,
@@ -112,7 +97,7 @@ def test_a_refused_version_is_promoted_by_force_alone(
 
 def test_verify_tells_an_edited_topology_and_edited_golden_predictions(store: Path) -> None:
     verified = verify_version(store, 1)
-    assert (verified["version"], verified["golden_difference"]) == (1, 0.0)  # by a fresh process
+    assert (verified["version"], verified["golden_difference"]) == (1, 0.0)
     for name in ("topology.json", "golden.json"):
         path = version_folder(store, 2) / name
         whole = path.read_bytes()
@@ -126,7 +111,8 @@ def test_a_loaded_version_has_the_rows_right_that_its_metrics_say(store: Path, s
     manifest, model = load_version(store, "1")
     images = np.load(sample_prepared.record.path / "test_images.npy")
     labels = np.load(sample_prepared.record.path / "test_labels.npy")
-    assert right_rows(model, images, labels).mean() == pytest.approx(manifest["test_accuracy"])
+    right = model.predict(images, verbose=0).argmax(axis=1) == labels
+    assert right.mean() == pytest.approx(manifest["test_accuracy"])
 
 
 def test_a_version_is_reproduced_to_the_bit_from_its_manifest(

@@ -12,9 +12,7 @@ from schemas.contract import FASHION_MNIST
 from schemas.errors import DeviceUnavailable
 from schemas.references import PreparedData, TrainedModel
 from tasks.device import gpu_in_sight, set_up_backend
-from tasks.network import build_network, load_network
-from tasks.stage import sha256_file
-from tasks.train import (
+from tasks.fit import (
     Figures,
     _as_bytes,
     _judge,
@@ -22,8 +20,10 @@ from tasks.train import (
     images_a_step,
     learning_rate_schedule,
     row_batches,
-    train,
 )
+from tasks.network import build_network, load_network
+from tasks.stage import sha256_file
+from tasks.train import train
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -162,7 +162,7 @@ def test_early_stopping_resumed_after_its_best_epoch_keeps_that_epoch(
 def test_the_schedule_is_what_the_optimizer_follows(
     fit: Callable[..., tuple[Any, list[Figures]]], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.train.learning_rate_schedule", lambda config, steps: 0.0)
+    monkeypatch.setattr("tasks.fit.learning_rate_schedule", lambda config, steps: 0.0)
     set_up_backend(small_config.seed)
     untouched = build_network(FASHION_MNIST, small_config.dropout)
     assert _weights(fit()[0]) == _weights(untouched)
@@ -181,7 +181,7 @@ def test_weight_decay_makes_weights_smaller(
 def test_validation_figures_are_those_of_keras_over_all_rows(
     baseline: tuple[Any, list[Figures]], sample_prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.train._JUDGED_AT_ONCE", 64)  # of 100 rows: two calls of unlike size
+    monkeypatch.setattr("tasks.fit._JUDGED_AT_ONCE", 64)  # of 100 rows: two calls of unlike size
     network, _ = baseline
     images, labels = _split(sample_prepared, "validation")
     expected = network.evaluate(images, labels, verbose=0, return_dict=True)

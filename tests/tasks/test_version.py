@@ -11,8 +11,8 @@ import pytest
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split
-from schemas.errors import CandidateRefused
-from schemas.references import ModelVersion, PreparedData, TrainedModel, ValidatedSplit
+from schemas.errors import CandidateRefused, StoredArtifactError
+from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from tasks.evaluate import evaluate
 from tasks.stage import sha256_file
 from tasks.store import alias_values, list_versions, read_alias_log, show_version, store_folder
@@ -21,6 +21,18 @@ from tasks.version import _measure, code_revision, version
 
 # What 900 images teach in three epochs is below the floor.
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quickly(in_this_process: None) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def sample_evaluation(
+    sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
+) -> Evaluation:
+    return evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +168,10 @@ def test_other_bounds_give_the_same_model_another_verdict(add: Any, tmp_path: Pa
 
 
 def test_the_champion_is_measured_on_the_rows_of_the_candidate(
-    add: Any, sample_prepared: PreparedData, tmp_path: Path
+    add: Any, sample_prepared: PreparedData, sample_evaluation: Evaluation, tmp_path: Path
 ) -> None:
     """Also when they are not those that the champion's own figures come from."""
-    champion = add()
+    add()
     folder = tmp_path / "prepared"
     shutil.copytree(sample_prepared.record.path, folder)
     labels = np.load(folder / "test_labels.npy")
@@ -167,7 +179,12 @@ def test_the_champion_is_measured_on_the_rows_of_the_candidate(
     np.save(folder / "test_labels.npy", labels[:50])
     np.save(folder / "test_images.npy", images[:50])
     changed = sample_prepared.model_copy(update={"record": sample_prepared.record.model_copy(update={"path": folder})})
-    measured = _measure(store_folder(tmp_path, "fashion-mnist"), champion.path, changed, 1)
+    probabilities = np.load(sample_evaluation.record.path / "test_probabilities.npy")
+    shutil.copytree(sample_evaluation.record.path, tmp_path / "evaluated")
+    np.save(tmp_path / "evaluated" / "test_probabilities.npy", probabilities[:50])
+    record = sample_evaluation.record.model_copy(update={"path": tmp_path / "evaluated"})
+    judged = sample_evaluation.model_copy(update={"record": record})
+    measured = _measure(store_folder(tmp_path, "fashion-mnist"), changed, judged, 1)
     assert measured.paired is not None
     assert (measured.paired.rows, measured.paired.fixed, measured.paired.broken) == (50, 0, 0)
 
@@ -180,9 +197,20 @@ def test_a_model_that_does_not_repeat_its_golden_predictions_is_refused(
     golden = json.loads((folder / "golden.json").read_bytes())
     golden["probabilities"][3][4] += 0.001
     (folder / "golden.json").write_text(json.dumps(golden))
-    changed = sample_trained.model_copy(update={"record": sample_trained.record.model_copy(update={"path": folder})})
+    changed = sample_trained.model_copy(
+        update={"record": sample_trained.record.model_copy(update={"path": folder, "digest": "1" * 64})}
+    )
     with pytest.raises(CandidateRefused, match="golden predictions"):
         add(trained=changed)
+
+
+def test_weights_that_changed_after_they_were_judged_make_no_version(
+    add: Any, sample_trained: TrainedModel, tmp_path: Path
+) -> None:
+    other = sample_trained.model_copy(update={"weights_sha256": "0" * 64})
+    with pytest.raises(StoredArtifactError, match="changed since it was trained"):
+        add(trained=other)
+    assert list_versions(store_folder(tmp_path, "fashion-mnist")) == []
 
 
 def test_a_damaged_champion_is_not_replaced_and_one_that_is_gone_is(add: Any, tmp_path: Path) -> None:

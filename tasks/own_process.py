@@ -1,0 +1,136 @@
+"""Work in a process of its own that ends: a module run as ``python -m MODULE``, handed a job, heard until it is done.
+
+The backend of Keras is the reason. What it takes of memory, a GPU's above all, is given back only when its process
+ends; and that a model is whole is shown by a process that knows nothing but the stored files.
+
+Job, events and result are JSON, a line each. `multiprocessing` would import in the new process what the caller's main
+module imports, which is Prefect's engine: a second and 60 MB.
+"""
+
+import gc
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from schemas import errors
+from schemas.config import PROJECT_ROOT
+from schemas.errors import FashionAnnError, ProcessDied
+
+Tell = Callable[[Any], None]
+
+
+class OwnProcess:
+    """The process as its starter sees it; `own_process` makes it."""
+
+    def __init__(self, module: str, process: subprocess.Popen[str], said: IO[bytes]) -> None:
+        self._module = module
+        self._process = process
+        self._said = said
+
+    def result(self, on_event: Tell = lambda event: None) -> Any:
+        """Wait for the end; what the process told meanwhile goes to ``on_event``, what it logged to our log.
+
+        Raises the `FashionAnnError` or OSError that ended it, and `ProcessDied` for any other end without a result.
+        """
+        for line in self._process.stdout or ():
+            ((kind, content),) = json.loads(line).items()
+            if kind == "event":
+                on_event(content)
+            elif kind == "log":
+                logging.getLogger(content["logger"]).log(content["level"], "%s", content["message"])
+            elif kind == "fault":
+                raise getattr(errors, content["type"])(content["message"])
+            elif kind == "os_error":
+                raise OSError(*content)
+            else:
+                return content
+        raise ProcessDied(self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        status = self._process.wait()
+        self._said.seek(0)
+        words = self._said.read().decode(errors="replace")
+        logging.getLogger(__name__).debug("%s", words)
+        if status < 0:
+            why = f"was ended by {signal.Signals(-status).name}"
+            if -status == signal.SIGKILL:
+                why += ", as the system does when memory runs out"
+        else:
+            why = f"ended with status {status}: {(words.strip().splitlines() or ['no word'])[-1]}"
+        return f"The process of {self._module} {why}. What was finished is kept; run again to go on."
+
+
+@contextmanager
+def own_process(module: str, job: Mapping[str, Any]) -> Iterator[OwnProcess]:
+    """Start ``python -m module`` on ``job``; it is killed if it still runs when the block ends, or when we die."""
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(  # noqa: S603  # our own interpreter and module
+            [sys.executable, "-m", module],
+            cwd=PROJECT_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            encoding="utf-8",
+            # Ctrl-C is ours to handle.
+            process_group=0,
+        ) as process,
+    ):
+        try:
+            if process.stdin is not None:
+                # Left open: that it closes tells the process that nobody waits for it any more.
+                with suppress(BrokenPipeError):  # it has died already: `result` says how
+                    process.stdin.write(json.dumps(dict(job)) + "\n")
+                    process.stdin.flush()
+            yield OwnProcess(module, process, said)
+        finally:
+            process.kill()
+
+
+def answer(work: Callable[[dict[str, Any], Tell], Any]) -> None:
+    """The other side, for the module's main: read the job, call ``work(job, tell)`` and send what it returns.
+
+    What is printed meanwhile, by a library say, goes to stderr. Records of our own loggers are sent, from INFO on.
+    """
+    gc.disable()  # among all that is about to be imported it would find nothing
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+
+        def send(kind: str, content: Any) -> None:
+            out.write(json.dumps({kind: content}) + "\n")
+            out.flush()
+
+        class Sender(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                send("log", {"logger": record.name, "level": record.levelno, "message": record.getMessage()})
+
+        ours = logging.getLogger("tasks")
+        ours.setLevel(logging.INFO)
+        ours.addHandler(Sender())
+        job = json.loads(sys.stdin.readline())
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        try:
+            result = work(job, lambda event: send("event", event))
+        except FashionAnnError as error:
+            send("fault", {"type": type(error).__name__, "message": str(error)})
+        except OSError as error:
+            send("os_error", [error.errno, error.strerror, error.filename])
+        else:
+            send("result", result)
+    # Nothing is left to be done, and tearing the backend down takes a while.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)

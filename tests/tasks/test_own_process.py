@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from schemas.config import PROJECT_ROOT
+from schemas.errors import DeviceUnavailable, ProcessDied
+from tasks.own_process import own_process
+
+WORKER = "tests.tasks.worker_for_tests"
+
+
+def _gone(pid: int) -> bool:
+    """A process that nobody has waited for yet has ended, too."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while not _gone(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_job_goes_there_and_events_and_the_result_come_back_whatever_is_printed() -> None:
+    events: list[Any] = []
+    with own_process(WORKER, {"text": "é\n"}) as process:
+        assert process.result(events.append) == {"prefect": False, "job": {"text": "é\n"}}
+    assert events == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "says"),
+    [
+        ("fault", DeviceUnavailable, "^there is none$"),
+        ("full", OSError, "No space left on device"),
+        ("kill", ProcessDied, "was ended by SIGKILL, as the system does when memory runs out"),
+        ("status", ProcessDied, "ended with status 1: no more. What was finished is kept"),
+    ],
+)
+def test_how_it_ended_is_raised_here(end: str, error: type[Exception], says: str) -> None:
+    with own_process(WORKER, {"end": end}) as process, pytest.raises(error, match=says):
+        process.result()
+
+
+def test_a_module_that_is_not_there_is_told() -> None:
+    with own_process("tasks.nowhere", {}) as process, pytest.raises(ProcessDied, match="No module named"):
+        process.result()
+
+
+def test_it_ends_with_the_block_that_started_it() -> None:
+    pids: list[int] = []
+
+    def stop(pid: int) -> None:
+        pids.append(pid)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), own_process(WORKER, {"sleep": 600}) as process:
+        process.result(stop)
+    assert _gone(pids[0])
+
+
+def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
+    program = (
+        "from tasks.own_process import own_process\n"
+        f"with own_process({WORKER!r}, {{'sleep': 600}}) as process:\n"
+        "    process.result(lambda pid: print(pid, flush=True))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert not _gone(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    _wait_until_gone(pid)
+
+
+def test_ctrl_c_on_the_terminal_is_left_to_whoever_started_it() -> None:
+    with own_process(WORKER, {"sleep": 0.2}) as process:
+        groups: list[int] = []
+        process.result(lambda event: groups.append(os.getpgid(event)) if isinstance(event, int) else None)
+    assert groups != [os.getpgid(0)]

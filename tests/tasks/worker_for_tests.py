@@ -1,0 +1,31 @@
+"""A process of its own that does as the job says; see test_own_process."""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from schemas.errors import DeviceUnavailable
+from tasks.own_process import Tell, answer
+
+
+def main(job: dict[str, Any], tell: Tell) -> Any:
+    if "sleep" in job:
+        tell(os.getpid())
+        time.sleep(job["sleep"])
+    if job.get("end") == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.get("end") == "status":
+        sys.exit("no more")
+    if job.get("end") == "fault":
+        raise DeviceUnavailable("there is none")
+    if job.get("end") == "full":
+        raise OSError(28, "No space left on device")
+    os.write(1, b"a library prints\n")
+    tell({"n": 1})
+    return {"prefect": "prefect" in sys.modules, "job": job}
+
+
+if __name__ == "__main__":
+    answer(main)
