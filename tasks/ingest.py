@@ -146,9 +146,11 @@ def _write_parquet(csv: "CsvRows", path: Path, contract: DatasetContract) -> Non
     with pq.ParquetWriter(
         path,
         parquet_schema(contract),
-        compression="zstd",
-        use_dictionary=False,  # pixels are bytes already
-        write_statistics=True,  # `validate` reads the ranges from the footer
+        # Parquet keeps uint8 in 4 bytes; split into streams, three of them are zeros that LZ4 skips. On the real train
+        # split that is half the time of zstd without streams to write, and to read, and fewer bytes.
+        compression="lz4",
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(contract.columns, "BYTE_STREAM_SPLIT"),
     ) as writer:
         groups = _RowGroups(writer)
         for rows in csv:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 RESULT_NAME = "great_expectations.json"
 _ABSENT = "(no column)"
 _TYPE = "uint8"
+_BATCH_ROWS = 16_384
 
 
 @task(name="validate")
@@ -91,14 +94,18 @@ def profile_parquet(path: Path, contract: DatasetContract) -> tuple[pd.DataFrame
     found = schema.names
     profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
     label_rows: dict[Any, int] = {}
-    # One row group at a time: memory stays bounded whatever the number of rows.
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group)
-        for index, name in enumerate(found):
-            profiles[index].add(table.column(index))
-            if name == contract.label_column:
-                for entry in pc.value_counts(table.column(index)).to_pylist():
-                    label_rows[entry["values"]] = label_rows.get(entry["values"], 0) + entry["counts"]
+    # Some rows at a time: memory stays bounded whatever their number, and however the writer grouped them.
+    for batch in file.iter_batches(_BATCH_ROWS):
+        block = bytes_of(batch)
+        if block is None:
+            for profile, values in zip(profiles, batch.columns, strict=True):
+                profile.add(values)
+        else:
+            for profile, low, high in zip(profiles, block.min(axis=1), block.max(axis=1), strict=True):
+                profile.add_extremes(int(low), int(high))
+        if contract.label_column in found:
+            for entry in pc.value_counts(batch.column(found.index(contract.label_column))).to_pylist():
+                label_rows[entry["values"]] = label_rows.get(entry["values"], 0) + entry["counts"]
     rows = []
     for position in range(max(len(found), len(contract.columns))):
         name = found[position] if position < len(found) else _ABSENT
@@ -129,6 +136,18 @@ def profile_parquet(path: Path, contract: DatasetContract) -> tuple[pd.DataFrame
     return pd.DataFrame(rows), classes
 
 
+def bytes_of(batch: pa.RecordBatch) -> npt.NDArray[np.uint8] | None:
+    """The values of a batch, uint8 (columns, rows), or None where a column has another type, or nulls."""
+    if not batch.num_rows or any(kind != pa.uint8() for kind in batch.schema.types):
+        return None
+    if any(column.null_count for column in batch.columns):
+        return None
+    block = np.empty((batch.num_columns, batch.num_rows), np.uint8)
+    for values, column in zip(block, batch.columns, strict=True):
+        values[:] = column.to_numpy()
+    return block
+
+
 class _ColumnProfile:
     """Nulls, smallest and largest value of one column, over its chunks. Text has neither."""
 
@@ -138,15 +157,18 @@ class _ColumnProfile:
         self.minimum: float | None = None
         self.maximum: float | None = None
 
-    def add(self, values: pa.ChunkedArray) -> None:
+    def add(self, values: pa.Array) -> None:
         self.nulls += values.null_count
         if pa.types.is_floating(values.type):
             self.nulls += pc.sum(pc.is_nan(values)).as_py() or 0
         if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
             extremes = pc.min_max(values).as_py()
             if extremes["min"] is not None:
-                self.minimum = min(extremes["min"], self.minimum if self.minimum is not None else extremes["min"])
-                self.maximum = max(extremes["max"], self.maximum if self.maximum is not None else extremes["max"])
+                self.add_extremes(extremes["min"], extremes["max"])
+
+    def add_extremes(self, low: float, high: float) -> None:
+        self.minimum = low if self.minimum is None else min(low, self.minimum)
+        self.maximum = high if self.maximum is None else max(high, self.maximum)
 
 
 def column_expectations(contract: DatasetContract) -> "Sequence[Expectation]":
