@@ -9,7 +9,6 @@ import math
 import mmap
 import time
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from schemas.config import TrainingConfig
 from schemas.contract import DatasetContract, contract_of
 from tasks.device import feed, on_every_gpu, set_up_backend
 from tasks.golden import write_golden
-from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, topology_bytes
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, judge_rows, topology_bytes
 from tasks.own_process import Tell, answer
 from tasks.stage import replaced, write_json
 
@@ -34,10 +33,8 @@ _STEPS_PER_EXECUTION = 50
 # A small train split has too few steps at the usual batch size to learn much: there a step takes fewer images.
 _LEAST_STEPS_AN_EPOCH = 25
 _LEAST_IMAGES_A_STEP = 16
-# Validation rows that are judged in one call.
-_JUDGED_AT_ONCE = 10_000
 # Images that are turned into bytes in one go; what lies between takes memory, too.
-_CONVERTED_AT_ONCE = 4_096
+_CONVERTED_AT_ONCE = 512
 # Where the warm-up starts, as a share of the peak.
 _WARM_UP_FROM = 0.1
 
@@ -130,7 +127,7 @@ def fit_network(
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
             judged.set_weights(network.get_weights())
-            validation = _judge(judged, *validation_split)
+            validation = judge_rows(judged, *validation_split)
             figures = {**(logs or {}), **{f"val_{name}": value for name, value in validation.items()}}
             figures["seconds"] = time.perf_counter() - self.started
             state.advance({name: float(value) for name, value in figures.items()})
@@ -151,16 +148,6 @@ def fit_network(
         state.restore_best()
     judged.set_weights(network.get_weights())
     return judged, state.history
-
-
-def _judge(network: Any, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Mapping[str, float]:
-    """Loss and accuracy, as ``network.evaluate`` gives them but without the input pipeline that it builds each time."""
-    means: Counter[str] = Counter()
-    for start in range(0, len(labels), _JUDGED_AT_ONCE):
-        rows = slice(start, start + _JUDGED_AT_ONCE)
-        for name, mean in network.test_on_batch(images[rows], labels[rows], return_dict=True).items():
-            means[name] += mean * len(labels[rows]) / len(labels)
-    return means
 
 
 def images_a_step(rows: int, config: TrainingConfig) -> int:

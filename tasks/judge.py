@@ -15,10 +15,8 @@ import numpy.typing as npt
 
 from tasks.device import set_up_backend
 from tasks.golden import largest_difference
-from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
+from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, judge_rows, load_network, predict_rows
 from tasks.own_process import OwnProcess, Tell, answer, own_process
-
-_BATCH = 1_000
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,10 @@ def main(job: dict[str, Any], tell: Tell) -> dict[str, float | None]:
     if job["prepared"] is not None:
         images = np.load(Path(job["prepared"]) / "test_images.npy", mmap_mode="r")
         labels = np.load(Path(job["prepared"]) / "test_labels.npy")
-        np.save(job["probabilities"], model.predict(images, batch_size=_BATCH, verbose=0))
+        np.save(job["probabilities"], predict_rows(model, images))
         model.compile(loss="sparse_categorical_crossentropy")
         # Keras's own figure, so that anyone's model.evaluate gives the same.
-        loss = float(model.evaluate(images, labels, batch_size=_BATCH, verbose=0))
+        loss = float(judge_rows(model, images, labels)["loss"])
     return {"golden_difference": largest_difference(model, folder), "loss": loss}
 
 

@@ -15,13 +15,12 @@ from tasks.device import gpu_in_sight, set_up_backend
 from tasks.fit import (
     Figures,
     _as_bytes,
-    _judge,
     fit_network,
     images_a_step,
     learning_rate_schedule,
     row_batches,
 )
-from tasks.network import build_network, load_network
+from tasks.network import build_network, judge_rows, load_network
 from tasks.stage import sha256_file
 from tasks.train import train
 
@@ -181,11 +180,11 @@ def test_weight_decay_makes_weights_smaller(
 def test_validation_figures_are_those_of_keras_over_all_rows(
     baseline: tuple[Any, list[Figures]], sample_prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.fit._JUDGED_AT_ONCE", 64)  # of 100 rows: two calls of unlike size
+    monkeypatch.setattr("tasks.network._ROWS_AT_ONCE", 64)  # of 100 rows: two calls of unlike size
     network, _ = baseline
     images, labels = _split(sample_prepared, "validation")
     expected = network.evaluate(images, labels, verbose=0, return_dict=True)
-    assert dict(_judge(network, images, labels)) == pytest.approx(expected, abs=1e-5)
+    assert judge_rows(network, images, labels) == pytest.approx(expected, abs=1e-5)
 
 
 def test_images_become_bytes_and_back_without_a_difference() -> None:
