@@ -648,7 +648,7 @@ def _check_header(path: Path, line: bytes, contract: DatasetContract, *, label_o
     """The columns that the header names, in its order, if they are the contract's."""
     received = tuple(cell.strip(" ") for cell in _cells(line.decode("utf-8", "backslashreplace")))
     expected = contract.columns
-    if label_optional and contract.label_column not in received and len(received) != len(expected):
+    if label_optional and contract.label_column not in received and received[0] in expected:
         expected = expected[1:]
     if received == expected:
         return received

@@ -78,20 +78,19 @@ class Quarantine:
 
         return add
 
-    def _flush(self) -> pq.ParquetWriter:
+    def finish(self) -> None:
+        if self._waiting:
+            self._flush()
+        if self._writer is not None:
+            self._writer.add_key_value_metadata({HEADERS: json.dumps(self._headers)})
+
+    def _flush(self) -> None:
         if self._writer is None:
             self._writer = self._open_writer()
-        columns = [
-            pa.array(column, kind) for column, kind in zip(zip(*self._waiting, strict=True), SCHEMA.types, strict=True)
-        ]
-        if columns:
-            self._writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+        columns = zip(zip(*self._waiting, strict=True), SCHEMA.types, strict=True)
+        arrays = [pa.array(column, kind) for column, kind in columns]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
         self._waiting, self._waiting_bytes = [], 0
-        return self._writer
-
-    def finish(self) -> None:
-        if self.rows:
-            self._flush().add_key_value_metadata({HEADERS: json.dumps(self._headers)})
 
 
 @contextmanager
