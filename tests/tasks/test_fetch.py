@@ -315,11 +315,9 @@ SHARDS = ("fashion-mnist_train-10.csv", "fashion-mnist_train-2.csv.gz", "fashion
 
 
 def test_shards_are_found_packed_or_not_in_the_order_of_their_names(tmp_path: Path) -> None:
-    # Names that only look like shards: of another split, another suffix, hidden, nothing after the dash, longer.
-    others = ("fashion-mnist_train.csv.part", ".fashion-mnist_train-1.csv", "fashion-mnist_train-1.txt")
-    supply(
-        tmp_path, *reversed(SHARDS), *others, "fashion-mnist_training-1.csv", "fashion-mnist_train-1.csv.gz.part", TEST
-    )
+    # Names that only look like shards: still being written, hidden, of another suffix, of another split.
+    others = ("fashion-mnist_train-1.csv.part", ".fashion-mnist_train-1.csv", "fashion-mnist_train-1.txt")
+    supply(tmp_path, *reversed(SHARDS), *others, "fashion-mnist_training-1.csv", TEST)
     files = fetch_data(CONTRACT, tmp_path, [Never()])
     assert [file.path for file in files["train"].files] == [tmp_path / name for name in SHARDS]
     assert [file.sha256 for file in files["train"].files] == [sha256(name.encode()) for name in SHARDS]
