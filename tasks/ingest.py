@@ -90,7 +90,7 @@ _DIGITS_QUOTES_SPACES = b'0123456789," '
 _ZERO = ord("0")
 _NUMBER = re.compile(" *[0-9]+ *")
 # A cell and the comma after it. What is not quoted as it should be is taken as it stands, and refused as a number.
-_CELL = re.compile(' *"([^"]*)" *,|([^,]*),')
+_CELL = re.compile(' *"([^"]*(?:""[^"]*)*)" *,|([^,]*),')
 
 
 @dataclass(frozen=True)
@@ -615,7 +615,7 @@ def _cells(text: str) -> list[str]:
     whole = text.startswith('"') and text.endswith('"') and len(text) > 1
     if whole and text.count('"') == 2 * len(cells) == 2 * (text.count(",") + 1):
         return cells
-    return [quoted or plain for quoted, plain in _CELL.findall(text + ",")]
+    return [quoted.replace('""', '"') or plain for quoted, plain in _CELL.findall(text + ",")]
 
 
 @lru_cache(maxsize=4096)  # a file that is wrong throughout repeats itself

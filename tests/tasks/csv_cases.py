@@ -156,6 +156,8 @@ CASES = [
     bad_cell("carriage return", b"1\r", "'1\\r'"),
     bad_cell("quote inside", b'1"2', "'1\"2'"),
     bad_cell("text after quotes", b'"1"2', "'\"1\"2'"),
+    bad_cell("quotes within quotes", b'"1""2"', "'1\"2'"),
+    bad_cell("comma and quotes within quotes", b'"2,"""', "'2,\"'"),
     bad_cell("quote left open", b'"200', "'\"200'"),
     bad_cell("comma in quotes", b'"1,2"', "'1,2'"),
     bad_cell("zeros before too much", b"0000256", "0000256"),
