@@ -19,7 +19,7 @@ from benchmarks.peers import pandas_ingests, plain_suite_accepts
 from cli.server_process import HOST, free_port, stop_tree, wait_until_healthy
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, Split
-from schemas.references import CsvFile, ParquetSplit, PreparedData
+from schemas.references import CsvSplit, ParquetSplit, PreparedData
 from tasks.ingest import ingest, ingest_csv
 from tasks.prepare import prepare
 from tasks.validate import judge, validate
@@ -37,7 +37,7 @@ class Bench:
 
     folder: Path
     data_dir: Path
-    csvs: Mapping[Split, CsvFile]
+    csvs: Mapping[Split, CsvSplit]
     rounds: int
     seeds: int
 
@@ -67,7 +67,7 @@ class Bench:
             return
         tiny.mkdir()
         for split, csv in self.csvs.items():
-            with csv.path.open("rb") as whole, (tiny / FASHION_MNIST.csv_name(split)).open("wb") as part:
+            with csv.files[0].path.open("rb") as whole, (tiny / FASHION_MNIST.csv_name(split)).open("wb") as part:
                 part.writelines(next(whole) for _ in range(1 + 2 * FASHION_MNIST.minimum_rows[split]))
         self.train("tiny-artifacts", "--epochs", "1", "--minimum-accuracy", "0", "--minimum-recall", "0", data=tiny)
 
@@ -98,8 +98,11 @@ class Bench:
 
 def ingest_row(bench: Bench) -> Iterator[Row]:
     """The train CSV to Parquet, in this process: imports and file cache are warm."""
-    source, target = bench.csvs["train"].path, bench.folder / "ingest.parquet"
-    ways = {"ours": lambda: ingest_csv(source, target, FASHION_MNIST, "train"), **pandas_ingests(source, target)}
+    csv, target, quarantine = bench.csvs["train"], bench.folder / "ingest.parquet", bench.folder / "bad.parquet"
+    ways = {
+        "ours": lambda: ingest_csv(csv, target, quarantine, FASHION_MNIST),
+        **pandas_ingests(csv.files[0].path, target),
+    }
     ways["ours"]()
     timed = interleaved("ingest", bench.rounds, **{name: _seconds_of(way) for name, way in ways.items()})
     ours = timed.pop("ours")
@@ -225,7 +228,7 @@ def command_rows(bench: Bench) -> Iterator[Row]:
     bench.warm_up()
 
     def script(number: int) -> Finished:
-        paths = [bench.csvs[split].path for split in ("train", "test")]
+        paths = [bench.csvs[split].files[0].path for split in ("train", "test")]
         return bench.module("plain_script", *paths, bench.folder / "plain.keras")
 
     def stages(number: int) -> Finished:

@@ -331,11 +331,12 @@ def check_disk(artifacts_dir: Path) -> Check:
 
 
 def check_data(data_dir: Path) -> Check:
-    """Both CSVs are there and can be read, or neither is and the folder can be fetched into."""
+    """The CSVs of both splits are there and can be read, or none is and the folder can be fetched into."""
     from tasks.fetch import present_csvs
 
     present = present_csvs(FASHION_MNIST, data_dir)
-    for path in present.values():
+    paths = [path for shards in present.values() for path in shards]
+    for path in paths:
         try:
             with path.open("rb") as file:
                 empty = not file.read(1)
@@ -344,13 +345,15 @@ def check_data(data_dir: Path) -> Check:
         if empty:
             return Check("data", False, f"{path} is empty", "Supply it anew, or remove both CSVs to have them fetched.")
     if len(present) == len(SPLITS):
-        names = " and ".join(path.name for path in present.values())
+        names = " and ".join(path.name for path in paths)
         return Check("data", True, f"{names} in {data_dir}; a run checks every cell")
     if present:
-        (found,) = present.values()
         missing = next(FASHION_MNIST.csv_name(split) for split in SPLITS if split not in present)
         return Check(
-            "data", False, f"{data_dir} holds {found.name} but not {missing}", f"Add {missing}, or take the other away."
+            "data",
+            False,
+            f"{data_dir} holds {paths[0].name} but not {missing}",
+            f"Add {missing}, or take the other away.",
         )
     place = _nearest(data_dir)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):

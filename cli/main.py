@@ -20,6 +20,7 @@ from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
 
 if TYPE_CHECKING:
     from cli.services import Status
+    from schemas.config import BadRows
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
@@ -99,8 +100,15 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir",
         metavar="D",
         help=f"the folder of {FASHION_MNIST.csv_name('train')} and {FASHION_MNIST.csv_name('test')}, or their "
-        ".csv.gz (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout); where there are none, the published "
-        "data is fetched",
+        ".csv.gz, or shards of them (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout); where there are "
+        "none, the published data is fetched",
+    )
+    train.add_argument(
+        "--bad-rows",
+        default="0",
+        metavar="N",
+        help="rows of a split that may be bad, or a share of them such as 0.5%%; they are set aside in "
+        "artifacts/quarantine/ (default: %(default)s)",
     )
     from schemas.config import DeviceChoice
 
@@ -303,14 +311,29 @@ def _config(model: Any, options: argparse.Namespace) -> Any:
         raise WrongUsage("; ".join(faults) + ".") from error
 
 
+def _bad_rows(text: str) -> "BadRows":
+    from pydantic import TypeAdapter, ValidationError
+
+    from schemas.config import BadRows
+
+    try:
+        budget: BadRows = TypeAdapter(BadRows).validate_python(text)
+    except ValidationError as error:
+        raise WrongUsage(
+            f"--bad-rows: a number of rows such as 20, or a share such as 0.5%, was expected, received {text!r}."
+        ) from error
+    return budget
+
+
 def _train(options: argparse.Namespace) -> None:
     from schemas.config import PromotionConfig, TrainingConfig, artifacts_folder, data_folder
 
     training, promotion = _config(TrainingConfig, options), _config(PromotionConfig, options)
+    bad_rows = _bad_rows(options.bad_rows)
     from cli.prefect_run import run_training_flow
 
     data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
-    made = run_training_flow(data_dir, artifacts_dir, training, promotion, options.device)
+    made = run_training_flow(data_dir, artifacts_dir, training, promotion, options.device, bad_rows)
     if options.json:
         print(made.model_dump_json(indent=2))
         return

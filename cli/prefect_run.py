@@ -23,14 +23,19 @@ from cli.server_process import (
     stop_tree,
     wait_until_healthy,
 )
-from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig
+from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
 from schemas.references import ModelVersion
 
 _SECONDS_TO_END = 5
 
 
 def run_training_flow(
-    data_dir: Path, artifacts_dir: Path, training: TrainingConfig, promotion: PromotionConfig, device: DeviceChoice
+    data_dir: Path,
+    artifacts_dir: Path,
+    training: TrainingConfig,
+    promotion: PromotionConfig,
+    device: DeviceChoice,
+    bad_rows: BadRows,
 ) -> ModelVersion:
     """Run train-fashion-mnist here and return what it returns."""
     _apply_project_settings()
@@ -39,7 +44,12 @@ def run_training_flow(
 
         _let_the_stages_speak()
         made = train_fashion_mnist(
-            data_dir=data_dir, artifacts_dir=artifacts_dir, training=training, promotion=promotion, device=device
+            data_dir=data_dir,
+            artifacts_dir=artifacts_dir,
+            training=training,
+            promotion=promotion,
+            device=device,
+            bad_rows=bad_rows,
         )
     if not isinstance(made, ModelVersion):
         raise TypeError(f"The flow was expected to return a ModelVersion, it returned {made!r}.")

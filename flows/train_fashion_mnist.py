@@ -8,6 +8,7 @@ from flows.endings import nothing_new, superseded
 from flows.fit_model import fit_model
 from flows.hooks import let_stages_speak
 from schemas.config import (
+    BadRows,
     DataDigest,
     DeviceChoice,
     PromotionConfig,
@@ -44,6 +45,7 @@ def train_fashion_mnist(
     device: DeviceChoice = "auto",
     gpu_worker_seconds: WorkerSeconds = 90,
     data_digest: DataDigest | None = None,
+    bad_rows: BadRows = 0,
 ) -> ModelVersion | State[ModelVersion]:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
@@ -51,6 +53,7 @@ def train_fashion_mnist(
     FASHION_ANN_DATA_DIR and FASHION_ANN_ARTIFACTS_DIR, then to data/ and artifacts/ of the checkout.
 
     train_on: "gpu" trains on a worker of the gpu pool, which may take gpu_worker_seconds to turn up.
+    bad_rows: how many rows of a split may be bad, or what share of them ("0.5%"); they are set aside.
     data_digest: the only data that is trained on; the run ends as Superseded when the folder holds another.
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
@@ -58,7 +61,7 @@ def train_fashion_mnist(
         csvs = fetch(dataset, data_home)
         if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, found)
-        data = {split: validate(ingest(csvs[split], dataset, artifacts), dataset) for split in SPLITS}
+        data = {split: validate(ingest(csvs[split], dataset, artifacts, bad_rows), dataset) for split in SPLITS}
         prepared = prepare(data["train"], data["test"], dataset, training.validation_size, training.seed, artifacts)
         if train_on == "gpu":
             trained = train_on_gpu_worker(prepared, training, artifacts, device, gpu_worker_seconds)

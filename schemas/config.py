@@ -1,6 +1,7 @@
 """The configuration: one flat, frozen model for training, and where the two folders are."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,11 @@ DeviceChoice = Literal["auto", "gpu", "cpu"]
 TrainOn = Literal["here", "gpu"]
 # Of both CSVs, as `tasks.watch.data_digest` makes it.
 DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# How many rows of a split may be bad and are set aside: so many, or a share of the rows of its CSV such as 0.5%.
+BadRows = (
+    Annotated[int, Field(ge=0, lt=10**12)]
+    | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
+)
 # How long a training may wait for a gpu worker that is up and idle to take it.
 WorkerSeconds = Annotated[float, Field(ge=1, le=86_400)]
 
@@ -64,6 +70,12 @@ class PromotionConfig(BaseModel):
     significance: float = Field(
         0.05, gt=0, lt=1, description="p-value of McNemar's exact test below which a difference is no noise"
     )
+
+
+def allowed_bad_rows(budget: BadRows, rows: int) -> int:
+    """How many of ``rows`` may be bad; of a share the whole rows."""
+    text = str(budget)
+    return int(Fraction(text[:-1]) / 100 * rows) if text.endswith("%") else int(text)
 
 
 def artifacts_folder(given: str | Path | None = None) -> Path:

@@ -5,6 +5,7 @@ A message is one clear paragraph: what happened, what was expected, what was rec
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -70,15 +71,17 @@ class VersionNotFound(FashionAnnError):
 
 @dataclass(frozen=True)
 class CellProblem:
-    """One place where a file breaks its contract. ``line`` counts from 1, the header's line."""
+    """One place where a file breaks its contract. ``line`` counts from 1, the header's line; ``file`` is its name."""
 
     line: int
     column: str
     value: str
     reason: str
+    file: str | None = None
 
     def __str__(self) -> str:
-        return f"line {self.line}, column {self.column}: {self.reason}, received {self.value}"
+        place = "" if self.file is None else f"{self.file} "
+        return f"{place}line {self.line}, column {self.column}: {self.reason}, received {self.value}"
 
 
 class DataContractError(FashionAnnError):
@@ -93,3 +96,13 @@ class DataContractError(FashionAnnError):
         super().__init__(message)
         self.problems = tuple(problems)
         self.count = len(self.problems) if count is None else count
+
+
+class UnreadableData(DataContractError):
+    """A CSV that the system does not let us read."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path} cannot be read ({error.strerror or error}): expected a CSV file. "
+            "Put one there that this user may read, and run again."
+        )

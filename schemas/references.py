@@ -3,10 +3,12 @@
 Paths are absolute. A digest is sha256, in hexadecimal.
 """
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.contract import Split
 
@@ -29,27 +31,54 @@ class StageRecord(Reference):
 
 
 class CsvFile(Reference):
-    """One CSV on disk. ``sha256`` is that of the file as it lies there, compressed or not.
+    """One CSV on disk. ``sha256`` is that of the file as it lies there, compressed or not."""
+
+    path: Path
+    sha256: str
+
+
+class CsvSplit(Reference):
+    """The CSVs that a split is read from: one, or several shards in the order of their names.
 
     ``origin`` is "fetched" for the published data, whose every row is known, and "supplied" for what people put there.
     """
 
     split: Split
-    path: Path
-    sha256: str
+    files: tuple[CsvFile, ...] = Field(min_length=1)
     origin: Literal["supplied", "fetched"]
+
+    @property
+    def sha256(self) -> str:
+        """The file's; of shards what ``sha256sum SHARD.. | sha256sum`` prints in their folder."""
+        return self.files[0].sha256 if len(self.files) == 1 else sha256sum_digest(self.files)
+
+    @property
+    def name(self) -> str:
+        """For people: the file's, or that of the first shard and how many more there are."""
+        first = self.files[0].path.name
+        return first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more"
+
+
+def sha256sum_digest(files: Iterable[CsvFile]) -> str:
+    """One digest of several files and their names: sha256 of what ``sha256sum`` prints for them, ordered by name."""
+    lines = sorted((file.path.name, file.sha256) for file in files)
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
 
 
 class ParquetSplit(Reference):
-    """One split as Parquet: the contract's columns in order, uint8, no nulls."""
+    """One split as Parquet: the contract's columns in order, uint8, no nulls.
+
+    ``quarantined`` rows of the source were bad and set aside; ``rows`` are those that were taken.
+    """
 
     record: StageRecord
     split: Split
     path: Path
     sha256: str
     rows: int
+    quarantined: int
     origin: Literal["supplied", "fetched"]
-    source: CsvFile
+    source: CsvSplit
 
 
 class ValidatedSplit(Reference):

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import queue
+import re
 import shutil
 import signal
 import ssl
@@ -23,7 +24,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,8 @@ from filelock import FileLock, Timeout
 from prefect import task
 
 from schemas.contract import SPLITS, DatasetContract, IdxFile, Split, contract_of
-from schemas.errors import DataContractError, DataUnavailable
-from schemas.references import CsvFile
+from schemas.errors import DataContractError, DataUnavailable, UnreadableData
+from schemas.references import CsvFile, CsvSplit
 from tasks.stage import sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ class Source(Protocol):
 
 
 @task(name="fetch")
-def fetch(dataset: str, data_dir: Path) -> dict[Split, CsvFile]:
-    """The two CSVs of ``dataset``, see `fetch_data`.
+def fetch(dataset: str, data_dir: Path) -> dict[Split, CsvSplit]:
+    """The CSVs of ``dataset``, see `fetch_data`.
 
     No retries: when this fails, each source has been tried, and a wrong digest stays wrong.
     """
@@ -95,8 +96,8 @@ def fetch_data(
     data_dir: Path,
     sources: Sequence[Source] | None = None,
     limits: Limits = DEFAULT_LIMITS,
-) -> dict[Split, CsvFile]:
-    """Find both CSVs in ``data_dir``, or put the published ones there.
+) -> dict[Split, CsvSplit]:
+    """Find the CSVs of both splits in ``data_dir``, or put the published ones there.
 
     sources: tried in order until one does; None means `default_sources`.
 
@@ -104,7 +105,7 @@ def fetch_data(
     nothing that is later taken for whole, or for supplied.
 
     Raises `DataUnavailable` when no source did, when only one split is there, or when the folder cannot be used;
-    `DataContractError` when what carries a CSV's name is no file.
+    `DataContractError` when what carries a CSV's name is no file, or one that cannot be read.
     """
     data_dir = data_dir.absolute()
     try:
@@ -138,21 +139,21 @@ def default_sources(contract: DatasetContract) -> tuple[Source, ...]:
 
 def _find_or_fetch(
     contract: DatasetContract, data_dir: Path, sources: Sequence[Source], limits: Limits
-) -> dict[Split, CsvFile]:
+) -> dict[Split, CsvSplit]:
     """`fetch_data` under the lock: nobody else is fetching into ``data_dir``."""
     present = present_csvs(contract, data_dir)
     if len(present) == len(SPLITS):
         return _references(contract, data_dir, present)
     ours = _read_record(contract, data_dir)
-    for split, path in present.items():
-        if sha256_file(path) != ours.get(split):
+    for split, paths in present.items():
+        if _split_of(split, paths, "supplied").sha256 != ours.get(split):
             missing = " and ".join(contract.csv_name(other) for other in SPLITS if other not in present)
             raise DataUnavailable(
-                f"{data_dir} holds {path.name} but not {missing}. Expected both: one split of yours is not completed "
-                f"with the published other one, because figures from such a mixture mean nothing. Add {missing} (or "
-                f"{missing}.gz), or take {path.name} away to have both fetched."
+                f"{data_dir} holds {paths[0].name} but not {missing}. Expected both: one split of yours is not "
+                f"completed with the published other one, because figures from such a mixture mean nothing. Add "
+                f"{missing} (or {missing}.gz, or shards of it), or take {paths[0].name} away to have both fetched."
             )
-        logger.info("%s was left by a fetch that was killed; both are fetched again", path)
+        logger.info("%s was left by a fetch that was killed; both are fetched again", paths[0])
 
     working = _working_folder(contract, data_dir)
     shutil.rmtree(working, ignore_errors=True)  # left by a run that was killed
@@ -197,8 +198,8 @@ def _publish(
     working: Path,
     source: str,
     fetched: Mapping[Split, Path],
-    left: Mapping[Split, Path],
-) -> dict[Split, CsvFile]:
+    left: Mapping[Split, Sequence[Path]],
+) -> dict[Split, CsvSplit]:
     """Give the CSVs their names.
 
     The order is what makes a kill harmless: as soon as a fetched CSV has its name, the record tells whose it is. A CSV
@@ -208,57 +209,91 @@ def _publish(
     for split in SPLITS:
         with fetched[split].open("rb") as written:
             os.fsync(written.fileno())  # else a power cut can leave the name without the content
-        path = data_dir / contract.csv_name(split)
-        files[split] = CsvFile(split=split, path=path, sha256=sha256_file(fetched[split]), origin="fetched")
+        files[split] = CsvFile(path=data_dir / contract.csv_name(split), sha256=sha256_file(fetched[split]))
     record = working / "record"
     rows = {split: contract.published[split].rows for split in SPLITS}
     entries = {split: {"sha256": file.sha256, "rows": rows[split]} for split, file in files.items()}
     write_json(record, {"source": source, "files": entries})
-    for path in left.values():
-        path.unlink()
+    for paths in left.values():
+        for path in paths:
+            path.unlink()
     record.replace(_record_path(contract, data_dir))
     for split, file in files.items():
         fetched[split].replace(file.path)
         logger.info("%s: fetched, %d rows, sha256 %s", file.path, rows[split], file.sha256)
-    return files
+    return {split: CsvSplit(split=split, files=(file,), origin="fetched") for split, file in files.items()}
 
 
-def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, Path]:
-    """The CSV of each split that is there, packed or not. Names decide; nothing is opened."""
-    present: dict[Split, Path] = {}
+def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple[Path, ...]]:
+    """The CSV of each split that is there, or its shards in the order of their names, each of them packed or not.
+
+    Names decide; nothing is opened.
+    """
+    present: dict[Split, tuple[Path, ...]] = {}
+    names = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
     for split in SPLITS:
-        plain = data_dir / contract.csv_name(split)
-        found = [path for path in (plain, plain.with_name(f"{plain.name}.gz")) if path.is_symlink() or path.exists()]
-        for path in found:
-            if not path.is_file():
-                received = "a folder" if path.is_dir() else "a link to nothing, a pipe or a device"
-                raise DataContractError(
-                    f"{path} is not a file. Expected a CSV, received {received}. Take it away, or put a CSV there."
-                )
-        if len(found) > 1:
+        whole = contract.csv_name(split)
+        shard = re.compile(rf"{re.escape(whole.removesuffix('.csv'))}-.*\.csv")
+        # By the name of the CSV: sorted, and packed beside plain.
+        found: dict[str, list[Path]] = {}
+        for name in sorted(names):
+            plain = name.removesuffix(".gz")
+            if plain == whole or shard.fullmatch(plain):
+                found.setdefault(plain, []).append(data_dir / name)
+        for paths in found.values():
+            _demand_one_file(data_dir, paths)
+        if whole in found and len(found) > 1:
+            first = next(paths[0] for plain, paths in found.items() if plain != whole)
             raise DataUnavailable(
-                f"{data_dir} holds both {found[0].name} and {found[1].name}. Expected one of them, because they may "
-                "differ: remove the one that is not meant."
+                f"{data_dir} holds {found[whole][0].name} and shards of it, {first.name} the first of "
+                f"{len(found) - 1}. Expected one or the other, because rows may stand in both: remove what is not "
+                f"meant, or give {found[whole][0].name} the name of a shard, too."
             )
         if found:
-            present[split] = found[0]
+            present[split] = tuple(path for _, (path,) in sorted(found.items()))
     return present
 
 
-def _references(contract: DatasetContract, data_dir: Path, present: Mapping[Split, Path]) -> dict[Split, CsvFile]:
-    # The record after the files: it is written before they get their names.
-    digests = {split: sha256_file(path) for split, path in present.items()}
-    ours = _read_record(contract, data_dir)
-    files: dict[Split, CsvFile] = {}
-    for split, path in present.items():
-        fetched = ours.get(split) == digests[split]
-        files[split] = CsvFile(
-            split=split, path=path, sha256=digests[split], origin="fetched" if fetched else "supplied"
+def _demand_one_file(data_dir: Path, paths: Sequence[Path]) -> None:
+    """``paths``: a CSV, its packed form, or both of them."""
+    for path in paths:
+        if not path.is_file():
+            received = "a folder" if path.is_dir() else "a link to nothing, a pipe or a device"
+            raise DataContractError(
+                f"{path} is not a file. Expected a CSV, received {received}. Take it away, or put a CSV there."
+            )
+    if len(paths) > 1:
+        raise DataUnavailable(
+            f"{data_dir} holds both {paths[0].name} and {paths[1].name}. Expected one of them, because they may "
+            "differ: remove the one that is not meant."
         )
-        logger.info("%s: found, %s", path, files[split].origin)
-    if len({file.origin for file in files.values()}) > 1:
+
+
+def _references(
+    contract: DatasetContract, data_dir: Path, present: Mapping[Split, Sequence[Path]]
+) -> dict[Split, CsvSplit]:
+    found = {split: _split_of(split, paths, "supplied") for split, paths in present.items()}
+    # The record after the files: it is written before they get their names.
+    ours = _read_record(contract, data_dir)
+    for split, csv in found.items():
+        if ours.get(split) == csv.sha256:
+            found[split] = csv.model_copy(update={"origin": "fetched"})
+        for file in csv.files:
+            logger.info("%s: found, %s", file.path, found[split].origin)
+    if len({csv.origin for csv in found.values()}) > 1:
         logger.warning("%s mixes a fetched split with a supplied one: are they of one dataset?", data_dir)
-    return files
+    return found
+
+
+def _split_of(split: Split, paths: Sequence[Path], origin: Literal["supplied", "fetched"]) -> CsvSplit:
+    return CsvSplit(split=split, files=tuple(_hashed(path) for path in paths), origin=origin)
+
+
+def _hashed(path: Path) -> CsvFile:
+    try:
+        return CsvFile(path=path, sha256=sha256_file(path))
+    except OSError as error:
+        raise UnreadableData(path, error) from error
 
 
 def _record_path(contract: DatasetContract, data_dir: Path) -> Path:

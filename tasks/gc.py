@@ -32,6 +32,8 @@ DEFAULT_KEEP = 5
 _STAGE_FOLDERS = ("data", "prepared", "trained", "evaluated")
 _JUDGEMENTS = "data/*/validation"
 _CHECKPOINTS = "checkpoints"
+# Bad rows stay, whatever goes: they may be nowhere else.
+_QUARANTINE = "quarantine"
 # A stage's folder is named by the beginning of its key.
 _KEY_CHARACTERS = 16
 
@@ -175,8 +177,9 @@ def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
     for path in sorted((artifacts_dir / _CHECKPOINTS).glob("*")):
         if path.suffix == ".npz":
             yield _removal("checkpoint", path)
-    for path in sorted((artifacts_dir / _CHECKPOINTS).glob(".*.tmp")):
-        yield _removal("leftover", path)
+    for folder in (_CHECKPOINTS, _QUARANTINE):
+        for path in sorted((artifacts_dir / folder).glob(".*.tmp")):
+            yield _removal("leftover", path)
 
 
 def _removal(kind: Kind, path: Path) -> Removal:

@@ -1,12 +1,15 @@
 """CSV to Parquet: streamed, in bounded memory, and exact about what is wrong with a file.
 
-What is accepted: ASCII, with or without a UTF-8 byte order mark, plain or gzip (told by its content, not its name);
-lines that end in LF or CRLF, the last one in either or in neither; cells of decimal digits, with leading zeros, within
-double quotes or surrounded by spaces if need be; blank lines at the very end. A row is one physical line: no cell of
-such a file spans two, so that a quote left open costs one cell and not the rest of the file.
+What is accepted: ASCII, with or without a UTF-8 byte order mark, plain or gzip (told by its content, not its name); the
+contract's columns in any order; lines that end in LF or CRLF, the last one in either or in neither; cells of decimal
+digits, with leading zeros, within double quotes or surrounded by spaces if need be; blank lines at the very end. A row
+is one physical line: no cell of such a file spans two, so that a quote left open costs one cell and not the rest of the
+file.
 
-Everything else is refused with its line and column: signs, fractions, exponents, text, empty cells, a row that is too
-short or too long, a lone carriage return, a header that is not the contract's, a value out of the contract's bounds.
+A row is bad when it has signs, fractions, exponents, text, an empty cell, a value out of the contract's bounds, a lone
+carriage return, or too few or too many cells; it is named with line and column, and set aside as a whole. What makes
+nonsense of all rows is refused as a whole: another format or encoding, a header that lacks, repeats or adds a column, a
+damaged gzip, a line without end, a file that changes while it is read.
 
 `open_csv` is the reader, for every stage that takes such a file; `ingest_csv` writes what it gives as Parquet.
 
@@ -17,17 +20,18 @@ not add up, line by line. pyarrow's own CSV reader takes 0x1F for a number, name
 import gzip
 import hashlib
 import logging
+import os
 import re
+import shutil
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BufferedReader
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,32 +39,49 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 
-from schemas.contract import DatasetContract, Split, contract_of
-from schemas.errors import CellProblem, DataContractError
-from schemas.references import CsvFile, ParquetSplit
+from schemas.config import BadRows, allowed_bad_rows
+from schemas.contract import DatasetContract, contract_of
+from schemas.errors import CellProblem, DataContractError, UnreadableData
+from schemas.references import CsvFile, CsvSplit, ParquetSplit
+from tasks.quarantine import BadRow, Quarantine, open_quarantine, quarantine_path
 from tasks.stage import replaced, run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
 
-Origin = Literal["supplied", "fetched"]
 Rows = npt.NDArray[np.uint8]  # (N, columns)
 
 _BLOCK_BYTES = 1 << 20  # the arrays made from one block stay within a processor's cache
 # A file without line ends must not fill the memory. A line of 785 numbers takes at most 4 KB.
 _LINE_BYTES = 1 << 20
+# Blank lines are bad rows unless the file ends with them: so many are held back until that is known.
+_BLANK_LINES = 10_000
 _ROW_GROUP_ROWS = 16_384
 _PROBLEMS_SHOWN = 10
 _VALUE_CHARACTERS = 40
+_QUARANTINE_NAME = "quarantine.parquet"
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
-# Saved or downloaded in the wrong form: what people do most often, and a header's text would not tell them.
+# Saved, packed or downloaded in the wrong form: what people do most often, and a header's text would not tell them.
+_UTF_16 = "UTF-16 text: save it as CSV in UTF-8"
+_UNPACK = "a compressed file of another kind than gzip: unpack it, or pack it by gzip"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save it as CSV",
+    b"PK\x05\x06": "a zip archive with nothing in it: supply the CSV",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet: save it as CSV",
     b"PAR1": "Parquet already: ingest reads CSV",
-    b"\xff\xfe": "UTF-16 text: save it as CSV in UTF-8",
-    b"\xfe\xff": "UTF-16 text: save it as CSV in UTF-8",
+    b"\xff\xfe\0\0": "UTF-32 text: save it as CSV in UTF-8",
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    _GZIP: "gzip within gzip: unpack it once",
+    b"BZh": _UNPACK,
+    b"\xfd7zXZ": _UNPACK,
+    b"\x28\xb5\x2f\xfd": _UNPACK,
+    b"7z\xbc\xaf": _UNPACK,
+    b"<": "a web page or XML, such as the login page of a site that it was downloaded from: download the file itself",
 }
+_LONGEST_SIGN = 64
+_CONTROL = bytes({*range(32), 127} - set(b"\t\r"))
 
 # The only bytes of a block that is read as an array, and of a line that int() is trusted with: of cells made of these,
 # int() takes exactly the numbers that the grammar allows (elsewhere it takes 1_0, +5 and other alphabets).
@@ -69,39 +90,69 @@ _DIGITS_QUOTES_SPACES = b'0123456789," '
 _ZERO = ord("0")
 _NUMBER = re.compile(" *[0-9]+ *")
 # A cell and the comma after it. What is not quoted as it should be is taken as it stands, and refused as a number.
-_CELL = re.compile(' *"([^"]*)" *,|([^,]*),')
+_CELL = re.compile(' *"([^"]*(?:""[^"]*)*)" *,|([^,]*),')
 
 
 @dataclass(frozen=True)
 class IngestFacts:
-    """``rows`` written, and the digest of the source's bytes as they were read (compressed, if it was)."""
+    """Rows that were taken, and rows that were set aside: all that the CSVs have.
+
+    ``count`` cells and lines are wrong in the latter, of which ``problems`` are the first ten.
+    """
 
     rows: int
-    sha256: str
+    quarantined: int
+    count: int
+    problems: tuple[CellProblem, ...]
 
 
 @task(name="ingest")
-def ingest(csv: CsvFile, dataset: str, artifacts_dir: Path) -> ParquetSplit:
-    """One CSV to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``; see `ingest_csv` for its form.
+def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows = 0) -> ParquetSplit:
+    """The CSVs of a split to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``.
 
-    Raises `DataContractError` when the file breaks the contract of ``dataset`` or has changed since it was hashed.
+    So many rows as ``bad_rows`` allows may be bad: they lie in `tasks.quarantine.quarantine_path` then, and there too
+    when they are more.
+
+    Raises `DataContractError` as `ingest_csv` does, also where an earlier run with a larger budget took the CSVs.
     """
     contract = contract_of(dataset)
     name = f"{csv.split}.parquet"
+    quarantine = quarantine_path(artifacts_dir, csv)
 
     def produce(folder: Path) -> Mapping[str, Any]:
-        facts = ingest_csv(csv.path, folder / name, contract, csv.split, origin=csv.origin, expected_sha256=csv.sha256)
-        logger.info("%s: %d rows to Parquet", csv.path.name, facts.rows)
-        return {"rows": facts.rows, "sha256": sha256_file(folder / name)}
+        facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
+        if facts.quarantined:
+            # The stage's own, checked with it: the other one may be lost.
+            shutil.copyfile(quarantine, folder / _QUARANTINE_NAME)
+        logger.info("%s: %d rows to Parquet", csv.name, facts.rows)
+        return {**asdict(facts), "sha256": sha256_file(folder / name)}
 
+    # Not the budget: it decides whether there is an output, not what is in it.
     inputs = {"csv": csv.sha256, "split": csv.split, "dataset": dataset, "origin": csv.origin}
-    record, facts = run_stage(artifacts_dir / "data", __name__, inputs, produce)
+    record, stored = run_stage(artifacts_dir / "data", __name__, inputs, produce)
+    sha256 = stored.pop("sha256")
+    facts = IngestFacts(**{**stored, "problems": tuple(CellProblem(**problem) for problem in stored["problems"])})
+    if facts.quarantined:
+        if not quarantine.exists():
+            quarantine.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(quarantine) as temporary:
+                shutil.copyfile(record.path / _QUARANTINE_NAME, temporary)
+        _demand_budget(csv, facts, bad_rows, quarantine)
+        logger.warning(
+            "%s: %s, no more than %s may be; set aside in %s. The first: %s",
+            csv.name,
+            _share(facts),
+            bad_rows,
+            quarantine,
+            facts.problems[0],
+        )
     return ParquetSplit(
         record=record,
         split=csv.split,
         path=record.path / name,
-        sha256=facts["sha256"],
-        rows=facts["rows"],
+        sha256=sha256,
+        rows=facts.rows,
+        quarantined=facts.quarantined,
         origin=csv.origin,
         source=csv,
     )
@@ -113,37 +164,39 @@ def parquet_schema(contract: DatasetContract) -> pa.Schema:
 
 
 def ingest_csv(
-    source: Path,
-    target: Path,
-    contract: DatasetContract,
-    split: Split,
-    *,
-    origin: Origin = "supplied",
-    expected_sha256: str | None = None,
+    csv: CsvSplit, target: Path, quarantine: Path, contract: DatasetContract, bad_rows: BadRows = 0
 ) -> IngestFacts:
     """Write ``target`` as Parquet: one uint8 column for each of the contract's, row groups of at most 16,384 rows.
 
-    A supplied file needs ``contract.minimum_rows[split]`` rows or more, a fetched one exactly as many as were
-    published. ``expected_sha256`` is that of the file as it lies there.
+    The files are read one after the other. Each bad row goes to ``quarantine`` (`tasks.quarantine.SCHEMA`), which is
+    not written where there is none; every other row goes to ``target``. A supplied split needs
+    ``contract.minimum_rows`` of these or more, a fetched one exactly as many as were published.
 
-    Raises `DataContractError`, and leaves no ``target``, when the file cannot be read, breaks the contract, or hashes
-    to something else. Each bad cell is a problem, and so is each row of the wrong length, once: at the first column
-    that it lacks, or at the number of the first value that is too many. A blank line is one at the first column.
-
-    A wrong header, a line of more than 1 MiB and a damaged gzip end the reading, and are all that is reported.
-    What is wrong with the file as a whole (empty, cut off, changed, too few rows) has no ``problems``.
+    Raises `DataContractError`, and leaves no ``target``: when more rows are bad than ``bad_rows`` allows, with each bad
+    cell as a problem, and each row of the wrong length, once: at the first column that it lacks, or at the number of
+    the first value that is too many; a blank line is one at the first column. When there are too few rows. When a file
+    cannot be read, hashes to something else than ``csv`` says, or is refused as a whole, as by its header, by a line of
+    more than 1 MiB or by a damaged gzip: there is no ``quarantine`` then.
     """
-    with (
-        replaced(target) as temporary,
-        open_csv(source, contract, origin=origin, expected_sha256=expected_sha256) as csv,
-    ):
-        _write_parquet(csv, temporary, contract)
-        _check_rows(source, csv.rows, contract, split, origin)
-    return IngestFacts(csv.rows, csv.sha256)
+    with replaced(target) as temporary:
+        with open_quarantine(quarantine) as bad, _parquet_writer(temporary, contract) as writer:
+            groups = _RowGroups(writer)
+            readers = [_read_into(groups, file, contract, bad) for file in csv.files]
+            groups.flush()
+        problems = [problem for reader in readers for problem in reader.problems]
+        facts = IngestFacts(
+            rows=sum(reader.rows for reader in readers),
+            quarantined=bad.rows,
+            count=sum(reader.count for reader in readers),
+            problems=tuple(problems[:_PROBLEMS_SHOWN]),
+        )
+        _demand_budget(csv, facts, bad_rows, quarantine)
+        _check_rows(csv, facts, contract)
+    return facts
 
 
-def _write_parquet(csv: "CsvRows", path: Path, contract: DatasetContract) -> None:
-    with pq.ParquetWriter(
+def _parquet_writer(path: Path, contract: DatasetContract) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
         path,
         parquet_schema(contract),
         # Parquet keeps uint8 in 4 bytes; split into streams, three of them are zeros that LZ4 skips. On the real train
@@ -151,11 +204,14 @@ def _write_parquet(csv: "CsvRows", path: Path, contract: DatasetContract) -> Non
         compression="lz4",
         use_dictionary=False,
         column_encoding=dict.fromkeys(contract.columns, "BYTE_STREAM_SPLIT"),
-    ) as writer:
-        groups = _RowGroups(writer)
+    )
+
+
+def _read_into(groups: "_RowGroups", file: CsvFile, contract: DatasetContract, quarantine: Quarantine) -> "CsvRows":
+    with open_csv(file.path, contract, expected_sha256=file.sha256, quarantine=quarantine) as csv:
         for rows in csv:
             groups.add(rows)
-        groups.flush()
+    return csv
 
 
 @contextmanager
@@ -164,21 +220,23 @@ def open_csv(
     contract: DatasetContract,
     *,
     label_optional: bool = False,
-    origin: Origin = "supplied",
     expected_sha256: str | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Iterator["CsvRows"]:
     """The rows of a CSV in the form that this module describes, to be iterated over once; its header is read already.
 
-    With ``label_optional`` the header may also be the contract's without the label column.
+    With ``label_optional`` the header may lack the label column.
 
     Raises `DataContractError`: at once for what cannot be read or has a wrong header, from the iteration for what is
-    wrong with the rows, and for a file that hashes to something else instead of either, or when the block ends.
+    wrong with the rest, bad rows among it where no ``quarantine`` takes them; and for a file that hashes to something
+    else, or changed meanwhile, instead of either, or when the block ends.
     """
     with _open(source) as file:
+        before = _stamp(file)
         raw = _HashedFile(file, source)
         fault: DataContractError | None = None
         try:
-            yield CsvRows(raw, contract, label_optional=label_optional, origin=origin)
+            yield CsvRows(raw, contract, label_optional=label_optional, quarantine=quarantine)
         except DataContractError as error:
             fault = error
         raw.read_to_the_end()
@@ -188,6 +246,11 @@ def open_csv(
                 f"{source} changed since it was first looked at: expected sha256 {expected_sha256}, "
                 f"received {raw.sha256}. Run again when nothing writes to it."
             ) from fault
+        if expected_sha256 is None and _stamp(file) != before:
+            raise DataContractError(
+                f"{source} changed while it was read: expected one and the same file from its first byte to its last. "
+                "Run again when nothing writes to it."
+            ) from fault
         if fault is not None:
             raise fault
 
@@ -195,26 +258,34 @@ def open_csv(
 class CsvRows:
     """The rows of one CSV, in file order, in memory that does not grow with the file; `open_csv` makes it.
 
-    Iterating gives blocks of them: uint8 (N, len(columns)), N at least 1, every value within the contract's bounds.
-    From the first problem on no block is given: the rest is read for more problems, and `DataContractError` ends the
-    iteration.
+    Iterating gives blocks of them: uint8 (N, len(columns)), N at least 1, every value within the contract's bounds,
+    in the contract's order whatever that of the file is. Bad rows go to the quarantine. Without one no block is given
+    from the first bad row on: the rest is read for more of them, and `DataContractError` ends the iteration.
     """
 
-    def __init__(self, raw: "_HashedFile", contract: DatasetContract, *, label_optional: bool, origin: Origin) -> None:
+    def __init__(
+        self, raw: "_HashedFile", contract: DatasetContract, *, label_optional: bool, quarantine: Quarantine | None
+    ) -> None:
         self._raw = raw
-        self._origin = origin
-        self._columns = contract.columns
+        self._in_file: tuple[str, ...] = contract.columns
         self._blocks = self._whole_lines()
-        start = next(self._blocks, b"")
-        _refuse_foreign(raw.path, start)
-        header, _, self._first = start.removeprefix(_BOM).partition(b"\n")
-        self._columns = _check_header(raw.path, header, contract, label_optional=label_optional)
+        header, ended, self._first = next(self._blocks, b"").removeprefix(_BOM).partition(b"\n")
+        header = header.removesuffix(b"\r") if ended else header
+        self._in_file = _check_header(raw.path, header, contract, label_optional=label_optional)
         self._label_column = contract.label_column
-        self._reader = _BlockReader(contract, self._columns)
+        self._columns = tuple(column for column in contract.columns if column in self._in_file)
+        self._order = [self._in_file.index(column) for column in self._columns]
+        self._quarantined = quarantine is not None
+        self._reader = _BlockReader(
+            contract,
+            self._in_file,
+            raw.path.name,
+            (lambda row: None) if quarantine is None else quarantine.source(raw.path, header),
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The header's names, in order: the contract's, or these without the label."""
+        """The names of what is given, in order: the contract's, or these without the label."""
         return self._columns
 
     @property
@@ -224,51 +295,83 @@ class CsvRows:
 
     @property
     def rows(self) -> int:
-        """How many were read so far."""
+        """How many good ones were read so far."""
         return self._reader.rows
 
     @property
-    def sha256(self) -> str:
-        """Of the file as it lies there, compressed or not, once the block of `open_csv` has ended."""
-        return self._raw.sha256
+    def count(self) -> int:
+        """How many cells and lines were wrong so far."""
+        return self._reader.count
+
+    @property
+    def problems(self) -> Sequence[CellProblem]:
+        """The first ten of these."""
+        return self._reader.problems
 
     def __iter__(self) -> Iterator[Rows]:
+        in_order = self._columns == self._in_file
         for block in chain([self._first] if self._first else [], self._blocks):
             rows = self._reader.read(block)
-            if len(rows) and not self._reader.count:
-                yield rows
-        if self._reader.count:
-            raise _refusal(self._raw.path, self._reader.problems, self._reader.count, self._origin)
+            if len(rows) and (self._quarantined or not self.count):
+                yield rows if in_order else rows[:, self._order]
+        if self.count and not self._quarantined:
+            raise DataContractError(
+                "\n".join(
+                    [
+                        *_told(self.problems, self.count),
+                        f"Nothing was taken from {self._raw.path}. Correct it, and run again.",
+                    ]
+                ),
+                self.problems,
+                self.count,
+            )
+        if not self.rows and not self.count:
+            raise DataContractError(
+                f"{self._raw.path} has a header and no rows: expected one row at least. Add rows, and run again."
+            )
 
     def _whole_lines(self) -> Iterator[bytes]:
-        """The content in whole lines, unpacked, with LF for CRLF. Only the last block may lack the end of its line."""
+        """The content in whole lines, unpacked. Only the last block may lack the end of its line."""
         raw = self._raw
         stream: Any = raw
-        if raw.begins_with(_GZIP):
+        if raw.peek(len(_GZIP)).startswith(_GZIP):
             stream = gzip.GzipFile(fileobj=stream, mode="rb")
+        _refuse_foreign(raw.path, _unpacked(stream.peek, _LONGEST_SIGN, raw.path))
         rest = b""
         line = 1
-        while chunk := _unpacked(stream, raw.path):
+        while chunk := _unpacked(stream.read, _BLOCK_BYTES, raw.path):
             cut = chunk.rfind(b"\n") + 1
             block, rest = (rest + chunk[:cut], chunk[cut:]) if cut else (b"", rest + chunk)
             # Of a block's lines only the first can be longer than what is read at once.
-            if max(block.find(b"\n"), len(rest)) > _LINE_BYTES:
-                if block.find(b"\n") <= _LINE_BYTES:
-                    line += block.count(b"\n")
-                raise DataContractError(
-                    f"{raw.path.name} line {line} is longer than {_LINE_BYTES} bytes: line ends were expected, and "
-                    f"there are none. Correct {raw.path}, and run again.",
-                    [
-                        CellProblem(
-                            line, self._columns[0], f"more than {_LINE_BYTES} bytes", "expected the end of the line"
-                        )
-                    ],
-                )
+            if block.find(b"\n") > _LINE_BYTES:
+                raise self._too_long(line, block)
+            if len(rest) > _LINE_BYTES:
+                raise self._too_long(line + block.count(b"\n"), rest)
             if block:
                 line += block.count(b"\n")
-                yield block.replace(b"\r\n", b"\n")
+                yield block
         if rest:
             yield rest
+
+    def _too_long(self, line: int, text: bytes) -> DataContractError:
+        """The column is that of the cell in which the limit is passed."""
+        path, text = self._raw.path, text[: _LINE_BYTES + 1]
+        at = text.count(b",")
+        hint = (
+            " (it holds NUL bytes: the file is binary, or has a hole)"
+            if b"\0" in text
+            else " (it holds lone carriage returns: save the file with LF or CRLF)"
+            if b"\r" in text
+            else ""
+        )
+        problem = CellProblem(
+            line,
+            self._in_file[at] if at < len(self._in_file) else str(len(self._in_file) + 1),
+            f"more than {_LINE_BYTES} bytes",
+            f"expected the end of the line{hint}",
+            path.name,
+        )
+        return DataContractError(f"{problem}. Nothing was taken from {path}. Correct it, and run again.", [problem])
 
 
 class _HashedFile:
@@ -279,17 +382,18 @@ class _HashedFile:
         self._digest = hashlib.sha256()
         self.path = path
 
-    def begins_with(self, magic: bytes) -> bool:
+    def peek(self, size: int) -> bytes:
+        """What comes next, more or less than ``size`` bytes of it, without passing it."""
         try:
-            return self._file.peek(len(magic)).startswith(magic)
+            return self._file.peek(size)
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise UnreadableData(self.path, error) from error
 
     def read(self, size: int = -1) -> bytes:
         try:
             data = self._file.read(size)
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise UnreadableData(self.path, error) from error
         self._digest.update(data)
         return data
 
@@ -307,26 +411,23 @@ def _open(source: Path) -> BufferedReader:
     try:
         return source.open("rb")
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise UnreadableData(source, error) from error
 
 
-def _unreadable(source: Path, error: OSError) -> DataContractError:
-    return DataContractError(
-        f"{source} cannot be read ({error.strerror or error}): expected a CSV file. "
-        "Put one there that this user may read, and run again."
-    )
+def _stamp(file: BufferedReader) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
-def _unpacked(stream: Any, path: Path) -> bytes:
+def _unpacked(read: Callable[[int], bytes], size: int, path: Path) -> bytes:
     try:
-        data: bytes = stream.read(_BLOCK_BYTES)
+        return read(size)
     except EOFError as error:
         raise DataContractError(
             f"{path} is a gzip file that ends too early: it was probably cut off. Supply it anew, and run again."
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataContractError(f"{path} is a damaged gzip file ({error}). Supply it anew, and run again.") from error
-    return data
 
 
 class _RowGroups:
@@ -353,24 +454,37 @@ class _RowGroups:
         self._filled = 0
 
 
-class _BlockReader:
-    """Turns blocks of whole lines into rows, and counts what is wrong with them; ``problems`` are the first."""
+class _Fault(NamedTuple):
+    """What is wrong with a cell, or with a row as a whole; ``shown`` is ``value`` as messages have it."""
 
-    def __init__(self, contract: DatasetContract, columns: tuple[str, ...]) -> None:
+    column: str
+    value: str
+    shown: str
+    reason: str
+
+
+class _BlockReader:
+    """Turns blocks of whole lines into rows; what is wrong with the others is counted, named and handed on."""
+
+    def __init__(
+        self, contract: DatasetContract, columns: tuple[str, ...], file: str, reject: Callable[[BadRow], None]
+    ) -> None:
         self._columns = columns
         self._bounds = [contract.bounds(column) for column in columns]
         # A value of one byte is within 0 .. 255; only narrower columns are looked at again.
         self._narrow = [(at, low, high) for at, (low, high) in enumerate(self._bounds) if (low, high) != (0, 255)]
-        self._blank: list[int] = []  # lines, of which the first ones are kept
-        self._blank_count = 0
+        self._file = file
+        self._reject = reject
+        self._blank: list[tuple[int, bytes]] = []  # blank lines that may turn out to be the end of the file
+        self._blank_bytes = 0
         self._line = 1  # the header's
         self.rows = 0
-        self.problems: list[CellProblem] = []
+        self.problems: list[CellProblem] = []  # the first ones
         self.count = 0
 
     def read(self, block: bytes) -> Rows:
-        """The rows of a block, uint8, (N, columns); incomplete once there are problems."""
-        rows = self._as_array(block)
+        """The good rows of a block, uint8, (N, columns)."""
+        rows = self._as_array(block.replace(b"\r\n", b"\n"))
         if rows is None:
             rows = self._by_line(block)
         else:
@@ -380,7 +494,7 @@ class _BlockReader:
 
     def _as_array(self, block: bytes) -> Rows | None:
         """All rows at once, or None where anything is unusual, be it right or wrong."""
-        if self._blank_count or block.translate(None, _DIGITS_AND_ENDS):
+        if self._blank or block.translate(None, _DIGITS_AND_ENDS):
             return None
         # Two zeros in front stand for the tens and hundreds that the first cell may not have.
         text = np.frombuffer(b"00" + block + (b"" if block.endswith(b"\n") else b"\n"), np.uint8)
@@ -410,22 +524,27 @@ class _BlockReader:
 
     def _by_line(self, block: bytes) -> Rows:
         good = bytearray()
-        lines = block.removesuffix(b"\n").split(b"\n")
-        for position, line in enumerate(lines):
-            self._line += 1
-            if not line.strip(b" "):
-                self._blank_count += 1
-                if len(self._blank) < _PROBLEMS_SHOWN:
-                    self._blank.append(self._line)
-                continue
-            self._report_blank_lines()
-            values = self._row(line)
-            if values is None:
-                cut_off = position == len(lines) - 1 and not block.endswith(b"\n")
-                values = self._row_looked_at_closely(line, cut_off=cut_off)
-            if not self.count:
-                good += values
+        lines = block.split(b"\n")
+        last = lines.pop()
+        for line in lines:
+            good += self._values(line.removesuffix(b"\r"), line + b"\n")
+        if last:
+            good += self._values(last, last)
         return np.frombuffer(good, np.uint8).reshape(-1, len(self._columns))
+
+    def _values(self, line: bytes, raw: bytes) -> bytes:
+        """The values of the next line, one byte each; nothing where it has none or a bad one.
+
+        ``raw`` is ``line`` with its end as it stands in the file.
+        """
+        self._line += 1
+        if not line.strip(b" "):
+            self._hold_back(raw)
+            return b""
+        self._reject_blank_lines()
+        self._blank_bytes = 0
+        values = self._row(line)
+        return self._look_closely(line, raw) if values is None else values
 
     def _row(self, line: bytes) -> bytes | None:
         """The values, one byte each, or None where anything is unusual."""
@@ -440,36 +559,53 @@ class _BlockReader:
             return None
         return values if all(low <= values[at] <= high for at, low, high in self._narrow) else None
 
-    def _row_looked_at_closely(self, line: bytes, *, cut_off: bool) -> bytes:
-        """The values that are right, and a report of each that is not."""
+    def _look_closely(self, line: bytes, raw: bytes) -> bytes:
+        """The values if all of them are right after all, else nothing, and a report of each that is not."""
         cells = _cells(line.decode("utf-8", "backslashreplace"))
         expected = len(self._columns)
         if len(cells) != expected:
             column = self._columns[len(cells)] if len(cells) < expected else str(expected + 1)
-            note = " (the file was probably cut off)" if cut_off and len(cells) < expected else ""
-            self._report(column, f"{len(cells)} values", f"expected {expected} values{note}")
+            note = " (the file was probably cut off)" if len(cells) < expected and not raw.endswith(b"\n") else ""
+            found = f"{len(cells)} values"
+            self._set_aside(self._line, raw, [_Fault(column, found, found, f"expected {expected} values{note}")])
             return b""
         values = bytearray()
+        wrong: list[_Fault] = []
+        told = max(1, _PROBLEMS_SHOWN - len(self.problems))
+        bad_cells = 0
         for column, cell, (low, high) in zip(self._columns, cells, self._bounds, strict=True):
             number = _number(cell) if len(cell) <= _VALUE_CHARACTERS else _number.__wrapped__(cell)
             if number is not None and low <= number <= high:
                 values.append(number)
-            elif len(self.problems) < _PROBLEMS_SHOWN:
-                self._report(column, _shown(cell), f"expected an integer {low}..{high}")
-            else:
-                self.count += 1
-        return bytes(values)
+                continue
+            bad_cells += 1
+            if len(wrong) < told:
+                note = " (the cell holds a NUL byte)" if "\0" in cell else ""
+                wrong.append(_Fault(column, cell, _shown(cell), f"expected an integer {low}..{high}{note}"))
+        if not wrong:
+            return bytes(values)
+        self._set_aside(self._line, raw, wrong, bad_cells)
+        return b""
 
-    def _report_blank_lines(self) -> None:
-        for line in self._blank:
-            self._report(self._columns[0], "a blank line", f"expected {len(self._columns)} values", line)
-        self.count += self._blank_count - len(self._blank)
-        self._blank, self._blank_count = [], 0
+    def _hold_back(self, raw: bytes) -> None:
+        self._blank.append((self._line, raw))
+        self._blank_bytes += len(raw)
+        # What is more than that is no end of a file, and would fill the memory.
+        if len(self._blank) > _BLANK_LINES or self._blank_bytes > _LINE_BYTES:
+            self._reject_blank_lines()
 
-    def _report(self, column: str, value: str, reason: str, line: int | None = None) -> None:
-        self.count += 1
-        if len(self.problems) < _PROBLEMS_SHOWN:
-            self.problems.append(CellProblem(line or self._line, column, value, reason))
+    def _reject_blank_lines(self) -> None:
+        for line, raw in self._blank:
+            reason = f"expected {len(self._columns)} values"
+            self._set_aside(line, raw, [_Fault(self._columns[0], "a blank line", "a blank line", reason)])
+        self._blank = []
+
+    def _set_aside(self, line: int, raw: bytes, wrong: Sequence[_Fault], bad_cells: int = 1) -> None:
+        """Hand a bad row on. ``wrong``: what there is to tell of its bad cells, in order, and of the first always."""
+        self.count += bad_cells
+        for fault in wrong[: _PROBLEMS_SHOWN - len(self.problems)]:
+            self.problems.append(CellProblem(line, fault.column, fault.shown, fault.reason, self._file))
+        self._reject(BadRow(line, raw, wrong[0].column, wrong[0].value, wrong[0].reason, bad_cells))
 
 
 def _cells(text: str) -> list[str]:
@@ -481,7 +617,7 @@ def _cells(text: str) -> list[str]:
     whole = text.startswith('"') and text.endswith('"') and len(text) > 1
     if whole and text.count('"') == 2 * len(cells) == 2 * (text.count(",") + 1):
         return cells
-    return [quoted or plain for quoted, plain in _CELL.findall(text + ",")]
+    return [quoted.replace('""', '"') or plain for quoted, plain in _CELL.findall(text + ",")]
 
 
 @lru_cache(maxsize=4096)  # a file that is wrong throughout repeats itself
@@ -501,72 +637,124 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
         raise DataContractError(
             f"{path} is empty: expected a header line and rows. Supply the file anew, and run again."
         )
-    for magic, what in _FOREIGN.items():
-        if start.startswith(magic):
+    # Without a byte order mark every other byte of UTF-16 tells it.
+    nul = [byte == 0 for byte in start[:4]]
+    if len(nul) == 4 and nul[0] != nul[1] and nul[:2] == nul[2:]:
+        raise DataContractError(f"{path} is not a CSV but {_UTF_16}; then run again.")
+    for sign, what in _FOREIGN.items():
+        if start.removeprefix(_BOM).lstrip().startswith(sign):
             raise DataContractError(f"{path} is not a CSV but {what}; then run again.")
 
 
 def _check_header(path: Path, line: bytes, contract: DatasetContract, *, label_optional: bool) -> tuple[str, ...]:
-    """The columns that the header names, if they are the contract's. The first name decides if a label is expected."""
+    """The columns that the header names, in its order, if they are the contract's."""
     received = tuple(cell.strip(" ") for cell in _cells(line.decode("utf-8", "backslashreplace")))
-    unlabelled = contract.columns[1:]
-    expected = unlabelled if label_optional and received[0] == unlabelled[0] else contract.columns
+    expected = contract.columns
+    if label_optional and contract.label_column not in received and received[0] in expected:
+        expected = expected[1:]
     if received == expected:
-        return expected
-    position = next(at for at, (one, other) in enumerate(zip_longest(expected, received)) if one != other)
-    problem = CellProblem(
-        line=1,
-        column=expected[position] if position < len(expected) else str(position + 1),
-        value=_shown(received[position]) if position < len(received) else "nothing",
-        reason=(
-            ("expected this name in the header" if position < len(expected) else "expected the end of the header")
-            + f" ({_header_fault(expected, received)})"
-        ),
-    )
+        return received
+    if sorted(received) == sorted(expected):
+        at = next(at for at, name in enumerate(received) if name != expected[at])
+        logger.info(
+            "%s: its columns stand in another order (%s is number %d, expected %d): put right",
+            *(path.name, received[at], at + 1, expected.index(received[at]) + 1),
+        )
+        return received
+    problem = _header_problem(path, line, expected, received)
     raise DataContractError(
-        f"{path.name} {problem}.\n"
-        f"The header must name {len(expected)} columns in this order: {', '.join(expected[:3])} .. {expected[-1]}. "
-        + (f"The column {contract.label_column}, the first, may be left out. " if label_optional else "")
+        f"{problem}.\n"
+        f"The header must name {len(expected)} columns, in any order: {', '.join(expected[:3])} .. {expected[-1]}. "
+        + (f"The column {contract.label_column} may be left out. " if label_optional else "")
         + f"Correct {path}, and run again.",
         [problem],
     )
 
 
-def _header_fault(expected: Sequence[str], received: Sequence[str]) -> str:
+def _header_problem(path: Path, line: bytes, expected: Sequence[str], received: Sequence[str]) -> CellProblem:
+    """What is wrong with the names, where it is first, and why that may be."""
+    places: dict[str, list[int]] = {}
+    for number, name in enumerate(received, start=1):
+        places.setdefault(name, []).append(number)
+    missing = [name for name in expected if name not in places]
+    extra = [name for name in places if name not in set(expected)]
+    twice = [name for name in expected if len(places.get(name, [])) > 1]
+    faults = [
+        f"{word} {_shown(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for word, names in (("more than once:", twice), ("missing:", missing), ("unexpected:", extra))
+        if names
+    ]
+    if (likely := _likely_cause(line, received, set(expected))) is not None:
+        faults = [likely]
+    if twice:
+        column, value = twice[0], "columns " + " and ".join(map(str, places[twice[0]]))
+        reason = "expected this name once in the header"
+    elif missing:
+        column, at = missing[0], expected.index(missing[0])
+        value = _shown(received[at]) if at < len(received) and received[at] in extra else "nothing"
+        reason = "expected this name in the header"
+    else:
+        column, value = str(places[extra[0]][0]), _shown(extra[0])
+        reason = "expected no such name in the header"
+    return CellProblem(1, column, value, f"{reason} ({'; '.join(faults)})", path.name)
+
+
+def _likely_cause(line: bytes, received: Sequence[str], expected: set[str]) -> str | None:
     if all(re.fullmatch("[0-9]+", name) for name in received):
         return "the header is missing: the first line holds numbers"
-    twice = [name for name, times in Counter(received).items() if times > 1]
-    if twice:
-        return f"column {_shown(twice[0])} stands there more than once"
-    missing = [name for name in expected if name not in set(received)]
-    extra = [name for name in received if name not in set(expected)]
-    if not missing and not extra:
-        return "all columns are there, but in another order"
-    return "; ".join(
-        f"{word} {_shown(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for word, names in (("missing:", missing), ("unexpected:", extra))
-        if names
-    )
+    if b"\r" in line:
+        return "it holds lone carriage returns: save the file with LF or CRLF"
+    if expected.isdisjoint(received):
+        if len(line.translate(None, _CONTROL)) < len(line):
+            return "the file is binary: CSV is text"
+        for separator, what in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (" ", "spaces")):
+            if not expected.isdisjoint(name.strip(' "') for name in received[0].split(separator)):
+                return f"{what} separate the names: save the file with commas"
+    return None
 
 
-def _check_rows(path: Path, rows: int, contract: DatasetContract, split: Split, origin: str) -> None:
-    if origin == "fetched":
-        published = contract.published[split].rows
-        if rows != published:
+def _check_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract) -> None:
+    without = f" without the {facts.quarantined} bad" if facts.quarantined else ""
+    if csv.origin == "fetched":
+        published = contract.published[csv.split].rows
+        if facts.rows != published:
             raise DataContractError(
-                f"{path.name} has {rows} rows: expected the {published} of the {split} split as it was published. "
-                f"Delete {path}, and run again to fetch it anew."
+                f"{csv.name} has {facts.rows} rows{without}: expected the {published} of the {csv.split} split as it "
+                f"was published. Delete {_place(csv)}, and run again to fetch it anew."
             )
-    elif rows < contract.minimum_rows[split]:
+    elif facts.rows < contract.minimum_rows[csv.split]:
         raise DataContractError(
-            f"{path.name} has {rows} rows: expected at least {contract.minimum_rows[split]} for the {split} split. "
-            f"Add rows to {path}, or supply another file, and run again."
+            f"{csv.name} has {facts.rows} rows{without}: expected at least {contract.minimum_rows[csv.split]} for the "
+            f"{csv.split} split. Add rows to {_place(csv)}, or supply another file, and run again."
         )
 
 
-def _refusal(path: Path, problems: Sequence[CellProblem], count: int, origin: str) -> DataContractError:
-    told = [f"{path.name} {problem}" for problem in problems]
-    if count > len(problems):
-        told.append(f".. and {count - len(problems)} more")
-    cure = "Delete it, and run again to fetch it anew." if origin == "fetched" else "Correct it, and run again."
-    return DataContractError("\n".join([*told, f"Nothing was taken from {path}. {cure}"]), problems, count)
+def _demand_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarantine: Path) -> None:
+    if facts.quarantined <= allowed_bad_rows(bad_rows, facts.rows + facts.quarantined):
+        return
+    cure = "Delete it, and run again to fetch it anew" if csv.origin == "fetched" else "Correct it, and run again"
+    raise DataContractError(
+        "\n".join(
+            [
+                *_told(facts.problems, facts.count),
+                f"Nothing was taken from {_place(csv)}: {_share(facts)}, no more than {bad_rows} may be (--bad-rows). "
+                f"The bad rows are in {quarantine}. {cure}.",
+            ]
+        ),
+        facts.problems,
+        facts.count,
+    )
+
+
+def _told(problems: Sequence[CellProblem], count: int) -> list[str]:
+    more = [f".. and {count - len(problems)} more"] if count > len(problems) else []
+    return [*map(str, problems), *more]
+
+
+def _share(facts: IngestFacts) -> str:
+    are = "is" if facts.quarantined == 1 else "are"
+    return f"{facts.quarantined} of {facts.rows + facts.quarantined} rows {are} bad"
+
+
+def _place(csv: CsvSplit) -> Path:
+    return csv.files[0].path.with_name(csv.name)

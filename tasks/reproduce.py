@@ -9,7 +9,7 @@ from typing import Any
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable, StoredArtifactError
-from schemas.references import CsvFile, ParquetSplit, StageRecord
+from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord
 from tasks.judge import judge
 from tasks.network import WEIGHTS_NAME
 from tasks.prepare import prepare
@@ -68,14 +68,16 @@ def _stored_data(manifest: Mapping[str, Any], artifacts_dir: Path, split: Split)
     found = sha256_file(path)
     if found != facts["parquet_sha256"]:
         raise StoredArtifactError(f"{path}: expected sha256 {facts['parquet_sha256']}, found {found}.")
+    files = tuple(CsvFile(path=Path(entry["file"]), sha256=entry["sha256"]) for entry in facts["csv_files"])
     return ParquetSplit(
         record=StageRecord(path=folder, **{name: value for name, value in entry.items() if name != "split"}),
         split=split,
         path=path,
         sha256=facts["parquet_sha256"],
         rows=facts["rows"],
+        quarantined=facts["quarantined"],
         origin=facts["origin"],
-        source=CsvFile(split=split, path=Path(facts["file"]), sha256=facts["csv_sha256"], origin=facts["origin"]),
+        source=CsvSplit(split=split, files=files, origin=facts["origin"]),
     )
 
 

@@ -62,7 +62,7 @@ def validate(data: ParquetSplit, dataset: str) -> ValidatedSplit:
     )
     if summary["broken"]:
         raise DataContractError(
-            f"{data.split} split ({data.source.path}) breaks its contract: {'; '.join(summary['broken'])}. "
+            f"{data.split} split ({data.source.name}) breaks its contract: {'; '.join(summary['broken'])}. "
             f"The whole verdict is in {record.path / RESULT_NAME}. Mend the data and run again.",
             problems=[CellProblem(**problem) for problem in summary["problems"]],
         )

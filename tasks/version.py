@@ -218,10 +218,12 @@ def describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) 
     """Digests and rows of what the model was made from."""
     files: dict[str, Any] = {
         split: {
-            "file": validated.data.source.path.name,
+            "file": validated.data.source.name,
             "csv_sha256": validated.data.source.sha256,
+            "csv_files": [{"file": file.path.name, "sha256": file.sha256} for file in validated.data.source.files],
             "parquet_sha256": validated.data.sha256,
             "rows": validated.data.rows,
+            "quarantined": validated.data.quarantined,
             "origin": validated.data.origin,
         }
         for split, validated in data.items()

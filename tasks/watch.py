@@ -1,9 +1,8 @@
 """Watch the data folder: when its CSVs are not those that were announced last, an event says so."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prefect import task
@@ -11,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 
 from schemas.contract import SPLITS, DatasetContract, Split, contract_of
-from schemas.references import CsvFile, WatchedData
+from schemas.references import CsvFile, CsvSplit, WatchedData, sha256sum_digest
 from tasks.fetch import present_csvs
 from tasks.stage import digest_of, replaced, sha256_file, write_json
 
@@ -21,10 +20,9 @@ EVENT = "fashion-ann.data.updated"
 ANNOUNCED_FOLDER = "announced"
 
 
-def data_digest(csvs: Mapping[Split, CsvFile]) -> str:
-    """One digest of both CSVs: what ``sha256sum TEST TRAIN | sha256sum`` prints in their folder."""
-    lines = sorted((file.path.name, file.sha256) for file in csvs.values())
-    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
+def data_digest(csvs: Mapping[Split, CsvSplit]) -> str:
+    """One digest of the CSVs of both splits: what ``sha256sum TEST.. TRAIN.. | sha256sum`` prints in their folder."""
+    return sha256sum_digest(file for csv in csvs.values() for file in csv.files)
 
 
 @task(name="watch")
@@ -52,22 +50,20 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
 def _settled_digest(contract: DatasetContract, data_dir: Path) -> str | None:
     present = present_csvs(contract, data_dir)
     if len(present) < len(SPLITS):
-        found = ", ".join(path.name for path in present.values()) or "no CSV"
+        found = ", ".join(path.name for paths in present.values() for path in paths) or "no CSV"
         logger.info("%s: %s; nothing is announced before both splits are there", data_dir, found)
         return None
     before = _stamps(present)
-    files = {
-        split: CsvFile(split=split, path=path, sha256=sha256_file(path), origin="supplied")
-        for split, path in present.items()
-    }
-    if _stamps(present) != before:
+    csvs = [CsvFile(path=path, sha256=sha256_file(path)) for paths in present.values() for path in paths]
+    if _stamps(present) != before or present_csvs(contract, data_dir) != present:
         logger.info("%s: still being written; the next look tells", data_dir)
         return None
-    return data_digest(files)
+    return sha256sum_digest(csvs)
 
 
-def _stamps(present: Mapping[Split, Path]) -> list[tuple[int, int, int]]:
-    return [(entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in (path.stat() for path in present.values())]
+def _stamps(present: Mapping[Split, Sequence[Path]]) -> list[tuple[int, int, int]]:
+    entries = [path.stat() for paths in present.values() for path in paths]
+    return [(entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in entries]
 
 
 def _announced(memory: Path) -> str | None:

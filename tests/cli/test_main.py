@@ -40,6 +40,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "--seed", "-1"], "--seed"),
         (["train", "--epoch-count", "3"], "--epoch-count"),
         (["train", "--device", "tpu"], "--device"),
+        *((["train", "--bad-rows", wrong], "--bad-rows") for wrong in ("few", "-1", "1.5", "101%", "%", "5 %", "")),
         (["train", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
         (["trian"], "trian"),
         ([], "COMMAND"),

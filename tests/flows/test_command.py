@@ -51,6 +51,26 @@ def test_a_damaged_cell_is_named_with_its_line_and_column_and_nothing_is_stored(
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 10
     assert list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist")) == []
+    (quarantine,) = (tmp_path / "artifacts" / "quarantine").iterdir()
+    assert str(quarantine) in done.stderr
+
+
+def test_within_the_budget_the_good_rows_are_trained_on_and_the_manifest_counts_the_others(
+    command: Command, tmp_path: Path
+) -> None:
+    def change(lines: list[bytes]) -> None:
+        _damage(lines)
+        lines.append(lines[-1])  # 1,000 good ones are needed
+
+    data = str(_supply(tmp_path / "data", change))
+    done = command.run("train", "--data-dir", data, "--epochs", "1", "--bad-rows", "0.1%", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1001 rows is bad" in done.stderr
+    assert "line 412, column pixel17" in done.stderr
+    (quarantine,) = (tmp_path / "artifacts" / "quarantine").iterdir()
+    stated = show_version(store_folder(tmp_path / "artifacts", "fashion-mnist"), 1)["data"]
+    assert (stated["train"]["rows"], stated["train"]["quarantined"], stated["test"]["quarantined"]) == (1_000, 1, 0)
+    assert quarantine.name == f"train-{stated['train']['csv_sha256']}.parquet"
 
 
 def _kill_when(process: subprocess.Popen[str], artifacts: Path, sign: str) -> None:

@@ -186,7 +186,10 @@ def test_the_pull_step_finds_the_checkout_from_anywhere(tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize(
     ("parameters", "name"),
-    [({"training": {"epoch": 3}}, "epoch"), ({"train_on": "cloud"}, "train_on"), ({"data_digest": "x"}, "data_digest")],
+    [
+        *(({"training": {"epoch": 3}}, "epoch"), ({"train_on": "cloud"}, "train_on")),
+        *(({"data_digest": "x"}, "data_digest"), ({"bad_rows": "few"}, "bad_rows")),
+    ],
 )
 def test_a_wrong_parameter_of_a_deployment_is_refused_by_name_and_no_run_is_made(
     parameters: dict[str, Any], name: str

@@ -49,7 +49,7 @@ def _look(data: Path, artifacts: Path) -> Any:
 
 def _documented_digest(data: Path) -> str:
     """As docs/events.md tells an uploader to make it."""
-    command = "sha256sum fashion-mnist_test.csv fashion-mnist_train.csv | sha256sum | cut -d' ' -f1"
+    command = "LC_ALL=C; sha256sum fashion-mnist_test*.csv* fashion-mnist_train*.csv* | sha256sum | cut -d' ' -f1"
     done = subprocess.run(["sh", "-c", command], cwd=data, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -68,6 +68,16 @@ def test_a_change_is_announced_once_with_the_documented_digest(server: str, data
     _touch_up(data)
     assert _look(data, tmp_path / "artifacts").result().announced
     _soon(data, [first, _documented_digest(data)])
+
+
+def test_a_shard_more_is_announced_with_the_documented_digest(server: str, data: Path, tmp_path: Path) -> None:
+    (data / "fashion-mnist_train.csv").rename(data / "fashion-mnist_train-1.csv")
+    first = _documented_digest(data)
+    assert _look(data, tmp_path / "artifacts").result().digest == first
+    (data / "fashion-mnist_train-2.csv").write_bytes((data / "fashion-mnist_train-1.csv").read_bytes())
+    seen = _look(data, tmp_path / "artifacts").result()
+    assert (seen.digest, seen.announced) == (_documented_digest(data), True)
+    assert seen.digest != first
 
 
 def test_half_of_the_data_is_not_announced(server: str, data: Path, tmp_path: Path) -> None:

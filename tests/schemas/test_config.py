@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from schemas.config import PROJECT_ROOT, TrainingConfig, artifacts_folder, data_folder
+from schemas.config import PROJECT_ROOT, BadRows, TrainingConfig, allowed_bad_rows, artifacts_folder, data_folder
 from schemas.errors import WrongUsage
 
 
@@ -28,6 +28,26 @@ def test_a_value_out_of_range_is_refused_by_name(key: str, value: float) -> None
 def test_the_configuration_is_frozen() -> None:
     with pytest.raises(ValidationError):
         TrainingConfig().epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("budget", "rows", "allowed"),
+    [
+        *((0, 100, 0), (7, 3, 7), ("7", 100, 7), ("0%", 100, 0), ("100%", 3, 3), ("1%", 99, 0), ("1%", 100, 1)),
+        *(("0.5%", 60_000, 300), ("0.29%", 100_000, 290), ("33.333333333%", 3, 0), ("33.4%", 3, 1)),
+    ],
+)
+def test_a_budget_is_a_number_of_rows_or_the_whole_rows_of_a_share(budget: BadRows, rows: int, allowed: int) -> None:
+    assert TypeAdapter(BadRows).validate_python(budget) == budget
+    assert allowed_bad_rows(budget, rows) == allowed
+
+
+@pytest.mark.parametrize(
+    "budget", [-1, 1.5, "few", "-1", "1.5", "101%", "100.5%", "1e1%", "%", "5 %", "", "5%\n", None]
+)
+def test_what_is_no_budget_is_refused(budget: object) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(BadRows).validate_python(budget)
 
 
 def test_folders_come_from_the_flag_then_the_variable_then_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:

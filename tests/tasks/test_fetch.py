@@ -277,10 +277,10 @@ def test_supplied_files_are_used_as_they_lie_there(tmp_path: Path, names: tuple[
     for split, name in zip(SPLITS, names, strict=True):
         assert files[split].model_dump() == {
             "split": split,
-            "path": tmp_path / name,
-            "sha256": sha256(name.encode()),
+            "files": ({"path": tmp_path / name, "sha256": sha256(name.encode())},),
             "origin": "supplied",
         }
+        assert files[split].sha256 == sha256(name.encode())
 
 
 def test_nothing_is_written_beside_supplied_files(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_nothing_is_written_beside_supplied_files(tmp_path: Path) -> None:
 def test_a_relative_folder_gives_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     supply(tmp_path / "here", TRAIN, TEST)
     monkeypatch.chdir(tmp_path)
-    assert fetch_data(CONTRACT, Path("here"))["train"].path == tmp_path / "here" / TRAIN
+    assert fetch_data(CONTRACT, Path("here"))["train"].files[0].path == tmp_path / "here" / TRAIN
 
 
 @pytest.mark.parametrize(("there", "missing"), [(TRAIN, TEST), (TEST, TRAIN), (f"{TRAIN}.gz", TEST)])
@@ -311,7 +311,44 @@ def test_a_split_both_plain_and_packed_is_refused(tmp_path: Path) -> None:
         fetch_data(CONTRACT, tmp_path, [Never()])
 
 
-@pytest.mark.parametrize("name", [TRAIN, f"{TEST}.gz"])
+SHARDS = ("fashion-mnist_train-10.csv", "fashion-mnist_train-2.csv.gz", "fashion-mnist_train-b a.csv")
+
+
+def test_shards_are_found_packed_or_not_in_the_order_of_their_names(tmp_path: Path) -> None:
+    # Names that only look like shards: still being written, hidden, of another suffix, of another split.
+    others = ("fashion-mnist_train-1.csv.part", ".fashion-mnist_train-1.csv", "fashion-mnist_train-1.txt")
+    supply(tmp_path, *reversed(SHARDS), *others, "fashion-mnist_training-1.csv", TEST)
+    files = fetch_data(CONTRACT, tmp_path, [Never()])
+    assert [file.path for file in files["train"].files] == [tmp_path / name for name in SHARDS]
+    assert [file.sha256 for file in files["train"].files] == [sha256(name.encode()) for name in SHARDS]
+    assert (files["train"].origin, len(files["test"].files)) == ("supplied", 1)
+
+
+def test_one_shard_is_a_split(tmp_path: Path) -> None:
+    supply(tmp_path, SHARDS[0], TEST)
+    assert fetch_data(CONTRACT, tmp_path, [Never()])["train"].sha256 == sha256(SHARDS[0].encode())
+
+
+@pytest.mark.parametrize("whole", [TRAIN, f"{TRAIN}.gz"])
+def test_a_file_beside_shards_of_it_is_refused(tmp_path: Path, whole: str) -> None:
+    supply(tmp_path, whole, *SHARDS, TEST)
+    with pytest.raises(DataUnavailable, match=f"holds {whole} and shards of it, {SHARDS[0]} the first of 3"):
+        fetch_data(CONTRACT, tmp_path, [Never()])
+
+
+def test_a_shard_both_plain_and_packed_is_refused(tmp_path: Path) -> None:
+    supply(tmp_path, *SHARDS, f"{SHARDS[0]}.gz", TEST)
+    with pytest.raises(DataUnavailable, match=f"holds both {SHARDS[0]} and {SHARDS[0]}.gz"):
+        fetch_data(CONTRACT, tmp_path, [Never()])
+
+
+def test_shards_of_one_split_alone_are_refused_and_the_missing_one_named(tmp_path: Path) -> None:
+    supply(tmp_path, *SHARDS)
+    with pytest.raises(DataUnavailable, match=f"holds {SHARDS[0]} but not {TEST}"):
+        fetch_data(CONTRACT, tmp_path, [Never()])
+
+
+@pytest.mark.parametrize("name", [TRAIN, f"{TEST}.gz", "fashion-mnist_train-1.csv"])
 def test_a_folder_named_like_a_csv_breaks_the_contract(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(DataContractError, match="received a folder") as caught:
@@ -337,7 +374,7 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatc
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("tasks.fetch.sha256_file", refuse)
-    with pytest.raises(DataUnavailable, match=f"Permission denied: '{tmp_path / TRAIN}'"):
+    with pytest.raises(DataContractError, match=rf"{tmp_path / TRAIN} cannot be read \(Permission denied\)"):
         fetch_data(CONTRACT, tmp_path, [Never()])
 
 

@@ -162,11 +162,15 @@ def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftov
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / f"{_key('killed')}.npz").write_bytes(b"12345")
     (tmp_path / "checkpoints" / f".{_key('killed')}.npz.77.tmp").write_bytes(b"123")
+    (tmp_path / "quarantine").mkdir()
+    for name in ("train-1.parquet", ".train-2.parquet.77.tmp"):
+        (tmp_path / "quarantine" / name).write_bytes(b"bad rows")
     whole = {path: _content(path) for path in _folders(tmp_path, "new")}
 
     done = collect(tmp_path, DATASET, keep=1)
 
     assert done.kept_versions == (2,)
+    assert [path.name for path in (tmp_path / "quarantine").iterdir()] == ["train-1.parquet"]
     for name in ("old", "killed"):
         assert not any(folder.exists() for folder in _folders(tmp_path, name))
     assert not (kept / "validation" / judged).exists()

@@ -224,7 +224,7 @@ REFUSED = {
     "empty": ([], "line 1, column label"),
     "no header": (LINES[1:], "the header is missing"),
     "no header, unlabelled": (without_label(LINES[1:]), "the header is missing"),
-    "label misspelt": ([LINES[0].replace(b"label", b"Label"), *LINES[1:]], "The column label, the first, may be left"),
+    "label misspelt": ([LINES[0].replace(b"label", b"Label"), *LINES[1:]], "The column label may be left out"),
     "pixel misspelt": (
         without_label([LINES[0].replace(b"pixel9,", b"pixle9,"), *LINES[1:]]),
         "line 1, column pixel9: expected this name in the header (missing: 'pixel9'; unexpected: 'pixle9')",

@@ -92,6 +92,8 @@ def test_the_manifest_says_what_the_version_was_made_from(
     assert shown["data"]["train"]["csv_sha256"] == sha256_file(
         PROJECT_ROOT / "tests" / "data" / "fashion-mnist_train.csv.gz"
     )
+    assert [entry["file"] for entry in shown["data"]["train"]["csv_files"]] == ["fashion-mnist_train.csv.gz"]
+    assert shown["data"]["train"]["quarantined"] == 0
     assert shown["device"] == sample_trained.device.model_dump()
     assert shown["parent"] is None
     assert shown["flow_run_id"] is None

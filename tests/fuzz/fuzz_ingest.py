@@ -1,0 +1,29 @@
+"""Look for bytes that ingest takes for something else than Python's csv module does: `make fuzz`.
+
+Coverage-guided, by libFuzzer through atheris; arguments are libFuzzer's. What it finds is written as crash-DIGEST into
+the current folder, and belongs into corpus/ once it is mended: tests/tasks/test_ingest.py tries all that is there.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+# What is to be covered; the oracle's own branches would only distract.
+with atheris.instrument_imports(include=["tasks.ingest", "tasks.quarantine"]):
+    import tasks.ingest
+
+from tests.tasks.csv_oracle import demand_the_verdict_of_csv
+
+
+def one_input(content: bytes) -> None:
+    # Lines of all lengths end anywhere in a block; a file as small as this would be a single one.
+    tasks.ingest._BLOCK_BYTES = 64
+    with tempfile.TemporaryDirectory() as folder:
+        demand_the_verdict_of_csv(content, Path(folder))
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()

@@ -1,0 +1,245 @@
+"""Every form that a CSV may take, good and bad: one row each, with the verdict that ingest has to reach."""
+
+import gzip
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from schemas.contract import FASHION_MNIST
+
+# Images of 2 x 2 pixels. A test split may have no row left once the bad ones are set aside.
+TINY = replace(
+    FASHION_MNIST,
+    name="tiny",
+    height=2,
+    width=2,
+    minimum_rows={"train": 3, "test": 0},
+    published={split: replace(FASHION_MNIST.published[split], rows=3) for split in ("train", "test")},
+)
+HEADER = b"label,pixel1,pixel2,pixel3,pixel4\n"
+ROWS = [[9, 0, 10, 100, 255], [0, 1, 20, 200, 0], [5, 7, 77, 177, 250]]
+BODY = b"9,0,10,100,255\n0,1,20,200,0\n5,7,77,177,250\n"
+GOOD = HEADER + BODY
+
+# taken: the Parquet holds ROWS. bad row: one row is set aside, or the file refused for it. refused: with any budget.
+Verdict = Literal["taken", "bad row", "refused"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """``made``: the bytes, or what puts something under a path. ``line`` 0: it is about no line of it.
+
+    ``value`` is what the value received begins with, ``words`` stand in the message.
+    """
+
+    name: str
+    made: bytes | Callable[[Path], object]
+    verdict: Verdict
+    line: int = 0
+    column: str = ""
+    value: str = ""
+    words: str = ""
+
+
+def taken(name: str, made: bytes) -> Case:
+    return Case(name, made, "taken")
+
+
+def bad_cell(name: str, cell: bytes, value: str, words: str = "expected an integer 0..255") -> Case:
+    """Line 3 has ``cell`` for pixel3."""
+    return Case(name, GOOD.replace(b"200", cell), "bad row", 3, "pixel3", value, words)
+
+
+def bad_row(name: str, made: bytes, line: int, column: str, value: str, words: str = "expected 5 values") -> Case:
+    return Case(name, made, "bad row", line, column, value, words)
+
+
+def bad_header(name: str, made: bytes, column: str, value: str, words: str) -> Case:
+    return Case(name, made, "refused", 1, column, value, words)
+
+
+def refused(name: str, made: bytes | Callable[[Path], object], words: str, line: int = 0, column: str = "") -> Case:
+    return Case(name, made, "refused", line, column, words=words)
+
+
+def swapped(first: int, second: int, content: bytes = GOOD) -> bytes:
+    """``content`` with two of its columns in each other's place."""
+    lines = [line.split(b",") for line in content.splitlines()]
+    for cells in lines:
+        cells[first], cells[second] = cells[second], cells[first]
+    return b"".join(b",".join(cells) + b"\n" for cells in lines)
+
+
+def quoted(content: bytes) -> bytes:
+    return b"".join(b'"' + line.replace(b",", b'","') + b'"\n' for line in content.splitlines())
+
+
+def zipped(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("fashion-mnist_train.csv", content)
+    return packed.getvalue()
+
+
+def unreadable(path: Path) -> None:
+    """A file that opens, and fails to be read, for root too."""
+    path.symlink_to("/proc/self/mem")
+
+
+QUOTED = quoted(GOOD)
+CRLF = GOOD.replace(b"\n", b"\r\n")
+LABEL_LAST = b"".join(b",".join([*cells[1:], cells[0]]) + b"\n" for cells in (x.split(b",") for x in GOOD.splitlines()))
+LOGIN_PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head>\n<body>label,pixel1</body></html>\n"
+GZIP = gzip.compress(GOOD)
+_MIB = 1 << 20
+
+CASES = [
+    # --- taken ---
+    taken("plain", GOOD),
+    taken("no newline at the end", GOOD[:-1]),
+    taken("crlf", CRLF),
+    taken("crlf, none at the end", CRLF[:-2]),
+    taken("lf and crlf mixed", HEADER + BODY.replace(b"\n", b"\r\n", 1)),
+    taken("byte order mark", b"\xef\xbb\xbf" + GOOD),
+    taken("byte order mark and crlf", b"\xef\xbb\xbf" + CRLF),
+    taken("quoted everywhere", QUOTED),
+    taken("byte order mark and quotes", b"\xef\xbb\xbf" + QUOTED),
+    taken("one cell quoted", GOOD.replace(b"177", b'"177"')),
+    taken("first and last cells quoted", GOOD.replace(b"9,0,10,100,255", b'"9","0",10,100,"255"')),
+    taken("spaces", GOOD.replace(b",", b" , ")),
+    taken("spaces and quotes", GOOD.replace(b"177", b' " 177 " ')),
+    taken("leading zeros", GOOD.replace(b",7,", b",007,").replace(b"1,20", b"0001,020")),
+    taken("thousands of leading zeros", GOOD.replace(b"7,77", b"0" * 6000 + b"7,77")),
+    taken("blank lines at the end", GOOD + b"\n \n\r\n"),
+    taken("label last", LABEL_LAST),
+    taken("two columns in each other's place", swapped(1, 4)),
+    taken("label last, quoted, crlf", quoted(LABEL_LAST).replace(b"\n", b"\r\n")),
+    taken("gzip", GZIP),
+    taken("gzip in two members", gzip.compress(HEADER) + gzip.compress(BODY)),
+    taken("gzip, label last", gzip.compress(LABEL_LAST)),
+    # --- a bad cell ---
+    bad_cell("256", b"256", "256"),
+    bad_cell("300", b"300", "300"),
+    bad_cell("negative", b"-1", "-1"),
+    bad_cell("minus zero", b"-0", "-0"),
+    bad_cell("plus", b"+5", "+5"),
+    bad_cell("fraction", b"12.5", "12.5"),
+    bad_cell("fraction of nothing", b"3.0", "3.0"),
+    bad_cell("point at the end", b"3.", "3."),
+    bad_cell("exponent", b"1e2", "'1e2'"),
+    bad_cell("capital exponent", b"2E1", "'2E1'"),
+    bad_cell("hexadecimal", b"0x1F", "'0x1F'"),
+    bad_cell("underscore", b"1_0", "'1_0'"),
+    bad_cell("thousands separator", b'"1,000"', "'1,000'"),
+    bad_cell("int64's largest", b"9223372036854775807", "9223372036854775807"),
+    bad_cell("past int64", b"9223372036854775808", "9223372036854775808"),
+    bad_cell("past int64, 256 more than 2 ** 64", b"18446744073709551872", "18446744073709551872"),
+    bad_cell("below int64", b"-9223372036854775809", "-9223372036854775809"),
+    bad_cell("5,000 digits", b"9" * 5000, "9" * 38 + ".."),
+    bad_cell("text", b"abc", "'abc'"),
+    bad_cell("not a number", b"NaN", "'NaN'"),
+    bad_cell("infinity", b"inf", "'inf'"),
+    bad_cell("true", b"true", "'true'"),
+    bad_cell("empty", b"", "''"),
+    bad_cell("empty in quotes", b'""', "''"),
+    bad_cell("space alone", b" ", "' '"),
+    bad_cell("space inside", b"1 2", "'1 2'"),
+    bad_cell("tab", b"\t5", "'\\t5'"),
+    bad_cell("wide digit", "\uff11".encode(), "'\uff11'"),
+    bad_cell("superscript", "\u00b2".encode(), "'\u00b2'"),
+    bad_cell("not utf-8", b"\xff7", "'\\\\xff7'"),
+    bad_cell("nul", b"1\x00", "'1\\x00'", "expected an integer 0..255 (the cell holds a NUL byte)"),
+    bad_cell("nul alone", b"\x00", "'\\x00'", "NUL"),
+    bad_cell("carriage return", b"1\r", "'1\\r'"),
+    bad_cell("quote inside", b'1"2', "'1\"2'"),
+    bad_cell("text after quotes", b'"1"2', "'\"1\"2'"),
+    bad_cell("quotes within quotes", b'"1""2"', "'1\"2'"),
+    bad_cell("comma and quotes within quotes", b'"2,"""', "'2,\"'"),
+    bad_cell("quote left open", b'"200', "'\"200'"),
+    bad_cell("comma in quotes", b'"1,2"', "'1,2'"),
+    bad_cell("zeros before too much", b"0000256", "0000256"),
+    bad_cell("field beyond csv's limit", b'"' + b"x" * 140_000 + b'"', "'" + "x" * 37 + ".."),
+    bad_row("label 10", GOOD.replace(b"5,7,", b"10,7,"), 4, "label", "10", "an integer 0..9"),
+    bad_row("label 10, label last", LABEL_LAST.replace(b",5\n", b",10\n"), 4, "label", "10", "an integer 0..9"),
+    bad_row("pixel 10 where the label was", swapped(0, 4, GOOD.replace(b"250", b"256")), 4, "pixel4", "256", "0..255"),
+    bad_row("empty first cell", GOOD.replace(b"9,0,", b",0,"), 2, "label", "''", "an integer 0..9"),
+    bad_row("empty last cell", GOOD.replace(b"255", b""), 2, "pixel4", "''", "an integer 0..255"),
+    # --- a bad row ---
+    bad_row("short row", GOOD.replace(b",200,0", b""), 3, "pixel3", "3 values"),
+    bad_row("short row, label last", LABEL_LAST.replace(b"20,200,0,0", b"20,200,0"), 3, "label", "4 values"),
+    bad_row("long row", GOOD.replace(b"200", b"200,1,2"), 3, "6", "7 values"),
+    bad_row("comma at the end of a row", GOOD.replace(b"200,0", b"200,0,"), 3, "6", "6 values"),
+    bad_row("two rows on a line", GOOD.replace(b"255\n", b"255,"), 2, "6", "10 values"),
+    bad_row("cut off", GOOD[:-9], 4, "pixel3", "3 values", "the file was probably cut off"),
+    bad_row("cut off after a comma", GOOD[:-4], 4, "pixel4", "''", "an integer 0..255"),
+    bad_row("cut off, crlf", CRLF[:-10], 4, "pixel3", "3 values", "the file was probably cut off"),
+    bad_row("blank line", HEADER + BODY.replace(b"\n", b"\n\n", 1), 3, "label", "a blank line"),
+    bad_row("blank first row", HEADER + b"\r\n" + BODY, 2, "label", "a blank line"),
+    bad_row("carriage return at the end", GOOD[:-1] + b"\r", 4, "pixel4", "'250\\r'", "an integer 0..255"),
+    bad_row("line of nuls at the end", GOOD + b"\x00" * 40, 5, "pixel1", "1 values"),
+    bad_row("text behind the rows", GOOD + b"60000 rows\n", 5, "pixel1", "1 values"),
+    bad_row("comment", HEADER + b"# images\n" + BODY, 2, "pixel1", "1 values"),
+    # --- a bad header ---
+    bad_header("lone carriage returns", GOOD.replace(b"\n", b"\r"), "pixel4", "'pixel4\\r9'", "lone carriage returns"),
+    bad_header("semicolons", GOOD.replace(b",", b";"), "label", "'label;pixel1;", "semicolons separate the names"),
+    bad_header("tabs", GOOD.replace(b",", b"\t"), "label", "'label\\tpixel1", "tabs separate the names"),
+    bad_header("no header", BODY, "label", "9", "the header is missing"),
+    bad_header("blank header", b"\n" + GOOD, "label", "''", "missing: 'label'"),
+    bad_header("wrong name", GOOD.replace(b"label", b"Label"), "label", "'Label'", "unexpected: 'Label'"),
+    bad_header("misspelt pixel", GOOD.replace(b"pixel3", b"pixle3"), "pixel3", "'pixle3'", "unexpected: 'pixle3'"),
+    bad_header("twice", GOOD.replace(b"pixel2", b"pixel1"), "pixel1", "columns 2 and 3", "missing: 'pixel2'"),
+    bad_header("twice and all there", GOOD.replace(b"pixel4\n", b"pixel4,label\n"), "label", "columns 1 and 6", "once"),
+    bad_header("missing column", GOOD.replace(b"pixel3,", b""), "pixel3", "nothing", "missing: 'pixel3'"),
+    bad_header("missing label", GOOD.replace(b"label,", b""), "label", "nothing", "missing: 'label'"),
+    bad_header("missing in another order", b"pixel4,label,pixel1,pixel3\n" + BODY, "pixel2", "nothing", "'pixel2'"),
+    bad_header("missing last columns", b"label,pixel1\n" + BODY, "pixel2", "nothing", "'pixel2' and 2 more"),
+    bad_header("extra column", GOOD.replace(b"pixel4\n", b"pixel4,pixel5\n"), "6", "'pixel5'", "unexpected: 'pixel5'"),
+    bad_header("index of pandas", GOOD.replace(b"label", b",label"), "1", "''", "unexpected: ''"),
+    bad_header("comma at its end", GOOD.replace(b"pixel4\n", b"pixel4,\n"), "6", "''", "unexpected: ''"),
+    bad_header("nul in it", GOOD.replace(b"pixel2", b"pixel\x00"), "pixel2", "'pixel\\x00'", "missing: 'pixel2'"),
+    bad_header("comment above it", b"# images\n" + GOOD, "label", "'# images'", "missing: 'label'"),
+    bad_header("json", b'[{"label": 9, "pixel1": 0}]\n', "label", "'[{", "missing: 'label'"),
+    bad_header("binary", bytes(range(128, 256)) + bytes(range(128)), "label", "'", "binary"),
+    bad_header("idx", b"\0\0\x08\x03\0\0\xea\x60\0\0\0\x1c\0\0\0\x1c" + b"\0" * 99, "label", "'", "binary"),
+    bad_header("nothing but nuls", b"\0" * 4096, "label", "'", "binary"),
+    # --- refused as a whole ---
+    refused("empty", b"", "is empty"),
+    refused("byte order mark alone", b"\xef\xbb\xbf", "missing: 'label'", 1, "label"),
+    refused("header alone", HEADER, "a header and no rows"),
+    refused("header alone, cut", HEADER[:-1], "a header and no rows"),
+    refused("header and blank lines", HEADER + b"\n \n", "a header and no rows"),
+    refused("zip", zipped(GOOD), "a zip archive or a spreadsheet"),
+    refused("zip of nothing", b"PK\x05\x06" + b"\0" * 18, "a zip archive"),
+    refused("old spreadsheet", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "a spreadsheet"),
+    refused("parquet", b"PAR1....", "Parquet already"),
+    refused("login page", LOGIN_PAGE, "a web page"),
+    refused("login page after blank lines", b"\r\n\r\n " + LOGIN_PAGE, "a web page"),
+    refused("xml", b'<?xml version="1.0"?>\n<Error/>\n', "a web page or XML"),
+    refused("utf-16", GOOD.decode().encode("utf-16"), "UTF-16"),
+    refused("utf-16, big-endian", b"\xfe\xff" + GOOD.decode().encode("utf-16-be"), "UTF-16"),
+    refused("utf-16, little-endian without a mark", GOOD.decode().encode("utf-16-le"), "UTF-16"),
+    refused("utf-16, big-endian without a mark", GOOD.decode().encode("utf-16-be"), "UTF-16"),
+    refused("utf-32", GOOD.decode().encode("utf-32"), "UTF-32"),
+    refused("bzip2", b"BZh91AY&SY" + b"\x80" * 40, "another kind than gzip"),
+    refused("zstd", b"\x28\xb5\x2f\xfd" + b"\x80" * 40, "another kind than gzip"),
+    refused("gzip within gzip", gzip.compress(GZIP), "gzip within gzip"),
+    refused("gzip of nothing", gzip.compress(b""), "is empty"),
+    refused("gzip cut off", GZIP[:-12], "ends too early"),
+    refused("gzip magic alone", b"\x1f\x8b", "ends too early"),
+    refused("gzip with a wrong checksum", GZIP[:-8] + b"\0" * 8, "damaged gzip"),
+    refused("gzip with garbage inside", GZIP[:10] + b"\xff" * 40, "damaged gzip"),
+    refused("gzip with garbage behind", GZIP + b"garbage", "damaged gzip"),
+    refused("a line of 2 MiB", GOOD + b"1,2,3" + b"4" * 2 * _MIB + b"\n", "more than 1048576 bytes", 5, "pixel2"),
+    refused("a line of 2 MiB of values", GOOD + b"1," * _MIB, "more than 1048576 bytes", 5, "6"),
+    refused("a line of 2 MiB of nuls", GOOD + b"\0" * 2 * _MIB, "NUL", 5, "label"),
+    refused("a header of 2 MiB", b"x" * 2 * _MIB + GOOD, "more than 1048576 bytes", 1, "label"),
+    refused("2 MiB with lone carriage returns", (GOOD * 40_000).replace(b"\n", b"\r"), "carriage returns", 1, "6"),
+    refused("a folder", Path.mkdir, "cannot be read (Is a directory)"),
+    refused("nothing there", lambda path: None, "cannot be read (No such file"),
+    refused("a link to nothing", lambda path: path.symlink_to("nowhere"), "cannot be read (No such file"),
+    refused("a file that cannot be read", unreadable, "cannot be read (Input/output error)"),
+]  # fmt: skip
+IDS = [case.name for case in CASES]
