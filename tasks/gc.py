@@ -32,6 +32,8 @@ DEFAULT_KEEP = 5
 _STAGE_FOLDERS = ("data", "prepared", "trained", "evaluated")
 _JUDGEMENTS = "data/*/validation"
 _CHECKPOINTS = "checkpoints"
+# References that trainings on the gpu worker handed to main flows, which read them at once.
+_RETURNED = "returned"
 # A stage's folder is named by the beginning of its key.
 _KEY_CHARACTERS = 16
 
@@ -175,7 +177,7 @@ def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
     for path in sorted((artifacts_dir / _CHECKPOINTS).glob("*")):
         if path.suffix == ".npz":
             yield _removal("checkpoint", path)
-    for path in sorted((artifacts_dir / _CHECKPOINTS).glob(".*.tmp")):
+    for path in [*sorted((artifacts_dir / _CHECKPOINTS).glob(".*.tmp")), *sorted((artifacts_dir / _RETURNED).glob("*"))]:
         yield _removal("leftover", path)
 
 

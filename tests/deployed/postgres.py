@@ -63,6 +63,12 @@ class Postgres:
         self._run("createdb", "-h", HOST, "-p", str(self.port), "-U", _SUPERUSER, name)
         return f"postgresql+asyncpg://{_SUPERUSER}@{HOST}:{self.port}/{name}"
 
+    def restart(self, seconds_away: float) -> None:
+        """Every connection is cut, and nobody answers for a while."""
+        self.stop()
+        time.sleep(seconds_away)
+        self.process = self._start()
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)  # "fast": sessions are ended, not waited for
         self.process.wait(timeout=60)

@@ -27,7 +27,9 @@ After each of them, which the tests demand:
 - a second run of the same parameters makes the one version, or has nothing to do. A training that was interrupted goes
   on from its last checkpoint.
 
-While the server is away, a run tries again for about a minute.
+What waits about two minutes waits for the automation that marks runs without a heartbeat crashed
+([events.md](events.md)): neither the process nor its worker was left to tell the server. While the server or its
+database is away, a run tries again for about a minute.
 
 {rows}
 

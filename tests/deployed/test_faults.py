@@ -1,10 +1,11 @@
-"""What becomes of a run whose process, worker or server fails while the gpu worker trains.
+"""What becomes of a run whose process, worker, server, database or disk fails while the gpu worker trains.
 
 Real processes against a real server, on sqlite and on Postgres. After every fault: how parent and child end, that no
 process is left, that the store is whole, and that a second run of the same parameters goes on from the last checkpoint.
 """
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import psutil
 import pytest
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling
 
 from schemas.references import PreparedData
 from tests.deployed.conftest import Deployed, deployed_at
@@ -38,6 +40,7 @@ class Site:
 
     deployed: Deployed
     database: str
+    postgres: Postgres | None
     prepared_artifacts: Path
 
 
@@ -52,7 +55,7 @@ def site(
     postgres: Postgres | None = request.getfixturevalue("postgres") if request.param == "Postgres" else None
     address = None if postgres is None else postgres.new_database("faults")
     with deployed_at(tmp_path_factory.mktemp("faults"), webhook[0], address) as deployed:
-        yield Site(deployed, request.param, sample_artifacts)
+        yield Site(deployed, request.param, postgres, sample_artifacts)
 
 
 class Scene:
@@ -135,14 +138,42 @@ def _kill_flow_process(scene: Scene) -> None:
     scene.kill_flow_process(scene.child)
 
 
+def _kill_parents_flow_process(scene: Scene) -> None:
+    scene.kill_flow_process(scene.parent)
+
+
 def _kill_worker(scene: Scene) -> None:
     scene.worker.kill()
+
+
+def _kill_both(scene: Scene) -> None:
+    # The worker first: it would tell the server of the other's end.
+    scene.worker.kill()
+    scene.kill_flow_process(scene.child)
+
+
+def _terminate_worker(scene: Scene) -> None:
+    scene.worker.terminate()
 
 
 def _kill_server(scene: Scene) -> None:
     scene.deployed.server.kill()
     scene.deployed.server.wait()
     scene.deployed.start_server()
+
+
+def _restart_postgres(scene: Scene) -> None:
+    assert scene.site.postgres is not None
+    scene.site.postgres.restart(seconds_away=5)
+    scene.deployed.await_server()
+
+
+def _cancel_parent(scene: Scene) -> None:
+    scene.deployed.client.set_flow_run_state(scene.parent.id, Cancelling())
+
+
+def _cancel_child(scene: Scene) -> None:
+    scene.deployed.client.set_flow_run_state(scene.child.id, Cancelling())
 
 
 @dataclass(frozen=True)
@@ -159,7 +190,13 @@ class Fault:
 FAULTS = [
     Fault("kill -9 of the training's process", _kill_flow_process, "Crashed", "Failed"),
     Fault("kill -9 of its worker", _kill_worker, "Crashed", "Failed", worker_is_gone=True),
+    Fault("kill -9 of both", _kill_both, "Crashed", "Failed", worker_is_gone=True),
+    Fault("SIGTERM to the worker", _terminate_worker, "Crashed", "Failed", worker_is_gone=True),
+    Fault("kill -9 of the main flow's process", _kill_parents_flow_process, "Completed", "Crashed"),
     Fault("kill -9 of the server, started again", _kill_server, "Completed", "Completed"),
+    Fault("Postgres restarted, 5 s away", _restart_postgres, "Completed", "Completed"),
+    Fault("cancel of the main flow's run", _cancel_parent, "Cancelled", "Cancelled"),
+    Fault("cancel of the training's run", _cancel_child, "Cancelled", "Failed"),
 ]
 
 
@@ -167,6 +204,8 @@ FAULTS = [
 def test_a_fault_ends_both_runs_and_the_next_goes_on(
     site: Site, fault: Fault, tmp_path: Path, record_row: Callable[[Row], None]
 ) -> None:
+    if fault.happen is _restart_postgres and site.postgres is None:
+        pytest.skip("no Postgres in it")
     with scene(site, tmp_path / "artifacts") as now:
         happened = datetime.now(UTC)
         fault.happen(now)
@@ -210,3 +249,57 @@ def _went_on(now: Scene, child: FlowRun, parent: FlowRun, again: FlowRun) -> str
     epoch = int(now.said(next_child, "resuming after epoch ").partition(" ")[0])
     assert now.epochs_done <= epoch < EPOCHS
     return f"went on after epoch {epoch} of {EPOCHS}"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, so that it can be full and nothing else is."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder]).returncode:
+        pytest.skip("a small tmpfs has to be mounted, which needs root and the right to mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_fails_both_runs_with_its_name_and_the_next_goes_on(
+    site: Site, small_disk: Path, record_row: Callable[[Row], None]
+) -> None:
+    with scene(site, small_disk / "artifacts") as now:
+        happened = datetime.now(UTC)
+        filler = _fill(small_disk)
+        child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
+        assert (child.state_name, parent.state_name) == ("Failed", "Failed"), (child.state, parent.state)
+        assert "No space left on device" in str(parent.state and parent.state.message)
+        _demand_no_process_left(now, child, parent)
+
+        filler.unlink()
+        again = site.deployed.end_of(now.start().id)
+        went_on = _went_on(now, child, parent, again)
+        record_row(Row("disk full", site.database, _end(child, happened), _end(parent, happened), went_on))
+
+
+def _fill(disk: Path) -> Path:
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            return filler
+
+
+def test_two_runs_of_the_same_at_once_train_once(site: Site, tmp_path: Path, record_row: Callable[[Row], None]) -> None:
+    with scene(site, tmp_path / "artifacts") as now:
+        happened = datetime.now(UTC)
+        second = now.start()
+        parent, other = site.deployed.end_of(now.parent.id), site.deployed.end_of(second.id)
+        assert (parent.state_name, other.state_name) == ("Completed", "Nothing new"), (parent.state, other.state)
+        child = site.deployed.end_of(now.child.id)
+        assert child.state_name == "Completed"
+        _demand_no_process_left(now, child, parent, other)
+        _went_on(now, child, parent, other)
+        went_on = f"{other.state_name}, {_end(other, happened)[1]:.0f} s"
+        record_row(
+            Row("the same run twice at once", site.database, _end(child, happened), _end(parent, happened), went_on)
+        )

@@ -13,6 +13,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
 from cli.deploy import deploy_all, enter_checkout
+from cli.server_process import project_settings
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, WrongUsage
 from tasks.watch import EVENT
@@ -81,7 +82,8 @@ def test_every_deployment_runs_the_checkout_of_its_worker_with_a_heartbeat(name:
     assert deployment.entrypoint == f"flows/{flow}.py:{flow}"
     assert deployment.work_pool_name == ("gpu" if name == "fit-model/gpu" else "cpu")
     assert deployment.pull_steps == [{"cli.deploy.enter_checkout": {}}]
-    assert deployment.job_variables == {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
+    needed = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_CLIENT_RETRY_EXTRA_CODES")
+    assert deployment.job_variables == {"env": {name: project_settings()[name] for name in needed}}
     assert deployment.enforce_parameter_schema
     assert deployment.parameters == {}
     assert deployment.description
