@@ -177,7 +177,10 @@ def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
     for path in sorted((artifacts_dir / _CHECKPOINTS).glob("*")):
         if path.suffix == ".npz":
             yield _removal("checkpoint", path)
-    for path in [*sorted((artifacts_dir / _CHECKPOINTS).glob(".*.tmp")), *sorted((artifacts_dir / _RETURNED).glob("*"))]:
+    for path in [
+        *sorted((artifacts_dir / _CHECKPOINTS).glob(".*.tmp")),
+        *sorted((artifacts_dir / _RETURNED).glob("*")),
+    ]:
         yield _removal("leftover", path)
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluste
 from tests.deployed.table import DATABASES, Row, write_table
 
 _SECONDS_FOR_A_RUN = 300
+_ROW = "row of the table of faults"
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -101,19 +103,23 @@ class Deployed:
 
     @contextmanager
     def worker(self, pool: str, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """As `start_worker`, for as long as the block."""
+        process = self.start_worker(pool, name, **environment)
+        try:
+            yield process
+        finally:
+            stop(process)
+
+    def start_worker(self, pool: str, name: str, **environment: str) -> subprocess.Popen[bytes]:
         """A worker as on another machine: nothing but the server and the artifacts is shared with the others."""
         with (self.home / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
                 cwd=self.home,
                 env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
                 stdout=log,
                 stderr=log,
             )
-            try:
-                yield process
-            finally:
-                stop(process)
 
     def start(self, name: str, **parameters: Any) -> UUID:
         deployment = self.client.read_deployment_by_name(name)
@@ -206,18 +212,29 @@ def postgres() -> Iterator[Postgres]:
         yield cluster
 
 
-_rows = pytest.StashKey[list[Row]]()
-
-
 @pytest.fixture
-def record_row(request: pytest.FixtureRequest) -> Callable[[Row], None]:
-    """Keeps a row of the table of faults until the session ends."""
-    rows: list[Row] = request.config.stash.setdefault(_rows, [])
-    return rows.append
+def record_row(record_property: Callable[[str, object], None]) -> Callable[[Row], None]:
+    """Keeps a row of the table of faults, as a property of the test: that reaches the main process of pytest-xdist."""
+    return lambda row: record_property(_ROW, asdict(row))
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the page that FAULTS_TABLE names, if everything passed and no database is missing."""
-    path, rows = os.environ.get("FAULTS_TABLE"), session.config.stash.get(_rows, [])
-    if path and session.testsfailed == 0 and {row.database for row in rows} == set(DATABASES):
-        write_table(Path(path), rows)
+class FaultsTable:
+    """Writes docs/faults.md when all is over, if everything passed and no database is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.rows += [Row(**value) for name, value in report.user_properties if name == _ROW]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if session.testsfailed == 0 and {row.database for row in self.rows} == set(DATABASES):
+            write_table(self.path, self.rows)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = os.environ.get("FAULTS_TABLE")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultsTable(Path(path)))
