@@ -219,18 +219,20 @@ def record_row(record_property: Callable[[str, object], None]) -> Callable[[Row]
 
 
 class FaultsTable:
-    """Writes docs/faults.md when all is over, if everything passed and no database is missing."""
+    """Writes docs/faults.md when all is over, if everything ran and passed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
+        self.whole = True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.whole &= report.passed
         if report.when == "call":
             self.rows += [Row(**value) for name, value in report.user_properties if name == _ROW]
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if session.testsfailed == 0 and {row.database for row in self.rows} == set(DATABASES):
+    def pytest_sessionfinish(self) -> None:
+        if self.whole and {row.database for row in self.rows} == set(DATABASES):
             write_table(self.path, self.rows)
 
 

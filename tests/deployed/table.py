@@ -23,13 +23,16 @@ After each of them, which the tests demand:
 
 - both runs end by themselves, in the states below; seconds are counted from the fault;
 - no process of theirs is left;
-- `fashion-ann verify --all` finds every stored version whole;
+- every file of the store is what its manifest says;
 - a second run of the same parameters makes the one version, or has nothing to do. A training that was interrupted goes
   on from its last checkpoint.
 
 What waits about two minutes waits for the automation that marks runs without a heartbeat crashed
-([events.md](events.md)): neither the process nor its worker was left to tell the server. While the server or its
-database is away, a run tries again for about a minute.
+([events.md](events.md)): neither the process nor its worker was left to tell the server, and Prefect alone would leave
+them running for ever. While the server or its database is away, a run tries again for about a minute. A cancelled
+parent takes its child along at the server's next round. All versions of a database are in one store, whose files are
+hashed after each fault; `fashion-ann verify --all` loads them at the end. The full disk is a small tmpfs that holds the
+artifacts, which needs root.
 
 {rows}
 
