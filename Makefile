@@ -19,9 +19,9 @@ test: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses auto --dist loadgroup
 
 # Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
-# of them ran and passed. Two at a time, as each mostly waits.
+# of them ran and passed. Three at a time, whatever the cores: each mostly waits.
 test-deployed: .venv/dev.stamp postgresql
-	FAULTS_TABLE=docs/faults.md $(BIN)/pytest --numprocesses 2 --dist loadgroup tests/deployed
+	FAULTS_TABLE=docs/faults.md $(BIN)/pytest --numprocesses 3 --dist loadgroup tests/deployed
 
 # Where it can be had; the tests that need it say when they are skipped.
 postgresql:
