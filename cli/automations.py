@@ -18,7 +18,8 @@ MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 _SILENCE = timedelta(seconds=100)
 # Between the worker that takes a run and the run's own first word lie the pull step and the imports.
 _START = timedelta(seconds=300)
-_ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
+# Events carry the names of states, not their types: these are what a worker makes of a run before it runs.
+_TAKEN = ("Pending", "Submitting", "InfrastructurePending")
 # Not fit-model: its failure is that of the run that wanted the model, which tells it in the same words.
 _TOLD_ABOUT = ("train-fashion-mnist", "predict-fashion-mnist", "watch-data")
 _FLOWS = (*_TOLD_ABOUT, "fit-model")
@@ -59,7 +60,7 @@ def _mark_dead() -> dict[str, Any]:
     return _crashed_unless_followed(
         "The process of a run says every 30 s that it lives. One that stops without a final state died.",
         after={_HEARTBEAT},
-        expect={_HEARTBEAT, *_events(*_ENDED)},
+        expect={_HEARTBEAT, *_events(*_ended())},
         within=_SILENCE,
         message=f"No heartbeat for {_SILENCE.seconds} s: the process of this run, or its machine, is gone.",
     )
@@ -68,9 +69,9 @@ def _mark_dead() -> dict[str, Any]:
 def _mark_not_started() -> dict[str, Any]:
     return _crashed_unless_followed(
         "A worker that dies between taking a run and starting it leaves it pending, with no heartbeat.",
-        after=_events("Pending"),
+        after=_events(*_TAKEN),
         expect=_events(
-            *("Running", "Cancelling", *_ENDED),
+            *("Running", "Cancelling", *_ended()),
             *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
         ),
         within=_START,
@@ -117,8 +118,8 @@ def _wait_for_what_goes_on() -> None:
     from prefect.client.schemas.objects import StateType
     from prefect.events import Event, Resource
 
-    (pending,) = _events("Pending")
-    signs = {StateType.PENDING: pending, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}
+    (taken,) = _events(_TAKEN[0])
+    signs = {StateType.PENDING: taken, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}
     with get_client(sync_client=True) as client:
         going_on = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(_FLOWS))),
@@ -150,6 +151,13 @@ def _notify(block: UUID) -> dict[str, Any]:
         ),
         "actions": [SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
     }
+
+
+def _ended() -> tuple[str, ...]:
+    """The names of all states that our runs end in."""
+    from flows.endings import NOTHING_NEW, SUPERSEDED
+
+    return ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
 
 
 def _events(*states: str) -> set[str]:
