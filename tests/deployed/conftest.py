@@ -27,7 +27,7 @@ from tests.conftest import SAMPLE
 from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluster
 from tests.deployed.table import DATABASES, Row, write_table
 
-_SECONDS_FOR_A_RUN = 300
+_SECONDS_FOR_A_RUN = 600
 _ROW = "row of the table of faults"
 
 

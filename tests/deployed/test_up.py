@@ -111,7 +111,7 @@ def _runs_of(flow: str, url: str) -> list[dict[str, Any]]:
 
 
 def _soon(look: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (found := look()):
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.3)
