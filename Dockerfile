@@ -11,9 +11,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     FASHION_ANN_DATA_DIR=/data \
     # Results of flow runs are handed from one worker to another through files.
     PREFECT_HOME=/artifacts/services/prefect \
-    PREFECT_WORKER_QUERY_SECONDS=2 \
-    # The automation that marks dead runs as crashed waits for this heartbeat.
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
+    PREFECT_WORKER_QUERY_SECONDS=2
 # Where Prefect finds the project's settings, the entrypoints of the deployments, and the pull step the checkout.
 WORKDIR /app
 COPY requirements/uv.lock requirements/

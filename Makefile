@@ -1,6 +1,6 @@
 # The one vocabulary of people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-deployed check bench lock clean
+.PHONY: run up down status test test-deployed postgresql check bench lock clean
 
 PYTHON ?= python3
 # cpu or gpu: which TensorFlow `make run` installs.
@@ -18,9 +18,16 @@ up down status: .venv/$(ACCELERATOR).stamp
 test: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses auto --dist loadgroup
 
-# Real servers, workers and kills: minutes, so not among the tests of every change.
-test-deployed: .venv/dev.stamp
-	$(BIN)/pytest tests/deployed
+# Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
+# of them ran and passed. Three at a time, whatever the cores: each mostly waits.
+test-deployed: .venv/dev.stamp postgresql
+	FAULTS_TABLE=docs/faults.md $(BIN)/pytest --numprocesses 3 --dist loadgroup tests/deployed
+
+# Where it can be had; the tests that need it say when they are skipped.
+postgresql:
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
+		|| { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; } \
+		|| echo "Debian's postgresql could not be installed: the tests that need it are skipped."
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check

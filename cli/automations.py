@@ -18,9 +18,12 @@ MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 _SILENCE = timedelta(seconds=100)
 # Between the worker that takes a run and the run's own first word lie the pull step and the imports.
 _START = timedelta(seconds=300)
-_ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
+# Events carry the names of states, not their types: these are what a worker makes of a run before it runs.
+_TAKEN = ("Pending", "Submitting", "InfrastructurePending")
 # Not fit-model: its failure is that of the run that wanted the model, which tells it in the same words.
 _TOLD_ABOUT = ("train-fashion-mnist", "predict-fashion-mnist", "watch-data")
+_FLOWS = (*_TOLD_ABOUT, "fit-model")
+_HEARTBEAT = "prefect.flow-run.heartbeat"
 _BLOCK_NAME = "fashion-ann"
 
 _SUBJECT = (
@@ -43,6 +46,7 @@ def apply_automations() -> None:
     """
     _apply(MARK_DEAD, _mark_dead())
     _apply(MARK_NOT_STARTED, _mark_not_started())
+    _wait_for_what_goes_on()
     chosen = os.environ.get(NOTIFY_VARIABLE)
     if chosen is None:
         return
@@ -55,8 +59,8 @@ def apply_automations() -> None:
 def _mark_dead() -> dict[str, Any]:
     return _crashed_unless_followed(
         "The process of a run says every 30 s that it lives. One that stops without a final state died.",
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *_events(*_ENDED)},
+        after={_HEARTBEAT},
+        expect={_HEARTBEAT, *_events(*_ended())},
         within=_SILENCE,
         message=f"No heartbeat for {_SILENCE.seconds} s: the process of this run, or its machine, is gone.",
     )
@@ -65,9 +69,9 @@ def _mark_dead() -> dict[str, Any]:
 def _mark_not_started() -> dict[str, Any]:
     return _crashed_unless_followed(
         "A worker that dies between taking a run and starting it leaves it pending, with no heartbeat.",
-        after=_events("Pending"),
+        after=_events(*_TAKEN),
         expect=_events(
-            *("Running", "Cancelling", *_ENDED),
+            *("Running", "Cancelling", *_ended()),
             *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
         ),
         within=_START,
@@ -97,6 +101,39 @@ def _crashed_unless_followed(
     }
 
 
+def _wait_for_what_goes_on() -> None:
+    """Tell both automations of every run of ours that has begun and not ended, as if it had just given a sign.
+
+    What they wait for, the server forgets when an automation changes, and when it was away for longer than they wait:
+    a run whose process died with it would be running for ever. One that lives gives its next sign itself.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.events import Event, Resource
+
+    (taken,) = _events(_TAKEN[0])
+    signs = {StateType.PENDING: taken, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}
+    with get_client(sync_client=True) as client:
+        going_on = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(_FLOWS))),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*signs]))),
+        )
+        events = [
+            Event(event=signs[run.state_type], resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"}))
+            for run in going_on
+            if run.state_type is not None
+        ]
+        if events:
+            client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
+
+
 def _notify(block: UUID) -> dict[str, Any]:
     from prefect.automations import EventTrigger, Posture, ResourceSpecification, SendNotification
 
@@ -114,6 +151,13 @@ def _notify(block: UUID) -> dict[str, Any]:
         ),
         "actions": [SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
     }
+
+
+def _ended() -> tuple[str, ...]:
+    """The names of all states that our runs end in."""
+    from flows.endings import NOTHING_NEW, SUPERSEDED
+
+    return ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
 
 
 def _events(*states: str) -> set[str]:
@@ -156,7 +200,9 @@ def _apply(name: str, automation: dict[str, Any]) -> None:
         if not there:
             client.create_automation(wanted)
             return
-        client.update_automation(there[0].id, wanted)
+        # A change makes the server forget what it waits for.
+        if there[0].model_dump(exclude={"id"}) != wanted.model_dump():
+            client.update_automation(there[0].id, wanted)
         for extra in there[1:]:  # of two that deployed at once
             client.delete_automation(extra.id)
 

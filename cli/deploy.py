@@ -48,6 +48,11 @@ def work_pools(prefect_file: Path = PREFECT_FILE) -> list[dict[str, Any]]:
     return defined
 
 
+def pool_names() -> tuple[str, ...]:
+    """The names of the project's work pools, in the order of prefect.yaml."""
+    return tuple(pool["name"] for pool in work_pools())
+
+
 def _create_pool(pool: dict[str, Any]) -> None:
     """Without touching one that is there: it may be paused, or have a limit, for a reason."""
     from prefect.client.orchestration import get_client

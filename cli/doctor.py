@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from cli.deploy import pool_names
 from cli.server_process import refusal
-from cli.services import POOLS
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, SPLITS
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
@@ -295,7 +295,8 @@ def check_pools() -> Check:
         f"{pool.name}: {_counted(pool.deployments, 'deployment')}, {_counted(pool.online, 'worker')} online"
         for pool in pools
     )
-    idle = [pool.name for pool in pools if pool.name in POOLS and pool.deployments and not pool.online]
+    ours = pool_names()
+    idle = [pool.name for pool in pools if pool.name in ours and pool.deployments and not pool.online]
     cure = "Start a worker, or its runs stay late: " + ", ".join(
         f"`prefect worker start --pool {name}`" for name in idle
     )

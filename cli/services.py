@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import psutil
 
+from cli.deploy import pool_names
 from cli.server_process import (
     HOST,
     ServerUnavailable,
@@ -34,7 +35,6 @@ from schemas.config import PROJECT_ROOT, data_folder
 from schemas.errors import FashionAnnError
 from tasks.stage import replaced
 
-POOLS = ("cpu", "gpu")
 SERVER = "server"
 # Where Prefect listens unless it is told otherwise: the address that its documentation shows.
 USUAL_PORT = 4200
@@ -158,7 +158,7 @@ def up(artifacts_dir: Path) -> Status:
         write_prefect_toml(PROJECT_ROOT / "prefect.toml", url)
         shared = _environment(place, url, secrets)
         _deploy(place, shared)
-        for pool in POOLS:
+        for pool in pool_names():
             state = _worker(place, state, pool, url, shared)
         _await_workers(place, state, url, secrets.get(_AUTH))
     return status(artifacts_dir)
@@ -187,8 +187,6 @@ def _environment(place: _Place, url: str, secrets: Mapping[str, str]) -> dict[st
         # Where this command was called from, relative folders mean something else than where the workers run.
         FASHION_ANN_ARTIFACTS_DIR=str(place.artifacts),
         FASHION_ANN_DATA_DIR=str(data_folder()),
-        # The automation that marks dead runs as crashed waits for this heartbeat.
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30",
         **({_CLIENT_AUTH: secrets[_AUTH]} if _AUTH in secrets else {}),
     )
     return {"PREFECT_WORKER_QUERY_SECONDS": "2", **_without_secrets(given)}
@@ -271,7 +269,7 @@ def _deploy(place: _Place, variables: Mapping[str, str]) -> None:
     with place.log("deploy").open("ab") as log:
         try:
             done = subprocess.run(  # our own interpreter and program
-                [sys.executable, "-c", "from cli.deploy import deploy_all; deploy_all()"],
+                [sys.executable, "-m", "cli.main", "deploy"],
                 env=dict(variables),
                 cwd=PROJECT_ROOT,
                 stdin=subprocess.DEVNULL,
@@ -304,7 +302,7 @@ def _worker(place: _Place, state: State, pool: str, url: str, variables: Mapping
 def _await_workers(place: _Place, state: State, url: str, auth_string: str | None) -> None:
     """Until each worker has polled the server since it was started: then it takes up runs."""
     deadline = time.monotonic() + _SECONDS_TO_START
-    waiting = list(POOLS)
+    waiting = list(pool_names())
     with httpx.Client(headers=authorization(auth_string), timeout=30) as client:
         while waiting:
             pool = waiting[0]
@@ -390,7 +388,7 @@ def status(artifacts_dir: Path) -> Status:
     place = _Place(artifacts_dir)
     state = read_state(place.state)
     services = []
-    for name in (SERVER, *map(worker_of, POOLS)):
+    for name in (SERVER, *map(worker_of, pool_names())):
         known = state.processes.get(name)
         says = "not started" if known is None else "running" if alive(known) is not None else "died"
         if known is not None and says == "running" and name == SERVER:

@@ -34,6 +34,8 @@ _JUDGEMENTS = "data/*/validation"
 _CHECKPOINTS = "checkpoints"
 # Bad rows stay, whatever goes: they may be nowhere else.
 _QUARANTINE = "quarantine"
+# References that trainings on the gpu worker handed to main flows, which read them at once.
+_RETURNED = "returned"
 # A stage's folder is named by the beginning of its key.
 _KEY_CHARACTERS = 16
 
@@ -177,9 +179,9 @@ def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
     for path in sorted((artifacts_dir / _CHECKPOINTS).glob("*")):
         if path.suffix == ".npz":
             yield _removal("checkpoint", path)
-    for folder in (_CHECKPOINTS, _QUARANTINE):
-        for path in sorted((artifacts_dir / folder).glob(".*.tmp")):
-            yield _removal("leftover", path)
+    for pattern in (f"{_CHECKPOINTS}/.*.tmp", f"{_QUARANTINE}/.*.tmp", f"{_RETURNED}/*"):
+        for leftover in sorted(artifacts_dir.glob(pattern)):
+            yield _removal("leftover", leftover)
 
 
 def _removal(kind: Kind, path: Path) -> Removal:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cli import services
+from cli.deploy import pool_names
 from cli.server_process import project_settings
 from schemas.config import artifacts_folder, data_folder
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 UNITS = {path.name: path for path in sorted((ROOT / "deploy" / "systemd").glob("*.service"))}
-DEPLOY = "from cli.deploy import deploy_all; deploy_all()"
+POOLS = pool_names()
 
 
 def _stages() -> dict[str, list[tuple[str, str]]]:
@@ -63,7 +64,7 @@ def _worker(pool: str) -> list[str]:
     return ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
 
 
-@pytest.mark.parametrize("pool", services.POOLS)
+@pytest.mark.parametrize("pool", POOLS)
 def test_each_pool_has_a_target_that_serves_it_from_its_lock_and_not_as_root(pool: str) -> None:
     stage = _stages()[pool]
     (command,) = (yaml.safe_load(argument) for instruction, argument in stage if instruction == "CMD")
@@ -99,17 +100,17 @@ def test_the_folders_of_the_image_are_those_that_compose_keeps(monkeypatch: pyte
 
 def test_compose_starts_what_up_starts_and_in_that_order() -> None:
     found = COMPOSE["services"]
-    assert set(found) == {"database", "server", "deploy", *map(services.worker_of, services.POOLS)}
+    assert set(found) == {"database", "server", "deploy", *map(services.worker_of, POOLS)}
     port = str(services.USUAL_PORT)
     assert found["server"]["command"][:3] == ["prefect", "server", "start"]
     assert found["server"]["command"][-1] == port
     assert found["server"]["ports"] == [f"127.0.0.1:{port}:{port}"]
-    assert found["deploy"]["command"] == ["python", "-c", DEPLOY]
+    assert found["deploy"]["command"] == ["fashion-ann", "deploy"]
     assert found["deploy"]["restart"] == "no"
     after = {name: service.get("depends_on", {}) for name, service in found.items()}
     assert after["server"] == {"database": {"condition": "service_healthy"}}
     assert after["deploy"] == {"server": {"condition": "service_healthy"}}
-    for pool in services.POOLS:
+    for pool in POOLS:
         worker = found[services.worker_of(pool)]
         assert worker["build"]["target"] == pool  # its command is the image's
         assert "command" not in worker
@@ -141,11 +142,11 @@ def test_every_setting_of_prefect_that_is_named_is_one() -> None:
     assert not hasattr(prefect.settings, "PREFECT_NO_SUCH_SETTING")
 
 
-def test_workers_and_flow_runs_have_the_heartbeat_everywhere(tmp_path: Path) -> None:
+def test_workers_ask_for_work_as_often_everywhere(tmp_path: Path) -> None:
+    name = "PREFECT_WORKER_QUERY_SECONDS"
     ours = services._environment(services._Place(tmp_path), "http://127.0.0.1:4200/api", {})
-    for name in ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_WORKER_QUERY_SECONDS"):
-        for place in (_image_environment(), _environment(_unit("fashion-ann-worker@.service"))):
-            assert place[name] == ours[name]
+    for place in (_image_environment(), _environment(_unit("fashion-ann-worker@.service"))):
+        assert place[name] == ours[name]
 
 
 def test_the_units_start_what_up_starts() -> None:
@@ -161,7 +162,7 @@ def test_the_units_start_what_up_starts() -> None:
     assert commands["fashion-ann-server.service"] == [
         *("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(services.USUAL_PORT))
     ]
-    assert commands["fashion-ann-deploy.service"] == ["python", "-c", DEPLOY]
+    assert commands["fashion-ann-deploy.service"] == ["fashion-ann", "deploy"]
     assert commands["fashion-ann-worker@.service"][:7] == _worker("%i")
     hidden = _unit("fashion-ann-worker@.service")["UnsetEnvironment"][0].split()
     assert set(hidden) <= set(services._SECRETS_OF_THE_SERVER)

@@ -148,5 +148,4 @@ def test_the_passwords_of_the_server_are_not_given_to_flow_runs(
     assert given["PREFECT_API_AUTH_STRING"] == "a:b"
     assert "PREFECT_SERVER_API_AUTH_STRING" not in given
     assert not any("hidden" in value for value in given.values())
-    assert given["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
     assert given["FASHION_ANN_ARTIFACTS_DIR"] == str(tmp_path)

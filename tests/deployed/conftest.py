@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from cli.server_process import free_port
 from schemas.config import PROJECT_ROOT
 from tests.conftest import SAMPLE
+from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluster
+from tests.deployed.table import DATABASES, Row, write_table
 
-_SECONDS_FOR_A_RUN = 300
+_SECONDS_FOR_A_RUN = 600
+_ROW = "row of the table of faults"
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -39,10 +43,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 class Deployed:
     """A server with everything deployed, and a client on it. Data is the committed sample."""
 
-    def __init__(self, home: Path, url: str, client: SyncPrefectClient) -> None:
+    def __init__(self, home: Path, url: str, client: SyncPrefectClient, database: str | None = None) -> None:
         self.home = home
+        self.url = url
         self.artifacts = home / "artifacts"
         self.client = client
+        self.server_log = home / "server.log"
+        # Workers and flow runs have no need to know it.
+        self._of_the_server = {} if database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": database}
         self.environment = {
             **os.environ,
             # The code under test is this checkout's, whatever the environment has installed.
@@ -54,6 +62,33 @@ class Deployed:
             "FASHION_ANN_DATA_DIR": str(SAMPLE),
             "FASHION_ANN_ARTIFACTS_DIR": str(self.artifacts),
         }
+
+    def start_server(self) -> None:
+        """At the address that it had before, if it was there before."""
+        address = httpx.URL(self.url)
+        listen = ["--host", address.host, "--port", str(address.port)]
+        with self.server_log.open("ab") as log:
+            self.server = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", *listen],
+                cwd=self.home,
+                env={**self.environment, **self._of_the_server},
+                stdout=log,
+                stderr=log,
+            )
+        self.await_server()
+
+    def await_server(self) -> None:
+        """Until it answers, and its database answers it."""
+        deadline = time.monotonic() + 120
+        while True:
+            assert self.server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server never answered"
+            try:
+                if httpx.get(f"{self.url}/ready", timeout=5).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A command of the environment's, from a folder that is not the checkout."""
@@ -68,19 +103,23 @@ class Deployed:
 
     @contextmanager
     def worker(self, pool: str, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """As `start_worker`, for as long as the block."""
+        process = self.start_worker(pool, name, **environment)
+        try:
+            yield process
+        finally:
+            stop(process)
+
+    def start_worker(self, pool: str, name: str, **environment: str) -> subprocess.Popen[bytes]:
         """A worker as on another machine: nothing but the server and the artifacts is shared with the others."""
         with (self.home / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
                 cwd=self.home,
                 env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
                 stdout=log,
                 stderr=log,
             )
-            try:
-                yield process
-            finally:
-                stop(process)
 
     def start(self, name: str, **parameters: Any) -> UUID:
         deployment = self.client.read_deployment_by_name(name)
@@ -138,42 +177,66 @@ def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
     server.shutdown()
 
 
-@pytest.fixture(scope="session")
-def deployed(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]) -> Iterator[Deployed]:
-    """One server for the session, with a worker for the cpu pool and none for the gpu pool."""
-    home = tmp_path_factory.mktemp("deployed")
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
+@contextmanager
+def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterator[Deployed]:
+    """A server, sqlite unless there is a ``database``, everything deployed to it, and a worker for the cpu pool."""
+    url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-        made = Deployed(home, url, client)
-        with (home / "server.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-                cwd=home,
-                env=made.environment,
-                stdout=log,
-                stderr=log,
-            )
+        made = Deployed(home, url, client, database)
         try:
-            _wait_until_healthy(process, url)
-            done = made.command("cli.main", "deploy", FASHION_ANN_NOTIFY=webhook[0])
+            made.start_server()
+            done = made.command("cli.main", "deploy", FASHION_ANN_NOTIFY=notify)
             assert done.returncode == 0, done.stderr
             # Its own schedule would announce the sample in the middle of some test.
             client.pause_deployment(client.read_deployment_by_name("watch-data/scheduled").id)
             with made.worker("cpu", "cpu-worker"):
                 yield made
         finally:
-            stop(process)
+            stop(made.server)
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < deadline, "the server never answered"
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]) -> Iterator[Deployed]:
+    """One server for the session, with a worker for the cpu pool and none for the gpu pool."""
+    with deployed_at(tmp_path_factory.mktemp("deployed"), webhook[0]) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A cluster for the session; without Debian's package what needs it is skipped."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip(MISSING)
+    with postgres_cluster(programs) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def record_row(record_property: Callable[[str, object], None]) -> Callable[[Row], None]:
+    """Keeps a row of the table of faults, as a property of the test: that reaches the main process of pytest-xdist."""
+    return lambda row: record_property(_ROW, asdict(row))
+
+
+class FaultsTable:
+    """Writes docs/faults.md when all is over, if everything ran and passed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        self.whole = True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.whole &= report.passed
+        if report.when == "call":
+            self.rows += [Row(**value) for name, value in report.user_properties if name == _ROW]
+
+    def pytest_sessionfinish(self) -> None:
+        if self.whole and {row.database for row in self.rows} == set(DATABASES):
+            write_table(self.path, self.rows)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = os.environ.get("FAULTS_TABLE")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultsTable(Path(path)))

@@ -5,7 +5,6 @@ import shutil
 from typing import Any
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.schedules import CronSchedule
 
 from tests.conftest import SAMPLE
 from tests.deployed.conftest import Deployed
@@ -75,20 +74,3 @@ def test_two_nights_on_the_same_data_make_one_version_and_none_overlaps(deployed
     again = deployed.run(NIGHTLY, **QUICK)
     assert again.state_name == "Nothing new"
     assert len(list((deployed.artifacts / "models/fashion-mnist/versions").iterdir())) == versions
-
-
-def test_a_schedule_fires(deployed: Deployed) -> None:
-    deployment = deployed.client.read_deployment_by_name("watch-data/scheduled")
-    before = {run.id for run in deployed.runs_of("watch-data/scheduled")}
-    deployed.client.resume_deployment(deployment.id)
-    deployed.client.create_deployment_schedules(deployment.id, [(CronSchedule(cron="* * * * *"), True)])
-    try:
-        deployed.soon(
-            lambda: [
-                run
-                for run in deployed.runs_of("watch-data/scheduled")
-                if run.id not in before and run.state is not None and run.state.is_completed() and run.auto_scheduled
-            ]
-        )
-    finally:
-        deployed.client.pause_deployment(deployment.id)

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,21 @@ def _kill(pid: int) -> None:
 
 def _runs(url: str) -> dict[str, str]:
     """State by id of every flow run of the main flow."""
-    asked = {"flows": {"name": {"any_": ["train-fashion-mnist"]}}}
-    found = httpx.post(f"{url}/flow_runs/filter", json=asked).raise_for_status().json()
-    return {run["id"]: run["state_type"] for run in found}
+    return {run["id"]: run["state_type"] for run in _runs_of("train-fashion-mnist", url)}
+
+
+def _runs_of(flow: str, url: str) -> list[dict[str, Any]]:
+    asked = {"flows": {"name": {"any_": [flow]}}}
+    found: list[dict[str, Any]] = httpx.post(f"{url}/flow_runs/filter", json=asked).raise_for_status().json()
+    return found
+
+
+def _soon(look: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 600
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.3)
+    return found
 
 
 def test_up_starts_what_is_missing_and_down_leaves_no_process_and_all_history(checkout: Checkout) -> None:
@@ -153,17 +166,42 @@ def test_two_ups_at_once_start_one_of_each(checkout: Checkout) -> None:
     assert {process.pid for process in checkout.processes()} == {service["pid"] for service in told[0]["services"]}
 
 
-def test_down_in_the_middle_of_a_run_leaves_it_crashed_and_no_process(checkout: Checkout) -> None:
-    url = checkout.up()["url"]
+def _train_for_long(checkout: Checkout) -> None:
+    """Returns when a training goes on that nobody waits for the end of."""
     parameters = {**QUICK, "training": {**QUICK["training"], "epochs": 10_000}}
     run = checkout.run(
         *("deployment", "run", "train-fashion-mnist/on-demand", "--params", json.dumps(parameters)), module="prefect"
     )
     assert run.returncode == 0, run.stderr
-    deadline = time.monotonic() + 300
-    while not list((checkout.folder / "artifacts").glob("checkpoints/*.npz")):
-        assert time.monotonic() < deadline, _runs(url)
-        time.sleep(0.1)
+    _soon(lambda: list((checkout.folder / "artifacts").glob("checkpoints/*.npz")))
+
+
+def test_a_cron_fires_and_up_after_a_power_cut_resumes_it_and_ends_what_was_running(checkout: Checkout) -> None:
+    deployments = checkout.folder / "prefect.yaml"
+    written = deployments.read_text()
+    assert written.count("*/10 * * * *") == 1  # of watch-data
+    deployments.write_text(written.replace("*/10 * * * *", "* * * * *"))
+    url = checkout.up()["url"]
+
+    def fired_since(moment: datetime) -> list[str]:
+        ended = [run for run in _runs_of("watch-data", url) if run["state_type"] == "COMPLETED"]
+        return [run["id"] for run in ended if datetime.fromisoformat(run["expected_start_time"]) > moment]
+
+    _train_for_long(checkout)
+    trained = datetime.now(UTC)
+    _soon(lambda: fired_since(trained))  # one that is over, so that its end frees the place of the next
+    for process in checkout.processes():
+        process.kill()
+    power_cut = datetime.now(UTC)
+
+    assert checkout.up()["url"] == url
+    _soon(lambda: fired_since(power_cut))
+    _soon(lambda: list(_runs(url).values()) == ["CRASHED"])
+
+
+def test_down_in_the_middle_of_a_run_leaves_it_crashed_and_no_process(checkout: Checkout) -> None:
+    checkout.up()
+    _train_for_long(checkout)
     assert len(checkout.processes()) > 3
     done = checkout.run("down")
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,12 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import InfrastructurePending, Pending, Submitting
 
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
 from cli.deploy import deploy_all, enter_checkout
+from cli.server_process import project_settings
+from flows.endings import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, WrongUsage
 from tasks.watch import EVENT
@@ -81,7 +84,8 @@ def test_every_deployment_runs_the_checkout_of_its_worker_with_a_heartbeat(name:
     assert deployment.entrypoint == f"flows/{flow}.py:{flow}"
     assert deployment.work_pool_name == ("gpu" if name == "fit-model/gpu" else "cpu")
     assert deployment.pull_steps == [{"cli.deploy.enter_checkout": {}}]
-    assert deployment.job_variables == {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
+    needed = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_CLIENT_RETRY_EXTRA_CODES")
+    assert deployment.job_variables == {"env": {name: project_settings()[name] for name in needed}}
     assert deployment.enforce_parameter_schema
     assert deployment.parameters == {}
     assert deployment.description
@@ -137,9 +141,15 @@ def test_there_is_one_of_each_automation_after_two_deployments() -> None:
     dead: Any = automations[MARK_DEAD]
     assert dead.trigger.within == timedelta(seconds=100)
     assert dead.trigger.after == {"prefect.flow-run.heartbeat"}
-    assert "prefect.flow-run.heartbeat" in dead.trigger.expect
+    # Events carry the names of states: those that our flows end in under names of their own, too.
+    ended = {f"prefect.flow-run.{name}" for name in ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Crashed")}
+    assert ended | {"prefect.flow-run.heartbeat"} <= dead.trigger.expect
     assert dead.trigger.for_each == {"prefect.resource.id"}
     assert dead.actions[0].state == "CRASHED"
+
+    taken: Any = automations[MARK_NOT_STARTED]
+    names = {state.name for state in (Pending(), Submitting(), InfrastructurePending())}
+    assert taken.trigger.after == {f"prefect.flow-run.{name}" for name in names}
 
     trigger: Any = automations[TRIGGER]
     assert trigger.trigger.expect == {EVENT}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import StoredArtifactError, WrongUsage
 from tasks.gc import collect, plan
+from tasks.gpu_worker import RETURNED_FOLDER
 from tasks.stage import in_use, run_stage
 from tasks.store import (
     add_version,
@@ -165,6 +166,8 @@ def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftov
     (tmp_path / "quarantine").mkdir()
     for name in ("train-1.parquet", ".train-2.parquet.77.tmp"):
         (tmp_path / "quarantine" / name).write_bytes(b"bad rows")
+    (tmp_path / RETURNED_FOLDER).mkdir()
+    (tmp_path / RETURNED_FOLDER / "0123").write_text("{}")
     whole = {path: _content(path) for path in _folders(tmp_path, "new")}
 
     done = collect(tmp_path, DATASET, keep=1)
@@ -178,7 +181,7 @@ def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftov
     assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == sorted(
         [f".{_key('new')[:16]}.lock", _key("new")[:16]]
     )
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert [*(tmp_path / "checkpoints").iterdir(), *(tmp_path / RETURNED_FOLDER).iterdir()] == []
     assert {gone.kind for gone in done.removed} == {"version", "stage", "checkpoint", "leftover"}
     assert [gone.bytes for gone in done.removed if gone.kind == "checkpoint"] == [5]
     assert done.bytes == sum(gone.bytes for gone in done.removed) > 0
@@ -208,6 +211,8 @@ def test_while_a_run_goes_on_versions_go_and_outputs_of_stages_stay(tmp_path: Pa
     _add(tmp_path, stages="old")
     _add(tmp_path, stages="new")
     (tmp_path / "trained" / ".0123456789abcdef.77.tmp").mkdir()
+    (tmp_path / RETURNED_FOLDER).mkdir()
+    (tmp_path / RETURNED_FOLDER / "0123").write_text("{}")
     with in_use(tmp_path) as held, in_use(tmp_path) as second:
         assert held
         assert second
@@ -216,6 +221,7 @@ def test_while_a_run_goes_on_versions_go_and_outputs_of_stages_stay(tmp_path: Pa
     assert "run is going on" in " ".join(done.notes)
     assert all(folder.exists() for folder in _folders(tmp_path, "old"))
     assert (tmp_path / "trained" / ".0123456789abcdef.77.tmp").exists()
+    assert (tmp_path / RETURNED_FOLDER / "0123").exists()
     collect(tmp_path, DATASET, keep=1)
     assert not any(folder.exists() for folder in _folders(tmp_path, "old"))
 
