@@ -1,6 +1,6 @@
 # The one vocabulary of people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-deployed postgresql check bench lock clean
+.PHONY: run up down status test test-deployed postgresql fuzz check bench lock clean
 
 PYTHON ?= python3
 # cpu or gpu: which TensorFlow `make run` installs.
@@ -28,6 +28,13 @@ postgresql:
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
 		|| { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; } \
 		|| echo "Debian's postgresql could not be installed: the tests that need it are skipped."
+
+# Bytes that ingest and Python's csv module take for different things are written to tests/fuzz/found-*.
+FUZZ_SECONDS ?= 50
+fuzz: .venv/dev.stamp
+	@mkdir -p .venv/fuzz
+	$(BIN)/python -m tests.fuzz.fuzz_ingest -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -dict=tests/fuzz/csv.dict \
+		-artifact_prefix=tests/fuzz/found- .venv/fuzz tests/fuzz/corpus
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check

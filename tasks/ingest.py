@@ -55,7 +55,9 @@ _BLOCK_BYTES = 1 << 20  # the arrays made from one block stay within a processor
 _LINE_BYTES = 1 << 20
 # Blank lines are bad rows unless the file ends with them: so many are held back until that is known.
 _BLANK_LINES = 10_000
-_ROW_GROUP_ROWS = 16_384
+# A buffer of 51 MB. What the writer keeps of a row group until the footer is written takes 1 MB, whatever its rows: in
+# smaller ones memory would grow with the file.
+_ROW_GROUP_ROWS = 65_536
 _PROBLEMS_SHOWN = 10
 _VALUE_CHARACTERS = 40
 _QUARANTINE_NAME = "quarantine.parquet"
@@ -139,7 +141,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
                 shutil.copyfile(record.path / _QUARANTINE_NAME, temporary)
         _demand_budget(csv, facts, bad_rows, quarantine)
         logger.warning(
-            "%s: %s, no more than %s may be; set aside in %s. The first: %s",
+            "%s: %s, --bad-rows allows %s; set aside in %s. The first: %s",
             csv.name,
             _share(facts),
             bad_rows,
@@ -166,7 +168,7 @@ def parquet_schema(contract: DatasetContract) -> pa.Schema:
 def ingest_csv(
     csv: CsvSplit, target: Path, quarantine: Path, contract: DatasetContract, bad_rows: BadRows = 0
 ) -> IngestFacts:
-    """Write ``target`` as Parquet: one uint8 column for each of the contract's, row groups of at most 16,384 rows.
+    """Write ``target`` as Parquet: one uint8 column for each of the contract's, row groups of at most 65,536 rows.
 
     The files are read one after the other. Each bad row goes to ``quarantine`` (`tasks.quarantine.SCHEMA`), which is
     not written where there is none; every other row goes to ``target``. A supplied split needs
@@ -732,13 +734,17 @@ def _check_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract) ->
 def _demand_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarantine: Path) -> None:
     if facts.quarantined <= allowed_bad_rows(bad_rows, facts.rows + facts.quarantined):
         return
-    cure = "Delete it, and run again to fetch it anew" if csv.origin == "fetched" else "Correct it, and run again"
+    cure = (
+        "Delete the CSV, and run again to fetch it anew"
+        if csv.origin == "fetched"
+        else "Correct the CSV, or allow more, and run again"
+    )
     raise DataContractError(
         "\n".join(
             [
                 *_told(facts.problems, facts.count),
-                f"Nothing was taken from {_place(csv)}: {_share(facts)}, no more than {bad_rows} may be (--bad-rows). "
-                f"The bad rows are in {quarantine}. {cure}.",
+                f"Nothing was taken from {_place(csv)}: {_share(facts)}, --bad-rows allows {bad_rows}. What is bad is "
+                f"in {quarantine}. {cure}.",
             ]
         ),
         facts.problems,

@@ -116,7 +116,7 @@ def test_up_to_the_budget_good_rows_go_on_and_past_it_none(
     else:
         with pytest.raises(DataContractError) as caught:
             run(csv, artifacts, bad_rows)
-        assert f"2 of 5 rows are bad, no more than {bad_rows} may be" in str(caught.value)
+        assert f"2 of 5 rows are bad, --bad-rows allows {bad_rows}. " in str(caught.value)
         assert str(quarantine_path(artifacts, csv)) in str(caught.value)
         places = [(problem.line, problem.column) for problem in caught.value.problems]
         assert places[:2] == [(5, "label"), (5, "pixel2")]
