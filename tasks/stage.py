@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -181,9 +182,11 @@ def run_stage(
                 return _reference(record, final, reused=True), record["facts"]
         temporary = folder / f".{key[:16]}.{os.getpid()}.tmp"
         temporary.mkdir()
+        started = time.monotonic()
         try:
             facts = dict(produce(temporary))
-            record = {**hung_on, "key": key, "facts": facts, "files": describe_files(temporary)}
+            seconds = round(time.monotonic() - started, 3)
+            record = {**hung_on, "key": key, "facts": facts, "seconds": seconds, "files": describe_files(temporary)}
             write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
             temporary.rename(final)
         except OSError as error:
@@ -263,7 +266,12 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> StageRecord:
     return StageRecord(
-        stage=record["stage"], key=record["key"], digest=digest_of(record["files"]), path=folder, reused=reused
+        stage=record["stage"],
+        key=record["key"],
+        digest=digest_of(record["files"]),
+        path=folder,
+        reused=reused,
+        seconds=record["seconds"],
     )
 
 

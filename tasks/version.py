@@ -28,7 +28,7 @@ from tasks.stage import lock_digest, sha256_file, stage_key, write_json
 from tasks.store import (
     CHAMPION,
     METRICS_NAME,
-    REPORT_NAME,
+    PREDICTIONS_NAME,
     VERDICT_NAME,
     add_version,
     alias_values,
@@ -144,6 +144,7 @@ def _add(
             (trained.record, WEIGHTS_NAME),
             (trained.record, GOLDEN_NAME),
             (evaluation.record, METRICS_NAME),
+            (evaluation.record, PREDICTIONS_NAME),
         ):
             shutil.copyfile(record.path / name, folder / name)
         for name, trained_sha256 in ((TOPOLOGY_NAME, trained.topology_sha256), (WEIGHTS_NAME, trained.weights_sha256)):
@@ -182,7 +183,8 @@ def _add(
             },
             "lineage": lineage(data, prepared, trained, evaluation),
         }
-        write_report(folder / REPORT_NAME, number, stated, evaluation.record.path, contract_of(prepared.dataset))
+        images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
+        write_report(folder, number, stated, images, contract_of(prepared.dataset))
         return stated
 
     return add_version(root, write)
