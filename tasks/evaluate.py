@@ -24,7 +24,7 @@ LEARNING_NAME = "learning_curve.png"
 _CALIBRATION_BINS = 15
 
 
-@task(name="evaluate")
+@task(name="evaluate", task_run_name="evaluate")
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
     """Have a fresh process load the model, repeat its golden predictions and predict the test split.
 

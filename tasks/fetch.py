@@ -81,7 +81,7 @@ class Source(Protocol):
         ...
 
 
-@task(name="fetch")
+@task(name="fetch", task_run_name="fetch")
 def fetch(dataset: str, data_dir: Path) -> dict[Split, CsvFile]:
     """The two CSVs of ``dataset``, see `fetch_data`.
 

@@ -80,7 +80,7 @@ class IngestFacts:
     sha256: str
 
 
-@task(name="ingest")
+@task(name="ingest", task_run_name="ingest {csv.split}")
 def ingest(csv: CsvFile, dataset: str, artifacts_dir: Path) -> ParquetSplit:
     """One CSV to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``; see `ingest_csv` for its form.
 

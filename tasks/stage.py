@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from schemas.config import PROJECT_ROOT
 from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.references import StageRecord
+from tasks.progress import Begun, Ended, tell
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +170,8 @@ def run_stage(
     stage, key = hung_on["stage"], digest_of(hung_on)
     final = folder / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    split = inputs.get("split")
+    tell(Begun(stage, split))
     with _only_maker(folder / f".{key[:16]}.lock", stage):
         _sweep(folder, key)
         if final.exists():
@@ -179,6 +182,7 @@ def run_stage(
                 shutil.rmtree(final)
             else:
                 logger.info("%s: reused %s", stage, final.name)
+                tell(Ended(stage, split, True, record["seconds"], record["facts"]))
                 return _reference(record, final, reused=True), record["facts"]
         temporary = folder / f".{key[:16]}.{os.getpid()}.tmp"
         temporary.mkdir()
@@ -196,6 +200,7 @@ def run_stage(
             raise StageNotWritten(f"{stage} could not write to {folder}: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        tell(Ended(stage, split, False, seconds, facts))
         return _reference(record, final, reused=False), facts
 
 
