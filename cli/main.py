@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Half a million objects come with the imports, and stay. Looking for garbage among them each 700 objects, as is
     # the default, costs a fifth of the start, and at the exit two seconds.
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    # Nothing about a run leaves the machine. The server has a setting for that, Prefect's client this variable alone.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -111,9 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         help="what training runs on; auto: a GPU where one can be used, else the CPU; gpu: a GPU or nothing "
         "(default: %(default)s)",
     )
+    train.add_argument(
+        "--quiet",
+        action="store_true",
+        help="no live view and no line a stage: warnings and errors alone, and the answer on stdout",
+    )
     _add_training_flags(train)
     _add_promotion_flags(train)
-    train.set_defaults(run=_train, when_stopped="Finished stages are kept; the same command goes on from there.")
+    train.set_defaults(run=_train, when_stopped="Nothing was begun yet.")
 
     predict = commands.add_parser(
         "predict",
@@ -338,9 +345,17 @@ def _train(options: argparse.Namespace) -> None:
 
     training, promotion = _config(TrainingConfig, options), _config(PromotionConfig, options)
     from cli.prefect_run import run_training_flow
+    from cli.terminal import Progress
 
     data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
-    made = run_training_flow(data_dir, artifacts_dir, training, promotion, options.device)
+    progress = Progress()
+    try:
+        made = run_training_flow(
+            data_dir, artifacts_dir, training, promotion, options.device, progress, quiet=options.quiet
+        )
+    except (KeyboardInterrupt, _Terminated):
+        options.when_stopped = progress.kept()
+        raise
     if options.json:
         print(made.model_dump_json(indent=2))
         return

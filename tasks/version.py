@@ -21,6 +21,7 @@ from tasks.evaluate import PROBABILITIES_NAME
 from tasks.golden import GOLDEN_NAME
 from tasks.judge import judge, right_rows
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.progress import Begun, tell
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import name_flow_run, publish_file_link, publish_markdown, publish_table
 from tasks.report import write_report
@@ -71,6 +72,7 @@ def version(
 
     Raises `CandidateRefused` for a version below the quality floor, which is in the store all the same.
     """
+    tell(Begun("version", None))
     root = store_folder(artifacts_dir, prepared.dataset)
     key = stage_key(
         __name__,
