@@ -46,7 +46,8 @@ Figures = dict[str, float]
 def main(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Fit to the prepared splits in ``job["prepared"]`` and write the model into ``job["folder"]``; see `tasks.train`.
 
-    Tells the device first, then the figures of each epoch and, twice a second, those so far within one. Returns epochs_run and seconds.
+    Tells the device first, then the figures of each epoch and, twice a second, those so far within one. Returns
+    epochs_run and seconds.
     """
     contract, config = contract_of(job["dataset"]), TrainingConfig(**job["training"])
     folder, checkpoint = Path(job["folder"]), Path(job["checkpoint"])
