@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Half a million objects come with the imports, and stay. Looking for garbage among them each 700 objects, as is
     # the default, costs a fifth of the start, and at the exit two seconds.
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    # Nothing about a run leaves the machine. The server has a setting for that, Prefect's client this variable alone.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -119,9 +121,14 @@ def _parser() -> argparse.ArgumentParser:
         help="what training runs on; auto: a GPU where one can be used, else the CPU; gpu: a GPU or nothing "
         "(default: %(default)s)",
     )
+    train.add_argument(
+        "--quiet",
+        action="store_true",
+        help="no live view and no line a stage: warnings and errors alone, and the answer on stdout",
+    )
     _add_training_flags(train)
     _add_promotion_flags(train)
-    train.set_defaults(run=_train, when_stopped="Finished stages are kept; the same command goes on from there.")
+    train.set_defaults(run=_train, when_stopped="Nothing was begun yet.")
 
     predict = commands.add_parser(
         "predict",
@@ -157,6 +164,36 @@ def _parser() -> argparse.ArgumentParser:
     why = commands.add_parser("why", **shared, help="why a version was promoted or not, and what each stage hung on")
     why.add_argument("version", metavar="V", help="a number, or an alias such as champion")
     why.set_defaults(run=_why)
+
+    report = commands.add_parser(
+        "report",
+        **shared,
+        help="where the report of a version is, once it was checked",
+        description="A page of one file: verdict, figures, mistakes as pictures, data, how to make the version again.",
+    )
+    report.add_argument("version", metavar="V", help="a number, or an alias such as champion")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
+    report.set_defaults(run=_report)
+
+    compare = commands.add_parser(
+        "compare",
+        **shared,
+        help="two versions on the same test images: which of them W fixed and which it broke",
+        description="In figures here, as pictures in an HTML page. Nothing is predicted again: what each version said "
+        "of each test image is stored with it.",
+    )
+    compare.add_argument("before", metavar="V", help="a number, or an alias such as champion")
+    compare.add_argument("after", metavar="W", help="another one")
+    compare.add_argument(
+        "--output", metavar="FILE.html", help="the page (default: comparisons/V-W.html in the artifacts folder)"
+    )
+    compare.add_argument(
+        "--data-dir",
+        metavar="D",
+        help="where the test CSV is, for pictures whose prepared arrays are gone (default: $FASHION_ANN_DATA_DIR, then "
+        "data/ of the checkout)",
+    )
+    compare.set_defaults(run=_compare, when_stopped="Nothing was written.")
 
     promote = commands.add_parser("promote", **shared, help="make a version champion")
     promote.add_argument("version", metavar="V")
@@ -331,9 +368,17 @@ def _train(options: argparse.Namespace) -> None:
     training, promotion = _config(TrainingConfig, options), _config(PromotionConfig, options)
     bad_rows = _bad_rows(options.bad_rows)
     from cli.prefect_run import run_training_flow
+    from cli.terminal import Progress
 
     data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
-    made = run_training_flow(data_dir, artifacts_dir, training, promotion, options.device, bad_rows)
+    progress = Progress()
+    try:
+        made = run_training_flow(
+            data_dir, artifacts_dir, training, promotion, options.device, bad_rows, progress, quiet=options.quiet
+        )
+    except (KeyboardInterrupt, _Terminated):
+        options.when_stopped = progress.kept()
+        raise
     if options.json:
         print(made.model_dump_json(indent=2))
         return
@@ -455,6 +500,62 @@ def _why(options: argparse.Namespace) -> None:
     for event in events:
         before = "none" if event["from"] is None else event["from"]
         print(f"  {event['when']}  {event['alias']} {before} -> {event['to']}, {event['by']}: {event['reason']}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    import webbrowser
+
+    from schemas.errors import FashionAnnError
+    from tasks.store import REPORT_NAME, checked_path, read_manifest, resolve
+
+    root = _store(options)
+    version = resolve(root, options.version)
+    path = checked_path(root, read_manifest(root, version), REPORT_NAME)
+    print(json.dumps({"version": version, "report": str(path)}, indent=2) if options.json else path)
+    if options.open and not webbrowser.open(path.absolute().as_uri()):
+        raise FashionAnnError(f"No browser could be started here. Open {path} in one.")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from schemas.config import artifacts_folder, data_folder
+    from tasks.compare import COMPARISONS_FOLDER, compare, write_comparison
+    from tasks.store import resolve
+
+    root, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
+    before, after = resolve(root, options.before), resolve(root, options.after)
+    if options.output is None:
+        output = artifacts_dir / COMPARISONS_FOLDER / f"{before:04d}-{after:04d}.html"
+        output.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        output = Path(options.output)
+        if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
+            raise WrongUsage(f"--output {output}: a file ending in .html, in a folder that is there, was expected.")
+    done = compare(root, artifacts_dir, data_folder(options.data_dir), before, after)
+    write_comparison(done, output)
+    found = done.figures
+    if options.json:
+        missing = done.without_pictures
+        print(json.dumps({**found, "output": str(output), "without_pictures": missing}, indent=2))
+        return
+    accuracy = found["test_accuracy"]
+    print(f"version {after} against version {before}, on the same {found['rows']} test images")
+    print(
+        f"  accuracy {accuracy['before']:.4f} -> {accuracy['after']:.4f} "
+        f"({accuracy['after'] - accuracy['before']:+.4f}): {found['fixed']} fixed, {found['broken']} broken, "
+        f"p = {found['p_value']:.3g}"
+    )
+    if alone := {side: rows for side, rows in found["rows_of_one_alone"].items() if rows}:
+        print(f"  left out, tested by one alone: {', '.join(f'{rows} rows of {side}' for side, rows in alone.items())}")
+    for row in found["per_class"]:
+        print(
+            f"  {row['name']:<12} recall {row['recall_before']:.3f} -> {row['recall_after']:.3f}  "
+            f"{row['fixed']} fixed, {row['broken']} broken"
+        )
+    for row in found["differs"]:
+        print(f"  {row['what']}: {row['before']} -> {row['after']}")
+    if done.without_pictures:
+        print(f"  {done.without_pictures}", file=sys.stderr)
+    print(f"  page  {output}")
 
 
 def _promote(options: argparse.Namespace) -> None:

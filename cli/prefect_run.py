@@ -2,12 +2,10 @@
 
 import atexit
 import ctypes
-import logging
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +21,10 @@ from cli.server_process import (
     stop_tree,
     wait_until_healthy,
 )
+from cli.terminal import Progress, Screen
 from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
 from schemas.references import ModelVersion
+from tasks.progress import Begun, tell
 
 _SECONDS_TO_END = 5
 
@@ -36,13 +36,22 @@ def run_training_flow(
     promotion: PromotionConfig,
     device: DeviceChoice,
     bad_rows: BadRows,
+    progress: Progress,
+    *,
+    quiet: bool,
 ) -> ModelVersion:
-    """Run train-fashion-mnist here and return what it returns."""
+    """Run train-fashion-mnist here, shown on the terminal unless ``quiet``, and return what it returns.
+
+    ``progress`` follows what was done, also when the run is stopped.
+    """
     _apply_project_settings()
-    with _prefect_api():
+    configured = _configured_api()
+    screen = Screen(artifacts_dir, progress, quiet=quiet)
+    server = None if configured else _start_server(screen.log)
+    with screen.showing(), _prefect_api(server, screen.log):
         from flows.train_fashion_mnist import train_fashion_mnist
 
-        _let_the_stages_speak()
+        screen.take_over_logging()
         made = train_fashion_mnist(
             data_dir=data_dir,
             artifacts_dir=artifacts_dir,
@@ -56,30 +65,26 @@ def run_training_flow(
     return made
 
 
-def _let_the_stages_speak() -> None:
-    """On the terminal: what our stages say, and warnings. The run's log on the server keeps the engine's words, too.
-
-    An error reaches the terminal once, as the command's own last line, and not as the engine's traceback before it.
-    """
-    logging.getLogger("tasks").setLevel(logging.INFO)
-
-    def for_people(record: logging.LogRecord) -> bool:
-        engine = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
-        return record.name.startswith("tasks.") or (record.levelno >= logging.WARNING and not engine)
-
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(for_people)
-
-
 def _apply_project_settings() -> None:
     """A variable that is set already wins."""
     for name, value in project_settings().items():
         os.environ.setdefault(name, value)
 
 
+def _configured_api() -> bool:
+    """Whether the settings name an API; raises `ServerUnavailable` when it cannot be used."""
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        return False
+    if (fault := refusal()) is not None:
+        raise ServerUnavailable(str(fault))
+    return True
+
+
 @contextmanager
-def _prefect_api() -> Iterator[None]:
-    """An API for the flows of this process: the configured one, else an embedded server.
+def _prefect_api(server: tuple[subprocess.Popen[bytes], str] | None, log: IO[bytes]) -> Iterator[None]:
+    """An API for the flows of this process: the configured one, else that of ``server``, which writes to ``log``.
 
     It is the server that Prefect itself would embed, started by us for three reasons: it boots while this process is
     still importing; this process need not import the server (2 s and 60 MB); and the kernel ends it when this process
@@ -92,24 +97,22 @@ def _prefect_api() -> Iterator[None]:
         temporary_settings,
     )
 
-    settings = get_current_settings()
-    if settings.api.url is not None:
-        if (fault := refusal()) is not None:
-            raise ServerUnavailable(str(fault))
+    tell(Begun("start", None))
+    # While the server boots: the flows, and what the first stage with something to do will need. That one in a
+    # thread, since a run that has nothing to do goes on without it.
+    import flows.train_fashion_mnist  # noqa: F401
+
+    if server is None:
         yield
         return
-    with tempfile.TemporaryFile() as log:
-        process, url = _start_server(log)
-        # While the server boots: the flows, and what the first stage with something to do will need. That one in a
-        # thread, since a run that has nothing to do goes on without it.
-        import flows.train_fashion_mnist  # noqa: F401
-        from tasks.validate import import_great_expectations
+    process, url = server
+    from tasks.validate import import_great_expectations
 
-        threading.Thread(target=import_great_expectations, daemon=True).start()
-        _demand_health(process, url, settings.server.ephemeral.startup_timeout_seconds, log)
-        # Nobody is left to hear a heartbeat when this process dies, and ending its thread costs a second a flow.
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield
+    threading.Thread(target=import_great_expectations, daemon=True).start()
+    _demand_health(process, url, get_current_settings().server.ephemeral.startup_timeout_seconds, log)
+    # Nobody is left to hear a heartbeat when this process dies, and ending its thread costs a second a flow.
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:

@@ -12,7 +12,13 @@ from tasks.train import train
 
 
 # The result is kept for whoever had it run elsewhere.
-@flow(name="fit-model", persist_result=True, result_serializer="json", on_running=[let_stages_speak])
+@flow(
+    name="fit-model",
+    flow_run_name="{prepared.dataset} fit seed {training.seed}",
+    persist_result=True,
+    result_serializer="json",
+    on_running=[let_stages_speak],
+)
 def fit_model(
     prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> TrainedModel:

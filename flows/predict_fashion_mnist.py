@@ -12,7 +12,11 @@ from tasks.predict import predict
 from tasks.store import CHAMPION
 
 
-@flow(name="predict-fashion-mnist", on_running=[let_stages_speak])
+@flow(
+    name="predict-fashion-mnist",
+    flow_run_name="{dataset} predict {images.name} by {version}",
+    on_running=[let_stages_speak],
+)
 def predict_fashion_mnist(
     images: Path,
     output: Path,

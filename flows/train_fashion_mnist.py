@@ -34,7 +34,8 @@ DEFAULT_TRAINING = TrainingConfig()
 DEFAULT_PROMOTION = PromotionConfig()
 
 
-@flow(name="train-fashion-mnist", on_running=[let_stages_speak])
+# Until the version is there, which then names the run.
+@flow(name="train-fashion-mnist", flow_run_name="{dataset} seed {training.seed}", on_running=[let_stages_speak])
 def train_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
     data_dir: Path | None = None,

@@ -12,7 +12,7 @@ from schemas.references import WatchedData
 from tasks.watch import watch
 
 
-@flow(name="watch-data", on_running=[let_stages_speak])
+@flow(name="watch-data", flow_run_name="{dataset} watch", on_running=[let_stages_speak])
 def watch_data(
     dataset: DatasetName = "fashion-mnist", data_dir: Path | None = None, artifacts_dir: Path | None = None
 ) -> WatchedData | State[WatchedData]:

@@ -58,6 +58,9 @@ class DatasetContract:
     mirrors: tuple[str, ...]
     debian_package: str
     debian_folder: str
+    # For the model card in report.html, in words; nothing depends on them.
+    licence: str = ""
+    known_limits: tuple[str, ...] = ()
 
     label_column = "label"
 
@@ -146,6 +149,14 @@ FASHION_MNIST = DatasetContract(
     ),
     debian_package="dataset-fashion-mnist",
     debian_folder="/usr/share/datasets/fashion-mnist",
+    licence="MIT, copyright 2017 Zalando SE",
+    known_limits=(
+        "Some test images have near-duplicates among the train images (arXiv 1906.08255), so the test accuracy is "
+        "somewhat flattered. The duplicates that are counted above are exact ones alone.",
+        "Some images carry a wrong label, in both splits (arXiv 1912.05283): a few of the mistakes that are shown here "
+        "are the label's.",
+        "Studio pictures of one shop, cut out, centred, grey and turned upright: other photographs are another task.",
+    ),
 )
 
 CONTRACTS: Mapping[str, DatasetContract] = MappingProxyType({FASHION_MNIST.name: FASHION_MNIST})

@@ -21,6 +21,7 @@ class StageRecord(Reference):
     """Where a stage's output lies, on what it hung, and whether this run made it.
 
     ``key`` is the digest of everything that the output depends on; ``digest`` is that of the output itself.
+    ``seconds``: what making it took, in the run that made it.
     """
 
     stage: str
@@ -28,6 +29,7 @@ class StageRecord(Reference):
     digest: str
     path: Path
     reused: bool
+    seconds: float
 
 
 class CsvFile(Reference):

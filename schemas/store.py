@@ -49,6 +49,7 @@ class StatedStage(Stated):
     key: Digest
     digest: Digest
     reused: bool
+    seconds: Annotated[float, Field(ge=0)]
 
 
 class Manifest(Stated):

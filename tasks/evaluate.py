@@ -12,9 +12,10 @@ from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.fit import HISTORY_NAME
 from tasks.judge import judging
+from tasks.judged import Judged, image_digests, write_predictions
 from tasks.publish import publish_markdown, publish_png, publish_table
 from tasks.stage import run_stage, write_json
-from tasks.store import METRICS_NAME
+from tasks.store import METRICS_NAME, PREDICTIONS_NAME
 
 PROBABILITIES_NAME = "test_probabilities.npy"
 CONFUSION_NAME = "confusion_matrix.png"
@@ -23,12 +24,12 @@ LEARNING_NAME = "learning_curve.png"
 _CALIBRATION_BINS = 15
 
 
-@task(name="evaluate")
+@task(name="evaluate", task_run_name="evaluate")
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
     """Have a fresh process load the model, repeat its golden predictions and predict the test split.
 
-    Writes metrics.json, test_probabilities.npy, float32 (N, classes), and two pictures. Raises `StoredArtifactError`
-    when what was trained cannot be loaded.
+    Writes metrics.json, test_probabilities.npy, float32 (N, classes), test_predictions.parquet (`tasks.judged`), and
+    two pictures. Raises `StoredArtifactError` when what was trained cannot be loaded.
     """
     contract = contract_of(prepared.dataset)
 
@@ -36,14 +37,17 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         with judging(trained.record.path, prepared.record.path, folder / PROBABILITIES_NAME) as process:
             history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
             draw_learning(history, folder / LEARNING_NAME)  # while the process starts
+            digests = image_digests(np.load(prepared.record.path / "test_images.npy", mmap_mode="r"), contract)
             judged = process.result()
         labels = np.load(prepared.record.path / "test_labels.npy")
+        probabilities = np.load(folder / PROBABILITIES_NAME)
         metrics = {
             "test_loss": judged["loss"],
-            **measure(np.load(folder / PROBABILITIES_NAME), labels, contract),
+            **measure(probabilities, labels, contract),
             "history": history,
         }
         write_json(folder / METRICS_NAME, metrics)
+        write_predictions(folder / PREDICTIONS_NAME, Judged(digests, labels, probabilities), contract)
         draw_confusion(metrics["confusion_matrix"], contract, folder / CONFUSION_NAME)
         return {
             "test_accuracy": metrics["test_accuracy"],

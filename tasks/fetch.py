@@ -82,7 +82,7 @@ class Source(Protocol):
         ...
 
 
-@task(name="fetch")
+@task(name="fetch", task_run_name="fetch")
 def fetch(dataset: str, data_dir: Path) -> dict[Split, CsvSplit]:
     """The CSVs of ``dataset``, see `fetch_data`.
 

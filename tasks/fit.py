@@ -35,6 +35,7 @@ _LEAST_STEPS_AN_EPOCH = 25
 _LEAST_IMAGES_A_STEP = 16
 # Images that are turned into bytes in one go; what lies between takes memory, too.
 _CONVERTED_AT_ONCE = 512
+_SECONDS_BETWEEN_NEWS = 0.5
 # Where the warm-up starts, as a share of the peak.
 _WARM_UP_FROM = 0.1
 
@@ -45,7 +46,8 @@ Figures = dict[str, float]
 def main(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Fit to the prepared splits in ``job["prepared"]`` and write the model into ``job["folder"]``; see `tasks.train`.
 
-    Tells the device first, then the figures of each epoch. Returns epochs_run and seconds.
+    Tells the device first, then the figures of each epoch and, twice a second, those so far within one. Returns
+    epochs_run and seconds.
     """
     contract, config = contract_of(job["dataset"]), TrainingConfig(**job["training"])
     folder, checkpoint = Path(job["folder"]), Path(job["checkpoint"])
@@ -60,13 +62,22 @@ def main(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
             "batch_size %d leaves too few steps for %d images: %d a step",
             *(config.batch_size, len(arrays["train_labels"]), step),
         )
+    told = 0.0
+
+    def on_steps(done: float, figures: Mapping[str, float]) -> None:
+        nonlocal told
+        if time.monotonic() - told > _SECONDS_BETWEEN_NEWS:
+            told = time.monotonic()
+            tell({"done": done, "figures": {name: float(value) for name, value in figures.items()}})
+
     model, history = fit_network(
         contract,
         config,
         (arrays["train_images"], arrays["train_labels"]),
         (arrays["validation_images"], arrays["validation_labels"]),
         checkpoint=checkpoint,
-        on_epoch=lambda epoch, figures: tell({"epoch": epoch, "figures": figures}),
+        on_epoch=lambda epoch, figures: tell({"done": epoch, "epoch": epoch, "figures": figures}),
+        on_steps=on_steps,
     )
     save_model(model, contract, config, folder)
     write_golden(model, arrays["validation_images"], folder)
@@ -82,6 +93,7 @@ def fit_network(
     *,
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, Figures], None] = lambda epoch, figures: None,
+    on_steps: Callable[[float, Mapping[str, float]], None] = lambda done, figures: None,
     devices: Sequence[str] = (),
 ) -> tuple[Any, list[Figures]]:
     """Train a new network; returns the `keras.Model`, compiled to be evaluated, and one `Figures` an epoch.
@@ -91,6 +103,8 @@ def fit_network(
     before (`tasks.device.set_up_backend`). With a ``checkpoint`` the state after each epoch is kept there, and training
     goes on from it when it is there already: weights, optimizer, dropout's generator; the order of batches comes from
     seed and epoch alone. The result is that of a run which was never stopped.
+
+    Between the ends of epochs ``on_steps`` is told the epochs done, with a fraction, and loss and accuracy so far.
 
     Every GPU takes a share of each batch, or each of ``devices`` (`tasks.device.on_every_gpu`); the model that comes
     back is on one.
@@ -124,6 +138,10 @@ def fit_network(
         def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
             batches.shuffle(epoch)
             self.started = time.perf_counter()
+
+        def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+            if batch + 1 < steps:  # the last ones are told with the epoch
+                on_steps(len(state.history) + (batch + 1) / steps, logs or {})
 
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
             judged.set_weights(network.get_weights())

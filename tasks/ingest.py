@@ -108,7 +108,7 @@ class IngestFacts:
     problems: tuple[CellProblem, ...]
 
 
-@task(name="ingest")
+@task(name="ingest", task_run_name="ingest {csv.split}")
 def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows = 0) -> ParquetSplit:
     """The CSVs of a split to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``.
 

@@ -26,7 +26,7 @@ from tasks.store import store_folder
 _BATCH_ROWS = 16_384
 
 
-@task(name="predict")
+@task(name="predict", task_run_name="predict")
 def predict(images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path) -> Predictions:
     """`predict_csv` as a task; a reference comes back, not the predictions."""
     return predict_csv(images, output, version, dataset, artifacts_dir)

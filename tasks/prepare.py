@@ -19,7 +19,7 @@ from tasks.stage import run_stage, sha256_file
 logger = logging.getLogger(__name__)
 
 
-@task(name="prepare")
+@task(name="prepare", task_run_name="prepare")
 def prepare(
     train: ValidatedSplit, test: ValidatedSplit, dataset: str, validation_size: int, seed: int, artifacts_dir: Path
 ) -> PreparedData:

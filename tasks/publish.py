@@ -1,19 +1,24 @@
 """Artifacts in Prefect's UI, from inside a run; outside one (a unit test, say) there is nothing to publish to."""
 
 import base64
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
     create_image_artifact,
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
+from prefect.runtime import flow_run
+
+_SECONDS_BETWEEN_MOVES = 1.0
 
 
 def _inside_a_run() -> bool:
@@ -30,6 +35,22 @@ def publish_markdown(key: str, markdown: str, description: str) -> None:
         create_markdown_artifact(markdown=markdown, key=key, description=description)
 
 
+def publish_file_link(key: str, path: Path, description: str) -> None:
+    """A link to a file of the machine that the run is on."""
+    if _inside_a_run():
+        create_link_artifact(link=path.absolute().as_uri(), link_text=path.name, key=key, description=description)
+
+
+def name_flow_run(name: str, tags: Iterable[str]) -> None:
+    """Give the flow run that this is part of its name, and these tags besides those that it has."""
+    if not _inside_a_run() or flow_run.id is None:
+        return
+    with SyncClientContext.get_or_create() as context:
+        context.client.update_flow_run(
+            flow_run_id=UUID(flow_run.id), name=name, tags=sorted({*(flow_run.tags or ()), *tags})
+        )
+
+
 def publish_png(key: str, path: Path, description: str) -> None:
     """The picture travels inside the artifact: a laptop has no public address that the UI could load it from."""
     if _inside_a_run():
@@ -38,14 +59,23 @@ def publish_png(key: str, path: Path, description: str) -> None:
 
 
 def publish_progress(key: str, description: str) -> Callable[[float], None]:
-    """A progress bar in the UI; call what is returned with the share done, 0 to 1."""
+    """A progress bar in the UI; call what is returned with the share done, 0 to 1, as often as there is news.
+
+    It moves once a second at most: each move is a request.
+    """
     if not _inside_a_run():
         return lambda share: None
     artifact_id = create_progress_artifact(progress=0.0, key=key, description=description)
     if not isinstance(artifact_id, UUID):
         raise TypeError(f"Prefect was expected to return the artifact's id, it returned {artifact_id!r}.")
 
+    moved, shown = 0.0, 0.0
+
     def update(share: float) -> None:
+        nonlocal moved, shown
+        if share == shown or (share < 1 and time.monotonic() - moved < _SECONDS_BETWEEN_MOVES):
+            return
+        moved, shown = time.monotonic(), share
         update_progress_artifact(artifact_id=artifact_id, progress=round(share * 100, 1))
 
     return update

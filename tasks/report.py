@@ -1,36 +1,205 @@
-"""report.html: one file that a browser opens offline, made from the figures of one version."""
+"""report.html: one file that a browser opens offline, made from the files of one version and its test images."""
 
-import base64
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import DatasetContract
-from tasks.evaluate import CONFUSION_NAME, LEARNING_NAME
-from tasks.store import METRICS_NAME, REPORT_NAME
+from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture, wilson_interval
+from tasks.judged import Judged, as_published, read_predictions
+from tasks.network import WEIGHTS_NAME
+from tasks.store import MANIFEST_NAME, METRICS_NAME, PREDICTIONS_NAME, REPORT_NAME, VERDICT_NAME
+
+_DATA_DOCS = "data_docs/index.html"
+_MISTAKES = 25
+_SAMPLES_A_CLASS = 8
+_CONFUSIONS = 5
+_PROBABILITIES = 3
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A class with the probability that the model gave it, 0 to 1."""
+
+    name: str
+    probability: float
+    true: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A test image: its row, the class it is, the one that was said, and the likeliest classes."""
+
+    uri: str
+    row: int
+    true: str
+    said: str
+    chances: tuple[Chance, ...]
 
 
 def write_report(
-    path: Path, version: int, stated: Mapping[str, Any], evaluated: Path, contract: DatasetContract
+    folder: Path, version: int, stated: Mapping[str, Any], images: npt.NDArray[np.float32], contract: DatasetContract
 ) -> None:
-    """Write the report of a version: ``stated`` is its manifest so far, ``evaluated`` the folder of the figures."""
+    """Write report.html into ``folder``, which holds the other files of the version.
+
+    ``stated`` is its manifest so far; ``images`` are the test images, float32 (N, pixels) in [0, 1], in the order of
+    the stored predictions.
+    """
+    metrics = json.loads((folder / METRICS_NAME).read_bytes())
+    judged = read_predictions(folder / PREDICTIONS_NAME, contract)
+    rows = metrics["test_rows"]
+    right = int(judged.right.sum())
+    history = metrics["history"]
+    html = render(
+        "report.html",
+        contract=contract,
+        version=version,
+        stated=stated,
+        metrics=metrics,
+        verdict=json.loads((folder / VERDICT_NAME).read_bytes()),
+        interval=wilson_interval(right, rows),
+        mistakes_in_all=rows - right,
+        classes=[
+            {**row, "interval": wilson_interval(metrics["confusion_matrix"][row["label"]][row["label"]], row["rows"])}
+            for row in metrics["per_class"]
+            if row["rows"]
+        ],
+        confusions=_confusions(metrics["confusion_matrix"], contract),
+        mistakes=pictures(most_confident_mistakes(judged), judged, images, contract),
+        samples=_samples(judged, images, contract),
+        charts={
+            name: epochs_chart(
+                {
+                    "train": [entry[name] for entry in history],
+                    "validation": [entry[f"val_{name}"] for entry in history],
+                },
+                name,
+            )
+            for name in ("loss", "accuracy")
+        },
+        lowest=min(range(len(history)), key=lambda epoch: float(history[epoch]["val_loss"])) + 1,
+        reliability=reliability_chart(metrics["calibration"]),
+        weights=weights_picture(_first_layer(folder / WEIGHTS_NAME), contract.height, contract.width),
+        meanings={
+            key: field.description
+            for model in (TrainingConfig, PromotionConfig)
+            for key, field in model.model_fields.items()
+        },
+        again=_train_command(stated["configuration"]),
+        files=[*sorted(path.name for path in folder.iterdir()), MANIFEST_NAME],
+        data_docs=_data_docs(folder),
+    )
+    (folder / REPORT_NAME).write_text(html, encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    """An HTML page of ``tasks/templates``."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Autoescape: file names and messages are people's input.
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    pictures = {
-        name: "data:image/png;base64," + base64.b64encode((evaluated / name).read_bytes()).decode("ascii")
-        for name in (CONFUSION_NAME, LEARNING_NAME)
-    }
-    html = environment.get_template(REPORT_NAME).render(
-        version=version,
-        stated=stated,
-        metrics=json.loads((evaluated / METRICS_NAME).read_bytes()),
-        contract=contract,
-        confusion=pictures[CONFUSION_NAME],
-        learning=pictures[LEARNING_NAME],
+    return environment.get_template(template).render(**values)
+
+
+def most_confident_mistakes(judged: Judged) -> npt.NDArray[np.int64]:
+    """Rows that the model has wrong, the surest first."""
+    wrong = np.flatnonzero(~judged.right)
+    return wrong[np.argsort(-judged.confidence[wrong], kind="stable")][:_MISTAKES]
+
+
+def pictures(
+    rows: Iterable[int], judged: Judged, images: npt.NDArray[np.float32], contract: DatasetContract
+) -> list[Picture]:
+    """These rows with what was said of them; ``images`` float32 (N, pixels) in [0, 1] are those that were judged."""
+    numbers = list(map(int, rows))
+    shown = as_published(np.asarray(images[numbers]), contract)
+    return [
+        _picture(png_uri(grey(image, contract)), row, judged, contract)
+        for row, image in zip(numbers, shown, strict=True)
+    ]
+
+
+def _picture(uri: str, row: int, judged: Judged, contract: DatasetContract) -> Picture:
+    probabilities, label = judged.probabilities[row], int(judged.labels[row])
+    likeliest = np.argsort(-probabilities, kind="stable")[:_PROBABILITIES].tolist()
+    if label not in likeliest:  # how far off it was belongs to it
+        likeliest[-1] = label
+    return Picture(
+        uri=uri,
+        row=row,
+        true=contract.class_names[label],
+        said=contract.class_names[likeliest[0]],
+        chances=tuple(
+            Chance(contract.class_names[place], float(probabilities[place]), place == label) for place in likeliest
+        ),
     )
-    path.write_text(html, encoding="utf-8")
+
+
+def grey(image: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.uint8]:
+    """An image, uint8 (pixels,) in pixel_min .. pixel_max, as grey levels 0 .. 255, uint8 (height, width)."""
+    span = contract.pixel_max - contract.pixel_min
+    levels = (image.astype(np.float64) - contract.pixel_min) * (255 / span)
+    return np.rint(levels).astype(np.uint8).reshape(contract.height, contract.width)
+
+
+def _samples(
+    judged: Judged, images: npt.NDArray[np.float32], contract: DatasetContract
+) -> list[tuple[str, list[Picture]]]:
+    """The first test images of each class, whatever the model made of them."""
+    return [
+        (name, pictures(np.flatnonzero(judged.labels == label)[:_SAMPLES_A_CLASS], judged, images, contract))
+        for label, name in enumerate(contract.class_names)
+    ]
+
+
+def _confusions(matrix: list[list[int]], contract: DatasetContract) -> list[dict[str, Any]]:
+    """The mistakes that are made most often: true class, the one said, how many, and their share of the true class."""
+    found: list[dict[str, Any]] = [
+        {
+            "true": contract.class_names[true],
+            "said": contract.class_names[said],
+            "count": count,
+            "share": count / sum(row),
+        }
+        for true, row in enumerate(matrix)
+        for said, count in enumerate(row)
+        if true != said and count
+    ]
+    return sorted(found, key=lambda entry: -entry["count"])[:_CONFUSIONS]
+
+
+def _data_docs(folder: Path) -> str | None:
+    """Where Great Expectations' pages lie, seen from the folder of a version; None where there are none."""
+    artifacts_dir = folder.parents[3]
+    return f"../../../../{_DATA_DOCS}" if (artifacts_dir / _DATA_DOCS).is_file() else None
+
+
+def _first_layer(weights: Path) -> npt.NDArray[np.float32]:
+    """float32 (pixels, units): the kernel of the first of the dense layers, as Keras numbers them in the file."""
+    import h5py
+
+    with h5py.File(weights, "r") as file:
+        return np.asarray(file["layers/dense/vars/0"])
+
+
+def _train_command(configuration: Mapping[str, Any]) -> str:
+    """The command that trains with this very configuration, whatever the defaults are by then."""
+    flags = [
+        f"--{key.replace('_', '-')} {shlex.quote(str(value))}"
+        for key, value in configuration.items()
+        if value is not None
+    ]
+    return " ".join(["fashion-ann train", *flags])

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from schemas.config import PROJECT_ROOT
 from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.references import StageRecord
+from tasks.progress import Begun, Ended, tell
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +170,8 @@ def run_stage(
     stage, key = hung_on["stage"], digest_of(hung_on)
     final = folder / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    split = inputs.get("split")
+    tell(Begun(stage, split))
     with _only_maker(folder / f".{key[:16]}.lock", stage):
         _sweep(folder, key)
         if final.exists():
@@ -178,12 +182,15 @@ def run_stage(
                 shutil.rmtree(final)
             else:
                 logger.info("%s: reused %s", stage, final.name)
+                tell(Ended(stage, split, True, record["seconds"], record["facts"]))
                 return _reference(record, final, reused=True), record["facts"]
         temporary = folder / f".{key[:16]}.{os.getpid()}.tmp"
         temporary.mkdir()
+        started = time.monotonic()
         try:
             facts = dict(produce(temporary))
-            record = {**hung_on, "key": key, "facts": facts, "files": describe_files(temporary)}
+            seconds = round(time.monotonic() - started, 3)
+            record = {**hung_on, "key": key, "facts": facts, "seconds": seconds, "files": describe_files(temporary)}
             write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
             temporary.rename(final)
         except OSError as error:
@@ -193,6 +200,7 @@ def run_stage(
             raise StageNotWritten(f"{stage} could not write to {folder}: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        tell(Ended(stage, split, False, seconds, facts))
         return _reference(record, final, reused=False), facts
 
 
@@ -263,7 +271,12 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> StageRecord:
     return StageRecord(
-        stage=record["stage"], key=record["key"], digest=digest_of(record["files"]), path=folder, reused=reused
+        stage=record["stage"],
+        key=record["key"],
+        digest=digest_of(record["files"]),
+        path=folder,
+        reused=reused,
+        seconds=record["seconds"],
     )
 
 

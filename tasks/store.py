@@ -28,10 +28,13 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 METRICS_NAME = "metrics.json"
+PREDICTIONS_NAME = "test_predictions.parquet"
 VERDICT_NAME = "verdict.json"
 REPORT_NAME = "report.html"
 # What every version has; its manifest may name more.
-STORED_NAMES = frozenset({TOPOLOGY_NAME, WEIGHTS_NAME, GOLDEN_NAME, METRICS_NAME, VERDICT_NAME, REPORT_NAME})
+STORED_NAMES = frozenset(
+    {TOPOLOGY_NAME, WEIGHTS_NAME, GOLDEN_NAME, METRICS_NAME, PREDICTIONS_NAME, VERDICT_NAME, REPORT_NAME}
+)
 CHAMPION = "champion"
 # The event's ``by`` that takes champions back; any other adds one (`champions`).
 ROLLBACK = "rollback"

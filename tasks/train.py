@@ -17,13 +17,14 @@ from tasks import fit
 from tasks.device import backend_name, gpu_in_sight
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.own_process import own_process
+from tasks.progress import Trained, tell
 from tasks.publish import publish_progress
 from tasks.stage import run_stage, sha256_file, stage_key, sweep_replaced
 
 logger = logging.getLogger(__name__)
 
 
-@task(name="train")
+@task(name="train", task_run_name="train seed {config.seed}")
 def train(
     prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> TrainedModel:
@@ -67,13 +68,16 @@ def _train(
                 logger.info("training on %d x %s (%s)", device["count"], device["name"], device["kind"])
                 show = publish_progress(f"{prepared.dataset}-training", f"{config.epochs} epochs on {device['name']}")
                 return
+            tell(Trained(event["done"], config.epochs, event["figures"]))
+            show(event["done"] / config.epochs)
+            if "epoch" not in event:
+                return
             epoch, figures = event["epoch"], event["figures"]
             logger.info(
                 "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s",
                 *(epoch, config.epochs, figures["loss"], figures["accuracy"]),
                 *(figures["val_loss"], figures["val_accuracy"], figures["seconds"]),
             )
-            show(epoch / config.epochs)
 
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         job = {
@@ -86,6 +90,7 @@ def _train(
         }
         with own_process(fit.__name__, job) as process:
             fitted = process.result(on_event)
+        show(1)  # also where it stopped early, or had nothing left to train
         return {
             "topology_sha256": sha256_file(folder / TOPOLOGY_NAME),
             "weights_sha256": sha256_file(folder / WEIGHTS_NAME),

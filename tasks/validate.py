@@ -34,7 +34,7 @@ _TYPE = "uint8"
 _BATCH_ROWS = 16_384
 
 
-@task(name="validate")
+@task(name="validate", task_run_name="validate {data.split}")
 def validate(data: ParquetSplit, dataset: str) -> ValidatedSplit:
     """Judge a split; the whole result lies beside the data.
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.runtime import flow_run
 
@@ -21,13 +22,15 @@ from tasks.evaluate import PROBABILITIES_NAME
 from tasks.golden import GOLDEN_NAME
 from tasks.judge import judge, right_rows
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.progress import Begun, tell
 from tasks.promotion import Measured, decide, mcnemar
-from tasks.publish import publish_markdown, publish_table
+from tasks.publish import name_flow_run, publish_file_link, publish_markdown, publish_table
 from tasks.report import write_report
 from tasks.stage import lock_digest, sha256_file, stage_key, write_json
 from tasks.store import (
     CHAMPION,
     METRICS_NAME,
+    PREDICTIONS_NAME,
     REPORT_NAME,
     VERDICT_NAME,
     add_version,
@@ -56,7 +59,7 @@ _PACKAGES = (
 )
 
 
-@task(name="version")
+@task(name="version", task_run_name="version")
 def version(
     data: dict[Split, ValidatedSplit],
     prepared: PreparedData,
@@ -70,6 +73,7 @@ def version(
 
     Raises `CandidateRefused` for a version below the quality floor, which is in the store all the same.
     """
+    tell(Begun("version", None))
     root = store_folder(artifacts_dir, prepared.dataset)
     key = stage_key(
         __name__,
@@ -98,11 +102,19 @@ def version(
         is_champion = alias_values(read_alias_log(root)).get(CHAMPION) == number
         verdict = json.loads(read_file(root, manifest, VERDICT_NAME))
     path = version_folder(root, number)
+    name_flow_run(
+        f"{prepared.dataset} v{number:04d} seed {config.seed}", (prepared.dataset, f"v{number:04d}", verdict["outcome"])
+    )
     publish_markdown(
         f"{prepared.dataset}-version",
-        f"Version {number}{' (champion)' if is_champion else ''}: test accuracy {manifest['test_accuracy']:.4f}. "
-        f"{verdict['reason']}\n\n`{path}`\n",
-        "The version that this run ended with",
+        summary(manifest, verdict, path, champion=is_champion, created=created),
+        f"Version {number}: what this run ended with",
+    )
+    publish_file_link(
+        f"{prepared.dataset}-report",
+        path / REPORT_NAME,
+        "The report, one file, on the machine of the run. Browsers do not follow a link from a server to a file: copy "
+        f"its address, or `fashion-ann report {number} --open` there",
     )
     publish_table(
         f"{prepared.dataset}-verdict",
@@ -144,6 +156,7 @@ def _add(
             (trained.record, WEIGHTS_NAME),
             (trained.record, GOLDEN_NAME),
             (evaluation.record, METRICS_NAME),
+            (evaluation.record, PREDICTIONS_NAME),
         ):
             shutil.copyfile(record.path / name, folder / name)
         for name, trained_sha256 in ((TOPOLOGY_NAME, trained.topology_sha256), (WEIGHTS_NAME, trained.weights_sha256)):
@@ -182,7 +195,8 @@ def _add(
             },
             "lineage": lineage(data, prepared, trained, evaluation),
         }
-        write_report(folder / REPORT_NAME, number, stated, evaluation.record.path, contract_of(prepared.dataset))
+        images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
+        write_report(folder, number, stated, images, contract_of(prepared.dataset))
         return stated
 
     return add_version(root, write)
@@ -212,6 +226,37 @@ def _measure(root: Path, prepared: PreparedData, evaluation: Evaluation, champio
         champion_fault=champion_fault,
         paired=paired,
     )
+
+
+def summary(
+    manifest: Mapping[str, Any], verdict: Mapping[str, Any], path: Path, *, champion: bool, created: bool
+) -> str:
+    """A version on half a page of Markdown; ``champion``: whether it is now; ``created``: whether by this run."""
+    data, device = manifest["data"], manifest["device"]
+    lines = [
+        f"# Version {manifest['version']}: {verdict['outcome']}{', champion now' if champion else ''}",
+        "",
+        f"{verdict['reason']}{'' if created else ' Nothing new: an earlier run made it from the same inputs.'}",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        f"| test accuracy | {manifest['test_accuracy']:.4f} |",
+        f"| test loss | {manifest['test_loss']:.4f} |",
+        f"| rows to train, validate, test | {', '.join(f'{rows:,}' for rows in data['split_rows'].values())} |",
+        f"| seed | {manifest['seed']} |",
+        f"| epochs | {manifest['epochs_run']}, {manifest['training_seconds']:.1f} s on {device['name']} |",
+        "",
+        "| stage | when it was made | seconds |",
+        "|---|---|---|",
+        *(
+            f"| {entry['stage']} {entry['split'] or ''} | {'reused' if entry['reused'] else 'done'} "
+            f"| {entry['seconds']:.2f} |"
+            for entry in manifest["lineage"]
+        ),
+        "",
+        f"Report: `{path / REPORT_NAME}` (`fashion-ann report {manifest['version']} --open`)",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 import gzip
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -161,8 +165,55 @@ def test_an_interrupted_command_says_how_to_go_on(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
+    assert re.search(
+        r"Kept: ingest train, validate train, ingest test, validate test, prepare; training up to epoch \d+ of 2000\.",
+        err,
+    )
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
+
+
+def test_on_a_terminal_the_stages_are_shown_live_and_nothing_else_is_said(command: Command, tmp_path: Path) -> None:
+    """With a home that Prefect has not seen: it says most then."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "train", "--epochs", "3", *FLAGS],
+        env={**command.environment, "PREFECT_HOME": str(tmp_path / "home"), "TERM": "xterm", "COLUMNS": "120"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        stdin=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # the other end is closed
+        while more := os.read(ours, 65536):
+            seen += more
+    os.close(ours)
+    answer, _ = process.communicate()
+    assert process.returncode == 0, seen.decode()
+    assert answer.startswith("version 1 made, champion")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    last = text[text.rindex("✓  start") :]
+    for stage in ("ingest train", "validate test", "prepare", "train", "evaluate", "version"):
+        assert re.search(rf"✓  {stage} ", last), stage
+    assert "1,000 rows" in last
+    assert "rows/s" in last
+    assert "test accuracy" in last
+    (log,) = (tmp_path / "artifacts" / "logs").iterdir()
+    assert log.name in last
+    assert "Beginning flow run" in log.read_text(encoding="utf-8")
+    for noise in ("Beginning flow run", "anonymous", "oneDNN", "INFO", "WARNING"):
+        assert noise not in text
+
+
+def test_quiet_says_the_answer_alone(command: Command) -> None:
+    done = command.run("train", "--epochs", "3", "--quiet", *FLAGS)
+    assert done.returncode == 0
+    # A small split takes smaller batches, which is a warning.
+    assert [line for line in done.stderr.splitlines() if not line.startswith("warning: ")] == []
+    assert done.stdout.startswith("version 1 made, champion")
 
 
 def test_a_prefect_home_that_cannot_be_written_is_told(command: Command, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _stages(artifacts: Path, name: str) -> list[dict[str, Any]]:
         (folder / "stage.json").write_text("{}")
         (folder.parent / f".{folder.name}.lock").touch()
     return [
-        {"stage": kind, "split": None, "key": _key(name), "digest": DIGEST, "reused": False}
+        {"stage": kind, "split": None, "key": _key(name), "digest": DIGEST, "reused": False, "seconds": 1.0}
         for kind in (*KINDS, "validate")
     ]
 

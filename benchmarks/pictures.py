@@ -1,0 +1,78 @@
+"""The pictures in the README, from a real run: `python -m benchmarks.pictures`.
+
+Trains as `fashion-ann train` does in a folder of its own, keeps the terminal as it looks in the middle of the training
+and at the end, and photographs the report in Debian's chromium.
+"""
+
+import argparse
+import io
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+from rich.console import Console
+
+from cli.prefect_run import run_training_flow
+from cli.terminal import Progress, _View
+from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
+from tasks.progress import Event, Trained
+
+IMAGES = PROJECT_ROOT / "docs" / "images"
+
+
+class _Photographed(Progress):
+    """Keeps the view as it is when two thirds of the training are done."""
+
+    picture: str | None = None
+
+    def take(self, event: Event) -> None:
+        super().take(event)
+        if self.picture is None and isinstance(event, Trained) and event.done > event.epochs * 2 / 3:
+            self.picture = _svg(self)
+
+
+def _svg(progress: Progress) -> str:
+    """The live view as an SVG that loads no font from anywhere."""
+    console = Console(record=True, file=io.StringIO(), width=100, force_terminal=True)
+    console.print("$ make run", style="bold", highlight=False)
+    console.print(_View(progress, Path("artifacts/logs/train.log")))
+    return re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="fashion-ann train"), flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
+    parser.add_argument("--data-dir", metavar="D", help="the folder of the CSVs, as for train")
+    parser.add_argument("--epochs", type=int, default=TrainingConfig().epochs)
+    options = parser.parse_args()
+    IMAGES.mkdir(exist_ok=True)
+    progress = _Photographed()
+    with tempfile.TemporaryDirectory() as scratch:
+        made = run_training_flow(
+            data_folder(options.data_dir),
+            Path(scratch),
+            TrainingConfig(epochs=options.epochs),
+            PromotionConfig(),
+            "auto",
+            progress,
+            quiet=True,
+        )
+        browser = os.environ.get("CHROMIUM") or shutil.which("chromium")
+        with sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(
+                executable_path=browser, args=["--no-sandbox"] if os.geteuid() == 0 else []
+            )
+            page = chromium.new_page(viewport={"width": 1180, "height": 1000}, color_scheme="light")
+            page.goto((made.path / "report.html").as_uri())
+            page.screenshot(path=IMAGES / "report.png")
+            page.locator("#mistakes").screenshot(path=IMAGES / "mistakes.png")
+            page.set_content(progress.picture or "")
+            page.locator("svg").first.screenshot(path=IMAGES / "run.png")
+            chromium.close()
+    print(f"{IMAGES}: report.png, mistakes.png, run.png of a run with test accuracy {made.test_accuracy:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""A browser, and a real run on a real Prefect server for it to look at. `make test-browser` sees to the browser."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from cli.server_process import environment, free_port, stop_tree, wait_until_healthy
+from schemas.config import PROJECT_ROOT
+from tests.conftest import SAMPLE
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_SECONDS_FOR_THE_SERVER = 120
+_SECONDS_FOR_A_RUN = 300
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _BROWSERS)), None)
+    assert path is not None, "no browser: install Debian's chromium, or set CHROMIUM to the path of one"
+    with sync_playwright() as playwright:
+        # Root, as in a container, has no sandbox; the pages are our own.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Told:
+    """What a page did besides showing itself: what it said on the console, what it asked for."""
+
+    console: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Any]:
+    """Opens a file from disk: the page, and what it did."""
+    with _closing_contexts(browser) as contexts:
+
+        def open_file(path: Path, width: int = 1280, scheme: str = "light") -> tuple[Page, Told]:
+            context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            contexts.append(context)
+            page, told = context.new_page(), Told()
+            page.on("console", lambda message: told.console.append(message.text))
+            page.on("pageerror", lambda error: told.console.append(str(error)))
+            page.on("request", lambda request: told.requests.append(request.url))
+            page.goto(path.as_uri())
+            return page, told
+
+        yield open_file
+
+
+@contextmanager
+def _closing_contexts(browser: Browser) -> Iterator[list[Any]]:
+    contexts: list[Any] = []
+    yield contexts
+    for context in contexts:
+        context.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `fashion-ann train` said, as JSON, and the server it ran on. ``ui``: the address of its pages."""
+
+    artifacts: Path
+    versions: tuple[dict[str, Any], ...]
+    comparison: Path
+    ui: str
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Two runs of the command on the sample, with a comparison, on a server that shows its UI."""
+    folder = tmp_path_factory.mktemp("browser")
+    port = free_port()
+    variables = environment(
+        PYTHONPATH=str(PROJECT_ROOT),
+        PREFECT_HOME=str(folder / "prefect"),
+        PREFECT_API_URL=f"http://127.0.0.1:{port}/api",
+        FASHION_ANN_ARTIFACTS_DIR=str(folder / "artifacts"),
+        FASHION_ANN_DATA_DIR=str(SAMPLE),
+        DO_NOT_TRACK="1",
+    )
+
+    def command(*arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments, "--json"],
+            cwd=folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_FOR_A_RUN,
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    with (folder / "server.log").open("wb") as log:
+        server = psutil.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            env=variables,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            fault = wait_until_healthy(f"http://127.0.0.1:{port}/api", _SECONDS_FOR_THE_SERVER, server.poll)
+            assert fault is None, (fault, (folder / "server.log").read_text(encoding="utf-8"))
+            recipe = ("--epochs", "6", "--batch-size", "64", "--validation-size", "100")
+            no_floor = ("--minimum-accuracy", "0", "--minimum-recall", "0")
+            made = tuple(command("train", "--seed", str(seed), *recipe, *no_floor) for seed in (0, 3))
+            compared = command("compare", "1", "2")
+            yield Run(folder / "artifacts", made, Path(compared["output"]), f"http://127.0.0.1:{port}")
+        finally:
+            stop_tree(server.pid, 10)
+
+
+@pytest.fixture(params=["report", "comparison"])
+def page_file(run: Run, request: pytest.FixtureRequest) -> Path:
+    return Path(run.versions[1]["path"]) / "report.html" if request.param == "report" else run.comparison

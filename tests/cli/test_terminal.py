@@ -1,0 +1,115 @@
+import io
+import logging
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cli import terminal
+from cli.terminal import Progress, style_for
+from tasks.progress import Begun, Ended, Event, Trained
+
+INGESTED = {"rows": 60_000, "sha256": "0" * 64}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _after(*events: Event) -> Progress:
+    progress = Progress()
+    for event in events:
+        progress.take(event)
+    return progress
+
+
+def _drawn(progress: Progress) -> str:
+    console = Console(file=io.StringIO(), width=110, color_system=None, force_terminal=True)
+    console.print(terminal._View(progress, Path("artifacts/logs/train.log")))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _line(progress: Progress, stage: str) -> str:
+    return next(line for line in _drawn(progress).splitlines() if line[3:].startswith(f"{stage} "))
+
+
+def test_live_on_a_terminal_plain_in_a_pipe_and_quiet_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert style_for(Terminal(), quiet=False) == "live"
+    assert style_for(io.StringIO(), quiet=False) == "plain"
+    assert style_for(Terminal(), quiet=True) == "quiet"
+    monkeypatch.setenv("TERM", "dumb")
+    assert style_for(Terminal(), quiet=False) == "plain"
+
+
+def test_a_stage_that_was_done_tells_its_rows_and_pace_and_a_reused_one_that_it_was() -> None:
+    progress = _after(
+        Begun("ingest", "train"),
+        Ended("ingest", "train", False, 2.5, INGESTED),
+        Ended("ingest", "test", True, 0.5, INGESTED),
+    )
+    assert "60,000 rows, 24,000 rows/s" in _line(progress, "ingest train")
+    assert "2.5 s" in _line(progress, "ingest train")
+    assert _line(progress, "ingest train").startswith("✓")
+    assert _line(progress, "ingest test").startswith("=")
+    assert "reused" in _line(progress, "ingest test")
+    assert _line(progress, "evaluate").strip() == "evaluate"
+    assert "artifacts/logs/train.log" in _drawn(progress)
+
+
+def test_the_bar_tells_epoch_figures_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    figures = {"loss": 0.5, "accuracy": 0.8}
+    progress = _after(Begun("train", None), Trained(1.0, 10, {**figures, "val_loss": 0.4, "val_accuracy": 0.9}))
+    assert progress.seconds_left() is None  # one moment is no pace
+    now = 130.0
+    progress.take(Trained(4.0, 10, figures))
+    assert progress.seconds_left() == pytest.approx(60)  # three epochs took 30 s, six are left
+    drawn = _drawn(progress)
+    for text in ("epoch 5/10", "40%", "ETA 1:00", "loss 0.5000", "accuracy 0.8000", "val accuracy 0.9000"):
+        assert text in drawn
+
+
+def test_a_stage_without_an_end_of_its_own_has_ended_when_the_next_begins_or_the_run_is_over() -> None:
+    progress = _after(Begun("start", None))
+    progress.heard("fetch", "found, supplied")
+    progress.take(Begun("ingest", "train"))
+    assert _line(progress, "fetch").startswith("✓")
+    assert "found, supplied" in _line(progress, "fetch")
+    progress.take(Begun("version", None))
+    assert not _line(progress, "version").startswith("✓")
+    progress.end()
+    assert _line(progress, "version").startswith("✓")
+
+
+def test_a_stopped_run_says_what_is_kept() -> None:
+    again = "Nothing is half-written; the same command goes on from there."
+    assert _after(Begun("start", None)).kept() == f"No stage was finished yet. {again}"
+    ingested = (Begun("ingest", "train"), Ended("ingest", "train", False, 2.5, INGESTED))
+    assert _after(*ingested).kept() == f"Kept: ingest train. {again}"
+    within_an_epoch = _after(*ingested, Begun("train", None), Trained(12.4, 45, {"loss": 0.5}))
+    assert within_an_epoch.kept() == f"Kept: ingest train; training up to epoch 12 of 45. {again}"
+    assert "epoch" not in _after(*ingested, Begun("train", None), Trained(0.4, 45, {"loss": 0.5})).kept()
+
+
+def test_plain_lines_are_of_stages_alone_and_few_of_epochs() -> None:
+    out = io.StringIO()
+    handler = terminal._StageLog("plain", Progress(), Console(file=out))
+    for number in range(5):
+        handler.handle(logging.LogRecord("tasks.train", logging.INFO, "", 0, "epoch %d/5", (number + 1,), None))
+    handler.handle(logging.LogRecord("prefect.engine", logging.ERROR, "", 0, "noise", (), None))
+    handler.handle(logging.LogRecord("tasks.prepare", logging.WARNING, "", 0, "few rows", (), None))
+    assert out.getvalue().splitlines() == ["train: epoch 1/5", "warning: few rows"]
+
+
+def test_old_logs_go_and_the_newest_stay(tmp_path: Path) -> None:
+    for number in range(25):
+        (tmp_path / f"train-202601{number:02d}T000000-1.log").touch()
+    new = terminal._new_log(tmp_path)
+    assert not new.exists()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 19
+    assert left[-1].startswith("train-20260124")

@@ -1,0 +1,83 @@
+import base64
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture, wilson_interval
+
+
+def _opened(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
+def test_wilson_intervals_as_they_are_published() -> None:
+    # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, 1998, table I.
+    for right, rows, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
+        assert wilson_interval(right, rows) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(29, 29)[1] == 1
+
+
+def test_a_png_holds_the_pixels_that_were_given() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    assert np.array_equal(np.asarray(_opened(png_uri(pixels))), pixels)
+
+
+def test_weights_are_tiles_in_the_order_of_the_units_and_lighter_as_they_grow() -> None:
+    kernel = np.zeros((6, 3), np.float32)  # three units that see 2 x 3 pixels
+    kernel[:, 1] = [-1, -0.5, 0, 0.5, 1, 1]
+    drawn = weights_picture(kernel, 2, 3, columns=2)
+    picture = _opened(drawn.uri).convert("LA")
+    assert picture.size == (drawn.width, drawn.height) == (3 + 2 + 3, 2 + 2 + 2)
+    grey = np.asarray(picture)[:, :, 0].astype(int)
+    second = grey[0:2, 5:8].ravel()
+    assert (np.diff(second)[:4] > 0).all()
+    assert second[2] == grey[0, 0]  # zero has one shade, whatever the unit
+    opaque = np.asarray(picture)[:, :, 1]
+    assert not opaque[:, 3:5].any()
+    assert not opaque[4:, 5:].any()  # there is no fourth unit
+    assert drawn.bound == 1
+
+
+def test_weights_of_zeros_can_be_drawn() -> None:
+    assert math.isfinite(weights_picture(np.zeros((4, 2), np.float32), 2, 2).bound)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 12, 45, 1000])
+def test_every_epoch_is_a_point_within_the_axes_and_lower_values_are_lower_down(epochs: int) -> None:
+    values = [1 / epoch for epoch in range(1, epochs + 1)]
+    chart = epochs_chart({"train": values, "validation": [2 * value for value in values]}, "loss")
+    train, validation = chart.lines
+    assert [len(line.dots) for line in chart.lines] == [epochs, epochs]
+    for dot in (*train.dots, *validation.dots):
+        assert chart.left - 0.1 <= dot.x <= chart.right + 0.1
+        assert chart.top - 0.1 <= dot.y <= chart.bottom + 0.1
+    assert all(one.y > two.y for one, two in zip(train.dots, validation.dots, strict=True))
+    assert train.dots[0].says == "train, epoch 1: loss 1.0000"
+    assert 1 <= len(chart.x_ticks) <= 12
+    assert 2 <= len(chart.y_ticks) <= 8
+    # Where a tick says 1, there the value 1 is drawn.
+    assert [tick.at for tick in chart.y_ticks if float(tick.label) == 1] == pytest.approx([train.dots[0].y])
+
+
+def test_a_value_that_never_changes_is_drawn() -> None:
+    chart = epochs_chart({"train": [0.5, 0.5]}, "loss")
+    assert chart.top <= chart.lines[0].dots[0].y <= chart.bottom
+    assert epochs_chart({"train": [0.0]}, "loss").lines[0].dots
+
+
+def test_bars_of_the_reliability_chart_are_as_high_as_the_accuracy() -> None:
+    bins = [
+        {"from": 0.4, "to": 0.6, "rows": 10, "confidence": 0.5, "accuracy": 0.25},
+        {"from": 0.8, "to": 1.0, "rows": 40, "confidence": 0.9, "accuracy": 1.0},
+    ]
+    drawn = reliability_chart(bins)
+    low, high = drawn.bars
+    whole = drawn.chart.bottom - drawn.chart.top
+    assert (drawn.chart.bottom - low.y) / whole == pytest.approx(0.25)
+    assert (drawn.chart.bottom - low.confidence_y) / whole == pytest.approx(0.5)
+    assert high.y == drawn.chart.top
+    assert low.rows_height / high.rows_height == pytest.approx(1 / 4)
+    assert "10 rows" in low.says
