@@ -478,7 +478,7 @@ class _BlockReader:
         self._file = file
         self._reject = reject
         self._blank: list[tuple[int, bytes]] = []  # blank lines that may turn out to be the end of the file
-        self._blank_bytes = 0
+        self._blank_run = self._blank_bytes = 0  # since the last line that is not blank
         self._line = 1  # the header's
         self.rows = 0
         self.problems: list[CellProblem] = []  # the first ones
@@ -544,7 +544,7 @@ class _BlockReader:
             self._hold_back(raw)
             return b""
         self._reject_blank_lines()
-        self._blank_bytes = 0
+        self._blank_run = self._blank_bytes = 0
         values = self._row(line)
         return self._look_closely(line, raw) if values is None else values
 
@@ -591,9 +591,10 @@ class _BlockReader:
 
     def _hold_back(self, raw: bytes) -> None:
         self._blank.append((self._line, raw))
+        self._blank_run += 1
         self._blank_bytes += len(raw)
         # What is more than that is no end of a file, and would fill the memory.
-        if len(self._blank) > _BLANK_LINES or self._blank_bytes > _LINE_BYTES:
+        if self._blank_run > _BLANK_LINES or self._blank_bytes > _LINE_BYTES:
             self._reject_blank_lines()
 
     def _reject_blank_lines(self) -> None:

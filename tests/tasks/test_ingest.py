@@ -292,7 +292,12 @@ def test_blank_lines_before_the_last_row_are_bad_rows(tmp_path: Path, blank: byt
 
 def test_more_blank_lines_than_a_file_ends_with_are_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert convert(tmp_path, GOOD + b"\n" * 10_000) == ROWS
-    assert refusal(tmp_path, GOOD + b"\n" * 10_001).count == 10_001
+    for more in (10_001, 15_000):
+        assert refusal(tmp_path, GOOD + b"\n" * more).count == more
+    # Counted anew after each row.
+    long = b" " * 600_000 + b"\n"
+    assert refusal(tmp_path, GOOD + long + BODY + long).count == 1
+    assert refusal(tmp_path, GOOD + long + BODY + long * 2).count == 3
 
 
 def test_blank_lines_between_two_blocks_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
