@@ -24,12 +24,14 @@ from cli.server_process import (
     wait_until_healthy,
 )
 from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
+from schemas.contract import DatasetName
 from schemas.references import ModelVersion
 
 _SECONDS_TO_END = 5
 
 
 def run_training_flow(
+    dataset: DatasetName,
     data_dir: Path,
     artifacts_dir: Path,
     training: TrainingConfig,
@@ -44,6 +46,7 @@ def run_training_flow(
 
         _let_the_stages_speak()
         made = train_fashion_mnist(
+            dataset=dataset,
             data_dir=data_dir,
             artifacts_dir=artifacts_dir,
             training=training,
@@ -103,7 +106,7 @@ def _prefect_api() -> Iterator[None]:
         # While the server boots: the flows, and what the first stage with something to do will need. That one in a
         # thread, since a run that has nothing to do goes on without it.
         import flows.train_fashion_mnist  # noqa: F401
-        from tasks.validate import import_great_expectations
+        from tasks.expectations import import_great_expectations
 
         threading.Thread(target=import_great_expectations, daemon=True).start()
         _demand_health(process, url, settings.server.ephemeral.startup_timeout_seconds, log)

@@ -21,6 +21,7 @@ from tasks.evaluate import PROBABILITIES_NAME
 from tasks.golden import GOLDEN_NAME
 from tasks.judge import judge, right_rows
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.profile import PROFILE_NAME
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import publish_markdown, publish_table
 from tasks.report import write_report
@@ -144,6 +145,7 @@ def _add(
             (trained.record, WEIGHTS_NAME),
             (trained.record, GOLDEN_NAME),
             (evaluation.record, METRICS_NAME),
+            (data["train"].record, PROFILE_NAME),
         ):
             shutil.copyfile(record.path / name, folder / name)
         for name, trained_sha256 in ((TOPOLOGY_NAME, trained.topology_sha256), (WEIGHTS_NAME, trained.weights_sha256)):
@@ -225,6 +227,7 @@ def describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) 
             "rows": validated.data.rows,
             "quarantined": validated.data.quarantined,
             "origin": validated.data.origin,
+            "warnings": list(validated.warnings),
         }
         for split, validated in data.items()
     }
