@@ -973,11 +973,13 @@ def test_the_digits_come_from_scikit_learn_and_are_the_published_rows(tmp_path: 
 
     csvs = fetch_data(DIGITS, tmp_path)
     assert {csv.origin for csv in csvs.values()} == {"fetched"}
-    rows = np.concatenate([np.loadtxt(csvs[split].path, np.uint8, delimiter=",", skiprows=1) for split in SPLITS])
+    rows = np.concatenate(
+        [np.loadtxt(csvs[split].files[0].path, np.uint8, delimiter=",", skiprows=1) for split in SPLITS]
+    )
     loaded = load_digits()
     expected = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)
     assert sorted(map(bytes, rows)) == sorted(map(bytes, expected))
-    assert csvs["train"].path.read_text().splitlines()[0] == ",".join(DIGITS.columns)
+    assert csvs["train"].files[0].path.read_text().splitlines()[0] == ",".join(DIGITS.columns)
 
 
 def test_without_scikit_learn_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
