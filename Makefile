@@ -58,7 +58,7 @@ lock: .venv/uv.stamp
 	$(COMPILE) requirements/uv.in -o requirements/uv.lock
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
-	$(COMPILE) pyproject.toml --extra cpu --extra dev -c requirements/cpu.lock -o requirements/dev.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets -c requirements/cpu.lock -o requirements/dev.lock
 
 clean:
 	rm -rf .venv

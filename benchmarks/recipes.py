@@ -40,9 +40,9 @@ def main() -> None:
     csvs = fetch_data(FASHION_MNIST, data_folder())
     with tempfile.TemporaryDirectory(prefix="fashion-ann-recipes-") as folder:
         artifacts = Path(folder)
-        data = [
-            validate.fn(ingest.fn(csvs[split], FASHION_MNIST.name, artifacts), FASHION_MNIST.name) for split in SPLITS
-        ]
+        parquet = {split: ingest.fn(csvs[split], FASHION_MNIST.name, artifacts) for split in SPLITS}
+        train_split = validate.fn(parquet["train"], FASHION_MNIST.name, artifacts)
+        data = (train_split, validate.fn(parquet["test"], FASHION_MNIST.name, artifacts, train_split))
         for seed in range(options.seeds):
             prepared = prepare.fn(*data, FASHION_MNIST.name, _VALIDATION_ROWS, seed, artifacts)
             for recipe in options.recipes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from cli.deploy import pool_names
 from cli.server_process import refusal
 from schemas.config import PROJECT_ROOT
-from schemas.contract import FASHION_MNIST, SPLITS
+from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
 
 LEAST_FREE_BYTES = 1_000_000_000
@@ -48,7 +48,7 @@ class Pool:
     online: int
 
 
-def examine(artifacts_dir: Path, data_dir: Path) -> list[Check]:
+def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.name) -> list[Check]:
     """All checks, in order. One that fails itself is broken, and the others go on."""
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", check_python),
@@ -57,8 +57,8 @@ def examine(artifacts_dir: Path, data_dir: Path) -> list[Check]:
         ("prefect", check_prefect),
         ("pools", check_pools),
         ("disk", lambda: check_disk(artifacts_dir)),
-        ("data", lambda: check_data(data_dir)),
-        ("store", lambda: check_store(artifacts_dir)),
+        ("data", lambda: check_data(data_dir, contract_of(dataset))),
+        ("store", lambda: check_store(artifacts_dir, dataset)),
     ]
     with _home_of_prefect_as_it_was():
         return [_survived(name, check) for name, check in checks]
@@ -331,11 +331,11 @@ def check_disk(artifacts_dir: Path) -> Check:
     return Check("disk", True, says)
 
 
-def check_data(data_dir: Path) -> Check:
+def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Check:
     """The CSVs of both splits are there and can be read, or none is and the folder can be fetched into."""
     from tasks.fetch import present_csvs
 
-    present = present_csvs(FASHION_MNIST, data_dir)
+    present = present_csvs(contract, data_dir)
     paths = [path for shards in present.values() for path in shards]
     for path in paths:
         try:
@@ -349,7 +349,7 @@ def check_data(data_dir: Path) -> Check:
         names = " and ".join(path.name for path in paths)
         return Check("data", True, f"{names} in {data_dir}; a run checks every cell")
     if present:
-        missing = next(FASHION_MNIST.csv_name(split) for split in SPLITS if split not in present)
+        missing = next(contract.csv_name(split) for split in SPLITS if split not in present)
         return Check(
             "data",
             False,
@@ -367,7 +367,7 @@ def check_data(data_dir: Path) -> Check:
     return Check("data", True, f"no CSVs in {data_dir}: the published ones will be fetched")
 
 
-def check_store(artifacts_dir: Path) -> Check:
+def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check:
     """Every version is what its manifest says, and the champion is among them."""
     from tasks.store import (
         CHAMPION,
@@ -381,7 +381,7 @@ def check_store(artifacts_dir: Path) -> Check:
         version_numbers,
     )
 
-    root = store_folder(artifacts_dir, FASHION_MNIST.name)
+    root = store_folder(artifacts_dir, dataset)
     numbers = version_numbers(root)
     champion = alias_values(read_alias_log(root)).get(CHAMPION)
     faults: dict[int, str] = {}

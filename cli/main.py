@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-from schemas.contract import FASHION_MNIST
+from schemas.contract import FASHION_MNIST, DatasetName
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound, WrongUsage
 
 if TYPE_CHECKING:
@@ -85,25 +85,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="D",
         help="what runs write (default: $FASHION_ANN_ARTIFACTS_DIR, then artifacts/ of the checkout)",
     )
+    of_dataset = argparse.ArgumentParser(add_help=False)
+    of_dataset.add_argument(
+        "--dataset",
+        choices=get_args(DatasetName),
+        default=FASHION_MNIST.name,
+        help="whose contract and store (default: %(default)s)",
+    )
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     # A flag is spelled out: an abbreviation would change its meaning on the day that another flag begins the same.
     shared: dict[str, Any] = {"parents": [common], "allow_abbrev": False}
+    of_one: dict[str, Any] = {"parents": [common, of_dataset], "allow_abbrev": False}
     common.set_defaults(when_stopped="Nothing was changed.")
 
     train = commands.add_parser(
         "train",
-        **shared,
+        **of_one,
         help="run the whole pipeline in this process",
         description="Fetch, ingest, validate, prepare, train, evaluate, version. What is done already is not repeated.",
     )
     train.add_argument(
         "--data-dir",
         metavar="D",
-        help=f"the folder of {FASHION_MNIST.csv_name('train')} and {FASHION_MNIST.csv_name('test')}, or their "
-        ".csv.gz, or shards of them (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout); where there are "
-        "none, the published data is fetched",
+        help=f"the folder of {FASHION_MNIST.csv_name('train')} and {FASHION_MNIST.csv_name('test')}, named for the "
+        "dataset, or their .csv.gz, or shards of them (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout); "
+        "where there are none, the published data is fetched",
     )
     train.add_argument(
         "--bad-rows",
@@ -132,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser(
         "predict",
-        **shared,
+        **of_one,
         help="predict the images of a CSV with a version",
         description="Class, its name and the probability of each class, a row of OUT for a row of IMAGES. In this "
         "process, without a Prefect server; the flow predict-fashion-mnist does the same for deployments.",
@@ -154,20 +162,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict, when_stopped="Nothing was written.")
 
-    versions = commands.add_parser("versions", **shared, help="list the model versions")
+    contract = commands.add_parser(
+        "contract", **of_one, help="what the data of a dataset owes", description="As docs/contract.md has it."
+    )
+    contract.set_defaults(run=_contract)
+
+    versions = commands.add_parser("versions", **of_one, help="list the model versions")
     versions.set_defaults(run=_versions)
 
-    show = commands.add_parser("show", **shared, help="show one version, whole")
+    show = commands.add_parser("show", **of_one, help="show one version, whole")
     show.add_argument("version", metavar="V", help="a number, or an alias such as champion")
     show.set_defaults(run=_show)
 
-    why = commands.add_parser("why", **shared, help="why a version was promoted or not, and what each stage hung on")
+    why = commands.add_parser("why", **of_one, help="why a version was promoted or not, and what each stage hung on")
     why.add_argument("version", metavar="V", help="a number, or an alias such as champion")
     why.set_defaults(run=_why)
 
     report = commands.add_parser(
         "report",
-        **shared,
+        **of_one,
         help="where the report of a version is, once it was checked",
         description="A page of one file: verdict, figures, mistakes as pictures, data, how to make the version again.",
     )
@@ -177,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        **shared,
+        **of_one,
         help="two versions on the same test images: which of them W fixed and which it broke",
         description="In figures here, as pictures in an HTML page. Nothing is predicted again: what each version said "
         "of each test image is stored with it.",
@@ -195,18 +208,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare, when_stopped="Nothing was written.")
 
-    promote = commands.add_parser("promote", **shared, help="make a version champion")
+    promote = commands.add_parser("promote", **of_one, help="make a version champion")
     promote.add_argument("version", metavar="V")
     promote.add_argument("--reason", required=True, metavar="R", help="kept in the log of aliases")
     promote.add_argument("--force", action="store_true", help="even a version that its own verdict refused")
     promote.set_defaults(run=_promote, when_stopped="`fashion-ann versions` says who is champion now.")
 
-    rollback = commands.add_parser("rollback", **shared, help="give the place back to the champion before")
+    rollback = commands.add_parser("rollback", **of_one, help="give the place back to the champion before")
     rollback.add_argument("--reason", required=True, metavar="R", help="kept in the log of aliases")
     rollback.set_defaults(run=_rollback, when_stopped="`fashion-ann versions` says who is champion now.")
 
     verify = commands.add_parser(
-        "verify", **shared, help="hash every file again, load in a fresh process, repeat the golden predictions"
+        "verify", **of_one, help="hash every file again, load in a fresh process, repeat the golden predictions"
     )
     which = verify.add_mutually_exclusive_group()
     which.add_argument("version", metavar="V", nargs="?", default="champion", help="default: champion")
@@ -214,14 +227,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
 
     reproduce = commands.add_parser(
-        "reproduce", **shared, help="train a version again from its manifest, beside the store, and compare"
+        "reproduce", **of_one, help="train a version again from its manifest, beside the store, and compare"
     )
     reproduce.add_argument("version", metavar="V")
     reproduce.set_defaults(run=_reproduce)
 
     gc = commands.add_parser(
         "gc",
-        **shared,
+        **of_one,
         help="remove old versions, and outputs that no version was made from",
         description="Versions that an alias names, the champion's predecessor, the newest N and damaged ones stay, "
         "with all that they were made from. The rest goes: versions, outputs of stages, checkpoints, leftovers.",
@@ -244,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser(
         "doctor",
-        **shared,
+        **of_one,
         help="check Python, lock, GPU, Prefect, pools, disk, data and store",
         description="Check what a run needs, a line each, and say what to do about what is broken. Changes nothing. "
         "Exit status 1 if something is broken.",
@@ -374,7 +387,15 @@ def _train(options: argparse.Namespace) -> None:
     progress = Progress()
     try:
         made = run_training_flow(
-            data_dir, artifacts_dir, training, promotion, options.device, bad_rows, progress, quiet=options.quiet
+            options.dataset,
+            data_dir,
+            artifacts_dir,
+            training,
+            promotion,
+            options.device,
+            bad_rows,
+            progress,
+            quiet=options.quiet,
         )
     except (KeyboardInterrupt, _Terminated):
         options.when_stopped = progress.kept()
@@ -401,7 +422,7 @@ def _predict(options: argparse.Namespace) -> None:
         Path(options.images),
         Path(options.output),
         options.version,
-        FASHION_MNIST.name,
+        options.dataset,
         artifacts_folder(options.artifacts_dir),
     )
     if options.json:
@@ -413,11 +434,19 @@ def _predict(options: argparse.Namespace) -> None:
     print(f"  output  {made.output}")
 
 
+def _contract(options: argparse.Namespace) -> None:
+    from schemas.contract import contract_of
+    from schemas.contract_page import contract_json, contract_text
+
+    contract = contract_of(options.dataset)
+    print(json.dumps(contract_json(contract), indent=2) if options.json else contract_text(contract).rstrip())
+
+
 def _store(options: argparse.Namespace) -> Path:
     from schemas.config import artifacts_folder
     from tasks.store import store_folder
 
-    return store_folder(artifacts_folder(options.artifacts_dir), FASHION_MNIST.name)
+    return store_folder(artifacts_folder(options.artifacts_dir), options.dataset)
 
 
 def _versions(options: argparse.Namespace) -> None:
@@ -660,7 +689,7 @@ def _gc(options: argparse.Namespace) -> None:
     from tasks.gc import collect, plan
 
     do = plan if options.dry_run else collect
-    done = do(artifacts_folder(options.artifacts_dir), FASHION_MNIST.name, options.keep)
+    done = do(artifacts_folder(options.artifacts_dir), options.dataset, options.keep)
     if options.json:
         removed = [{"kind": gone.kind, "path": str(gone.path), "bytes": gone.bytes} for gone in done.removed]
         answer = {"removed": removed, "kept_versions": done.kept_versions, "bytes": done.bytes}
@@ -691,7 +720,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from cli.doctor import Unwell, examine
     from schemas.config import artifacts_folder, data_folder
 
-    checks = examine(artifacts_folder(options.artifacts_dir), data_folder(options.data_dir))
+    checks = examine(artifacts_folder(options.artifacts_dir), data_folder(options.data_dir), options.dataset)
     if options.json:
         print(json.dumps([vars(check) for check in checks], indent=2))
     else:

@@ -23,6 +23,7 @@ from cli.server_process import (
 )
 from cli.terminal import Progress, Screen
 from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
+from schemas.contract import DatasetName
 from schemas.references import ModelVersion
 from tasks.progress import Begun, tell
 
@@ -30,6 +31,7 @@ _SECONDS_TO_END = 5
 
 
 def run_training_flow(
+    dataset: DatasetName,
     data_dir: Path,
     artifacts_dir: Path,
     training: TrainingConfig,
@@ -53,6 +55,7 @@ def run_training_flow(
 
         screen.take_over_logging()
         made = train_fashion_mnist(
+            dataset=dataset,
             data_dir=data_dir,
             artifacts_dir=artifacts_dir,
             training=training,
@@ -106,7 +109,7 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str] | None, log: IO[byt
         yield
         return
     process, url = server
-    from tasks.validate import import_great_expectations
+    from tasks.expectations import import_great_expectations
 
     threading.Thread(target=import_great_expectations, daemon=True).start()
     _demand_health(process, url, get_current_settings().server.ephemeral.startup_timeout_seconds, log)

@@ -18,7 +18,7 @@ from schemas.config import (
     artifacts_folder,
     data_folder,
 )
-from schemas.contract import SPLITS, DatasetName
+from schemas.contract import DatasetName
 from schemas.references import ModelVersion
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
@@ -62,12 +62,13 @@ def train_fashion_mnist(
         csvs = fetch(dataset, data_home)
         if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, found)
-        data = {split: validate(ingest(csvs[split], dataset, artifacts, bad_rows), dataset) for split in SPLITS}
-        prepared = prepare(data["train"], data["test"], dataset, training.validation_size, training.seed, artifacts)
+        train = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)
+        test = validate(ingest(csvs["test"], dataset, artifacts, bad_rows), dataset, artifacts, train)
+        prepared = prepare(train, test, dataset, training.validation_size, training.seed, artifacts)
         if train_on == "gpu":
             trained = train_on_gpu_worker(prepared, training, artifacts, device, gpu_worker_seconds)
         else:
             trained = fit_model(prepared, training, artifacts, device)
         evaluation = evaluate(prepared, trained, artifacts)
-        made = version(data, prepared, trained, evaluation, training, promotion, artifacts)
+        made = version({"train": train, "test": test}, prepared, trained, evaluation, training, promotion, artifacts)
         return made if made.created else nothing_new(made)

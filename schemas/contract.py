@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -11,7 +12,9 @@ from schemas.errors import WrongUsage
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # The names of the contracts, as a type: a flow parameter of another name is refused before anything runs.
-DatasetName = Literal["fashion-mnist"]
+DatasetName = Literal["fashion-mnist", "digits"]
+
+_PROFILES = Path(__file__).parent / "profiles"
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,44 @@ class IdxFile:
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """A split as its authors published it. ``rows_sha256`` is `tasks.fetch.rows_digest`: free of row order."""
+    """A split as its authors published it. ``rows_sha256`` is `tasks.fetch.rows_digest`: free of row order.
+
+    ``images`` and ``labels`` where it was published as IDX.
+    """
 
     rows: int
-    images: IdxFile
-    labels: IdxFile
     rows_sha256: str
+    images: IdxFile | None = None
+    labels: IdxFile | None = None
+
+
+@dataclass(frozen=True)
+class BundledData:
+    """Images that come with scikit-learn, unsplit: ``loader`` of `sklearn.datasets`.
+
+    ``test_rows`` of them are the test split, every class in proportion, as `tasks.prepare.stratified_split` draws them
+    with ``seed``.
+    """
+
+    loader: str
+    test_rows: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `tasks.validate` knows about a split beyond types and ranges: one figure, and its bounds.
+
+    Past ``warn`` it is told and goes on, past ``fail`` the split is refused; None: no such bound. Past is above, or
+    below where ``low_is_bad``. ``found``: how the bounds were found.
+    """
+
+    name: str
+    says: str
+    found: str
+    warn: float | None = None
+    fail: float | None = None
+    low_is_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +89,18 @@ class DatasetContract:
     minimum_rows: Mapping[Split, int]
     maximum_class_share: float
     published: Mapping[Split, PublishedSplit]
-    kaggle_slug: str
-    mirrors: tuple[str, ...]
-    debian_package: str
-    debian_folder: str
+    checks: tuple[Check, ...]
+    # Root mean square difference of two images' pixels, as a share of the pixel range, up to which they are near
+    # duplicates.
+    near_duplicate: float
+    # Made from the published train split by `python -m tasks.reference`. Without one, what needs it is not judged.
+    reference: Path | None = None
+    # Where the published data is to be had.
+    kaggle_slug: str | None = None
+    mirrors: tuple[str, ...] = ()
+    debian_package: str | None = None
+    debian_folder: str | None = None
+    bundled: BundledData | None = None
     # For the model card in report.html, in words; nothing depends on them.
     licence: str = ""
     known_limits: tuple[str, ...] = ()
@@ -85,6 +128,101 @@ class DatasetContract:
     def csv_name(self, split: Split) -> str:
         return f"{self.name}_{split}.csv"
 
+
+# How the bounds were found: figures of random subsets of the published test splits, of 100 rows (300 of them), of 200
+# (300) and of 1,000 (60), none of which is warned of, against those of the same data made wrong.
+# `python -m benchmarks.checks` prints them anew.
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "polarity",
+        "How much better the classes' mean images agree with those of the reference once they are inverted: difference "
+        "of the mean correlations",
+        "right data: -1.23 to -0.84; inverted: 0.88 to 1.22",
+        fail=0,
+    ),
+    Check(
+        "orientation",
+        "How much better they agree turned, mirrored or transposed than as they are, measured in the same way",
+        "right data: -0.20 to -0.12; turned, mirrored or transposed: 0.17 to 0.92",
+        fail=0,
+    ),
+    Check(
+        "likeness",
+        "How well they agree in the orientation and polarity that fit best: mean correlation",
+        "right data: 0.93 or more; pixels permuted, or noise: 0.23 or less; shuffled labels: 0.77",
+        fail=0.6,
+        low_is_bad=True,
+    ),
+    Check(
+        "inverted_images",
+        "Share of images whose border is brighter than the middle of the range: background is the smallest value",
+        "right data: none",
+        warn=0.001,
+        fail=0.01,
+    ),
+    Check(
+        "label_permutation",
+        "Whether more images are like the reference's mean image of their class once labels are renamed in the best "
+        "way: p-value of McNemar's exact test, one-sided",
+        "right data: 0.1 or more; labels shifted, or two classes swapped: 1e-18 or less",
+        fail=1e-6,
+        low_is_bad=True,
+    ),
+    Check(
+        "label_relation",
+        "Share of the pixels' variance that labels explain (epsilon squared), relative to the reference",
+        "right data: 0.77 or more; 15 % of the labels shuffled: 0.7; 30 %: 0.5; all: 0.03 or less",
+        warn=0.7,
+        fail=0.6,
+        low_is_bad=True,
+    ),
+    Check(
+        "label_agreement",
+        "Share of images that of all mean images of the reference are most like that of their class (upper end of "
+        "Wilson's interval, z = 4), relative to the reference",
+        "right data: 1.01 or more; 15 % of the labels shuffled: 0.9; 30 %: 0.8; all: 0.25 or less",
+        warn=0.95,
+        fail=0.8,
+        low_is_bad=True,
+    ),
+    Check(
+        "class_imbalance",
+        "Rows of the largest class for each row of the smallest",
+        "random subsets of 100 rows: up to 8",
+        warn=10,
+    ),
+    Check(
+        "constant_columns",
+        "Share of the pixels that have one value in all rows, where by the reference less than one split of a million "
+        "would have such a pixel by chance",
+        "right data: none",
+        warn=0,
+        fail=0.05,
+    ),
+    Check("blank_images", "Share of images of one value alone", "right data: none", warn=0, fail=0.01),
+    Check("repeated_images", "Share of images that stand in an earlier row, too", "right data: none", warn=0, fail=0.1),
+    Check(
+        "test_images_in_train",
+        "Share of test images that stand in train, too",
+        "right data: none; up to the second bound figures are given with and without them",
+        warn=0,
+        fail=0.1,
+    ),
+    Check(
+        "near_duplicates_in_train",
+        "Share of the other test images that all but stand in train",
+        "right data: 6 of 10,000 of Fashion-MNIST, known as such; none of the digits",
+        warn=0.005,
+        fail=0.1,
+    ),
+    Check(
+        "drift",
+        "Distance of the distribution of pixel values from that of the champion's train split, or from the reference "
+        "where no champion was made from other data: Jensen-Shannon, to the base 2",
+        "right data: 0.07 or less; 10 % brighter: 0.13; 20 % brighter: 0.2",
+        warn=0.1,
+    ),
+)
 
 FASHION_MNIST = DatasetContract(
     name="fashion-mnist",
@@ -142,6 +280,9 @@ FASHION_MNIST = DatasetContract(
             ),
         }
     ),
+    checks=CHECKS,
+    near_duplicate=0.02,
+    reference=_PROFILES / "fashion-mnist.json",
     kaggle_slug="zalando-research/fashionmnist",
     mirrors=(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -152,14 +293,41 @@ FASHION_MNIST = DatasetContract(
     licence="MIT, copyright 2017 Zalando SE",
     known_limits=(
         "Some test images have near-duplicates among the train images (arXiv 1906.08255), so the test accuracy is "
-        "somewhat flattered. The duplicates that are counted above are exact ones alone.",
+        "somewhat flattered; those that are nearly the same to the pixel are counted above.",
         "Some images carry a wrong label, in both splits (arXiv 1912.05283): a few of the mistakes that are shown here "
         "are the label's.",
         "Studio pictures of one shop, cut out, centred, grey and turned upright: other photographs are another task.",
     ),
 )
 
-CONTRACTS: Mapping[str, DatasetContract] = MappingProxyType({FASHION_MNIST.name: FASHION_MNIST})
+DIGITS = DatasetContract(
+    name="digits",
+    height=8,
+    width=8,
+    pixel_min=0,
+    pixel_max=16,
+    class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    minimum_rows=MappingProxyType({"train": 500, "test": 100}),
+    maximum_class_share=0.5,
+    published=MappingProxyType(
+        {
+            "train": PublishedSplit(
+                rows=1_438, rows_sha256="87e4fab0f62a07d302c1852cb9ee044443d343482f18a87ae3db41c4c3d09f21"
+            ),
+            "test": PublishedSplit(
+                rows=359, rows_sha256="e8e626027d88364e73bdbc75542388e07fe9ffe809143daa0d19aa8bdd12a49d"
+            ),
+        }
+    ),
+    checks=CHECKS,
+    near_duplicate=0.03,
+    reference=_PROFILES / "digits.json",
+    bundled=BundledData(loader="load_digits", test_rows=359, seed=0),
+)
+
+CONTRACTS: Mapping[str, DatasetContract] = MappingProxyType(
+    {contract.name: contract for contract in (FASHION_MNIST, DIGITS)}
+)
 
 
 def contract_of(dataset: str) -> DatasetContract:

@@ -83,21 +83,30 @@ class ParquetSplit(Reference):
     source: CsvSplit
 
 
+class DuplicateReport(Reference):
+    """Images that occur more than once, to the byte; ``test_rows_near_train`` are others that all but stand in train.
+
+    Rows are counted, not pairs.
+    """
+
+    within_train: int
+    within_test: int
+    test_rows_in_train: int
+    test_rows_near_train: int
+
+
 class ValidatedSplit(Reference):
-    """A split that Great Expectations accepted. ``result`` is the whole verdict as JSON."""
+    """A split that Great Expectations accepted. ``result`` is the whole verdict as JSON, ``warnings`` a sentence each.
+
+    ``duplicates`` is there for a test split that was judged beside its train split.
+    """
 
     record: StageRecord
     data: ParquetSplit
     result: Path
     expectations: int
-
-
-class DuplicateReport(Reference):
-    """Images that occur more than once, to the byte. Rows are counted, not pairs."""
-
-    within_train: int
-    within_test: int
-    test_rows_in_train: int
+    warnings: tuple[str, ...]
+    duplicates: DuplicateReport | None
 
 
 class PreparedData(Reference):

@@ -10,6 +10,7 @@ from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
+from tasks.duplicates import TEST_IN_TRAIN_NAME
 from tasks.fit import HISTORY_NAME
 from tasks.judge import judging
 from tasks.judged import Judged, image_digests, write_predictions
@@ -44,6 +45,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         metrics = {
             "test_loss": judged["loss"],
             **measure(probabilities, labels, contract),
+            **without_duplicates(probabilities, labels, np.load(prepared.record.path / TEST_IN_TRAIN_NAME)),
             "history": history,
         }
         write_json(folder / METRICS_NAME, metrics)
@@ -97,6 +99,21 @@ def measure(
         "confusion_matrix": confusion.tolist(),
         "expected_calibration_error": expected_calibration_error(calibration),
         "calibration": calibration,
+    }
+
+
+def without_duplicates(
+    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], in_train: npt.NDArray[np.uint8]
+) -> dict[str, Any]:
+    """Test rows and accuracy without the images that stand in train, to the byte or nearly; null where none is left.
+
+    in_train: uint8 (N,), as `tasks.duplicates.find_in_train` makes it.
+    """
+    own = in_train == 0
+    right = probabilities[own].argmax(axis=1) == labels[own]
+    return {
+        "test_rows_without_duplicates": int(own.sum()),
+        "test_accuracy_without_duplicates": float(right.mean()) if own.any() else None,
     }
 
 
@@ -183,11 +200,18 @@ def _publish(dataset: str, folder: Path) -> None:
         f"| test accuracy | {metrics['test_accuracy']:.4f} |\n"
         f"| test loss | {metrics['test_loss']:.4f} |\n"
         f"| expected calibration error | {metrics['expected_calibration_error']:.4f} |\n"
-        f"| test rows | {metrics['test_rows']} |\n\nAll figures: `{folder / METRICS_NAME}`\n",
+        f"| test rows | {metrics['test_rows']} |\n"
+        f"| test accuracy without rows that stand in train | {_shown(metrics['test_accuracy_without_duplicates'])} |\n"
+        f"| test rows without them | {metrics['test_rows_without_duplicates']} |\n\n"
+        f"All figures: `{folder / METRICS_NAME}`\n",
         "The model on the test split",
     )
     publish_png(f"{dataset}-confusion-matrix", folder / CONFUSION_NAME, "True against predicted class")
     publish_png(f"{dataset}-learning-curve", folder / LEARNING_NAME, "Loss and accuracy by epoch")
+
+
+def _shown(accuracy: float | None) -> str:
+    return "no row is left" if accuracy is None else f"{accuracy:.4f}"
 
 
 def _short(value: Any) -> Any:

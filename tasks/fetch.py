@@ -31,9 +31,10 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 from prefect import task
 
-from schemas.contract import SPLITS, DatasetContract, IdxFile, Split, contract_of
+from schemas.contract import SPLITS, BundledData, DatasetContract, IdxFile, Split, contract_of
 from schemas.errors import DataContractError, DataUnavailable, UnreadableData
 from schemas.references import CsvFile, CsvSplit
+from tasks.prepare import stratified_split
 from tasks.stage import sha256_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -126,12 +127,17 @@ def fetch_data(
 
 def default_sources(contract: DatasetContract) -> tuple[Source, ...]:
     """Where the published data is looked for, in this order."""
-    return (
-        IdxFolder(Path(contract.debian_folder)),
-        KaggleZip(KAGGLE_DOWNLOAD + contract.kaggle_slug),
-        *(IdxMirror(address) for address in contract.mirrors),
-        DebianPackage(contract.debian_package, contract.debian_folder),
-    )
+    sources: list[Source] = []
+    if contract.bundled is not None:
+        sources.append(ScikitLearn(contract.bundled))
+    if contract.debian_folder is not None:
+        sources.append(IdxFolder(Path(contract.debian_folder)))
+    if contract.kaggle_slug is not None:
+        sources.append(KaggleZip(KAGGLE_DOWNLOAD + contract.kaggle_slug))
+    sources += [IdxMirror(address) for address in contract.mirrors]
+    if contract.debian_package is not None and contract.debian_folder is not None:
+        sources.append(DebianPackage(contract.debian_package, contract.debian_folder))
+    return tuple(sources)
 
 
 # --- the data folder ---
@@ -422,6 +428,37 @@ def _check_rows(contract: DatasetContract, split: Split, rows: npt.NDArray[np.ui
         )
 
 
+# --- scikit-learn ---
+
+
+@dataclass(frozen=True)
+class ScikitLearn:
+    """Images that come with scikit-learn, where that is installed (the extra "datasets")."""
+
+    bundled: BundledData
+
+    @property
+    def name(self) -> str:
+        return f"scikit-learn's {self.bundled.loader}"
+
+    def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
+        try:
+            from sklearn import datasets
+        except ImportError as error:
+            raise SourceError(
+                f"scikit-learn cannot be imported ({error}): install the extra `datasets`, `pip install scikit-learn`"
+            ) from error
+        loaded = getattr(datasets, self.bundled.loader)()
+        rows = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)  # uint8, (N, 1 + pixels)
+        places = stratified_split(loaded.target, self.bundled.test_rows, self.bundled.seed)
+        csvs: dict[Split, Path] = {}
+        for split, taken in zip(SPLITS, places, strict=True):
+            _check_rows(contract, split, rows[taken])
+            csvs[split] = folder / contract.csv_name(split)
+            write_csv(rows[taken], contract.columns, csvs[split])
+        return csvs
+
+
 # --- sources of IDX files ---
 
 
@@ -453,8 +490,8 @@ class IdxMirror:
 
     def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
         # Small files first: a server that hands out other data is found out after kilobytes.
-        published = [contract.published[split] for split in SPLITS]
-        for file in (*(one.labels for one in published), *(one.images for one in published)):
+        labels, images = zip(*(_idx_files(contract, split) for split in SPLITS), strict=True)
+        for file in (*labels, *images):
             path = folder / file.name
             # Twice: packed by someone else it may be somewhat larger.
             download(f"{self.address.rstrip('/')}/{file.name}", path, 2 * file.gzip_bytes, limits)
@@ -539,11 +576,11 @@ def _csvs_from_idx(contract: DatasetContract, source: Path, folder: Path) -> dic
     """Write the CSVs of the four IDX files in ``source`` to ``folder``."""
     csvs: dict[Split, Path] = {}
     for split in SPLITS:
-        published = contract.published[split]
         largest = _largest_idx(contract)
-        labels = read_idx(_idx_content(published.labels, source / published.labels.name, largest))
-        images = read_idx(_idx_content(published.images, source / published.images.name, largest))
-        expected = (published.rows, contract.height, contract.width)
+        labels, images = (
+            read_idx(_idx_content(file, source / file.name, largest)) for file in _idx_files(contract, split)
+        )
+        expected = (contract.published[split].rows, contract.height, contract.width)
         if images.shape != expected or labels.shape != expected[:1]:
             raise SourceError(
                 f"{split}: expected images {expected} and a label each, received images {images.shape} and labels "
@@ -554,6 +591,14 @@ def _csvs_from_idx(contract: DatasetContract, source: Path, folder: Path) -> dic
         csvs[split] = folder / contract.csv_name(split)
         write_csv(rows, contract.columns, csvs[split])
     return csvs
+
+
+def _idx_files(contract: DatasetContract, split: Split) -> tuple[IdxFile, IdxFile]:
+    """Labels and images."""
+    published = contract.published[split]
+    if published.images is None or published.labels is None:
+        raise SourceError(f"{contract.name} was not published as IDX")
+    return published.labels, published.images
 
 
 def _largest_idx(contract: DatasetContract) -> int:

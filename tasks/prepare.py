@@ -1,7 +1,7 @@
 """From validated Parquet to what Keras eats: scaled images, integer labels, and a validation split out of train."""
 
-import hashlib
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError
-from schemas.references import DuplicateReport, PreparedData, ValidatedSplit
+from schemas.references import PreparedData, ValidatedSplit
+from tasks.duplicates import TEST_IN_TRAIN_NAME
 from tasks.stage import run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,15 @@ logger = logging.getLogger(__name__)
 def prepare(
     train: ValidatedSplit, test: ValidatedSplit, dataset: str, validation_size: int, seed: int, artifacts_dir: Path
 ) -> PreparedData:
-    """Write the arrays of the three splits.
+    """Write the arrays of the three splits, and which test images stand in train.
 
-    Raises `DataContractError` when a class has too few rows for both train and validation.
+    ``test`` is one that was judged beside ``train``. Raises `DataContractError` when a class has too few rows for both
+    train and validation.
     """
     contract = contract_of(dataset)
+    if test.duplicates is None:
+        raise TypeError("The test split was expected to be judged beside its train split.")
+    duplicates = test.duplicates
     for data in (train.data, test.data):
         if (found := sha256_file(data.path)) != data.sha256:
             raise StoredArtifactError(
@@ -38,7 +43,6 @@ def prepare(
     def produce(folder: Path) -> dict[str, Any]:
         train_images, train_labels = read_images(train.data.path, contract)
         test_images, test_labels = read_images(test.data.path, contract)
-        duplicates = count_duplicates(train_images, test_images)
         kept, held_out = stratified_split(train_labels, validation_size, seed)
         for name, images, labels in (
             ("train", train_images[kept], train_labels[kept]),
@@ -47,6 +51,7 @@ def prepare(
         ):
             np.save(folder / f"{name}_images.npy", scale_pixels(images, contract))
             np.save(folder / f"{name}_labels.npy", labels)
+        shutil.copyfile(test.record.path / TEST_IN_TRAIN_NAME, folder / TEST_IN_TRAIN_NAME)
         pa.default_memory_pool().release_unused()  # Arrow would keep what reading took for a next time
         return {
             "dataset": dataset,
@@ -63,6 +68,7 @@ def prepare(
             "dataset": dataset,
             "train": train.data.sha256,
             "test": test.data.sha256,
+            "test_in_train": sha256_file(test.record.path / TEST_IN_TRAIN_NAME),
             "validation_size": validation_size,
             "seed": seed,
         },
@@ -75,12 +81,6 @@ def prepare(
             validation_size,
             train.data.rows,
             prepared.validation_rows,
-        )
-    if prepared.duplicates.test_rows_in_train:
-        logger.warning(
-            "%d of %d test images stand in train too: the test accuracy is flattered by them",
-            prepared.duplicates.test_rows_in_train,
-            prepared.test_rows,
         )
     return prepared
 
@@ -149,19 +149,3 @@ def stratified_split(
     kept = np.ones(total, dtype=bool)
     kept[held_out] = False
     return np.flatnonzero(kept), held_out
-
-
-def count_duplicates(train: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]) -> DuplicateReport:
-    """Rows whose image, to the byte, stood before: within train, within test, and test rows that stand in train."""
-    train_digests = [_row_digest(row) for row in np.ascontiguousarray(train)]
-    test_digests = [_row_digest(row) for row in np.ascontiguousarray(test)]
-    known = set(train_digests)
-    return DuplicateReport(
-        within_train=len(train_digests) - len(known),
-        within_test=len(test_digests) - len(set(test_digests)),
-        test_rows_in_train=sum(digest in known for digest in test_digests),
-    )
-
-
-def _row_digest(row: npt.NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(row.data, digest_size=16).digest()

@@ -34,8 +34,9 @@ def reproduce(root: Path, artifacts_dir: Path, version: int, scratch: Path) -> d
     config = TrainingConfig(**manifest["configuration"])
     with in_use(artifacts_dir):
         copies = {split: _copied(_stored_data(manifest, artifacts_dir, split), scratch) for split in SPLITS}
-    data = {split: validate.fn(copies[split], dataset) for split in SPLITS}
-    prepared = prepare.fn(data["train"], data["test"], dataset, config.validation_size, config.seed, scratch)
+    train_split = validate.fn(copies["train"], dataset, scratch)
+    test_split = validate.fn(copies["test"], dataset, scratch, train_split)
+    prepared = prepare.fn(train_split, test_split, dataset, config.validation_size, config.seed, scratch)
     # A GPU adds up in another order: what a CPU has trained is the same again on a CPU alone.
     device: DeviceChoice = "cpu" if manifest["device"]["kind"] == "cpu" else "auto"
     trained = train.fn(prepared, config, scratch, device)

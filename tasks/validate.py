@@ -1,12 +1,14 @@
-"""Great Expectations judges a split: the contract's columns, types, nulls, ranges, classes and row count.
+"""Great Expectations judges a split: its columns, types, nulls, ranges, classes, rows, and what its images look like.
 
-The suite looks at two profiles of the Parquet's own values, one row a column and one row a class, where 1,571
-expectations on the table would say the same a few hundred times slower.
+The suite looks at two small profiles of the Parquet's own values: one row a column; and one row a class, with figures
+about all images beside it, each of which has expectations of its own, the bounds of a `schemas.contract.Check`. 1,571
+expectations on the table would say less, a hundred times slower.
 """
 
+import hashlib
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,101 +20,318 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
-from schemas.contract import DatasetContract, Split, contract_of
-from schemas.errors import CellProblem, DataContractError
+from schemas.contract import Check, DatasetContract, Split, contract_of
+from schemas.errors import CellProblem, DataContractError, FashionAnnError
 from schemas.references import ParquetSplit, ValidatedSplit
-from tasks.publish import publish_table
+from tasks.data_docs import write_data_docs
+from tasks.duplicates import (
+    BATCH_ROWS,
+    SKETCHES_NAME,
+    TEST_IN_TRAIN_NAME,
+    Sketches,
+    bytes_of,
+    find_in_train,
+    repeated,
+    report,
+    sketch,
+)
+from tasks.expectations import fresh_context
+from tasks.profile import (
+    PROFILE_NAME,
+    Figure,
+    ImageProfile,
+    border_brightness,
+    compare,
+    drift,
+    profile_images,
+    read_profile,
+    reference_profile,
+    write_profile,
+)
+from tasks.publish import publish_markdown, publish_table
 from tasks.stage import run_stage, sha256_file, write_json
+from tasks.store import CHAMPION, alias_values, read_alias_log, read_file, read_manifest, store_folder
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
     from great_expectations.expectations import Expectation
 
+logger = logging.getLogger(__name__)
+
 RESULT_NAME = "great_expectations.json"
 _ABSENT = "(no column)"
 _TYPE = "uint8"
-_BATCH_ROWS = 16_384
+# Images that figures about how they look are taken from, drawn with one seed: they move such a figure by a hundredth.
+_SAMPLE_ROWS = 2_048
 
 
 @task(name="validate", task_run_name="validate {data.split}")
-def validate(data: ParquetSplit, dataset: str) -> ValidatedSplit:
+def validate(
+    data: ParquetSplit, dataset: str, artifacts_dir: Path, train: ValidatedSplit | None = None
+) -> ValidatedSplit:
     """Judge a split; the whole result lies beside the data.
 
-    Raises `DataContractError` naming each broken expectation. A refused verdict is kept, too.
+    train: what the test split is compared with. What breaks the bound of a warning alone is logged, and stands in
+    ``warnings``. Raises `DataContractError` naming each other broken expectation. A refused verdict is kept, too.
     """
     contract = contract_of(dataset)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
+    champion = champion_profile(artifacts_dir, dataset, data)
 
     def produce(folder: Path) -> dict[str, Any]:
-        result = judge(data.path, contract, data.split, exact_rows=exact_rows)
-        write_json(folder / RESULT_NAME, result)
-        return summarize(result)
+        beside = None if train is None else (Sketches.load(train.record.path / SKETCHES_NAME), train.data.path)
+        judged = judge(
+            data.path,
+            contract,
+            data.split,
+            exact_rows=exact_rows,
+            champion=None if champion is None else read_profile(champion),
+            train=beside,
+        )
+        write_json(folder / RESULT_NAME, judged.result)
+        duplicates = None
+        if judged.profile is not None and judged.sketches is not None:
+            write_profile(folder / PROFILE_NAME, judged.profile)
+            judged.sketches.save(folder / SKETCHES_NAME)
+            if beside is not None and judged.in_train is not None:
+                np.save(folder / TEST_IN_TRAIN_NAME, judged.in_train)
+                duplicates = report(beside[0], judged.sketches, judged.in_train).model_dump()
+        return {**summarize(judged.result), "duplicates": duplicates}
 
-    record, summary = run_stage(
+    record, facts = run_stage(
         data.path.parent / "validation",
         __name__,
-        # The digest of the file as it is now: an earlier verdict says nothing of one that was changed since.
-        {"dataset": dataset, "split": data.split, "data": sha256_file(data.path), "exact_rows": exact_rows},
+        {
+            "dataset": dataset,
+            "split": data.split,
+            # The digest of the file as it is now: an earlier verdict says nothing of one that was changed since.
+            "data": sha256_file(data.path),
+            "exact_rows": exact_rows,
+            "reference": None if contract.reference is None else sha256_file(contract.reference),
+            "champion": None if champion is None else hashlib.sha256(champion).hexdigest(),
+            "train": None if train is None else train.data.sha256,
+        },
         produce,
+    )
+    docs = write_data_docs(artifacts_dir, dataset, data.split, record.path / RESULT_NAME, record.path.name)
+    publish_markdown(
+        f"{dataset}-{data.split}-data-docs",
+        f"[Data Docs]({docs.as_uri()}): `{docs}`\n\nThe whole verdict: `{record.path / RESULT_NAME}`\n",
+        f"{data.split}: what Great Expectations says, as pages",
     )
     publish_table(
         f"{dataset}-{data.split}-validation",
-        summary["rows"],
-        f"{data.split}: {data.rows} rows judged by Great Expectations, whole result in {record.path / RESULT_NAME}",
+        facts["rows"],
+        f"{data.split}: {data.rows} rows judged by Great Expectations, Data Docs in {docs}",
     )
-    if summary["broken"]:
+    for line in facts["warnings"]:
+        logger.warning("%s split: %s", data.split, line)
+    if facts["broken"]:
         raise DataContractError(
-            f"{data.split} split ({data.source.name}) breaks its contract: {'; '.join(summary['broken'])}. "
+            f"{data.split} split ({data.source.name}) breaks its contract: {'; '.join(facts['broken'])}. "
             f"The whole verdict is in {record.path / RESULT_NAME}. Mend the data and run again.",
-            problems=[CellProblem(**problem) for problem in summary["problems"]],
+            problems=[CellProblem(**problem) for problem in facts["problems"]],
         )
-    return ValidatedSplit(record=record, data=data, result=record.path / RESULT_NAME, expectations=len(summary["rows"]))
+    return ValidatedSplit(
+        record=record,
+        data=data,
+        result=record.path / RESULT_NAME,
+        expectations=len(facts["rows"]),
+        warnings=tuple(facts["warnings"]),
+        duplicates=facts["duplicates"],
+    )
 
 
-def judge(path: Path, contract: DatasetContract, split: Split, *, exact_rows: int | None = None) -> dict[str, Any]:
-    """What Great Expectations finds in the Parquet at ``path``, as JSON: one result a profile, under its name.
+def champion_profile(artifacts_dir: Path, dataset: str, data: ParquetSplit) -> bytes | None:
+    """What the champion's train split looked like, as `tasks.profile` writes it.
 
-    ``exact_rows`` is demanded where it is known, as for published data; else the contract's minimum.
+    None where there is no champion, where it was made from ``data`` itself, and where its profile cannot be read.
     """
-    columns, classes = profile_parquet(path, contract)
+    root = store_folder(artifacts_dir, dataset)
+    try:
+        champion = alias_values(read_alias_log(root)).get(CHAMPION)
+        if champion is None:
+            return None
+        manifest = read_manifest(root, champion)
+        made_from = {part.get("csv_sha256") for part in manifest["data"].values() if isinstance(part, dict)}
+        if data.source.sha256 in made_from or PROFILE_NAME not in manifest["files"]:
+            return None
+        return read_file(root, manifest, PROFILE_NAME)
+    except FashionAnnError as error:
+        logger.warning("%s split: drift from the champion's data cannot be told. %s", data.split, error)
+        return None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Of a split of the contract's form: the images that figures are taken from, and what is known of all rows.
+
+    images uint8 (n, pixels) and labels uint8 (n,), n at most 2,048, in file order. blank: images of one value alone.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    sketches: Sketches
+    blank: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a Parquet found. ``sample`` is None where columns, types or labels are not the contract's.
+
+    columns: position, column, expected_column, type, nulls (NaN counts), minimum, maximum and the bounds that the
+    contract sets; one row a column, of the file or of the contract. classes: label, rows, share.
+    """
+
+    rows: int
+    columns: pd.DataFrame
+    classes: pd.DataFrame
+    sample: Sample | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """``result``: what Great Expectations says, as JSON, one result a profile, under its name.
+
+    The rest is None where the data is not of the contract's form; ``in_train`` also where there was no train split.
+    """
+
+    result: dict[str, Any]
+    profile: ImageProfile | None = None
+    sketches: Sketches | None = None
+    in_train: npt.NDArray[np.uint8] | None = None
+
+
+def judge(
+    path: Path,
+    contract: DatasetContract,
+    split: Split,
+    *,
+    exact_rows: int | None = None,
+    champion: ImageProfile | None = None,
+    train: tuple[Sketches, Path] | None = None,
+) -> Judged:
+    """Judge the Parquet at ``path``.
+
+    ``exact_rows`` is demanded where it is known, as for published data; else the contract's minimum. ``champion`` is
+    what drift is told from. ``train`` is the split that a test split is compared with.
+    """
+    scan = scan_parquet(path, contract)
+    if scan.sample is None:
+        return Judged(_ask(scan, contract, split, {}, exact_rows))
+    profile = profile_images(scan.sample.images, scan.sample.labels, contract)
+    figures, in_train = measure(scan, scan.sample, profile, contract, champion), None
+    if train is not None:
+        in_train = find_in_train(*train, scan.sample.sketches, path, contract)
+        figures |= leak_figures(in_train)
+    return Judged(_ask(scan, contract, split, figures, exact_rows), profile, scan.sample.sketches, in_train)
+
+
+def _ask(
+    scan: Scan, contract: DatasetContract, split: Split, figures: Mapping[str, Figure], exact_rows: int | None
+) -> dict[str, Any]:
     least, most = (exact_rows, exact_rows) if exact_rows is not None else (contract.minimum_rows[split], None)
-    context = _fresh_context()
+    context = fresh_context()
+    # The figures stand beside each class: a frame of their own would cost as much as all their expectations.
+    classes = scan.classes.assign(**{name: figure.value for name, figure in figures.items()})
+    owed = [*class_expectations(contract, least, most), *image_expectations(contract, figures)]
     return {
-        "columns": _validate_frame(context, columns, "columns", column_expectations(contract)),
-        "classes": _validate_frame(context, classes, "classes", class_expectations(contract, least, most)),
+        "columns": _validate_frame(context, scan.columns, "columns", column_expectations(contract), "column"),
+        "classes": _validate_frame(context, classes, "classes", owed, "label"),
     }
 
 
-def profile_parquet(path: Path, contract: DatasetContract) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Profiles of the values themselves, not of the footer's statistics, which a writer may have got wrong.
+def measure(
+    scan: Scan, sample: Sample, profile: ImageProfile, contract: DatasetContract, champion: ImageProfile | None
+) -> dict[str, Figure]:
+    """The figures of the contract's checks that this split alone, the reference and the champion's profile give."""
+    class_rows = scan.classes["rows"]
+    figures = {
+        "class_imbalance": Figure(
+            float(class_rows.max() / class_rows.min()), "rows of the largest for one of the smallest class"
+        ),
+        "blank_images": Figure(sample.blank / scan.rows, f"{sample.blank} of {scan.rows} images are of one value"),
+        "repeated_images": Figure(
+            (again := repeated(sample.sketches)) / scan.rows, f"{again} of {scan.rows} images repeat an earlier row"
+        ),
+    }
+    reference = reference_profile(contract)
+    if reference is not None:
+        bright = border_brightness(sample.images, contract) > 0.5
+        figures["inverted_images"] = Figure(
+            float(bright.mean()), f"{int(bright.sum())} of {len(bright)} images looked at have a bright border"
+        )
+        compared = compare(sample.images, sample.labels, contract, reference)
+        # Of other images, how they stand and what their labels mean is no question.
+        figures |= {"likeness": compared["likeness"]} if _fails(contract, "likeness", compared) else compared
+        if not _fails(contract, "orientation", compared):
+            figures["constant_columns"] = _constant_columns(scan, contract, reference)
+    baseline, whose = (champion, "the champion's train split") if champion is not None else (reference, "the reference")
+    if baseline is not None:
+        figures["drift"] = Figure(drift(profile, baseline), f"of the distribution of pixel values from that of {whose}")
+    return figures
 
-    Returns two frames. Columns: position, column, expected_column, type, nulls (NaN counts), minimum, maximum and the
-    bounds that the contract sets; one row a column, of the file or of the contract. Classes: label, rows, share.
-    """
+
+def _constant_columns(scan: Scan, contract: DatasetContract, reference: ImageProfile) -> Figure:
+    """Of the pixels that the reference says should vary in as many rows."""
+    pixels = scan.columns.iloc[1:]
+    by_chance = (1 - np.asarray(reference.varying)) ** scan.rows * contract.pixels
+    constant = pixels["column"][(pixels["minimum"] == pixels["maximum"]).to_numpy() & (by_chance < 1e-6)].tolist()
+    shown = ", ".join(constant[:5]) + (f" and {len(constant) - 5} more" if len(constant) > 5 else "")
+    return Figure(len(constant) / contract.pixels, shown)
+
+
+def _fails(contract: DatasetContract, name: str, figures: Mapping[str, Figure]) -> bool:
+    check = next(check for check in contract.checks if check.name == name)
+    if check.fail is None:
+        return False
+    value = figures[name].value
+    return value < check.fail if check.low_is_bad else value > check.fail
+
+
+def leak_figures(found: npt.NDArray[np.uint8]) -> dict[str, Figure]:
+    """Of a test split, from what `find_in_train` found."""
+    same, near = int((found == 2).sum()), int((found == 1).sum())
+    return {
+        "test_images_in_train": Figure(same / len(found), f"{same} of {len(found)} test images stand in train, too"),
+        "near_duplicates_in_train": Figure(
+            near / len(found), f"{near} of {len(found)} test images are near duplicates of train images"
+        ),
+    }
+
+
+def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
+    """Look once at the values themselves, not at the footer's statistics, which a writer may have got wrong."""
     file = pq.ParquetFile(path)
     schema = file.schema_arrow
     found = schema.names
+    rows = file.metadata.num_rows
     profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
     label_rows: dict[Any, int] = {}
+    drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, _SAMPLE_ROWS), replace=False))
+    gathered = _Gathered(contract, drawn) if tuple(found) == contract.columns and rows else None
     # Some rows at a time: memory stays bounded whatever their number, and however the writer grouped them.
-    for batch in file.iter_batches(_BATCH_ROWS):
+    for batch in file.iter_batches(BATCH_ROWS):
         block = bytes_of(batch)
         if block is None:
+            gathered = None
             for profile, values in zip(profiles, batch.columns, strict=True):
                 profile.add(values)
         else:
             for profile, low, high in zip(profiles, block.min(axis=1), block.max(axis=1), strict=True):
                 profile.add_extremes(int(low), int(high))
+            if gathered is not None:
+                gathered.add(block)
         if contract.label_column in found:
             for entry in pc.value_counts(batch.column(found.index(contract.label_column))).to_pylist():
                 label_rows[entry["values"]] = label_rows.get(entry["values"], 0) + entry["counts"]
-    rows = []
+    columns = []
     for position in range(max(len(found), len(contract.columns))):
         name = found[position] if position < len(found) else _ABSENT
         expected = contract.columns[position] if position < len(contract.columns) else _ABSENT
         profile = profiles[position] if position < len(found) else _ColumnProfile(_ABSENT)
         low, high = contract.bounds(name)
-        rows.append(
+        columns.append(
             {
                 "position": position,
                 "column": name,
@@ -133,19 +352,37 @@ def profile_parquet(path: Path, contract: DatasetContract) -> tuple[pd.DataFrame
             "share": [count / total for count in label_rows.values()],
         }
     )
-    return pd.DataFrame(rows), classes
+    in_range = gathered is not None and all(
+        low <= int(profile.minimum or 0) and int(profile.maximum or 0) <= high
+        for profile, (low, high) in zip(profiles, map(contract.bounds, found), strict=True)
+    )
+    sample = gathered.sample() if gathered is not None and in_range else None
+    return Scan(rows, pd.DataFrame(columns), classes, sample)
 
 
-def bytes_of(batch: pa.RecordBatch) -> npt.NDArray[np.uint8] | None:
-    """The values of a batch, uint8 (columns, rows), or None where a column has another type, or nulls."""
-    if not batch.num_rows or any(kind != pa.uint8() for kind in batch.schema.types):
-        return None
-    if any(column.null_count for column in batch.columns):
-        return None
-    block = np.empty((batch.num_columns, batch.num_rows), np.uint8)
-    for values, column in zip(block, batch.columns, strict=True):
-        values[:] = column.to_numpy()
-    return block
+class _Gathered:
+    """What a `Sample` is made of, block by block; ``drawn`` are the rows of the images that are kept, ascending."""
+
+    def __init__(self, contract: DatasetContract, drawn: npt.NDArray[np.int64]) -> None:
+        self._contract = contract
+        self._drawn = drawn
+        self._rows = 0
+        self._blank = 0
+        self._kept: list[npt.NDArray[np.uint8]] = []
+        self._sketches: list[Sketches] = []
+
+    def add(self, block: npt.NDArray[np.uint8]) -> None:
+        """block: uint8 (columns, rows), the label first."""
+        pixels, stop = block[1:], self._rows + block.shape[1]
+        within = self._drawn[np.searchsorted(self._drawn, self._rows) : np.searchsorted(self._drawn, stop)] - self._rows
+        self._kept.append(block[:, within].T)
+        self._sketches.append(sketch(pixels, self._contract))
+        self._blank += int((pixels.min(axis=0) == pixels.max(axis=0)).sum())
+        self._rows = stop
+
+    def sample(self) -> Sample:
+        kept = np.concatenate(self._kept)
+        return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], Sketches.joined(self._sketches), self._blank)
 
 
 class _ColumnProfile:
@@ -179,9 +416,8 @@ def column_expectations(contract: DatasetContract) -> "Sequence[Expectation]":
         gxe.ExpectColumnPairValuesToBeEqual(column_A="column", column_B="expected_column"),
         gxe.ExpectColumnValuesToBeInSet(column="type", value_set=[_TYPE]),
         gxe.ExpectColumnValuesToBeBetween(column="nulls", min_value=0, max_value=0),
-        # A range says nothing of a column without values: that it has some is an expectation of its own.
+        # A range says nothing of a column without values: that it has some, and so both ends, is one of its own.
         gxe.ExpectColumnValuesToNotBeNull(column="minimum"),
-        gxe.ExpectColumnValuesToNotBeNull(column="maximum"),
         gxe.ExpectColumnPairValuesAToBeGreaterThanB(
             column_A="minimum", column_B="lower_bound", or_equal=True, ignore_row_if="either_value_is_missing"
         ),
@@ -204,31 +440,39 @@ def class_expectations(contract: DatasetContract, least: int, most: int | None) 
     ]
 
 
-def _fresh_context() -> "EphemeralDataContext":
-    """For one split, each of whose frames gets a datasource of its own.
-
-    Two validators on one pandas datasource can judge the wrong batch (great_expectations issue 12209).
-    """
-    import_great_expectations()
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
-    # It tells of each temporary folder that it makes and removes.
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    return context
+def image_expectations(contract: DatasetContract, figures: Mapping[str, Figure]) -> "Sequence[Expectation]":
+    """What the images owe: each figure within the bounds of its check, one expectation a bound."""
+    return [
+        _bounded(check, bound, severity, figures[check.name])
+        for check in contract.checks
+        if check.name in figures
+        for bound, severity in ((check.warn, "warning"), (check.fail, "critical"))
+        if bound is not None
+    ]
 
 
-def import_great_expectations() -> None:
-    """Import it, for seconds the first time; a caller that waits for something else may do so ahead of the stage."""
-    # Before the import: it is read then. Nothing about the data leaves the machine.
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    import great_expectations.expectations  # noqa: F401
+def _bounded(check: Check, bound: float, severity: str, figure: Figure) -> "Expectation":
+    import great_expectations.expectations as gxe
+
+    kind, end, word = (
+        (gxe.ExpectColumnMinToBeBetween, "min_value", "least")
+        if check.low_is_bad
+        else (gxe.ExpectColumnMaxToBeBetween, "max_value", "most")
+    )
+    otherwise = "a warning" if severity == "warning" else "the split is refused"
+    found = f" Found: {figure.says}." if figure.says else ""
+    expectation: Expectation = kind(
+        column=check.name,
+        **{end: bound},
+        severity=severity,
+        description=f"{check.name}: {check.says}. At {word} {bound:g}, else {otherwise}.{found}",
+        notes=figure.says or None,
+    )
+    return expectation
 
 
 def _validate_frame(
-    context: "EphemeralDataContext", frame: pd.DataFrame, name: str, expectations: "Sequence[Expectation]"
+    context: "EphemeralDataContext", frame: pd.DataFrame, name: str, expectations: "Sequence[Expectation]", index: str
 ) -> dict[str, Any]:
     import great_expectations as gx
 
@@ -240,40 +484,55 @@ def _validate_frame(
     )
     # The whole list in the constructor: adding one by one compares all pairs each time.
     suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
-    index = "column" if name == "columns" else "label"
-    result: dict[str, Any] = batch.validate(
-        suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [index]}
-    ).to_json_dict()
+    verdict = batch.validate(suite, result_format={"result_format": "BASIC"})
+    if not verdict.success:
+        # Where each was broken costs as much again, and is wanted only then.
+        verdict = batch.validate(
+            suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [index]}
+        )
+    result: dict[str, Any] = verdict.to_json_dict()
     return result
 
 
 def summarize(result: dict[str, Any]) -> dict[str, Any]:
-    """Rows for a table, a sentence for each broken expectation, and the columns that broke one (ten at most)."""
+    """Rows for a table, a sentence for each broken expectation, those that only warn apart, and the columns that broke
+    one (ten at most)."""
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
+    warnings: list[str] = []
     problems: list[dict[str, Any]] = []
     for profile, verdict in result.items():
         for entry in verdict["results"]:
             config = entry["expectation_config"]
             kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
             subject = kwargs.get("column") or f"{kwargs['column_A']}, {kwargs['column_B']}"
+            only_warns = config["severity"] == "warning"
             rows.append(
                 {
                     "profile": profile,
                     "expectation": config["type"],
                     "of": subject,
-                    "result": "met" if entry["success"] else "broken",
+                    "figure": entry["result"].get("observed_value"),
+                    "severity": config["severity"],
+                    "result": "met" if entry["success"] else "warned" if only_warns else "broken",
                 }
             )
             if entry["success"]:
                 continue
-            broken.append(_sentence(profile, config["type"], subject, kwargs, entry))
+            (warnings if only_warns else broken).append(_sentence(profile, config, subject, kwargs, entry))
             for found in entry["result"].get("unexpected_index_list") or []:
                 if len(problems) < 10:
                     column, value = _place(found)
                     # Line 0: a profile knows the column; the line is ingest's to name.
                     problems.append({"line": 0, "column": column, "value": value, "reason": config["type"]})
-    return {"rows": rows, "broken": broken, "problems": problems}
+    failed = {sentence.partition(":")[0] for sentence in broken}
+    return {
+        "rows": rows,
+        "broken": broken,
+        # What failed need not be warned of as well.
+        "warnings": [sentence for sentence in warnings if sentence.partition(":")[0] not in failed],
+        "problems": problems,
+    }
 
 
 def _place(found: dict[str, Any]) -> tuple[str, str]:
@@ -282,10 +541,15 @@ def _place(found: dict[str, Any]) -> tuple[str, str]:
     return str(found[name]), ", ".join(f"{key} {value}" for key, value in found.items() if key != name)
 
 
-def _sentence(profile: str, kind: str, subject: str, kwargs: dict[str, Any], entry: dict[str, Any]) -> str:
-    result = entry["result"]
+def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[str, Any], entry: dict[str, Any]) -> str:
+    result, kind = entry["result"], config["type"]
     if entry["exception_info"].get("raised_exception"):
         return f"{kind} of {profile}.{subject} could not be judged: {entry['exception_info']['exception_message']}"
+    if config.get("description"):
+        (end, bound) = next((end, kwargs[end]) for end in ("min_value", "max_value") if kwargs.get(end) is not None)
+        says = f"{config['notes']}; " if config.get("notes") else ""
+        most = "least" if end == "min_value" else "most"
+        return f"{subject}: {says}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
     if places := result.get("unexpected_index_list"):
         shown = ", ".join("{} ({})".format(*_place(place)) for place in places[:5])
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""

@@ -22,6 +22,7 @@ from tasks.evaluate import PROBABILITIES_NAME
 from tasks.golden import GOLDEN_NAME
 from tasks.judge import judge, right_rows
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.profile import PROFILE_NAME
 from tasks.progress import Begun, tell
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import name_flow_run, publish_file_link, publish_markdown, publish_table
@@ -157,6 +158,7 @@ def _add(
             (trained.record, GOLDEN_NAME),
             (evaluation.record, METRICS_NAME),
             (evaluation.record, PREDICTIONS_NAME),
+            (data["train"].record, PROFILE_NAME),
         ):
             shutil.copyfile(record.path / name, folder / name)
         for name, trained_sha256 in ((TOPOLOGY_NAME, trained.topology_sha256), (WEIGHTS_NAME, trained.weights_sha256)):
@@ -270,6 +272,7 @@ def describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) 
             "rows": validated.data.rows,
             "quarantined": validated.data.quarantined,
             "origin": validated.data.origin,
+            "warnings": list(validated.warnings),
         }
         for split, validated in data.items()
     }

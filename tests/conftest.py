@@ -49,6 +49,7 @@ def tiny_contract() -> DatasetContract:
         width=2,
         class_names=("a", "b", "c"),
         minimum_rows=MappingProxyType({"train": 6, "test": 6}),
+        reference=None,
     )
 
 
@@ -71,10 +72,9 @@ def sample_csvs() -> dict[Split, CsvFile]:
 
 @pytest.fixture(scope="session")
 def sample_data(sample_csvs: dict[Split, CsvFile], sample_artifacts: Path) -> dict[Split, ValidatedSplit]:
-    return {
-        split: validate.fn(ingest.fn(sample_csvs[split], "fashion-mnist", sample_artifacts), "fashion-mnist")
-        for split in SPLITS
-    }
+    parquet = {split: ingest.fn(sample_csvs[split], "fashion-mnist", sample_artifacts) for split in SPLITS}
+    train = validate.fn(parquet["train"], "fashion-mnist", sample_artifacts)
+    return {"train": train, "test": validate.fn(parquet["test"], "fashion-mnist", sample_artifacts, train)}
 
 
 @pytest.fixture(scope="session")

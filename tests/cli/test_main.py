@@ -11,6 +11,7 @@ import pytest
 
 from cli.main import main
 from schemas.config import TrainingConfig
+from schemas.contract_page import PAGE
 from tasks.store import append_event, store_folder
 from tests.stored import event
 from tests.tasks.test_store import _add
@@ -42,6 +43,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "--device", "tpu"], "--device"),
         *((["train", "--bad-rows", wrong], "--bad-rows") for wrong in ("few", "-1", "1.5", "101%", "%", "5 %", "")),
         (["train", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
+        (["train", "--dataset", "mnist"], "--dataset"),
         (["trian"], "trian"),
         ([], "COMMAND"),
         (["show"], "V"),
@@ -175,3 +177,21 @@ def test_listing_versions_imports_neither_prefect_nor_a_backend(store: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def test_each_dataset_has_a_store_of_its_own(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    _add(store)
+    assert [row["version"] for row in json.loads(_run(capsys, "versions", "--json")[1])] == [1]
+    assert json.loads(_run(capsys, "versions", "--dataset", "digits", "--json")[1]) == []
+    assert "digits" in _run(capsys, "show", "1", "--dataset", "digits")[2]
+
+
+@pytest.mark.parametrize(("dataset", "says"), [("fashion-mnist", "9 Ankle boot"), ("digits", "integers 0..16")])
+def test_a_contract_is_printed_as_docs_have_it(capsys: pytest.CaptureFixture[str], dataset: str, says: str) -> None:
+    status, out, _ = _run(capsys, "contract", "--dataset", dataset)
+    assert status == 0
+    assert says in out
+    assert out.strip() in PAGE.read_text(encoding="utf-8")
+    facts = json.loads(_run(capsys, "contract", "--dataset", dataset, "--json")[1])
+    assert (facts["name"], len(facts["columns"])) == (dataset, 1 + facts["height"] * facts["width"])
+    assert {"name", "says", "found", "warn", "fail", "low_is_bad"} == set(facts["checks"][0])

@@ -1,8 +1,10 @@
+import json
 from typing import get_args
 
 import pytest
 
-from schemas.contract import CONTRACTS, FASHION_MNIST, SPLITS, DatasetName, contract_of
+from schemas.contract import CONTRACTS, FASHION_MNIST, SPLITS, DatasetContract, DatasetName, contract_of
+from schemas.contract_page import PAGE, page
 from schemas.errors import WrongUsage
 
 
@@ -28,5 +30,30 @@ def test_every_contract_can_be_named_as_a_flow_parameter() -> None:
 
 def test_a_contract_is_found_by_its_name_and_an_unknown_one_names_those_there_are() -> None:
     assert contract_of("fashion-mnist") is FASHION_MNIST
-    with pytest.raises(WrongUsage, match="no dataset 'mnist': expected one of fashion-mnist"):
+    with pytest.raises(WrongUsage, match="no dataset 'mnist': expected one of fashion-mnist, digits"):
         contract_of("mnist")
+
+
+def test_the_page_in_docs_is_the_contracts_as_they_are() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m schemas.contract_page > docs/contract.md"
+
+
+@pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
+def test_every_check_has_a_bound_a_reason_and_a_name_of_its_own(contract: DatasetContract) -> None:
+    assert len({check.name for check in contract.checks}) == len(contract.checks)
+    for check in contract.checks:
+        assert check.says
+        assert check.found
+        assert {check.warn, check.fail} != {None}
+        if check.warn is not None and check.fail is not None:
+            assert check.warn > check.fail if check.low_is_bad else check.warn < check.fail
+
+
+@pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
+def test_the_reference_is_of_this_dataset(contract: DatasetContract) -> None:
+    assert contract.reference is not None
+    assert contract.reference.stat().st_size < 60_000
+    profile = json.loads(contract.reference.read_bytes())
+    assert sum(profile["class_rows"]) == contract.published["train"].rows
+    assert {len(image) for image in profile["mean_images"].values()} == {contract.pixels}
+    assert len(profile["mean_images"]) == contract.classes

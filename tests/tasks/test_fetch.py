@@ -10,6 +10,7 @@ import re
 import signal
 import stat
 import struct
+import sys
 import threading
 import time
 import zipfile
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, IdxFile, PublishedSplit, Split
+from schemas.contract import DIGITS, FASHION_MNIST, SPLITS, DatasetContract, IdxFile, PublishedSplit, Split
 from schemas.errors import DataContractError, DataUnavailable
 from tasks.fetch import (
     DEFAULT_LIMITS,
@@ -965,3 +966,23 @@ def test_the_task_finds_the_dataset_by_its_name_and_never_retries(tmp_path: Path
     supply(tmp_path, TRAIN, TEST)
     assert fetch.fn("fashion-mnist", tmp_path) == fetch_data(FASHION_MNIST, tmp_path)
     assert (fetch.name, fetch.retries) == ("fetch", 0)
+
+
+def test_the_digits_come_from_scikit_learn_and_are_the_published_rows(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    csvs = fetch_data(DIGITS, tmp_path)
+    assert {csv.origin for csv in csvs.values()} == {"fetched"}
+    rows = np.concatenate(
+        [np.loadtxt(csvs[split].files[0].path, np.uint8, delimiter=",", skiprows=1) for split in SPLITS]
+    )
+    loaded = load_digits()
+    expected = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, expected))
+    assert csvs["train"].files[0].path.read_text().splitlines()[0] == ",".join(DIGITS.columns)
+
+
+def test_without_scikit_learn_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(DataUnavailable, match="install the extra `datasets`"):
+        fetch_data(DIGITS, tmp_path)

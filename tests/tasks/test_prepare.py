@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.prepare import count_duplicates, prepare, read_images, scale_pixels, stratified_split
+from tasks.duplicates import TEST_IN_TRAIN_NAME
+from tasks.prepare import prepare, read_images, scale_pixels, stratified_split
+from tasks.stage import sha256_file
 
 
 def test_pixels_are_scaled_to_0_to_1_in_float32() -> None:
@@ -54,17 +58,10 @@ def test_a_small_class_has_a_row_in_both_splits() -> None:
     assert set(labels[held_out]) == set(labels[kept]) == set(range(10))
 
 
-def test_duplicates_are_counted_by_hand() -> None:
-    train = np.array([[1, 2], [3, 4], [1, 2], [1, 2]], dtype=np.uint8)
-    test = np.array([[1, 2], [5, 6], [5, 6], [1, 2]], dtype=np.uint8)
-    report = count_duplicates(train, test)
-    assert (report.within_train, report.within_test, report.test_rows_in_train) == (2, 2, 2)
-
-
 def test_the_arrays_are_the_rows_of_the_data(
     sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit]
 ) -> None:
-    arrays = {path.stem: np.load(path) for path in sample_prepared.record.path.glob("*.npy")}
+    arrays = {path.stem: np.load(path) for path in sample_prepared.record.path.glob("*_*.npy")}
     for split, rows in (("train", 900), ("validation", 100), ("test", 200)):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         assert (images.shape, images.dtype) == ((rows, 784), np.float32)
@@ -93,19 +90,28 @@ def test_a_changed_seed_prepares_anew_and_an_unchanged_one_does_not(
     assert not prepare.fn(*arguments, 8, sample_artifacts).record.reused
 
 
-def test_a_changed_test_split_prepares_anew_and_shared_images_are_told(
-    sample_prepared: PreparedData,
-    sample_data: dict[Split, ValidatedSplit],
-    sample_artifacts: Path,
-    caplog: pytest.LogCaptureFixture,
+def test_a_changed_test_split_prepares_anew(
+    sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path, tmp_path: Path
 ) -> None:
-    prepare.fn(sample_data["train"], sample_data["test"], "fashion-mnist", 100, 7, sample_artifacts)
-    assert "stand in train too" not in caplog.text
-    # Train in the place of test: another file, whole and with its own digest.
-    changed = prepare.fn(sample_data["train"], sample_data["train"], "fashion-mnist", 100, 7, sample_artifacts)
+    test = sample_data["test"]
+    path = tmp_path / "test.parquet"
+    pq.write_table(pq.read_table(test.data.path).slice(1), path)
+    fewer = test.model_copy(update={"data": test.data.model_copy(update={"path": path, "sha256": sha256_file(path)})})
+    changed = prepare.fn(sample_data["train"], fewer, "fashion-mnist", 100, 7, sample_artifacts)
     assert not changed.record.reused
-    assert changed.test_rows == changed.duplicates.test_rows_in_train == 1_000
-    assert "1000 of 1000 test images stand in train too" in caplog.text
+    assert changed.test_rows == 199
+
+
+def test_other_rows_that_stand_in_train_prepare_anew_for_what_evaluate_says_hangs_on_them(
+    sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path, tmp_path: Path
+) -> None:
+    test = sample_data["test"]
+    shutil.copytree(test.record.path, tmp_path, dirs_exist_ok=True)
+    np.save(tmp_path / TEST_IN_TRAIN_NAME, np.full(200, 2, np.uint8))
+    all_known = test.model_copy(update={"record": test.record.model_copy(update={"path": tmp_path})})
+    changed = prepare.fn(sample_data["train"], all_known, "fashion-mnist", 100, 7, sample_artifacts)
+    assert not changed.record.reused
+    assert np.load(changed.record.path / TEST_IN_TRAIN_NAME).tolist() == [2] * 200
 
 
 def test_a_parquet_that_was_changed_after_its_verdict_is_not_prepared(

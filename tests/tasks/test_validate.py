@@ -3,18 +3,25 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.contract import DatasetContract, Split
+from schemas.contract import FASHION_MNIST, DatasetContract, Split
 from schemas.errors import DataContractError
 from schemas.references import ParquetSplit, ValidatedSplit
+from tasks.duplicates import TEST_IN_TRAIN_NAME
+from tasks.prepare import read_images
+from tasks.profile import PROFILE_NAME, Figure, ImageProfile, profile_images
 from tasks.stage import sha256_file
-from tasks.validate import judge, summarize, validate
+from tasks.store import add_version, append_event, store_folder, store_lock
+from tasks.validate import champion_profile, judge, measure, scan_parquet, summarize, validate
+from tests.stored import event, fill, stated
 
 
 def _table(rows: int = 12) -> pd.DataFrame:
@@ -29,7 +36,7 @@ def _table(rows: int = 12) -> pd.DataFrame:
 def _judge(frame: pd.DataFrame, contract: DatasetContract, folder: Path, exact_rows: int | None = None) -> list[str]:
     path = folder / "data.parquet"
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, row_group_size=5)
-    broken: list[str] = summarize(judge(path, contract, "train", exact_rows=exact_rows))["broken"]
+    broken: list[str] = summarize(judge(path, contract, "train", exact_rows=exact_rows).result)["broken"]
     return broken
 
 
@@ -92,7 +99,7 @@ def test_the_values_are_judged_and_not_the_statistics_of_the_footer(
     frame = _table().astype("int16")
     frame.loc[7, "pixel3"] = 300
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, write_statistics=False)
-    assert "300" in "; ".join(summarize(judge(path, tiny_contract, "train"))["broken"])
+    assert "300" in "; ".join(summarize(judge(path, tiny_contract, "train").result)["broken"])
 
 
 def test_a_good_and_a_bad_split_are_each_judged_for_themselves(tiny_contract: DatasetContract, tmp_path: Path) -> None:
@@ -104,11 +111,270 @@ def test_a_good_and_a_bad_split_are_each_judged_for_themselves(tiny_contract: Da
 def test_the_sample_of_the_real_data_is_accepted_and_the_verdict_lies_beside_it(
     sample_data: dict[Split, ValidatedSplit],
 ) -> None:
-    for validated in sample_data.values():
+    for split, validated in sample_data.items():
         verdict = json.loads(validated.result.read_bytes())
         assert {profile["success"] for profile in verdict.values()} == {True}
-        assert sum(len(profile["results"]) for profile in verdict.values()) == validated.expectations == 10
+        of_checks = [
+            check
+            for check in FASHION_MNIST.checks
+            for bound in (check.warn, check.fail)
+            if bound is not None and (split == "test" or "in_train" not in check.name)
+        ]
+        # Six of the columns, three of the classes.
+        expected = 9 + len(of_checks)
+        assert sum(len(profile["results"]) for profile in verdict.values()) == validated.expectations == expected
+        assert validated.warnings == ()
         assert validated.data.path.parent in validated.result.parents
+
+
+# --- what it knows beyond types and ranges ---
+
+Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module")
+def real(sample_data: dict[Split, ValidatedSplit]) -> dict[Split, Rows]:
+    """Images and labels of the sample."""
+    read = {split: read_images(validated.data.path, FASHION_MNIST) for split, validated in sample_data.items()}
+    return {split: (images, labels.astype(np.uint8)) for split, (images, labels) in read.items()}
+
+
+def _write(rows: Rows, path: Path) -> Path:
+    columns = np.column_stack([rows[1], rows[0]]).T
+    pq.write_table(pa.table(dict(zip(FASHION_MNIST.columns, map(np.ascontiguousarray, columns), strict=True))), path)
+    return path
+
+
+def _turned(turn: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Rows], Rows]:
+    return lambda rows: (turn(rows[0].reshape(-1, 28, 28)).reshape(-1, 784), rows[1])
+
+
+def _labelled(change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Rows], Rows]:
+    return lambda rows: (rows[0], change(rows[1]).astype(np.uint8))
+
+
+def _some(rows: Rows, count: int, change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Rows:
+    images = rows[0].copy()
+    images[:count] = change(images[:count])
+    return images, rows[1]
+
+
+_MIXED = np.random.default_rng(0).permutation
+
+
+@pytest.mark.parametrize(
+    ("change", "past", "says"),
+    [
+        pytest.param(lambda rows: rows, {}, "", id="right"),
+        pytest.param(
+            lambda rows: (255 - rows[0], rows[1]),
+            {"polarity": "fail", "inverted_images": "fail", "drift": "warn"},
+            "the images look inverted, background is 255",
+            id="inverted",
+        ),
+        pytest.param(
+            _turned(lambda image: image.transpose(0, 2, 1)), {"orientation": "fail"}, "transposed", id="transposed"
+        ),
+        pytest.param(
+            _turned(lambda image: image[:, :, ::-1]), {"orientation": "fail"}, "mirrored left to right", id="mirrored"
+        ),
+        pytest.param(
+            _turned(lambda image: np.rot90(image, -1, (1, 2))), {"orientation": "fail"}, "90 degrees to the right",
+            id="turned",
+        ),
+        pytest.param(
+            lambda rows: ((255 - rows[0]).reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784), (rows[1] + 1) % 10),
+            {
+                "polarity": "fail", "orientation": "fail", "label_permutation": "fail", "inverted_images": "fail",
+                "drift": "warn",
+            },
+            "labels look shifted by one",
+            id="inverted, transposed and shifted",
+        ),
+        pytest.param(
+            _labelled(lambda labels: (labels + 1) % 10), {"label_permutation": "fail"}, "shifted by one", id="shifted"
+        ),
+        pytest.param(
+            _labelled(lambda labels: (labels + 8) % 10), {"label_permutation": "fail"}, "shifted by -2",
+            id="shifted back",
+        ),
+        pytest.param(
+            _labelled(lambda labels: np.array([0, 8, 2, 3, 4, 5, 6, 7, 1, 9])[labels]),
+            {"label_permutation": "fail"},
+            "1 (Trouser) looks like 8 (Bag), 8 (Bag) looks like 1 (Trouser)",
+            id="two classes swapped",
+        ),
+        pytest.param(
+            _labelled(_MIXED), {"label_relation": "fail", "label_agreement": "fail"}, "the labels look shuffled",
+            id="labels shuffled",
+        ),
+        pytest.param(
+            lambda rows: (rows[0][:, _MIXED(784)], rows[1]),
+            {"likeness": "fail", "inverted_images": "fail"},
+            "the pixels look permuted",
+            id="pixels permuted",
+        ),
+        pytest.param(
+            lambda rows: (np.random.default_rng(0).integers(0, 256, rows[0].shape).astype(np.uint8), rows[1]),
+            {"likeness": "fail", "inverted_images": "fail", "drift": "warn"},
+            "look",
+            id="noise",
+        ),
+        pytest.param(
+            lambda rows: _some(rows, 11, lambda images: 255 - images), {"inverted_images": "fail"},
+            "11 of 1000 images", id="some inverted",
+        ),
+        pytest.param(
+            lambda rows: (np.where(np.arange(784) == 406, 128, rows[0]).astype(np.uint8), rows[1]),
+            {"constant_columns": "warn"}, "pixel407", id="constant column",
+        ),
+        pytest.param(
+            lambda rows: (np.where(np.arange(784) % 10 == 3, 0, rows[0]).astype(np.uint8), rows[1]),
+            {"constant_columns": "fail"}, "pixel4, pixel14, pixel24", id="many constant columns",
+        ),
+        pytest.param(
+            lambda rows: _some(rows, 1, lambda images: images * 0), {"blank_images": "warn"}, "1 of 1000",
+            id="one blank",
+        ),
+        pytest.param(
+            lambda rows: _some(rows, 11, lambda images: images * 0),
+            {"blank_images": "fail", "repeated_images": "warn"}, "11 of 1000 images are of one value", id="some blank",
+        ),
+        pytest.param(
+            lambda rows: (np.concatenate([rows[0], rows[0][:3]]), np.concatenate([rows[1], rows[1][:3]])),
+            {"repeated_images": "warn"}, "3 of 1003 images repeat an earlier row", id="rows repeated",
+        ),
+        pytest.param(
+            lambda rows: tuple(part[(rows[1] != 3) | (np.cumsum(rows[1] == 3) <= 5)] for part in rows),
+            {"class_imbalance": "warn"}, "", id="a small class",
+        ),
+        pytest.param(
+            lambda rows: (np.minimum(rows[0] * 1.2, 255).astype(np.uint8), rows[1]), {"drift": "warn"}, "the reference",
+            id="brighter",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_data_is_named_for_what_it_is_and_for_nothing_else(
+    real: dict[Split, Rows], tmp_path: Path, change: Callable[[Rows], Rows], past: dict[str, str], says: str
+) -> None:
+    figures = _figures(change(real["train"]), tmp_path)
+    assert _past(figures) == past
+    assert says in "; ".join(figures[name].says for name in past)
+
+
+def _figures(rows: Rows, folder: Path, champion: ImageProfile | None = None) -> dict[str, Figure]:
+    scan = scan_parquet(_write(rows, folder / "data.parquet"), FASHION_MNIST)
+    assert scan.sample is not None
+    profile = profile_images(scan.sample.images, scan.sample.labels, FASHION_MNIST)
+    return measure(scan, scan.sample, profile, FASHION_MNIST, champion)
+
+
+def _past(figures: dict[str, Figure]) -> dict[str, str]:
+    """Which bound of its check each figure is past, the stricter one first."""
+    found = {}
+    for check in FASHION_MNIST.checks:
+        for word, bound in (("warn", check.warn), ("fail", check.fail)):
+            if bound is None or check.name not in figures:
+                continue
+            value = figures[check.name].value
+            if value < bound if check.low_is_bad else value > bound:
+                found[check.name] = word
+    return found
+
+
+@pytest.mark.parametrize("rows", [100, 300])
+def test_few_rows_of_right_data_are_not_warned_of(real: dict[Split, Rows], tmp_path: Path, rows: int) -> None:
+    for seed in range(3):
+        drawn = np.random.default_rng(seed).choice(1_000, rows, replace=False)
+        assert _past(_figures((real["train"][0][drawn], real["train"][1][drawn]), tmp_path)) == {}
+
+
+def test_drift_is_told_from_the_champions_data(real: dict[Split, Rows], tmp_path: Path) -> None:
+    images, labels = real["train"]
+    brighter = np.minimum(images * 1.3, 255).astype(np.uint8)
+    champion = profile_images(brighter, labels, FASHION_MNIST)
+    assert _past(_figures((images, labels), tmp_path, champion)) == {"drift": "warn"}
+    assert _figures((brighter, labels), tmp_path, champion)["drift"].value == pytest.approx(0, abs=0.01)
+    # Twice the same by scipy's definition: the square root of the mean of two Kullback-Leibler divergences.
+    found, known = (np.array(profile_images(one, labels, FASHION_MNIST).histogram) for one in (images, brighter))
+    middle = (found + known) / 2
+    divergence = sum((part * np.log2(part / middle, where=part > 0, out=np.zeros(17))).sum() for part in (found, known))
+    assert _figures((images, labels), tmp_path, champion)["drift"].value == pytest.approx(
+        (divergence / 2) ** 0.5, abs=1e-3
+    )
+
+
+def test_a_failing_check_is_an_error_and_a_warning_one_is_told(
+    real: dict[Split, Rows], sample_data: dict[Split, ValidatedSplit], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def validated(rows: Rows, folder: str) -> ValidatedSplit:
+        (tmp_path / folder).mkdir()
+        path = _write(rows, tmp_path / folder / "test.parquet")
+        data = sample_data["test"].data.model_copy(update={"path": path, "sha256": sha256_file(path)})
+        return validate.fn(data, "fashion-mnist", tmp_path, sample_data["train"])
+
+    images, labels = real["test"]
+    brighter = (np.minimum(images * 1.2, 255).astype(np.uint8), labels)
+    (warning,) = validated(brighter, "warned").warnings
+    assert "drift: of the distribution of pixel values from that of the reference; expected at most 0.1" in warning
+    assert warning in caplog.text
+    with pytest.raises(DataContractError, match=r"the images look transposed \(rows are columns\); expected at most 0"):
+        validated((images.reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784), labels), "refused")
+    verdict = json.loads(next((tmp_path / "refused").rglob("great_expectations.json")).read_bytes())
+    broken = [entry for entry in verdict["classes"]["results"] if not entry["success"]]
+    assert [entry["expectation_config"]["severity"] for entry in broken] == ["critical"]
+
+
+def test_train_rows_in_the_test_file_are_named(
+    real: dict[Split, Rows], sample_data: dict[Split, ValidatedSplit], tmp_path: Path
+) -> None:
+    def validated(known: int, near: int) -> ValidatedSplit:
+        images, labels = (part.copy() for part in real["test"])
+        images[:known], labels[:known] = (part[:known] for part in real["train"])
+        taken = slice(known, known + near)
+        images[taken], labels[taken] = (part[taken] for part in real["train"])
+        images[taken][images[taken] > 0] -= 1
+        folder = tmp_path / f"{known}-{near}"
+        folder.mkdir()
+        path = _write((images, labels), folder / "test.parquet")
+        data = sample_data["test"].data.model_copy(update={"path": path, "sha256": sha256_file(path)})
+        return validate.fn(data, "fashion-mnist", tmp_path, sample_data["train"])
+
+    some = validated(7, 5)
+    assert some.duplicates is not None
+    assert (some.duplicates.test_rows_in_train, some.duplicates.test_rows_near_train) == (7, 5)
+    assert "7 of 200 test images stand in train, too" in "; ".join(some.warnings)
+    assert "5 of 200 test images are near duplicates of train images" in "; ".join(some.warnings)
+    marked = np.load(some.record.path / TEST_IN_TRAIN_NAME)
+    assert marked.tolist() == [2] * 7 + [1] * 5 + [0] * 188
+    with pytest.raises(DataContractError, match="test_images_in_train: 150 of 200 test images stand in train, too"):
+        validated(150, 0)
+
+
+def test_the_champions_profile_is_found_by_its_manifest(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path
+) -> None:
+    data = sample_data["train"].data
+    root = store_folder(tmp_path, "fashion-mnist")
+
+    def made_from(csv_sha256: str, profile: bytes | None) -> int:
+        def write(folder: Path, number: int) -> dict[str, Any]:
+            fill(folder)
+            if profile is not None:
+                (folder / PROFILE_NAME).write_bytes(profile)
+            return stated(data={"train": {"csv_sha256": csv_sha256}})
+
+        return int(add_version(root, write)["version"])
+
+    found = []
+    assert champion_profile(tmp_path, "fashion-mnist", data) is None
+    with store_lock(root):
+        for before, version in enumerate(
+            [made_from("0" * 64, b"{}"), made_from("0" * 64, None), made_from(data.source.sha256, b"{}")]
+        ):
+            append_event(root, event(version) | {"from": before or None})
+            found.append(champion_profile(tmp_path, "fashion-mnist", data))
+    assert found == [b"{}", None, None]  # without a profile; made from this very file
 
 
 def test_a_parquet_with_a_300_goes_straight_to_validate_and_is_refused(
@@ -123,7 +389,7 @@ def test_a_parquet_with_a_300_goes_straight_to_validate_and_is_refused(
     doctored: ParquetSplit = good.model_copy(update={"path": path, "sha256": sha256_file(path)})
     for _ in range(2):  # the refusal is remembered as well as an acceptance
         with pytest.raises(DataContractError, match=r"pixel400 .*maximum 300") as caught:
-            validate.fn(doctored, "fashion-mnist")
+            validate.fn(doctored, "fashion-mnist", tmp_path)
         assert [problem.column for problem in caught.value.problems] == ["pixel400", "pixel400"]
     kept = list((tmp_path / "validation").glob("*/great_expectations.json"))
     assert len(kept) == 1
@@ -135,18 +401,18 @@ def test_a_parquet_that_is_changed_in_place_is_judged_anew(
     path = tmp_path / "test.parquet"
     path.write_bytes(sample_data["test"].data.path.read_bytes())
     data = sample_data["test"].data.model_copy(update={"path": path})
-    validate.fn(data, "fashion-mnist")
+    validate.fn(data, "fashion-mnist", tmp_path)
     frame = pd.read_parquet(path).astype("int16")
     frame.loc[17, "pixel400"] = 300
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
     with pytest.raises(DataContractError, match=r"pixel400 .*maximum 300"):
-        validate.fn(data, "fashion-mnist")
+        validate.fn(data, "fashion-mnist", tmp_path)
 
 
 def test_fetched_data_must_have_the_published_rows(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
     path = tmp_path / "test.parquet"
     path.write_bytes(sample_data["test"].data.path.read_bytes())
     data = sample_data["test"].data.model_copy(update={"path": path})
-    validate.fn(data, "fashion-mnist")
+    validate.fn(data, "fashion-mnist", tmp_path)
     with pytest.raises(DataContractError, match="received 200"):
-        validate.fn(data.model_copy(update={"origin": "fetched"}), "fashion-mnist")
+        validate.fn(data.model_copy(update={"origin": "fetched"}), "fashion-mnist", tmp_path)

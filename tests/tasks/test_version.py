@@ -69,7 +69,7 @@ def test_the_first_version_is_champion_and_holds_what_the_layout_says(add: Any, 
     assert (made.version, made.created, made.champion) == (1, True, True)
     assert made.path == root / "versions" / "0001"
     assert {path.name for path in made.path.iterdir()} == {
-        *("topology.json", "model.weights.h5", "metrics.json", "report.html"),
+        *("topology.json", "model.weights.h5", "metrics.json", "profile.json", "report.html"),
         *("golden.json", "verdict.json", "test_predictions.parquet", "manifest.json"),
     }
     assert [row["aliases"] for row in list_versions(root)] == [["champion"]]

@@ -1,0 +1,115 @@
+"""Where the bounds of the contracts' checks come from: `python -m benchmarks.checks DATASET`.
+
+Prints the smallest and largest figure of each check on random subsets of the published test split, and its figure on
+the same split made wrong in known ways. The data is taken from the data folder, or fetched into it.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.config import data_folder
+from schemas.contract import CONTRACTS, DatasetContract, contract_of
+from tasks.fetch import fetch_data
+from tasks.ingest import ingest_csv
+from tasks.prepare import read_images
+from tasks.profile import Figure, profile_images
+from tasks.validate import measure, scan_parquet
+
+Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # images (N, pixels), labels (N,)
+_SUBSETS = {100: 300, 200: 300, 1_000: 60}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checks", description=__doc__)
+    parser.add_argument("dataset", choices=CONTRACTS)
+    contract = contract_of(parser.parse_args().dataset)
+    csv = fetch_data(contract, data_folder())["test"]
+    with tempfile.TemporaryDirectory() as folder:
+        parquet = Path(folder) / "test.parquet"
+        ingest_csv(csv, parquet, Path(folder) / "bad.parquet", contract)
+        images, labels = read_images(parquet, contract)
+        rows = images, labels.astype(np.uint8)
+        print(f"| {contract.name} | {' | '.join(check.name for check in contract.checks)} |")
+        print(f"|---|{'---|' * len(contract.checks)}")
+        _print("all rows, as they are", [figures_of(rows, contract, parquet)], contract)
+        for size, times in _SUBSETS.items():
+            if size < len(images):
+                found = [figures_of(_drawn(rows, size, seed), contract, parquet) for seed in range(times)]
+                _print(f"{times} subsets of {size} rows", found, contract)
+        for name, change in changes(contract).items():
+            _print(name, [figures_of(change(rows), contract, parquet)], contract)
+
+
+def figures_of(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str, Figure]:
+    """As validate measures a split alone; ``path`` is written over."""
+    table = np.ascontiguousarray(np.column_stack([rows[1], rows[0]]).T)
+    pq.write_table(pa.table(dict(zip(contract.columns, table, strict=True))), path)
+    scan = scan_parquet(path, contract)
+    if scan.sample is None:
+        raise ValueError("the data was expected to be of the contract's form")
+    profile = profile_images(scan.sample.images, scan.sample.labels, contract)
+    return measure(scan, scan.sample, profile, contract, None)
+
+
+def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
+    """Ways to make data wrong."""
+    generator = np.random.default_rng(0)
+    top = contract.pixel_max
+    square = (-1, contract.height, contract.width)
+
+    def turned(turn: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Rows], Rows]:
+        return lambda rows: (turn(rows[0].reshape(square)).reshape(len(rows[0]), -1), rows[1])
+
+    def shuffled(share: float) -> Callable[[Rows], Rows]:
+        return lambda rows: (
+            rows[0],
+            np.where(generator.random(len(rows[1])) < share, generator.permutation(rows[1]), rows[1]),
+        )
+
+    def brighter(factor: float) -> Callable[[Rows], Rows]:
+        return lambda rows: (np.minimum(rows[0] * factor, top).astype(np.uint8), rows[1])
+
+    swapped = np.arange(contract.classes, dtype=np.uint8)
+    swapped[[4, 6]] = [6, 4]
+    return {
+        "inverted": lambda rows: (top - rows[0], rows[1]),
+        "transposed": turned(lambda image: image.transpose(0, 2, 1)),
+        "turned by 90 degrees": turned(lambda image: np.rot90(image, -1, (1, 2))),
+        "upside down": turned(lambda image: image[:, ::-1, ::-1]),
+        "mirrored left to right": turned(lambda image: image[:, :, ::-1]),
+        "mirrored top to bottom": turned(lambda image: image[:, ::-1]),
+        "pixels permuted": lambda rows: (rows[0][:, generator.permutation(contract.pixels)], rows[1]),
+        "noise": lambda rows: (generator.integers(0, top + 1, rows[0].shape, np.uint8), rows[1]),
+        "labels shifted by one": lambda rows: (rows[0], (rows[1] + 1) % contract.classes),
+        "labels 4 and 6 swapped": lambda rows: (rows[0], swapped[rows[1]]),
+        "labels shuffled": shuffled(1),
+        "30 % of labels shuffled": shuffled(0.3),
+        "15 % of labels shuffled": shuffled(0.15),
+        "10 % brighter": brighter(1.1),
+        "20 % brighter": brighter(1.2),
+    }
+
+
+def _drawn(rows: Rows, size: int, seed: int) -> Rows:
+    drawn = np.random.default_rng(seed).choice(len(rows[0]), size, replace=False)
+    return rows[0][drawn], rows[1][drawn]
+
+
+def _print(what: str, found: list[Mapping[str, Figure]], contract: DatasetContract) -> None:
+    cells = []
+    for check in contract.checks:
+        values = [figures[check.name].value for figures in found if check.name in figures]
+        ends = sorted({f"{min(values):.3g}", f"{max(values):.3g}"}, key=float) if values else ["-"]
+        cells.append("..".join(ends))
+    print(f"| {what} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

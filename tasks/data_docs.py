@@ -1,0 +1,122 @@
+"""Data Docs: Great Expectations' own pages of the last verdict on each split, under ``data_docs`` of the artifacts.
+
+Their style sheets and scripts come from the web. Without it they are plain text and tables, and the index, whose table
+is drawn by a script, has the list of links that is added here.
+"""
+
+import html
+import json
+import re
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from schemas.contract import Split
+from tasks.expectations import fresh_context
+
+DATA_DOCS_FOLDER = "data_docs"
+INDEX_NAME = "index.html"
+# Beside the pages, what they were made from: a verdict a dataset and split.
+_VERDICTS_FOLDER = "verdicts"
+# Great Expectations asks its maker's server for its logo each time that a page is looked at; the site has it, too.
+_LOGO = re.compile(r'src="https://great-expectations-web-assets[^"]*"')
+_TITLE_END = re.compile(r'(<div id="section-1-content-block-2")')
+
+
+def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Path, run: str) -> Path:
+    """Put the verdict in ``result`` in the place of that on the same split before; returns the index page.
+
+    ``run`` is a name for the validation. A reader never meets half a page: files are made elsewhere and renamed, the
+    index last.
+    """
+    docs = artifacts_dir / DATA_DOCS_FOLDER
+    verdict = docs / _VERDICTS_FOLDER / f"{dataset}-{split}.json"
+    content = json.dumps(
+        {
+            "dataset": dataset,
+            "split": split,
+            "run": run,
+            "when": datetime.fromtimestamp(result.stat().st_mtime, UTC).isoformat(),
+            "verdict": json.loads(result.read_bytes()),
+        }
+    )
+    artifacts_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(artifacts_dir / f".{DATA_DOCS_FOLDER}.lock"):
+        if verdict.exists() and verdict.read_text() == content and (docs / INDEX_NAME).exists():
+            return docs / INDEX_NAME
+        with tempfile.TemporaryDirectory(prefix=f".{DATA_DOCS_FOLDER}.", dir=artifacts_dir) as folder:
+            site = Path(folder)
+            (site / _VERDICTS_FOLDER).mkdir()
+            if verdict.parent.exists():
+                shutil.copytree(verdict.parent, site / _VERDICTS_FOLDER, dirs_exist_ok=True)
+            (site / _VERDICTS_FOLDER / verdict.name).write_text(content)
+            _build(site)
+            _publish(site, docs)
+    return docs / INDEX_NAME
+
+
+def _build(site: Path) -> None:
+    """The pages of all verdicts in ``site``."""
+    context = fresh_context()
+    from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
+    from great_expectations.core.run_identifier import RunIdentifier
+    from great_expectations.data_context.types.resource_identifiers import (
+        ExpectationSuiteIdentifier,
+        ValidationResultIdentifier,
+    )
+
+    context.variables.data_docs_sites = {
+        "artifacts": {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)},
+        }
+    }
+    links = []
+    for path in sorted((site / _VERDICTS_FOLDER).glob("*.json")):
+        stored = json.loads(path.read_bytes())
+        for profile, verdict in stored["verdict"].items():
+            name = f"{stored['dataset']}-{stored['split']}-{profile}"
+            key = ValidationResultIdentifier(
+                expectation_suite_identifier=ExpectationSuiteIdentifier(name=name),
+                run_id=RunIdentifier(run_name=stored["run"], run_time=stored["when"]),
+                batch_identifier=f"{stored['dataset']}-{stored['split']}",
+            )
+            links.append((Path("validations", *key.to_tuple()).as_posix() + ".html", name, verdict))
+            context.validation_results_store.set(
+                key,
+                ExpectationSuiteValidationResult(
+                    **{key: verdict[key] for key in ("success", "results", "meta", "statistics", "suite_parameters")},
+                    suite_name=name,
+                ),
+            )
+    context.build_data_docs()
+    for page in site.rglob("*.html"):
+        up = "../" * (len(page.relative_to(site).parts) - 1)
+        page.write_text(_LOGO.sub(f'src="{up}static/images/logo-long.png"', page.read_text("utf-8")), "utf-8")
+    index = site / INDEX_NAME
+    listed = "".join(
+        f'<li><a href="{html.escape(address)}">{html.escape(name)}</a>: '
+        f"{'all met' if verdict['success'] else 'some not met'}</li>"
+        for address, name, verdict in links
+    )
+    index.write_text(_TITLE_END.sub(rf"<ul>{listed}</ul>\1", index.read_text("utf-8"), count=1), "utf-8")
+
+
+def _publish(site: Path, docs: Path) -> None:
+    made = [path.relative_to(site) for path in site.rglob("*") if path.is_file()]
+    # What the index leads to before the index, and what it was made from at last: a killed run makes all of it anew.
+    last = (Path(INDEX_NAME), *(path for path in made if path.parts[0] == _VERDICTS_FOLDER))
+    for path in [*(path for path in made if path not in last), *last]:
+        (docs / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).replace(docs / path)
+    kept = set(made)
+    for path in [path for path in docs.rglob("*") if path.is_file() and path.relative_to(docs) not in kept]:
+        path.unlink()
+        while path.parent != docs and not any(path.parent.iterdir()):
+            path = path.parent
+            path.rmdir()

@@ -1,0 +1,270 @@
+"""What the images of a split look like together: their profile, and how it differs from another one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.contract import DatasetContract
+
+PROFILE_NAME = "profile.json"
+
+Images = npt.NDArray[np.uint8]  # (N, pixels)
+Labels = npt.NDArray[np.uint8]  # (N,)
+Floats = npt.NDArray[np.float32]
+
+_BINS = 16
+_AS_IT_IS = "as it is"
+_WILSON_Z = 4.0  # one in 30,000, on one side
+
+
+@dataclass(frozen=True)
+class ImageProfile:
+    """What is kept of a split's images, as JSON.
+
+    class_rows: images of each class. mean_images: of each class present, its mean image in pixel values, by label.
+    histogram: share of pixels that are background, then of the other values in 16 bins of equal width.
+    varying: of each pixel, the share of images where it has another value than its smallest.
+    label_agreement: share of images whose label is that of the most alike of ``mean_images``.
+    label_relation: share of the pixels' variance that labels explain (`variance_explained`).
+    """
+
+    class_rows: Sequence[int]
+    mean_images: Mapping[str, Sequence[float]]
+    histogram: Sequence[float]
+    varying: Sequence[float]
+    label_agreement: float
+    label_relation: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure about a split, and what it says in words where that is more than the number."""
+
+    value: float
+    says: str = ""
+
+
+def profile_images(images: Images, labels: Labels, contract: DatasetContract) -> ImageProfile:
+    """The profile of labelled images, of one at least."""
+    means = mean_images(images, labels)
+    present = sorted(means)
+    alike = np.array(present)[likeness(images, np.stack([means[label] for label in present])).argmax(axis=1)]
+    return ImageProfile(
+        class_rows=np.bincount(labels, minlength=contract.classes).tolist(),
+        mean_images={str(label): np.round(means[label].astype(float), 1).tolist() for label in present},
+        histogram=np.round(histogram(images, contract), 6).tolist(),
+        varying=np.round((images != images.min(axis=0)).mean(axis=0), 5).tolist(),
+        label_agreement=round(float((alike == labels).mean()), 4),
+        label_relation=round(variance_explained(images, labels), 4),
+    )
+
+
+def write_profile(path: Path, profile: ImageProfile) -> None:
+    """One key a line: small, and a change shows."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(profile).items())
+    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+def read_profile(content: bytes) -> ImageProfile:
+    return ImageProfile(**json.loads(content))
+
+
+def reference_profile(contract: DatasetContract) -> ImageProfile | None:
+    """The profile of the published train split, where the contract has one."""
+    return None if contract.reference is None else read_profile(contract.reference.read_bytes())
+
+
+# --- what a profile is made of ---
+
+
+def mean_images(images: Images, labels: Labels) -> dict[int, Floats]:
+    """The mean image, float32 (pixels,), of each label that is there."""
+    return {int(label): images[labels == label].mean(axis=0, dtype=np.float32) for label in np.unique(labels)}
+
+
+def histogram(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:
+    """Share of pixels that are background, then of the values above in bins of equal width; float64 (17,)."""
+    counts = np.bincount(images.ravel(), minlength=256)
+    values = np.arange(contract.pixel_min + 1, contract.pixel_max + 1)
+    place = (values - contract.pixel_min - 1) * _BINS // (contract.pixel_max - contract.pixel_min)
+    binned = np.bincount(place, weights=counts[values], minlength=_BINS)
+    shares: npt.NDArray[np.float64] = np.concatenate([[counts[: contract.pixel_min + 1].sum()], binned]) / images.size
+    return shares
+
+
+def likeness(images: npt.NDArray[Any], others: npt.NDArray[Any]) -> Floats:
+    """Pearson's correlation of each image with each of ``others``: neither brightness nor contrast changes it.
+
+    images (N, pixels) and others (M, pixels) to float32 (N, M); 0 for an image without any contrast.
+    """
+    return _standardized(images) @ _standardized(others).T
+
+
+def _standardized(images: npt.NDArray[Any]) -> Floats:
+    centred = images.astype(np.float32)
+    centred -= centred.mean(axis=1, keepdims=True)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.float32(1e-6))
+    return centred
+
+
+def variance_explained(images: Images, labels: Labels) -> float:
+    """Epsilon squared (Kelley 1935): the share of the pixels' variance between classes, 0 on average for labels that
+    have nothing to do with the images, however few they are."""
+    classes, rows = np.unique(labels, return_counts=True)
+    if len(images) <= len(classes):
+        return 0.0
+    overall = images.mean(axis=0, dtype=np.float32)
+    total = float(((images - overall) ** 2).sum(dtype=np.float64))
+    between = sum(
+        count * float(((images[labels == label].mean(axis=0, dtype=np.float32) - overall) ** 2).sum(dtype=np.float64))
+        for label, count in zip(classes, rows, strict=True)
+    )
+    eta_squared = between / total if total else 0.0
+    return 1 - (1 - eta_squared) * (len(images) - 1) / (len(images) - len(classes))
+
+
+# --- how one differs from another ---
+
+
+def drift(found: ImageProfile, baseline: ImageProfile) -> float:
+    """Jensen-Shannon distance of the two histograms of pixel values (Lin 1991), to the base 2: 0 the same, 1 apart."""
+    from scipy.spatial.distance import jensenshannon
+
+    return float(jensenshannon(found.histogram, baseline.histogram, base=2))
+
+
+def compare(images: Images, labels: Labels, contract: DatasetContract, reference: ImageProfile) -> dict[str, Figure]:
+    """How labelled images differ from the reference: upside down, inverted, relabelled, or something else altogether.
+
+    Each question is asked after the answers before it: orientation of images put back into the right polarity, labels
+    of images put back into the right orientation, agreement of labels that were put back. So each fault is named once.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    known = np.stack([np.asarray(image, np.float32) for image in reference.mean_images.values()])
+    names = [int(label) for label in reference.mean_images]
+    means = mean_images(images, labels)
+    found = np.stack(list(means.values()))
+
+    def fit(likes: Floats) -> float:
+        """Mean correlation of the mean images with those of the reference that they are most like, each taken once:
+        so that permuted labels do not hide how the images stand."""
+        return float(likes[linear_sum_assignment(likes, maximize=True)].mean())
+
+    turned = orientations(known, contract)
+    likes = {name: likeness(found, view) for name, view in turned.items()}
+    right = {name: fit(table) for name, table in likes.items()}
+    inverse = {name: fit(-table) for name, table in likes.items()}
+    inverted = max(inverse.values()) > max(right.values())
+    fits = inverse if inverted else right
+    looks = max(fits, key=lambda name: fits[name])
+    figures = {
+        "polarity": Figure(
+            max(inverse.values()) - max(right.values()),
+            f"the images look inverted, background is {contract.pixel_max}" if inverted else "",
+        ),
+        "orientation": Figure(
+            max(value for name, value in fits.items() if name != _AS_IT_IS) - fits[_AS_IT_IS],
+            f"the images look {looks}" if looks != _AS_IT_IS else "",
+        ),
+        "likeness": Figure(fits[looks], _unlike(images, contract, reference, found)),
+    }
+    # Rows: the label that an image has; columns: the class that it is most like.
+    alike = np.array(names)[(likeness(images, turned[looks]) * (-1 if inverted else 1)).argmax(axis=1)]
+    table = np.zeros((contract.classes, contract.classes), np.int64)
+    np.add.at(table, (labels, alike), 1)
+    _, like_class = linear_sum_assignment(table, maximize=True)
+    p_value = _better_by_chance(labels, alike, like_class)
+    permuted = p_value < 1e-6
+    agreeing = int((like_class[labels] == alike).sum() if permuted else (labels == alike).sum())
+    related = variance_explained(images, labels) / reference.label_relation
+    figures["label_permutation"] = Figure(p_value, _permutation(like_class, contract) if permuted else "")
+    figures["label_relation"] = Figure(
+        related, "the labels look shuffled, the mean images of all classes are alike" if related < 0.1 else ""
+    )
+    figures["label_agreement"] = Figure(
+        wilson_upper(agreeing, len(labels)) / reference.label_agreement,
+        f"{agreeing} of {len(labels)} images are most like the reference's mean image of their own class, "
+        f"{reference.label_agreement:.0%} in the reference",
+    )
+    return figures
+
+
+def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]:
+    """Images (N, pixels) laid into their frame in every way: what they look like then, and they themselves."""
+    upright = images.reshape(-1, contract.height, contract.width)
+    ways = {
+        _AS_IT_IS: upright,
+        "upside down (turned by 180 degrees)": upright[:, ::-1, ::-1],
+        "mirrored left to right": upright[:, :, ::-1],
+        "mirrored top to bottom": upright[:, ::-1],
+    }
+    if contract.height == contract.width:
+        across = upright.transpose(0, 2, 1)
+        ways |= {
+            "transposed (rows are columns)": across,
+            "turned by 90 degrees to the right": across[:, :, ::-1],
+            "turned by 90 degrees to the left": across[:, ::-1],
+            "transposed along the other diagonal": across[:, ::-1, ::-1],
+        }
+    return {name: laid.reshape(len(images), -1) for name, laid in ways.items()}
+
+
+def _unlike(images: Images, contract: DatasetContract, reference: ImageProfile, found: Floats) -> str:
+    """What images may be that are like the reference in no orientation."""
+    known = np.stack([np.asarray(image, np.float32) for image in reference.mean_images.values()])
+    scattered = _smoothness(found, contract) < _smoothness(known, contract) / 2
+    return "neighbouring pixels are unrelated: the pixels look permuted" if scattered else "they look like other images"
+
+
+def _smoothness(means: Floats, contract: DatasetContract) -> float:
+    """Correlation of a pixel of a mean image with the one to its right and the one below."""
+    image = means.mean(axis=0).reshape(contract.height, contract.width)
+    pairs = np.concatenate(
+        [np.stack([image[:, 1:], image[:, :-1]]).reshape(2, -1), np.stack([image[1:], image[:-1]]).reshape(2, -1)],
+        axis=1,
+    )
+    return float(likeness(pairs[:1], pairs[1:])[0, 0])
+
+
+def _better_by_chance(labels: Labels, alike: npt.NDArray[Any], like_class: npt.NDArray[Any]) -> float:
+    """McNemar's exact test, on one side: how likely chance lets so many more images agree once labels are renamed."""
+    from scipy.stats import binomtest
+
+    as_named, as_renamed = labels == alike, like_class[labels] == alike
+    gained, lost = int((as_renamed & ~as_named).sum()), int((as_named & ~as_renamed).sum())
+    return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+
+
+def _permutation(like_class: npt.NDArray[Any], contract: DatasetContract) -> str:
+    shifts = {int(shift) for shift in (np.arange(len(like_class)) - like_class) % len(like_class)}
+    if len(shifts) == 1:
+        (shift,) = shifts
+        back = len(like_class) - shift
+        amount = shift if shift <= back else -back
+        return f"the labels look shifted by {'one' if amount == 1 else amount}"
+    moved = [(label, int(like)) for label, like in enumerate(like_class) if label != like]
+    names = contract.class_names
+    said = ", ".join(f"{label} ({names[label]}) looks like {like} ({names[like]})" for label, like in moved)
+    return f"the labels look permuted: {said}"
+
+
+def wilson_upper(count: int, rows: int, z: float = _WILSON_Z) -> float:
+    """Upper bound of a share that was found as ``count`` of ``rows`` (Wilson's score interval, 1927)."""
+    share = count / rows
+    spread = z * np.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    return float((share + z * z / (2 * rows) + spread) / (1 + z * z / rows))
+
+
+def border_brightness(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:
+    """Mean of the outermost pixels of each image, 0 where they are background, 1 at the brightest; float64 (N,)."""
+    frame = np.ones((contract.height, contract.width), bool)
+    frame[1:-1, 1:-1] = False
+    edge = images[:, frame.ravel()].mean(axis=1)
+    brightness: npt.NDArray[np.float64] = (edge - contract.pixel_min) / (contract.pixel_max - contract.pixel_min)
+    return brightness

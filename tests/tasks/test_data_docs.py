@@ -1,0 +1,63 @@
+"""The pages that Great Expectations draws of the last verdict on each split."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from schemas.contract import Split
+from schemas.references import ValidatedSplit
+from tasks.data_docs import write_data_docs
+
+
+def _linked(index: Path) -> set[str]:
+    """Pages that the index leads to."""
+    links = set(re.findall(r'href="(validations/[^"]+\.html)"', index.read_text(encoding="utf-8")))
+    assert all((index.parent / link).is_file() for link in links)
+    return links
+
+
+def test_the_index_leads_to_a_page_of_each_verdict_and_its_checks(
+    sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path
+) -> None:
+    index = sample_artifacts / "data_docs" / "index.html"
+    links = _linked(index)
+    for split, validated in sample_data.items():
+        text = ""
+        for profile in ("columns", "classes"):
+            (page,) = (link for link in links if f"fashion-mnist-{split}-{profile}" in link)
+            text = (index.parent / page).read_text(encoding="utf-8")
+            assert validated.record.path.name in page
+            assert "Succeeded" in text
+            assert 'src="https://great-expectations' not in text
+        assert "orientation: How much better they agree turned" in text
+        assert "At most 0, else the split is refused." in text
+
+
+def test_a_newer_verdict_takes_the_place_of_the_one_before_and_leaves_the_others(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path
+) -> None:
+    results = {split: validated.result for split, validated in sample_data.items()}
+    write_data_docs(tmp_path, "fashion-mnist", "train", results["train"], "first")
+    index = write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "second")
+    before = _linked(index)
+    write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "third")
+    after = _linked(index)
+    assert {link for link in before if "second" in link} == before - after
+    assert len(after) == len(before) == 4
+    pages = {path.relative_to(index.parent).as_posix() for path in (index.parent / "validations").rglob("*.html")}
+    assert pages == after
+    assert {path.name for path in tmp_path.iterdir()} == {"data_docs", ".data_docs.lock"}
+
+
+def test_the_same_verdict_draws_nothing_anew_unless_pages_are_gone(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = sample_data["train"].result
+    index = write_data_docs(tmp_path, "fashion-mnist", "train", result, "run")
+    drawn = index.stat().st_mtime_ns
+    write_data_docs(tmp_path, "fashion-mnist", "train", result, "run")
+    assert index.stat().st_mtime_ns == drawn
+    index.unlink()
+    write_data_docs(tmp_path, "fashion-mnist", "train", result, "run")
+    assert index.exists()

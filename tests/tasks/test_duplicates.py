@@ -1,0 +1,92 @@
+"""Images that occur more than once: counted by hand, and found all but to the byte."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
+from tasks.duplicates import Sketches, find_in_train, repeated, report, sketch
+
+
+def _sketched(images: npt.NDArray[np.uint8], contract: DatasetContract, path: Path) -> Sketches:
+    table = np.ascontiguousarray(np.column_stack([np.zeros(len(images), np.uint8), images]).T)
+    pq.write_table(pa.table(dict(zip(contract.columns, table, strict=True))), path)
+    return sketch(np.ascontiguousarray(images.T), contract)
+
+
+def _find(
+    train: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8], contract: DatasetContract, folder: Path
+) -> npt.NDArray[np.uint8]:
+    known, ours = folder / "train.parquet", folder / "test.parquet"
+    return find_in_train(_sketched(train, contract, known), known, _sketched(test, contract, ours), ours, contract)
+
+
+def _blobs(count: int, contract: DatasetContract, seed: int) -> npt.NDArray[np.uint8]:
+    """Images of a few bright squares each, on background."""
+    generator = np.random.default_rng(seed)
+    images = np.zeros((count, contract.height, contract.width), np.uint8)
+    for image in images:
+        for _ in range(4):
+            top, left = generator.integers(0, contract.height - 2, 2)
+            image[top : top + contract.height // 3, left : left + contract.width // 3] = generator.integers(
+                contract.pixel_max // 2, contract.pixel_max
+            )
+    return images.reshape(count, -1)
+
+
+def test_duplicates_are_counted_by_hand() -> None:
+    rows = {"train": [[1, 2], [3, 4], [1, 2], [1, 2]], "test": [[1, 2], [5, 6], [5, 6], [1, 2]]}
+    train, test = (
+        Sketches(np.array(rows[split], np.uint16), np.array([row[0] for row in rows[split]], np.uint32))
+        for split in ("train", "test")
+    )
+    counted = report(train, test, np.array([2, 1, 0, 2], np.uint8))
+    assert (counted.within_train, counted.within_test) == (2, 2)
+    assert (counted.test_rows_in_train, counted.test_rows_near_train) == (2, 1)
+
+
+@pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
+def test_the_same_and_nearly_the_same_are_told_from_others(contract: DatasetContract, tmp_path: Path) -> None:
+    train, test = _blobs(300, contract, 0), _blobs(60, contract, 1)
+    assert _find(train, test, contract, tmp_path).tolist() == [0] * 60
+    near = contract.near_duplicate * contract.pixel_max
+    test[:20] = train[100:120]
+    noisy = train[200:220].astype(int)
+    # Changed by one level in so many pixels that the root mean square is just within, or well past, what is allowed.
+    for row, share in zip(noisy, [0.8] * 10 + [3] * 10, strict=True):
+        level = 1 if near < 1 else round(near)
+        changed = round(min(1, share * (near / level) ** 2) * len(row))
+        row[:changed] += np.where(row[:changed] > 0, -level, level) * (1 if share < 1 else 2)
+    test[20:40] = noisy.clip(0, contract.pixel_max)
+    assert _find(train, test, contract, tmp_path).tolist() == [2] * 20 + [1] * 10 + [0] * 30
+
+
+def test_images_that_share_all_sums_are_no_duplicates(tmp_path: Path) -> None:
+    image = _blobs(1, FASHION_MNIST, 0).reshape(28, 28)
+    other = image.copy()
+    other[:4, :4] = np.arange(16).reshape(4, 4)  # the same values in another order, within one cell
+    image[:4, :4] = np.arange(15, -1, -1).reshape(4, 4)
+    pair = np.stack([image, other]).reshape(2, -1)
+    sketches = sketch(np.ascontiguousarray(pair.T), FASHION_MNIST)
+    assert np.array_equal(sketches.sums[0], sketches.sums[1])
+    assert repeated(sketches) == 0
+    assert repeated(Sketches.joined([sketches, sketches])) == 2
+
+
+def test_every_row_of_train_in_test_is_found_without_a_look_at_pixels(tmp_path: Path) -> None:
+    train = _blobs(50, DIGITS, 0)
+    missing = tmp_path / "not there"
+    sketches = sketch(np.ascontiguousarray(train.T), DIGITS)
+    assert find_in_train(sketches, missing, sketches, missing, DIGITS).tolist() == [2] * 50
+
+
+def test_sketches_are_kept_as_they_are(tmp_path: Path) -> None:
+    sketches = sketch(np.ascontiguousarray(_blobs(5, DIGITS, 0).T), DIGITS)
+    sketches.save(tmp_path / "sketches.npz")
+    stored = Sketches.load(tmp_path / "sketches.npz")
+    assert np.array_equal(stored.sums, sketches.sums)
+    assert np.array_equal(stored.keys(), sketches.keys())
