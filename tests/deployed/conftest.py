@@ -196,9 +196,15 @@ def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def deployed(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]) -> Iterator[Deployed]:
-    """One server for the session, with a worker for the cpu pool and none for the gpu pool."""
-    with deployed_at(tmp_path_factory.mktemp("deployed"), webhook[0]) as made:
+def deployed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]
+) -> Iterator[Deployed]:
+    """One server for the session, with a worker for the cpu pool and none for the gpu pool.
+
+    On Postgres if it is there: on a busy machine Prefect's server loses events when its sqlite is locked for long.
+    """
+    address = None if binaries() is None else request.getfixturevalue("postgres").new_database("deployed")
+    with deployed_at(tmp_path_factory.mktemp("deployed"), webhook[0], address) as made:
         yield made
 
 
