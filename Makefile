@@ -19,7 +19,7 @@ test: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses auto --dist loadgroup
 
 # Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
-# of them ran and passed. Three at a time, whatever the cores: each mostly waits.
+# faults were tried and passed. Three at a time, whatever the cores: each mostly waits.
 test-deployed: .venv/dev.stamp postgresql
 	FAULTS_TABLE=docs/faults.md $(BIN)/pytest --numprocesses 3 --dist loadgroup tests/deployed
 
