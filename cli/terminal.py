@@ -201,7 +201,7 @@ class _StageLog(logging.Handler):
     """Passes on what our own stages say: the live view shows it at their rows, and warnings above itself."""
 
     def __init__(self, style: Style, progress: Progress, console: Console) -> None:
-        super().__init__(logging.WARNING if style == "quiet" else logging.INFO)
+        super().__init__(logging.INFO)
         self.style = style
         self.progress = progress
         self.console = console
@@ -214,10 +214,10 @@ class _StageLog(logging.Handler):
         stage, message = record.name.removeprefix("tasks."), record.getMessage()
         if record.levelno >= logging.WARNING:
             self._say(f"warning: {message}", style="yellow")
-        elif self.style == "live":
-            self.progress.heard(stage, message)
+            return
+        self.progress.heard(stage, message)
         # A plain line a stage comes from its end, which says more than these two.
-        elif stage not in ("stage", "ingest") and not self._one_epoch_too_many(message):
+        if self.style == "plain" and stage not in ("stage", "ingest") and not self._one_epoch_too_many(message):
             self._say(f"{stage}: {message}")
 
     def _say(self, message: str, style: str | None = None) -> None:

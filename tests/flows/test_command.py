@@ -195,6 +195,7 @@ def test_on_a_terminal_the_stages_are_shown_live_and_nothing_else_is_said(comman
     assert process.returncode == 0, seen.decode()
     assert answer.startswith("version 1 made, champion")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert "✓  start" in text, text[-3000:]
     last = text[text.rindex("✓  start") :]
     for stage in ("ingest train", "validate test", "prepare", "train", "evaluate", "version"):
         assert re.search(rf"✓  {stage} ", last), stage

@@ -136,6 +136,8 @@ def test_a_report_of_another_dataset_whose_model_makes_no_mistake(
     """Nothing in the page is particular to one dataset, and no section needs a mistake."""
     root = store_folder(made.parents[3], "fashion-mnist")
     stated = read_manifest(root, 1)
+    for split, warnings in (("train", []), ("test", ["the pixels drifted"])):
+        stated["data"][split] |= {"quarantined": 3, "warnings": warnings}
     folder = tmp_path / "models" / "shapes" / "versions" / "0007"
     folder.mkdir(parents=True)
     for name in ("metrics.json", "verdict.json", "model.weights.h5"):
@@ -150,4 +152,7 @@ def test_a_report_of_another_dataset_whose_model_makes_no_mistake(
     assert "It made none on this test split." in html
     assert "<shape" not in html  # names are people's input
     assert "Licence of the data" not in html
-    assert Page(html).all("h1")
+    text = Page(html).text
+    assert "set aside" in text
+    assert "✓ train: no warning." in text
+    assert "⚠ test: the pixels drifted" in text
