@@ -157,15 +157,15 @@ class _View:
         self.spinner = Spinner("dots")
 
     def __rich__(self) -> RenderableType:
-        table = Table.grid(padding=(0, 2))
+        # What a stage says gives way on a narrow terminal, and nothing else does.
+        table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(width=1)
-        table.add_column(min_width=14, no_wrap=True)
+        table.add_column(width=14, no_wrap=True)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column(justify="right", min_width=8, no_wrap=True)
+        table.add_column(justify="right", width=8, no_wrap=True)
         for name, row in self.progress.rows.items():
             table.add_row(*self._cells(name, row))
-        table.add_row("", Text("log", style="dim"), Text(str(self.log), style="dim", overflow="fold"), "")
-        return Group(table)
+        return Group(table, Text(f"   log: {self.log}", style="dim", overflow="fold"))
 
     def _cells(self, name: str, row: _Row) -> tuple[RenderableType, ...]:
         if row.took is not None:

@@ -24,9 +24,9 @@ def _after(*events: Event) -> Progress:
     return progress
 
 
-def _drawn(progress: Progress) -> str:
-    console = Console(file=io.StringIO(), width=110, color_system=None, force_terminal=True)
-    console.print(terminal._View(progress, Path("artifacts/logs/train.log")))
+def _drawn(progress: Progress, log: str = "artifacts/logs/train.log", width: int = 110) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=True)
+    console.print(terminal._View(progress, Path(log)))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -71,6 +71,15 @@ def test_the_bar_tells_epoch_figures_and_time_left(monkeypatch: pytest.MonkeyPat
     drawn = _drawn(progress)
     for text in ("epoch 5/10", "40%", "ETA 1:00", "loss 0.5000", "accuracy 0.8000", "val accuracy 0.9000"):
         assert text in drawn
+
+
+def test_a_narrow_terminal_and_a_long_path_cost_no_mark_and_no_time() -> None:
+    progress = _after(Begun("ingest", "train"), Ended("ingest", "train", False, 2.5, INGESTED))
+    drawn = _drawn(progress, log="/folder" * 40, width=60)
+    line = next(line for line in drawn.splitlines() if "ingest train" in line)
+    assert line.startswith("✓")
+    assert line.rstrip().endswith("2.5 s")
+    assert drawn.replace("\n", "").count("/folder") == 40
 
 
 def test_a_stage_without_an_end_of_its_own_has_ended_when_the_next_begins_or_the_run_is_over() -> None:
