@@ -127,6 +127,8 @@ def _said(event: Ended) -> str:
     words = []
     if event.stage == "ingest":
         words = [f"{facts['rows']:,} rows", _pace(facts["rows"], event.seconds)]
+        if facts["quarantined"]:
+            words.append(f"{facts['quarantined']:,} bad ones set aside")
     elif event.stage == "validate":
         words = [f"{len(facts['rows'])} expectations", f"{len(facts['broken'])} broken"]
     elif event.stage == "prepare":

@@ -193,9 +193,11 @@ def _sources(
             continue
         for start in range(0, len(images), _CONVERTED_AT_ONCE):
             yield as_published(images[start : start + _CONVERTED_AT_ONCE], contract)
-    for manifest in manifests:
+    for name in dict.fromkeys(
+        entry["file"] for manifest in manifests for entry in manifest["data"]["test"]["csv_files"]
+    ):
         try:
-            with open_csv(data_dir / manifest["data"]["test"]["file"], contract) as csv:
+            with open_csv(data_dir / name, contract) as csv:
                 for rows in csv:
                     yield rows[:, 1:]
         except DataContractError:

@@ -9,7 +9,7 @@ from cli import terminal
 from cli.terminal import Progress, style_for
 from tasks.progress import Begun, Ended, Event, Trained
 
-INGESTED = {"rows": 60_000, "sha256": "0" * 64}
+INGESTED = {"rows": 60_000, "quarantined": 0, "sha256": "0" * 64}
 
 
 class Terminal(io.StringIO):
@@ -56,6 +56,8 @@ def test_a_stage_that_was_done_tells_its_rows_and_pace_and_a_reused_one_that_it_
     assert _line(progress, "ingest test").startswith("=")
     assert "reused" in _line(progress, "ingest test")
     assert _line(progress, "evaluate").strip() == "evaluate"
+    progress.take(Ended("ingest", "test", False, 0.5, {**INGESTED, "quarantined": 3}))
+    assert "3 bad ones set aside" in _line(progress, "ingest test")
     assert "artifacts/logs/train.log" in _drawn(progress)
 
 

@@ -33,7 +33,7 @@ def _add(artifacts: Path, rows: list[int], said: list[int], **configuration: Any
         judged = Judged(digests, np.array(rows, dtype=np.int32), probabilities)
         write_predictions(folder / "test_predictions.parquet", judged, FASHION_MNIST)
         fill(folder)
-        facts = {"file": "fashion-mnist_test.csv", "csv_sha256": KEY}
+        facts = {"file": "fashion-mnist_test.csv", "csv_sha256": KEY, "csv_files": [{"file": "fashion-mnist_test.csv"}]}
         prepare = {"stage": "prepare", "split": None, "key": KEY, "digest": KEY, "reused": False, "seconds": 1.0}
         return stated(
             configuration=configuration,
