@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -26,10 +25,14 @@ def test_runs_are_called_by_version_and_seed_and_tagged(ui: Page) -> None:
     expect(ui.get_by_text("v0002", exact=True).first).to_be_visible(timeout=PATIENCE)
 
 
-def _latest(run: Run, key: str) -> str:
-    """The page of the newest artifact of a key; that of the key itself only lists them."""
-    found = httpx.get(f"{run.ui}/api/artifacts/fashion-mnist-{key}/latest").raise_for_status().json()
-    return f"/artifacts/artifact/{found['id']}"
+def _open_latest(ui: Page, key: str) -> None:
+    """As people come to it, from the page of the key.
+
+    Opened by its address the page of an artifact may stay blank: this UI of Prefect 3.8.8 stumbles over the inputs of
+    some task runs ("Invalid TaskInputResponse").
+    """
+    ui.goto(f"/artifacts/key/fashion-mnist-{key}")
+    ui.locator("a[href*='/artifacts/artifact/']").first.click()
 
 
 @pytest.mark.parametrize(
@@ -43,14 +46,14 @@ def _latest(run: Run, key: str) -> str:
         ("train-validation", "expect_column_values_to_be_between"),
     ],
 )
-def test_an_artifact_of_the_latest_run_is_shown(ui: Page, run: Run, key: str, shows: str) -> None:
-    ui.goto(_latest(run, key))
+def test_an_artifact_of_the_latest_run_is_shown(ui: Page, key: str, shows: str) -> None:
+    _open_latest(ui, key)
     expect(ui.get_by_text(shows).first).to_be_visible(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("key", ["confusion-matrix", "learning-curve"])
-def test_a_picture_of_the_latest_run_is_shown(ui: Page, run: Run, key: str) -> None:
-    ui.goto(_latest(run, key))
+def test_a_picture_of_the_latest_run_is_shown(ui: Page, key: str) -> None:
+    _open_latest(ui, key)
     picture = ui.locator("img[src^='data:image/png']").first
     expect(picture).to_be_visible(timeout=PATIENCE)
     assert picture.evaluate("image => image.naturalWidth") > 300
