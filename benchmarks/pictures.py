@@ -18,6 +18,7 @@ from rich.console import Console
 from cli.prefect_run import run_training_flow
 from cli.terminal import Progress, _View
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
+from schemas.contract import FASHION_MNIST
 from tasks.progress import Event, Trained
 
 IMAGES = PROJECT_ROOT / "docs" / "images"
@@ -27,6 +28,9 @@ class _Photographed(Progress):
     """Keeps the view as it is when two thirds of the training are done."""
 
     picture: str | None = None
+
+    def heard(self, stage: str, message: str) -> None:
+        super().heard(stage, message.replace(f"{PROJECT_ROOT}/", ""))
 
     def take(self, event: Event) -> None:
         super().take(event)
@@ -51,11 +55,13 @@ def main() -> None:
     progress = _Photographed()
     with tempfile.TemporaryDirectory() as scratch:
         made = run_training_flow(
+            FASHION_MNIST.name,
             data_folder(options.data_dir),
             Path(scratch),
             TrainingConfig(epochs=options.epochs),
             PromotionConfig(),
             "auto",
+            0,
             progress,
             quiet=True,
         )
