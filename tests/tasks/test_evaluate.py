@@ -8,7 +8,7 @@ import pytest
 
 from schemas.contract import DatasetContract
 from schemas.references import Evaluation, PreparedData, TrainedModel
-from tasks.evaluate import calibration_bins, evaluate, expected_calibration_error, measure
+from tasks.evaluate import calibration_bins, evaluate, expected_calibration_error, measure, without_duplicates
 
 
 def test_figures_of_six_rows_worked_by_hand(tiny_contract: DatasetContract) -> None:
@@ -79,3 +79,13 @@ def test_another_test_split_is_evaluated_anew(
     record = sample_prepared.record.model_copy(update={"digest": "0" * 64})
     changed = sample_prepared.model_copy(update={"record": record})
     assert not evaluate.fn(changed, sample_trained, sample_artifacts).record.reused
+
+
+def test_accuracy_without_test_rows_that_stand_in_train() -> None:
+    probabilities = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+    labels = np.array([0, 1, 0, 1], dtype=np.int32)  # the first two are right
+    found = without_duplicates(probabilities, labels, np.array([2, 0, 1, 0], np.uint8))
+    assert found == {"test_rows_without_duplicates": 2, "test_accuracy_without_duplicates": 0.5}
+    assert (
+        without_duplicates(probabilities, labels, np.full(4, 2, np.uint8))["test_accuracy_without_duplicates"] is None
+    )
