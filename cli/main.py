@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     # A flag is spelled out: an abbreviation would change its meaning on the day that another flag begins the same.
     shared: dict[str, Any] = {"parents": [common], "allow_abbrev": False}
     of_one: dict[str, Any] = {"parents": [common, of_dataset], "allow_abbrev": False}
+    of_version = argparse.ArgumentParser(add_help=False)
+    of_version.add_argument("version", metavar="V", help="a number, or an alias such as champion")
+    about_one: dict[str, Any] = {"parents": [common, of_dataset, of_version], "allow_abbrev": False}
     common.set_defaults(when_stopped="Nothing was changed.")
 
     train = commands.add_parser(
@@ -170,21 +173,18 @@ def _parser() -> argparse.ArgumentParser:
     versions = commands.add_parser("versions", **of_one, help="list the model versions")
     versions.set_defaults(run=_versions)
 
-    show = commands.add_parser("show", **of_one, help="show one version, whole")
-    show.add_argument("version", metavar="V", help="a number, or an alias such as champion")
+    show = commands.add_parser("show", **about_one, help="show one version, whole")
     show.set_defaults(run=_show)
 
-    why = commands.add_parser("why", **of_one, help="why a version was promoted or not, and what each stage hung on")
-    why.add_argument("version", metavar="V", help="a number, or an alias such as champion")
+    why = commands.add_parser("why", **about_one, help="why a version was promoted or not, and what each stage hung on")
     why.set_defaults(run=_why)
 
     report = commands.add_parser(
         "report",
-        **of_one,
+        **about_one,
         help="where the report of a version is, once it was checked",
         description="A page of one file: verdict, figures, mistakes as pictures, data, how to make the version again.",
     )
-    report.add_argument("version", metavar="V", help="a number, or an alias such as champion")
     report.add_argument("--open", action="store_true", help="open it in the browser")
     report.set_defaults(run=_report)
 

@@ -215,15 +215,12 @@ class _StageLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stage, message = record.name.removeprefix("tasks."), record.getMessage()
         if record.levelno >= logging.WARNING:
-            self._say(f"warning: {message}", style="yellow")
+            _print(self.console, f"warning: {message}", style="yellow")
             return
         self.progress.heard(stage, message)
         # A plain line a stage comes from its end, which says more than these two.
         if self.style == "plain" and stage not in ("stage", "ingest") and not self._one_epoch_too_many(message):
-            self._say(f"{stage}: {message}")
-
-    def _say(self, message: str, style: str | None = None) -> None:
-        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+            _print(self.console, f"{stage}: {message}")
 
     def _one_epoch_too_many(self, message: str) -> bool:
         """Epochs of a second are told every ten seconds: whoever reads a log wants to know that it goes on."""
@@ -274,11 +271,10 @@ class Screen:
     def _tell_end(self, event: Event) -> None:
         if self._style == "plain" and isinstance(event, Ended):
             took = "" if event.reused else f" ({event.seconds:.1f} s)"
-            line = f"{_name(event)}: {_said(event)}{took}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            _print(self._console, f"{_name(event)}: {_said(event)}{took}")
 
     def _say_log(self) -> None:
-        self._console.print(f"log: {self.log_path}", markup=False, highlight=False, soft_wrap=True)
+        _print(self._console, f"log: {self.log_path}")
 
     def take_over_logging(self) -> None:
         """Everything into the file, what our stages say onto the terminal. Prefect has set up its own before."""
@@ -287,6 +283,11 @@ class Screen:
         file = logging.FileHandler(self.log_path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s"))
         logging.getLogger().handlers = [file, _StageLog(self._style, self._progress, self._console)]
+
+
+def _print(console: Console, line: str, style: str | None = None) -> None:
+    """A line as it stands: neither wrapped, nor taken for markup."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _new_log(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """Two versions on the same test images: who is right where the other is not, in figures and as pictures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, WrongUsage
 from tasks.figures import png_uri
 from tasks.ingest import open_csv
-from tasks.judged import Judged, as_published, image_digest, read_predictions, shared_rows
+from tasks.judged import Judged, each_as_published, image_digest, read_predictions, shared_rows
 from tasks.promotion import mcnemar
 from tasks.report import Chance, grey, render
 from tasks.stage import replaced
@@ -22,8 +22,6 @@ COMPARISONS_FOLDER = "comparisons"
 
 # Pictures of either kind: what more there is would make the page slow and tell nothing new.
 _MOST_PICTURES = 250
-# Images that are turned into bytes in one go.
-_CONVERTED_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
@@ -183,16 +181,15 @@ def _find_images(
 
 def _sources(
     manifests: list[dict[str, Any]], artifacts_dir: Path, data_dir: Path, contract: DatasetContract
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """Test images wherever they may still lie, uint8 (n, pixels) at a time. Whatever cannot be read is passed over."""
+) -> Iterator[Iterable[npt.NDArray[np.uint8]]]:
+    """Test images wherever they may still lie, uint8 (pixels,) each. Whatever cannot be read is passed over."""
     for manifest in manifests:
         key = next(entry["key"] for entry in manifest["lineage"] if entry["stage"] == "prepare")
         try:
             images = np.load(artifacts_dir / "prepared" / key[:16] / "test_images.npy", mmap_mode="r")
         except (OSError, ValueError):
             continue
-        for start in range(0, len(images), _CONVERTED_AT_ONCE):
-            yield as_published(images[start : start + _CONVERTED_AT_ONCE], contract)
+        yield each_as_published(images, contract)
     for name in dict.fromkeys(
         entry["file"] for manifest in manifests for entry in manifest["data"]["test"]["csv_files"]
     ):

@@ -18,7 +18,6 @@ from tasks.publish import publish_markdown, publish_png, publish_table
 from tasks.stage import run_stage, write_json
 from tasks.store import METRICS_NAME, PREDICTIONS_NAME
 
-PROBABILITIES_NAME = "test_probabilities.npy"
 CONFUSION_NAME = "confusion_matrix.png"
 LEARNING_NAME = "learning_curve.png"
 
@@ -29,32 +28,31 @@ _CALIBRATION_BINS = 15
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
     """Have a fresh process load the model, repeat its golden predictions and predict the test split.
 
-    Writes metrics.json, test_probabilities.npy, float32 (N, classes), test_predictions.parquet (`tasks.judged`), and
-    two pictures. Raises `StoredArtifactError` when what was trained cannot be loaded.
+    Writes metrics.json, test_predictions.parquet (`tasks.judged`), and two pictures. Raises `StoredArtifactError` when
+    what was trained cannot be loaded.
     """
     contract = contract_of(prepared.dataset)
 
     def produce(folder: Path) -> dict[str, Any]:
-        with judging(trained.record.path, prepared.record.path, folder / PROBABILITIES_NAME) as process:
+        with judging(trained.record.path, prepared.record.path) as answer:
             history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
             draw_learning(history, folder / LEARNING_NAME)  # while the process starts
             digests = image_digests(np.load(prepared.record.path / "test_images.npy", mmap_mode="r"), contract)
-            judged = process.result()
-        labels = np.load(prepared.record.path / "test_labels.npy")
-        probabilities = np.load(folder / PROBABILITIES_NAME)
+            judged = answer()
+        in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
         metrics = {
-            "test_loss": judged["loss"],
-            **measure(probabilities, labels, contract),
-            **without_duplicates(probabilities, labels, np.load(prepared.record.path / TEST_IN_TRAIN_NAME)),
+            "test_loss": judged.loss,
+            **measure(judged.probabilities, judged.labels, contract),
+            **without_duplicates(judged.probabilities, judged.labels, in_train),
             "history": history,
         }
         write_json(folder / METRICS_NAME, metrics)
-        write_predictions(folder / PREDICTIONS_NAME, Judged(digests, labels, probabilities), contract)
+        write_predictions(folder / PREDICTIONS_NAME, Judged(digests, judged.labels, judged.probabilities), contract)
         draw_confusion(metrics["confusion_matrix"], contract, folder / CONFUSION_NAME)
         return {
             "test_accuracy": metrics["test_accuracy"],
             "test_loss": metrics["test_loss"],
-            "golden_difference": judged["golden_difference"],
+            "golden_difference": judged.golden_difference,
         }
 
     record, facts = run_stage(

@@ -9,8 +9,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10, sqrt
-from statistics import NormalDist
+from math import ceil, floor, log10
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +28,10 @@ def wilson_interval(right: int, rows: int, confidence: float = 0.95) -> tuple[fl
     Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American Statistical
     Association 22, 1927.
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = right / rows
-    middle = share + z**2 / (2 * rows)
-    reach = z * sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return max(0.0, (middle - reach) / (1 + z**2 / rows)), min(1.0, (middle + reach) / (1 + z**2 / rows))
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, rows).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def png_uri(pixels: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8] | None = None) -> str:

@@ -4,7 +4,7 @@ Run as ``python -m tasks.judge`` it is that process. Nothing of Prefect is impor
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,52 +16,56 @@ import numpy.typing as npt
 from tasks.device import set_up_backend
 from tasks.golden import largest_difference
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, judge_rows, load_network, predict_rows
-from tasks.own_process import OwnProcess, Tell, answer, own_process
+from tasks.own_process import Tell, answer, own_process
 
 
 @dataclass(frozen=True)
-class Judged:
-    """``right``, bool (N,): which test rows the model has right, none where it was not asked.
+class Answer:
+    """What a stored model said. golden_difference: `tasks.golden.largest_difference`.
 
-    golden_difference: `tasks.golden.largest_difference`.
+    Of the test split its loss, the probabilities float32 (N, classes) and the true labels int32 (N,); None and no rows
+    where it was not asked.
     """
 
     golden_difference: float
-    right: npt.NDArray[np.bool_]
+    loss: float | None
+    probabilities: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """bool (N,): which rows the model has right."""
+        return np.asarray(self.probabilities.argmax(axis=1) == self.labels)
 
 
-def judge(folder: Path, prepared: Path | None = None) -> Judged:
+def judge(folder: Path, prepared: Path | None = None) -> Answer:
     """Have the model of ``folder`` repeat its golden predictions, and predict the test split of ``prepared``.
 
     The caller has checked the digests of the files. Raises `StoredArtifactError` when they cannot be loaded.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        probabilities = Path(scratch) / "probabilities.npy"
-        with judging(folder, prepared, probabilities) as process:
-            difference = process.result()["golden_difference"]
-        right = np.zeros(0, np.bool_) if prepared is None else right_rows(probabilities, prepared)
-    return Judged(difference, right)
-
-
-def right_rows(probabilities: Path, prepared: Path) -> npt.NDArray[np.bool_]:
-    """bool (N,): where the largest of the probabilities, float32 (N, classes), is that of the test row's label."""
-    labels = np.load(prepared / "test_labels.npy")
-    return np.asarray(np.load(probabilities).argmax(axis=1) == labels)
+    with judging(folder, prepared) as answer:
+        return answer()
 
 
 @contextmanager
-def judging(folder: Path, prepared: Path | None, probabilities: Path) -> Iterator[OwnProcess]:
-    """`judge` while it goes on. The result is JSON: golden_difference, and the loss on the test split or null.
+def judging(folder: Path, prepared: Path | None) -> Iterator[Callable[[], Answer]]:
+    """`judge`, begun when the block is entered; what it yields waits for the answer."""
+    with tempfile.TemporaryDirectory() as scratch:
+        said = Path(scratch) / "probabilities.npy"
+        job = {
+            "folder": str(folder.absolute()),
+            "prepared": None if prepared is None else str(prepared.absolute()),
+            "probabilities": str(said),
+        }
+        with own_process(__name__, job) as process:
 
-    ``probabilities`` gets those of the test split, float32 (N, classes).
-    """
-    job = {
-        "folder": str(folder.absolute()),
-        "prepared": None if prepared is None else str(prepared.absolute()),
-        "probabilities": str(probabilities.absolute()),
-    }
-    with own_process(__name__, job) as process:
-        yield process
+            def wait() -> Answer:
+                found = process.result()
+                if prepared is None:
+                    return Answer(**found, probabilities=np.zeros((0, 1), np.float32), labels=np.zeros(0, np.int32))
+                return Answer(**found, probabilities=np.load(said), labels=np.load(prepared / "test_labels.npy"))
+
+            yield wait
 
 
 def main(job: dict[str, Any], tell: Tell) -> dict[str, float | None]:

@@ -5,7 +5,7 @@ order of the rows that each was tested on.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,13 +58,15 @@ def as_published(images: npt.NDArray[np.float32], contract: DatasetContract) -> 
     return np.asarray(np.rint(images * span) + contract.pixel_min, dtype=np.uint8)
 
 
+def each_as_published(images: npt.NDArray[np.float32], contract: DatasetContract) -> Iterator[npt.NDArray[np.uint8]]:
+    """`as_published`, an image uint8 (pixels,) at a time, in little memory however many there are."""
+    for start in range(0, len(images), _CONVERTED_AT_ONCE):
+        yield from as_published(images[start : start + _CONVERTED_AT_ONCE], contract)
+
+
 def image_digests(images: npt.NDArray[np.float32], contract: DatasetContract) -> list[bytes]:
     """`image_digest` of each of ``images``, float32 (N, pixels) in [0, 1]."""
-    return [
-        image_digest(image)
-        for start in range(0, len(images), _CONVERTED_AT_ONCE)
-        for image in as_published(images[start : start + _CONVERTED_AT_ONCE], contract)
-    ]
+    return [image_digest(image) for image in each_as_published(images, contract)]
 
 
 def write_predictions(path: Path, judged: Judged, contract: DatasetContract) -> None:

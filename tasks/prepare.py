@@ -14,7 +14,7 @@ from prefect import task
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.duplicates import TEST_IN_TRAIN_NAME
+from tasks.duplicates import BATCH_ROWS, TEST_IN_TRAIN_NAME, bytes_of
 from tasks.stage import run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -91,13 +91,13 @@ def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.u
     images = np.empty((file.metadata.num_rows, contract.pixels), dtype=np.uint8)
     labels = np.empty(file.metadata.num_rows, dtype=np.int32)
     start = 0
-    # By row group: the columns and the matrix are never both whole in memory.
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group)
-        stop = start + table.num_rows
-        labels[start:stop] = table.column(contract.label_column).to_numpy()
-        for index, name in enumerate(contract.columns[1:]):
-            images[start:stop, index] = table.column(name).to_numpy()
+    # Some rows at a time: the columns and the matrix are never both whole in memory.
+    for batch in file.iter_batches(BATCH_ROWS, columns=list(contract.columns)):
+        block = bytes_of(batch)
+        if block is None:
+            raise TypeError(f"{path} was expected to hold uint8 without nulls.")
+        stop = start + batch.num_rows
+        labels[start:stop], images[start:stop] = block[0], block[1:].T
         start = stop
     return images, labels
 

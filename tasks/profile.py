@@ -172,7 +172,7 @@ def compare(images: Images, labels: Labels, contract: DatasetContract, reference
             max(value for name, value in fits.items() if name != _AS_IT_IS) - fits[_AS_IT_IS],
             f"the images look {looks}" if looks != _AS_IT_IS else "",
         ),
-        "likeness": Figure(fits[looks], _unlike(images, contract, reference, found)),
+        "likeness": Figure(fits[looks], _unlike(known, found, contract)),
     }
     # Rows: the label that an image has; columns: the class that it is most like.
     alike = np.array(names)[(likeness(images, turned[looks]) * (-1 if inverted else 1)).argmax(axis=1)]
@@ -215,9 +215,8 @@ def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]
     return {name: laid.reshape(len(images), -1) for name, laid in ways.items()}
 
 
-def _unlike(images: Images, contract: DatasetContract, reference: ImageProfile, found: Floats) -> str:
-    """What images may be that are like the reference in no orientation."""
-    known = np.stack([np.asarray(image, np.float32) for image in reference.mean_images.values()])
+def _unlike(known: Floats, found: Floats, contract: DatasetContract) -> str:
+    """What images may be whose mean images ``found`` are like the reference's in no orientation."""
     scattered = _smoothness(found, contract) < _smoothness(known, contract) / 2
     return "neighbouring pixels are unrelated: the pixels look permuted" if scattered else "they look like other images"
 
@@ -256,9 +255,9 @@ def _permutation(like_class: npt.NDArray[Any], contract: DatasetContract) -> str
 
 def wilson_upper(count: int, rows: int, z: float = _WILSON_Z) -> float:
     """Upper bound of a share that was found as ``count`` of ``rows`` (Wilson's score interval, 1927)."""
-    share = count / rows
-    spread = z * np.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return float((share + z * z / (2 * rows) + spread) / (1 + z * z / rows))
+    from scipy.stats import binomtest, norm
+
+    return float(binomtest(count, rows).proportion_ci(1 - 2 * norm.sf(z), method="wilson").high)
 
 
 def border_brightness(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:

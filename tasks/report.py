@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import DatasetContract
+from tasks.data_docs import DATA_DOCS_FOLDER, INDEX_NAME
 from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture, wilson_interval
 from tasks.judged import Judged, as_published, read_predictions
 from tasks.network import WEIGHTS_NAME
 from tasks.store import MANIFEST_NAME, METRICS_NAME, PREDICTIONS_NAME, REPORT_NAME, VERDICT_NAME
 
-_DATA_DOCS = "data_docs/index.html"
+_DATA_DOCS = f"{DATA_DOCS_FOLDER}/{INDEX_NAME}"
 _MISTAKES = 25
 _SAMPLES_A_CLASS = 8
 _CONFUSIONS = 5

@@ -18,9 +18,9 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
 from schemas.errors import CandidateRefused, StoredArtifactError
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
-from tasks.evaluate import PROBABILITIES_NAME
 from tasks.golden import GOLDEN_NAME
-from tasks.judge import judge, right_rows
+from tasks.judge import judge
+from tasks.judged import read_predictions
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.profile import PROFILE_NAME
 from tasks.progress import Begun, tell
@@ -212,14 +212,14 @@ def _measure(root: Path, prepared: PreparedData, evaluation: Evaluation, champio
     metrics = json.loads((evaluation.record.path / METRICS_NAME).read_bytes())
     champion_fault, paired = None, None
     if champion is not None:
-        test = prepared.record.path
         try:
             check_version(root, read_manifest(root, champion))
-            right = judge(version_folder(root, champion), test).right
+            right = judge(version_folder(root, champion), prepared.record.path).right
         except StoredArtifactError as error:
             champion_fault = str(error)
         else:
-            paired = mcnemar(right_rows(evaluation.record.path / PROBABILITIES_NAME, test), right)
+            said = read_predictions(evaluation.record.path / PREDICTIONS_NAME, contract_of(prepared.dataset))
+            paired = mcnemar(said.right, right)
     return Measured(
         accuracy=metrics["test_accuracy"],
         per_class=metrics["per_class"],

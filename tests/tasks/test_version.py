@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
-from schemas.contract import Split
+from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRefused, StoredArtifactError
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from tasks.evaluate import evaluate
+from tasks.judged import Judged, read_predictions, write_predictions
 from tasks.stage import sha256_file
 from tasks.store import alias_values, list_versions, read_alias_log, show_version, store_folder
 from tasks.train import train
@@ -182,9 +183,10 @@ def test_the_champion_is_measured_on_the_rows_of_the_candidate(
     np.save(folder / "test_labels.npy", labels[:50])
     np.save(folder / "test_images.npy", images[:50])
     changed = sample_prepared.model_copy(update={"record": sample_prepared.record.model_copy(update={"path": folder})})
-    probabilities = np.load(sample_evaluation.record.path / "test_probabilities.npy")
+    said = read_predictions(sample_evaluation.record.path / "test_predictions.parquet", FASHION_MNIST)
+    fifty = Judged(said.images[:50], said.labels[:50], said.probabilities[:50])
     shutil.copytree(sample_evaluation.record.path, tmp_path / "evaluated")
-    np.save(tmp_path / "evaluated" / "test_probabilities.npy", probabilities[:50])
+    write_predictions(tmp_path / "evaluated" / "test_predictions.parquet", fifty, FASHION_MNIST)
     record = sample_evaluation.record.model_copy(update={"path": tmp_path / "evaluated"})
     judged = sample_evaluation.model_copy(update={"record": record})
     measured = _measure(store_folder(tmp_path, "fashion-mnist"), changed, judged, 1)
