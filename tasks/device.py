@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.config import DeviceChoice
-from schemas.errors import DeviceUnavailable
+from schemas.errors import DeviceUnavailable, WrongUsage
 from schemas.references import Device
 from tasks.stage import accelerator_extra
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # What NVIDIA's driver puts there; the second under Windows.
 _SIGNS_OF_A_GPU = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _PATIENCE_SECONDS = 30
+_BACKENDS = ("tensorflow", "jax")
 # Keras imports them where they are installed.
 _OF_NO_USE = ("matplotlib", "pandas", "sklearn")
 
@@ -37,8 +38,17 @@ class Batches(Protocol):
 
 
 def backend_name() -> str:
-    """Keras's backend in this process: KERAS_BACKEND, else TensorFlow, whatever the user's keras.json says."""
-    return os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    """Keras's backend in this process: KERAS_BACKEND, else TensorFlow, whatever the user's keras.json says.
+
+    Raises `WrongUsage` for one that is not known here.
+    """
+    name = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if name not in _BACKENDS:
+        raise WrongUsage(
+            f"KERAS_BACKEND was expected to be one of {', '.join(_BACKENDS)}, received {name!r}. Unset it to train "
+            "with TensorFlow."
+        )
+    return name
 
 
 def gpu_in_sight(signs: Sequence[Path] = _SIGNS_OF_A_GPU) -> bool:
@@ -66,7 +76,7 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
             with _kept_out("jax", "scipy", *_OF_NO_USE):
                 _start_tensorflow(device)
                 import keras
-        elif backend == "jax":
+        else:
             with _kept_out(*_OF_NO_USE):
                 _start_jax(device)
                 import keras
@@ -207,7 +217,7 @@ def _device(backend: str) -> Device:
     import keras
 
     policy = keras.config.dtype_policy()
-    gpu = {"tensorflow": _tensorflow_gpu, "jax": _jax_gpu, "torch": _torch_gpu}[backend]()
+    gpu = _tensorflow_gpu() if backend == "tensorflow" else _jax_gpu()
     return Device(
         backend=backend,
         dtype_policy=policy.name,
@@ -244,13 +254,6 @@ def _jax_gpu() -> dict[str, Any] | None:
         "tensor_float_32": jax.config.jax_default_matmul_precision != "highest",
         "memory_growth": os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false",
     }
-
-
-def _torch_gpu() -> dict[str, Any] | None:
-    import keras
-
-    name = str(keras.ops.zeros((1,)).device)
-    return {"name": name} if "cuda" in name else None
 
 
 def nvidia_driver() -> str | None:

@@ -12,8 +12,9 @@ import pytest
 
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
+from schemas.errors import WrongUsage
 from schemas.references import PreparedData
-from tasks.device import feed, gpu_in_sight, nvidia_driver, on_every_gpu, set_up_backend
+from tasks.device import backend_name, feed, gpu_in_sight, nvidia_driver, on_every_gpu, set_up_backend
 from tasks.fit import Figures, fit_network, row_batches
 from tasks.golden import largest_difference
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, load_network
@@ -44,6 +45,12 @@ def test_the_backend_starts_without_a_word_and_without_what_it_has_no_use_for() 
         **{"kind": "cpu", "count": 1, "backend": "tensorflow", "driver": None, "cuda": None, "dtype_policy": "float32"},
         **{"mixed_precision": False, "tensor_float_32": None, "memory_growth": None},
     }
+
+
+def test_a_backend_that_is_not_known_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "abacus")
+    with pytest.raises(WrongUsage, match="tensorflow, jax, received 'abacus'"):
+        backend_name()
 
 
 def test_a_gpu_is_in_sight_where_a_driver_is_and_a_backend_that_could_use_it(
