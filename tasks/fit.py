@@ -24,7 +24,8 @@ from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, judge_rows
 from tasks.own_process import Tell, answer
 from tasks.stage import replaced, write_json
 
-logger = logging.getLogger(__name__)
+# It speaks for that stage; its own name is another one under ``python -m``, which nobody listens to.
+logger = logging.getLogger("tasks.train")
 
 HISTORY_NAME = "history.json"
 

@@ -7,7 +7,8 @@ expectations on the table would say less, a hundred times slower.
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,9 +311,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     label_rows: dict[Any, int] = {}
     drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, _SAMPLE_ROWS), replace=False))
     gathered = _Gathered(contract, drawn) if tuple(found) == contract.columns and rows else None
-    # Some rows at a time: memory stays bounded whatever their number, and however the writer grouped them.
-    for batch in file.iter_batches(BATCH_ROWS):
-        block = bytes_of(batch)
+    for batch, block in _read_ahead(file):
         if block is None:
             gathered = None
             for profile, values in zip(profiles, batch.columns, strict=True):
@@ -358,6 +357,19 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     )
     sample = gathered.sample() if gathered is not None and in_range else None
     return Scan(rows, pd.DataFrame(columns), classes, sample)
+
+
+def _read_ahead(file: pq.ParquetFile) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.uint8] | None]]:
+    """Each batch and its `bytes_of`, the next one read meanwhile by a thread.
+
+    Some rows at a time: memory stays bounded whatever their number, and however the writer grouped them.
+    """
+    batches = ((batch, bytes_of(batch)) for batch in file.iter_batches(BATCH_ROWS))
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(next, batches, None)
+        while (read := reading.result()) is not None:
+            reading = reader.submit(next, batches, None)
+            yield read
 
 
 class _Gathered:
@@ -452,23 +464,18 @@ def image_expectations(contract: DatasetContract, figures: Mapping[str, Figure])
 
 
 def _bounded(check: Check, bound: float, severity: str, figure: Figure) -> "Expectation":
-    import great_expectations.expectations as gxe
+    from tasks.figure_expectation import ExpectFigureToBeBetween
 
-    kind, end, word = (
-        (gxe.ExpectColumnMinToBeBetween, "min_value", "least")
-        if check.low_is_bad
-        else (gxe.ExpectColumnMaxToBeBetween, "max_value", "most")
-    )
+    end, word = ("min_value", "least") if check.low_is_bad else ("max_value", "most")
     otherwise = "a warning" if severity == "warning" else "the split is refused"
     found = f" Found: {figure.says}." if figure.says else ""
-    expectation: Expectation = kind(
-        column=check.name,
+    return ExpectFigureToBeBetween(
+        figure=check.name,
         **{end: bound},
         severity=severity,
         description=f"{check.name}: {check.says}. At {word} {bound:g}, else {otherwise}.{found}",
         notes=figure.says or None,
     )
-    return expectation
 
 
 def _validate_frame(
@@ -476,12 +483,9 @@ def _validate_frame(
 ) -> dict[str, Any]:
     import great_expectations as gx
 
-    batch = (
-        context.data_sources.add_pandas(name)
-        .add_dataframe_asset(name)
-        .add_batch_definition_whole_dataframe(name)
-        .get_batch({"dataframe": frame})
-    )
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
+    # Without a batch definition: each that is added has the whole context written out as YAML.
+    batch = asset.get_batch(asset.build_batch_request({"dataframe": frame}))
     # The whole list in the constructor: adding one by one compares all pairs each time.
     suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
     verdict = batch.validate(suite, result_format={"result_format": "BASIC"})
@@ -505,7 +509,7 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
         for entry in verdict["results"]:
             config = entry["expectation_config"]
             kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
-            subject = kwargs.get("column") or f"{kwargs['column_A']}, {kwargs['column_B']}"
+            subject = kwargs.get("figure") or kwargs.get("column") or f"{kwargs['column_A']}, {kwargs['column_B']}"
             only_warns = config["severity"] == "warning"
             rows.append(
                 {

@@ -135,8 +135,8 @@ class Deployed:
 
         return self.soon(ended)
 
-    def soon(self, look: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + _SECONDS_FOR_A_RUN
+    def soon(self, look: Callable[[], Any], seconds: float = _SECONDS_FOR_A_RUN) -> Any:
+        deadline = time.monotonic() + seconds
         while not (found := look()):
             assert time.monotonic() < deadline, "it never happened"
             time.sleep(0.3)

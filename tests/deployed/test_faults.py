@@ -129,7 +129,7 @@ class Scene:
             logged = self.deployed.client.read_logs(log_filter=of_the_run, limit=200)
             return next((each.message for each in logged if each.message.startswith(start)), None)
 
-        return str(self.deployed.soon(line)).removeprefix(start)
+        return str(self.deployed.soon(line, seconds=60)).removeprefix(start)
 
     def run_again(self) -> str:
         """A second run of the same parameters, and how it came to its end: one version, in a store that is whole."""

@@ -32,8 +32,8 @@ def _train(artifacts: Path, **training: Any) -> ModelVersion:
 
 
 @pytest.fixture(scope="module")
-def artifacts(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifacts folder that one run of the flow has filled."""
+def artifacts(server: str, in_this_process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifacts folder that one run of the flow has filled. With processes of their own it is tried as a command."""
     folder = tmp_path_factory.mktemp("artifacts")
     _train(folder)
     return folder
