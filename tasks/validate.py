@@ -36,7 +36,7 @@ from tasks.duplicates import (
     report,
     sketch,
 )
-from tasks.expectations import fresh_context
+from tasks.expectations import figure_expectation, fresh_context
 from tasks.profile import (
     PROFILE_NAME,
     Figure,
@@ -464,12 +464,10 @@ def image_expectations(contract: DatasetContract, figures: Mapping[str, Figure])
 
 
 def _bounded(check: Check, bound: float, severity: str, figure: Figure) -> "Expectation":
-    from tasks.figure_expectation import ExpectFigureToBeBetween
-
     end, word = ("min_value", "least") if check.low_is_bad else ("max_value", "most")
     otherwise = "a warning" if severity == "warning" else "the split is refused"
     found = f" Found: {figure.says}." if figure.says else ""
-    return ExpectFigureToBeBetween(
+    return figure_expectation()(
         figure=check.name,
         **{end: bound},
         severity=severity,
