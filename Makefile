@@ -3,8 +3,8 @@
 .PHONY: run up down status test test-browser test-deployed postgresql fuzz check bench lock clean
 
 PYTHON ?= python3
-# cpu or gpu: which TensorFlow `make run` installs.
-ACCELERATOR ?= cpu
+# cpu or gpu: which TensorFlow `make run` installs. What is there stays: one would be laid over the other.
+ACCELERATOR ?= $(if $(wildcard .venv/gpu.stamp),gpu,cpu)
 BIN := .venv/bin
 # Compiled at install: `import tensorflow` takes a third of the time, in every process that starts.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode

@@ -1,11 +1,15 @@
 """Automations as code: who is told what went wrong, and what becomes of runs whose process is gone."""
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from schemas.errors import WrongUsage
+
+if TYPE_CHECKING:
+    from prefect.automations import ResourceSpecification
 
 # A URL, which is sent JSON, or TYPE/NAME of a notification block that is on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
@@ -91,6 +95,7 @@ def _crashed_unless_followed(
         "trigger": EventTrigger(
             posture=Posture.Proactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=_of_flows(_FLOWS),  # a server may have other projects, whose runs beat at their own pace
             for_each={"prefect.resource.id"},
             after=after,
             expect=expect,
@@ -116,17 +121,31 @@ def _wait_for_what_goes_on() -> None:
         FlowRunFilterStateType,
     )
     from prefect.client.schemas.objects import StateType
-    from prefect.events import Event, Resource
+    from prefect.events import Event, RelatedResource, Resource
 
     (taken,) = _events(_TAKEN[0])
     signs = {StateType.PENDING: taken, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}
+    ours = FlowFilter(name=FlowFilterName(any_=list(_FLOWS)))
     with get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=ours)}
         going_on = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=list(_FLOWS))),
+            flow_filter=ours,
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*signs]))),
         )
         events = [
-            Event(event=signs[run.state_type], resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"}))
+            Event(
+                event=signs[run.state_type],
+                resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"}),
+                related=[
+                    RelatedResource(
+                        {
+                            "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+                            "prefect.resource.role": "flow",
+                            "prefect.resource.name": flows[run.flow_id],
+                        }
+                    )
+                ],
+            )
             for run in going_on
             if run.state_type is not None
         ]
@@ -135,22 +154,26 @@ def _wait_for_what_goes_on() -> None:
 
 
 def _notify(block: UUID) -> dict[str, Any]:
-    from prefect.automations import EventTrigger, Posture, ResourceSpecification, SendNotification
+    from prefect.automations import EventTrigger, Posture, SendNotification
 
     return {
         "description": "Failed, crashed, or the new version was refused, which is a failed run, too.",
         "trigger": EventTrigger(
             posture=Posture.Reactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": "flow", "prefect.resource.name": list(_TOLD_ABOUT)}
-            ),
+            match_related=_of_flows(_TOLD_ABOUT),
             expect=_events("Failed", "Crashed"),
             threshold=1,
             within=timedelta(0),
         ),
         "actions": [SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
     }
+
+
+def _of_flows(names: Iterable[str]) -> "ResourceSpecification":
+    from prefect.automations import ResourceSpecification
+
+    return ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": list(names)})
 
 
 def _ended() -> tuple[str, ...]:

@@ -67,8 +67,12 @@ def _create_pool(pool: dict[str, Any]) -> None:
             client.create_work_pool(
                 WorkPoolCreate(**pool, base_job_template=ProcessWorker.get_default_base_job_template())
             )
-        except ObjectAlreadyExists:
-            return
+        except ObjectAlreadyExists as error:
+            if (found := client.read_work_pool(pool["name"]).type) != pool["type"]:
+                raise NotDeployed(
+                    f"The work pool {pool['name']} is there already and of type {found}, expected {pool['type']}: it "
+                    "is another project's. Use a Prefect server, or workspace, of its own for this one."
+                ) from error
 
 
 def _deploy(prefect_file: Path, url: str) -> None:

@@ -59,7 +59,7 @@ def train_fashion_mnist(
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
     with in_use(artifacts):
-        csvs = fetch(dataset, data_home)
+        csvs = fetch(dataset, data_home, present_alone=data_digest is not None)
         if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, found)
         train = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)

@@ -84,12 +84,12 @@ class Source(Protocol):
 
 
 @task(name="fetch", task_run_name="fetch")
-def fetch(dataset: str, data_dir: Path) -> dict[Split, CsvSplit]:
-    """The CSVs of ``dataset``, see `fetch_data`.
+def fetch(dataset: str, data_dir: Path, present_alone: bool = False) -> dict[Split, CsvSplit]:
+    """The CSVs of ``dataset``, see `fetch_data`; with ``present_alone`` those that are there, and no others.
 
     No retries: when this fails, each source has been tried, and a wrong digest stays wrong.
     """
-    return fetch_data(contract_of(dataset), data_dir)
+    return fetch_data(contract_of(dataset), data_dir, sources=() if present_alone else None)
 
 
 def fetch_data(
@@ -191,9 +191,14 @@ def _first_that_does(
         else:
             logger.info("%s: got it from %s in %.1f s", contract.name, source.name, time.monotonic() - started)
             return source.name, fetched
+    if not sources:
+        raise DataUnavailable(
+            f"{data_dir} holds no CSV of {contract.name}. Expected {' and '.join(map(contract.csv_name, SPLITS))}: "
+            "this run is for data that was announced, and fetches none."
+        )
     tried = "; ".join(f"({number}) {failure}" for number, failure in enumerate(failures, start=1))
     raise DataUnavailable(
-        f"The {contract.name} data could not be fetched from any of {len(failures)} sources. Tried: {tried or 'none'}. "
+        f"The {contract.name} data could not be fetched from any of {len(failures)} sources. Tried: {tried}. "
         f"{_by_hand(contract, data_dir)}"
     )
 

@@ -90,7 +90,13 @@ def train_on_gpu_worker(
         if not isinstance(started, FlowRun):
             raise TypeError(f"Prefect was expected to return the flow run, it returned {started!r}.")
         logger.info("training is run %s of %s, on the work pool %s", started.name, DEPLOYMENT, pool)
-        run = _wait_for_end(client, started, str(pool), worker_seconds)
+        try:
+            run = _wait_for_end(client, started, str(pool), worker_seconds)
+        except BaseException:
+            # Also when this process is told to end: nothing stays queued that would train for nobody.
+            if client.read_flow_run(started.id).state_type in _NOT_STARTED:
+                client.set_flow_run_state(started.id, Cancelled(message="Its main flow's run does not wait any more."))
+            raise
     state = run.state
     key = getattr(state and state.data, "storage_key", None)
     if state is None or not state.is_completed() or key is None:
@@ -115,7 +121,7 @@ def _wait_for_end(client: SyncPrefectClient, run: FlowRun, pool: str, worker_sec
             since, seen = time.monotonic(), run.state_type
         if run.state_type in _NOT_STARTED and time.monotonic() - since > worker_seconds:
             if not _is_busy(client, run, pool):
-                _give_up(client, run, pool, worker_seconds)
+                raise _no_worker(client, run, pool, worker_seconds)
             since = time.monotonic()
         time.sleep(_POLL_SECONDS)
 
@@ -144,12 +150,11 @@ def _online(client: SyncPrefectClient, pool: str) -> list[str]:
     return [worker.name for worker in client.read_workers_for_work_pool(pool) if worker.status == WorkerStatus.ONLINE]
 
 
-def _give_up(client: SyncPrefectClient, run: FlowRun, pool: str, worker_seconds: float) -> None:
+def _no_worker(client: SyncPrefectClient, run: FlowRun, pool: str, worker_seconds: float) -> NoGpuWorker:
     online = ", ".join(_online(client, pool)) or "none"
     taken = run.state_type == StateType.PENDING
-    client.set_flow_run_state(run.id, Cancelled(message=f"Not started within {worker_seconds:g} s."))
     happened = "A worker took up the training but did not start it" if taken else "No worker picked up the training"
-    raise NoGpuWorker(
+    return NoGpuWorker(
         f"{happened} within {worker_seconds:g} s: run {run.name} of {DEPLOYMENT} was cancelled, nothing is queued. "
         f"Expected a worker of the work pool {pool} that is online; online: {online}. Start one on the machine with "
         f"the GPU, `prefect worker start --pool {pool}`, and run again; or train with train_on=here. The parameter "

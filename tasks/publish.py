@@ -1,6 +1,7 @@
 """Artifacts in Prefect's UI, from inside a run; outside one (a unit test, say) there is nothing to publish to."""
 
 import base64
+import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
 from prefect.runtime import flow_run
+
+logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_MOVES = 1.0
 
@@ -76,6 +79,9 @@ def publish_progress(key: str, description: str) -> Callable[[float], None]:
         if share == shown or (share < 1 and time.monotonic() - moved < _SECONDS_BETWEEN_MOVES):
             return
         moved, shown = time.monotonic(), share
-        update_progress_artifact(artifact_id=artifact_id, progress=round(share * 100, 1))
+        try:
+            update_progress_artifact(artifact_id=artifact_id, progress=round(share * 100, 1))
+        except Exception as error:  # of a server that is away: the client has tried for a minute
+            logger.warning("the progress bar in Prefect stays where it is: %s", error)
 
     return update

@@ -51,7 +51,7 @@ from tasks.profile import (
 )
 from tasks.publish import publish_markdown, publish_table
 from tasks.stage import run_stage, sha256_file, write_json
-from tasks.store import CHAMPION, alias_values, read_alias_log, read_file, read_manifest, store_folder
+from tasks.store import champions, read_alias_log, read_file, read_manifest, store_folder, version_numbers
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
@@ -77,7 +77,7 @@ def validate(
     """
     contract = contract_of(dataset)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
-    champion = champion_profile(artifacts_dir, dataset, data)
+    champion = champion_profile(artifacts_dir, dataset, data if train is None else train.data)
 
     def produce(folder: Path) -> dict[str, Any]:
         beside = None if train is None else (Sketches.load(train.record.path / SKETCHES_NAME), train.data.path)
@@ -143,24 +143,24 @@ def validate(
     )
 
 
-def champion_profile(artifacts_dir: Path, dataset: str, data: ParquetSplit) -> bytes | None:
-    """What the champion's train split looked like, as `tasks.profile` writes it.
+def champion_profile(artifacts_dir: Path, dataset: str, train: ParquetSplit) -> bytes | None:
+    """What the train split looked like, as `tasks.profile` writes it, of the last champion made from another one.
 
-    None where there is no champion, where it was made from ``data`` itself, and where its profile cannot be read.
+    So a run on ``train`` is judged alike before and after its version is champion. None where there is no such
+    champion, and where its profile cannot be read.
     """
     root = store_folder(artifacts_dir, dataset)
     try:
-        champion = alias_values(read_alias_log(root)).get(CHAMPION)
-        if champion is None:
-            return None
-        manifest = read_manifest(root, champion)
-        made_from = {part.get("csv_sha256") for part in manifest["data"].values() if isinstance(part, dict)}
-        if data.source.sha256 in made_from or PROFILE_NAME not in manifest["files"]:
-            return None
-        return read_file(root, manifest, PROFILE_NAME)
+        present = version_numbers(root)
+        for champion in reversed(champions(read_alias_log(root))):
+            if champion not in present:
+                continue  # gc took it
+            manifest = read_manifest(root, champion)
+            if manifest["data"]["train"]["csv_sha256"] != train.source.sha256:
+                return read_file(root, manifest, PROFILE_NAME) if PROFILE_NAME in manifest["files"] else None
     except FashionAnnError as error:
-        logger.warning("%s split: drift from the champion's data cannot be told. %s", data.split, error)
-        return None
+        logger.warning("Drift from the champion's data cannot be told. %s", error)
+    return None
 
 
 @dataclass(frozen=True)

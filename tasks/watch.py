@@ -48,6 +48,15 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
 
 
 def _settled_digest(contract: DatasetContract, data_dir: Path) -> str | None:
+    try:
+        return _digest_of_whole(contract, data_dir)
+    except FileNotFoundError as error:
+        logger.info("%s went away while it was read; the next look tells", error.filename)
+        return None
+
+
+def _digest_of_whole(contract: DatasetContract, data_dir: Path) -> str | None:
+    """None where a split is missing, or being written."""
     present = present_csvs(contract, data_dir)
     if len(present) < len(SPLITS):
         found = ", ".join(path.name for paths in present.values() for path in paths) or "no CSV"

@@ -374,7 +374,12 @@ def test_the_champions_profile_is_found_by_its_manifest(
         ):
             append_event(root, event(version) | {"from": before or None})
             found.append(champion_profile(tmp_path, "fashion-mnist", data))
-    assert found == [b"{}", None, None]  # without a profile; made from this very file
+    # The first; one without a profile; and made from this very file, so that the one before it counts.
+    assert found == [b"{}", None, None]
+    with store_lock(root):
+        for before, version in ((3, 1), (1, 3)):
+            append_event(root, event(version) | {"from": before})
+            assert champion_profile(tmp_path, "fashion-mnist", data) == b"{}"
 
 
 def test_a_parquet_with_a_300_goes_straight_to_validate_and_is_refused(
