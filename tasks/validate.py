@@ -218,28 +218,26 @@ def judge(
     what drift is told from. ``train`` is the split that a test split is compared with.
     """
     scan = scan_parquet(path, contract)
-    if scan.sample is None:
-        return Judged(_ask(scan, contract, split, {}, exact_rows))
-    profile = profile_images(scan.sample.images, scan.sample.labels, contract)
-    figures, in_train = measure(scan, scan.sample, profile, contract, champion), None
-    if train is not None:
-        in_train = find_in_train(*train, scan.sample.sketches, path, contract)
-        figures |= leak_figures(in_train)
-    return Judged(_ask(scan, contract, split, figures, exact_rows), profile, scan.sample.sketches, in_train)
 
+    def look(sample: Sample) -> tuple[ImageProfile, dict[str, Figure], npt.NDArray[np.uint8] | None]:
+        profile = profile_images(sample.images, sample.labels, contract)
+        figures, in_train = measure(scan, sample, profile, contract, champion), None
+        if train is not None:
+            in_train = find_in_train(*train, sample.sketches, path, contract)
+            figures |= leak_figures(in_train)
+        return profile, figures, in_train
 
-def _ask(
-    scan: Scan, contract: DatasetContract, split: Split, figures: Mapping[str, Figure], exact_rows: int | None
-) -> dict[str, Any]:
     least, most = (exact_rows, exact_rows) if exact_rows is not None else (contract.minimum_rows[split], None)
     context = fresh_context()
+    with ThreadPoolExecutor(1) as beside:
+        looked = None if scan.sample is None else beside.submit(look, scan.sample)
+        columns = _validate_frame(context, scan.columns, "columns", column_expectations(contract), "column")
+        profile, figures, in_train = (None, {}, None) if looked is None else looked.result()
     # The figures stand beside each class: a frame of their own would cost as much as all their expectations.
     classes = scan.classes.assign(**{name: figure.value for name, figure in figures.items()})
     owed = [*class_expectations(contract, least, most), *image_expectations(contract, figures)]
-    return {
-        "columns": _validate_frame(context, scan.columns, "columns", column_expectations(contract), "column"),
-        "classes": _validate_frame(context, classes, "classes", owed, "label"),
-    }
+    result = {"columns": columns, "classes": _validate_frame(context, classes, "classes", owed, "label")}
+    return Judged(result, profile, scan.sample.sketches if scan.sample else None, in_train)
 
 
 def measure(
@@ -389,7 +387,9 @@ class _Gathered:
         within = self._drawn[np.searchsorted(self._drawn, self._rows) : np.searchsorted(self._drawn, stop)] - self._rows
         self._kept.append(block[:, within].T)
         self._sketches.append(sketch(pixels, self._contract))
-        self._blank += int((pixels.min(axis=0) == pixels.max(axis=0)).sum())
+        # Few have no contrast between cells; only they are looked at whole.
+        even = pixels[:, np.flatnonzero(self._sketches[-1].without_contrast(self._contract))]
+        self._blank += int((even == even[:1]).all(axis=0).sum())
         self._rows = stop
 
     def sample(self) -> Sample:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cli import services
+from cli.automations import NOTIFY_VARIABLE
 from cli.deploy import pool_names
 from cli.server_process import project_settings
 from schemas.config import artifacts_folder, data_folder
@@ -23,6 +24,7 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 UNITS = {path.name: path for path in sorted((ROOT / "deploy" / "systemd").glob("*.service"))}
 POOLS = pool_names()
+UI_FOLDER = "PREFECT_SERVER_UI_STATIC_DIRECTORY"
 
 
 def _stages() -> dict[str, list[tuple[str, str]]]:
@@ -117,6 +119,15 @@ def test_compose_starts_what_up_starts_and_in_that_order() -> None:
         assert after[services.worker_of(pool)] == {"deploy": {"condition": "service_completed_successfully"}}
     (device,) = found["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
+
+
+def test_a_server_serves_its_ui_from_a_folder_that_its_user_may_write_and_failures_can_be_told() -> None:
+    for environment in (COMPOSE["services"]["server"]["environment"], _environment(_unit("fashion-ann-server.service"))):
+        assert Path(environment[UI_FOLDER]).parent == Path(environment["PREFECT_HOME"])
+    assert UI_FOLDER in _named_settings()
+    assert NOTIFY_VARIABLE in COMPOSE["services"]["deploy"]["environment"]
+    example = (ROOT / "deploy" / "systemd" / "fashion-ann.env.example").read_text(encoding="utf-8")
+    assert f"\n#{NOTIFY_VARIABLE}=" in example
 
 
 def test_compose_has_no_password_of_its_own_and_gives_each_only_what_it_needs() -> None:
