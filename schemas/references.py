@@ -154,7 +154,11 @@ class TrainedBy(Reference):
 
 
 class TrainedModel(Reference):
-    """Topology, weights and history under ``record.path``. A reused one names who trained it then."""
+    """Topology, weights and history under ``record.path``.
+
+    A reused one names who trained it then. Lock and packages are those of the process that trained, which may be
+    another machine's.
+    """
 
     record: StageRecord
     topology_sha256: str
@@ -163,6 +167,8 @@ class TrainedModel(Reference):
     seconds: float
     device: Device
     trained_by: TrainedBy
+    lock_sha256: str
+    packages: dict[str, str]
 
 
 class Evaluation(Reference):

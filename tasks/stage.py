@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,11 @@ logger = logging.getLogger(__name__)
 RECORD_NAME = "stage.json"
 LOCK_NAME = ".in-use"
 _PROJECT_PACKAGES = ("schemas", "tasks")
+# What the numbers of a model can depend on.
+_PACKAGES = (
+    *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
+    *("great-expectations", "prefect", "fashion-ann"),
+)
 
 
 def sha256_file(path: Path) -> str:
@@ -105,6 +111,17 @@ def accelerator_extra() -> str:
 def lock_digest() -> str:
     """Digest of the lock that this environment was installed from."""
     return sha256_file(PROJECT_ROOT / "requirements" / f"{accelerator_extra()}.lock")
+
+
+def package_versions() -> dict[str, str]:
+    """Of Python and of what the numbers of a model can depend on, those that are installed."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 @contextmanager

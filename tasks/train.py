@@ -19,7 +19,7 @@ from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.own_process import own_process
 from tasks.progress import Trained, tell
 from tasks.publish import publish_progress
-from tasks.stage import run_stage, sha256_file, stage_key, sweep_replaced
+from tasks.stage import lock_digest, package_versions, run_stage, sha256_file, stage_key, sweep_replaced
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,8 @@ def _train(
             **fitted,
             "device": device,
             "trained_by": _trained_by().model_dump(),
+            "lock_sha256": lock_digest(),
+            "packages": package_versions(),
         }
 
     record, facts = run_stage(artifacts_dir / "trained", __name__, inputs, produce)

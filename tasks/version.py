@@ -4,9 +4,7 @@ import json
 import logging
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from tasks.progress import Begun, tell
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import name_flow_run, publish_file_link, publish_markdown, publish_table
 from tasks.report import write_report
-from tasks.stage import lock_digest, sha256_file, stage_key, write_json
+from tasks.stage import sha256_file, stage_key, write_json
 from tasks.store import (
     CHAMPION,
     METRICS_NAME,
@@ -52,12 +50,6 @@ from tasks.store import (
 )
 
 logger = logging.getLogger(__name__)
-
-# What the numbers of a model can depend on.
-_PACKAGES = (
-    *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
-    *("great-expectations", "prefect", "fashion-ann"),
-)
 
 
 @task(name="version", task_run_name="version")
@@ -182,8 +174,8 @@ def _add(
             "promotion": promotion.model_dump(),
             "seed": config.seed,
             "code": code_revision(),
-            "lock_sha256": lock_digest(),
-            "packages": package_versions(),
+            "lock_sha256": trained.lock_sha256,
+            "packages": trained.packages,
             "device": trained.device.model_dump(),
             "training_seconds": trained.seconds,
             "epochs_run": trained.epochs_run,
@@ -316,13 +308,3 @@ def code_revision() -> dict[str, Any]:
 
     changes = git("status", "--porcelain")
     return {"revision": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
-
-
-def package_versions() -> dict[str, str]:
-    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

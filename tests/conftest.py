@@ -34,10 +34,13 @@ SAMPLE = Path(__file__).parent / "data"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file stays with one worker, for its fixtures; all of tests/flows/, for its one server."""
+    """Under pytest-xdist a file stays with one worker, for its fixtures; tests/flows/ with two, for a server each.
+
+    With one server for all of them a core would wait for the other in the end.
+    """
     for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group("server" if folder.name == "flows" else item.path.name))
+        flows = item.path.parent.name == "flows" and item.path.name != "test_command.py"
+        item.add_marker(pytest.mark.xdist_group("flows" if flows else item.path.name))
 
 
 @pytest.fixture

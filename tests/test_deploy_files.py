@@ -122,7 +122,10 @@ def test_compose_starts_what_up_starts_and_in_that_order() -> None:
 
 
 def test_a_server_serves_its_ui_from_a_folder_that_its_user_may_write_and_failures_can_be_told() -> None:
-    for environment in (COMPOSE["services"]["server"]["environment"], _environment(_unit("fashion-ann-server.service"))):
+    for environment in (
+        COMPOSE["services"]["server"]["environment"],
+        _environment(_unit("fashion-ann-server.service")),
+    ):
         assert Path(environment[UI_FOLDER]).parent == Path(environment["PREFECT_HOME"])
     assert UI_FOLDER in _named_settings()
     assert NOTIFY_VARIABLE in COMPOSE["services"]["deploy"]["environment"]

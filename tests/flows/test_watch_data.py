@@ -109,6 +109,7 @@ def _train(data: Path, artifacts: Path, **parameters: Any) -> Any:
     )
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_trains_on_its_data_once_and_not_on_other_data(server: str, data: Path, tmp_path: Path) -> None:
     artifacts, digest = tmp_path / "artifacts", _documented_digest(data)
     state = _train(data, artifacts, data_digest=digest)

@@ -227,6 +227,7 @@ def test_the_stage_keeps_topology_weights_and_history(
     assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_other_prepared_data_is_trained_on_anew(
     sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
 ) -> None:
@@ -237,6 +238,7 @@ def test_other_prepared_data_is_trained_on_anew(
     assert not train.fn(changed, config, sample_artifacts).record.reused
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_changed_seed_trains_anew(
     sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
 ) -> None:
