@@ -93,10 +93,10 @@ def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_o
 ) -> None:
     artifacts = tmp_path / "artifacts"
     store = store_folder(artifacts, "fashion-mnist")
-    flags = ("train", "--epochs", "100", *FLAGS)
+    flags = ("train", "--epochs", "60", *FLAGS)
     said = {}
     for sign in (
-        *("data/.*.tmp", "prepared/.*.tmp", "checkpoints/*.npz"),
+        *("data/.*.tmp", "data/*/validation/.*.tmp", "prepared/.*.tmp", "checkpoints/*.npz"),
         *("evaluated/.*.tmp", "models/fashion-mnist/versions/.*.tmp"),
     ):
         said[sign] = _kill_when(command.start(*flags), artifacts, sign)
@@ -108,8 +108,8 @@ def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_o
     assert (made["version"], made["created"], made["champion"]) == (1, True, True)
     shown = show_version(store, 1)
     assert {entry["stage"] for entry in shown["lineage"] if not entry["reused"]} == set()
-    # 100 epochs were trained by two runs, none of them twice, each after the one before.
-    assert len(shown["metrics"]["history"]) == 100
+    # 60 epochs were trained by two runs, none of them twice, each after the one before.
+    assert len(shown["metrics"]["history"]) == 60
     assert not list(artifacts.rglob(".*.tmp"))
 
 

@@ -1,23 +1,26 @@
 """prefect.yaml and the automations, put on a real Prefect server and read back."""
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import InfrastructurePending, Pending, Submitting
 
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
-from cli.deploy import deploy_all, enter_checkout
+from cli.deploy import _create_pool, deploy_all, enter_checkout
 from cli.server_process import project_settings
 from flows.endings import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
-from schemas.errors import NoGpuWorker, WrongUsage
+from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch import EVENT
 from tests.conftest import SAMPLE
 
@@ -155,7 +158,10 @@ def test_there_is_one_of_each_automation_after_two_deployments() -> None:
     assert trigger.trigger.expect == {EVENT}
     (action,) = trigger.actions
     assert action.deployment_id == _read("train-fashion-mnist/on-new-data").id
-    assert set(action.parameters) == {"data_digest", "data_dir"}
+    assert set(action.parameters) == {"dataset", "data_digest", "data_dir"}
+    # Another project's runs beat when they like.
+    for automation in (dead, taken):
+        assert "train-fashion-mnist" in automation.trigger.match_related["prefect.resource.name"]
 
 
 @pytest.mark.usefixtures("deployed")
@@ -226,16 +232,45 @@ def _train_on_gpu(artifacts: Path) -> None:
     )
 
 
+def _runs_on_gpu() -> list[FlowRun]:
+    deployment = _read("fit-model/gpu").id
+    with get_client(sync_client=True) as client:
+        return [run for run in client.read_flow_runs() if run.deployment_id == deployment]
+
+
 @pytest.mark.usefixtures("deployed")
 def test_without_a_gpu_worker_the_run_fails_saying_so_and_leaves_nothing_queued(tmp_path: Path) -> None:
     with pytest.raises(NoGpuWorker, match=r"No worker picked up the training within 1 s.*work pool gpu"):
         _train_on_gpu(tmp_path)
     with get_client(sync_client=True) as client:
-        children = [run for run in client.read_flow_runs() if run.deployment_id == _read("fit-model/gpu").id]
+        children = _runs_on_gpu()
         assert [run.state_name for run in children] == ["Cancelled"]
         parent_task = client.read_task_run(children[0].parent_task_run_id)
         parent = client.read_flow_run(parent_task.flow_run_id)
         assert "NoGpuWorker" in parent.state.message  # the child is found from its parent, and the other way
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_run_that_is_told_to_end_while_it_waits_for_a_worker_leaves_nothing_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    known = {run.id for run in _runs_on_gpu()}
+    monkeypatch.setattr("tasks.gpu_worker.time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        _train_on_gpu(tmp_path)
+    assert [run.state_name for run in _runs_on_gpu() if run.id not in known] == ["Cancelled"]
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_pool_of_another_type_is_not_taken_for_ours() -> None:
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="of-containers", type="docker"))
+        with pytest.raises(NotDeployed, match="of-containers is there already and of type docker, expected process"):
+            _create_pool({"name": "of-containers", "type": "process"})
+        client.delete_work_pool("of-containers")
 
 
 def test_without_the_deployment_the_run_fails_saying_how_to_deploy(server: str, tmp_path: Path) -> None:

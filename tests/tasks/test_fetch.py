@@ -357,6 +357,12 @@ def test_a_folder_named_like_a_csv_breaks_the_contract(tmp_path: Path, name: str
     assert caught.value.exit_status == 3
 
 
+def test_what_has_to_be_there_is_not_fetched(tmp_path: Path) -> None:
+    with pytest.raises(DataUnavailable, match=r"holds no CSV of fashion-mnist.*and fetches none"):
+        fetch.fn("fashion-mnist", tmp_path, present_alone=True)
+    assert not list(tmp_path.glob("*.csv"))
+
+
 def test_a_link_to_nothing_and_a_pipe_break_the_contract(tmp_path: Path) -> None:
     (tmp_path / TRAIN).symlink_to(tmp_path / "gone")
     with pytest.raises(DataContractError, match="link to nothing"):
