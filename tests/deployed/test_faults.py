@@ -227,9 +227,9 @@ class Fault:
 FAULTS = [
     Fault("kill -9 of the training's process", _kill_flow_process, "Crashed", "Failed"),
     Fault("kill -9 of the main flow's process", _kill_parents_flow_process, "Completed", "Crashed"),
-    Fault("kill -9 of the gpu worker", _kill_worker, "Crashed", "Failed", epochs=60),
+    Fault("kill -9 of the gpu worker", _kill_worker, "Crashed", "Failed", epochs=150),
     Fault("kill -9 of the training's process and the gpu worker", _kill_both, "Crashed", "Failed", True),
-    Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, epochs=60),
+    Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, epochs=200),
     Fault("kill -9 of the server, started again", _kill_server, "Completed", "Completed"),
     # Prefect takes half a minute to cancel a child whose parent was cancelled.
     Fault("cancel of the main flow's run", _cancel_parent, "Cancelled", "Cancelled", epochs=300),
