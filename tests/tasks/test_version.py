@@ -95,6 +95,9 @@ def test_the_manifest_says_what_the_version_was_made_from(
     )
     assert [entry["file"] for entry in shown["data"]["train"]["csv_files"]] == ["fashion-mnist_train.csv.gz"]
     assert shown["data"]["train"]["quarantined"] == 0
+    drift = [check for check in shown["data"]["test"]["checks"] if check["check"] == "drift"]
+    assert [(check["bound"], check["severity"], check["result"]) for check in drift] == [("<= 0.1", "warning", "met")]
+    assert 0 < drift[0]["figure"] < 0.1
     assert shown["device"] == sample_trained.device.model_dump()
     assert shown["parent"] is None
     assert shown["flow_run_id"] is None
