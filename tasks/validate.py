@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,8 +264,12 @@ def measure(
             float(bright.mean()), f"{int(bright.sum())} of {len(bright)} images looked at have a bright border"
         )
         compared = compare(sample.images, sample.labels, contract, reference)
-        # Of other images, how they stand and what their labels mean is no question.
-        figures |= {"likeness": compared["likeness"]} if _fails(contract, "likeness", compared) else compared
+        if _fails(contract, "likeness", compared):
+            # Of other images, how they stand and what their labels mean is no question.
+            figures["likeness"] = compared["likeness"]
+        else:
+            # Its words are for images that are not alike.
+            figures |= {**compared, "likeness": replace(compared["likeness"], says="")}
         if not _fails(contract, "orientation", compared):
             figures["constant_columns"] = _constant_columns(scan, contract, reference)
     baseline, whose = (champion, "the champion's train split") if champion is not None else (reference, "the reference")

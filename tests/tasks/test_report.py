@@ -251,6 +251,7 @@ def test_every_check_of_the_data_is_told_with_figure_bounds_and_result(stated: d
             name = check["check"].replace("_", " ")
             assert re.search(rf"{name}[^✓⚠]* {figure} [^✓⚠]*{bound}[^✓⚠]*✓ met", page.text), check
     assert "of the distribution of pixel values from that of the reference" in page.text
+    assert "look like other images" not in page.text  # they do not
 
 
 def test_a_check_that_was_past_a_bound_is_told_as_such(written: Callable[..., Page], stated: dict[str, Any]) -> None:
