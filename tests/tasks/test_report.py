@@ -227,6 +227,18 @@ def test_a_champion_that_was_not_measured_is_told_with_the_reason(
     assert f"not measuredversion 3: {fault}" in page.text
 
 
+def test_the_time_from_start_to_end_is_told_where_it_is_known(
+    written: Callable[..., Page], stated: dict[str, Any], page: Page
+) -> None:
+    assert "from the start of the flow run" not in page.text  # the sample's version was made outside of one
+    stated["seconds_since_start"] = 12.34
+    stated["lineage"][0]["reused"] = True
+    done = sum(entry["seconds"] for entry in stated["lineage"] if not entry["reused"])
+    text = written(stated).text
+    assert f"of which this run did {done:.1f} s and reused the rest" in text
+    assert "With them it was 12.3 s from the start of the flow run until this page was written." in text
+
+
 def test_shards_and_rows_set_aside_are_told_where_rows_are_counted(
     written: Callable[..., Page], stated: dict[str, Any], sample_version: Path, page: Page
 ) -> None:
