@@ -1,6 +1,6 @@
 # The one vocabulary of people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-browser test-deployed postgresql fuzz check bench lock clean
+.PHONY: run up down status test test-browser test-deployed postgresql chromium fuzz check bench pictures lock clean
 
 PYTHON ?= python3
 # cpu or gpu: which TensorFlow `make run` installs. What is there stays: one would be laid over the other.
@@ -36,12 +36,15 @@ fuzz: .venv/dev.stamp
 	$(BIN)/python -m tests.fuzz.fuzz_ingest -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -dict=tests/fuzz/csv.dict \
 		-artifact_prefix=tests/fuzz/found- .venv/fuzz tests/fuzz/corpus
 
-# The report and Prefect's UI in a real browser: Debian's, installed where there is none. CHROMIUM names another one.
-test-browser: .venv/dev.stamp
+# The report and Prefect's UI in a real browser.
+test-browser: .venv/dev.stamp chromium
+	$(BIN)/pytest tests/browser
+
+# Debian's, installed where there is none. CHROMIUM names another one.
+chromium:
 	@test -n "$$CHROMIUM" || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 		command -v google-chrome >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
-	$(BIN)/pytest tests/browser
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check
@@ -50,6 +53,10 @@ check: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks
+
+# The pictures of README and docs, from a run of its own.
+pictures: .venv/dev.stamp chromium
+	$(BIN)/python -m benchmarks.pictures
 
 # Newest versions within the bounds of pyproject.toml, hashes and no registry addresses.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -1,4 +1,4 @@
-"""The pictures in the README, from a real run: `python -m benchmarks.pictures`.
+"""The pictures in README and docs, from a real run: `make pictures`.
 
 Trains as `fashion-ann train` does in a folder of its own, keeps the terminal as it looks in the middle of the training
 and at the end, and photographs the report in Debian's chromium.

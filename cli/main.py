@@ -554,12 +554,12 @@ def _compare(options: argparse.Namespace) -> None:
     before, after = resolve(root, options.before), resolve(root, options.after)
     if options.output is None:
         output = artifacts_dir / COMPARISONS_FOLDER / f"{before:04d}-{after:04d}.html"
-        output.parent.mkdir(parents=True, exist_ok=True)
     else:
         output = Path(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
             raise WrongUsage(f"--output {output}: a file ending in .html, in a folder that is there, was expected.")
     done = compare(root, artifacts_dir, data_folder(options.data_dir), before, after)
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(done, output)
     found = done.figures
     if options.json:

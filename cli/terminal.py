@@ -173,30 +173,38 @@ class _View:
         if row.took is not None:
             reused = row.says == "reused"
             mark = Text("=" if reused else "✓", style="cyan" if reused else "green")
-            return mark, name, row.says or "done", "" if reused else f"{row.took:.1f} s"
+            return mark, Text(name), Text(row.says or "done"), "" if reused else f"{row.took:.1f} s"
         if row.since is None:
             return "", Text(name, style="dim"), "", ""
         seconds = f"{time.monotonic() - row.since:.0f} s"
         trained = self.progress.trained
         if name != "train" or trained is None:
-            return self.spinner, Text(name, style="bold"), row.says, seconds
+            return self.spinner, Text(name, style="bold"), Text(row.says), seconds
         return self.spinner, Text(name, style="bold"), self._bar(trained), seconds
 
     def _bar(self, trained: Trained) -> RenderableType:
         left = self.progress.seconds_left()
+        # On 80 columns 51 are left here: the bar takes what the words leave, and validation has a line of its own.
         figures = [
-            f"{name.replace('val_', 'val ')} {trained.figures[name]:.4f}"
-            for name in ("loss", "accuracy", "val_loss", "val_accuracy")
-            if name in trained.figures
+            "  ".join(
+                f"{name.replace('val_', 'val ')} {trained.figures[name]:.4f}"
+                for name in names
+                if name in trained.figures
+            )
+            for names in (("loss", "accuracy"), ("val_loss", "val_accuracy"))
         ]
-        grid = Table.grid(padding=(0, 1))
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True)
         grid.add_row(
             Text(f"epoch {min(int(trained.done) + 1, trained.epochs)}/{trained.epochs}"),
-            ProgressBar(total=trained.epochs, completed=trained.done, width=24),
+            ProgressBar(total=trained.epochs, completed=trained.done),
             Text(f"{trained.done / trained.epochs:.0%}"),
             Text("" if left is None else f"ETA {_clock(left)}"),
         )
-        return Group(grid, Text("  ".join(figures), style="dim"))
+        return Group(grid, *(Text(line, style="dim") for line in figures if line))
 
 
 class _StageLog(logging.Handler):
@@ -242,7 +250,8 @@ class Screen:
     def __init__(self, artifacts_dir: Path, progress: Progress, *, quiet: bool) -> None:
         self.log_path = _new_log(artifacts_dir / LOGS_FOLDER)
         self.log = self.log_path.open("a+b", buffering=0)
-        terminal = os.fdopen(os.dup(2), "w", buffering=1)
+        # As Python opens stderr: what the terminal's encoding lacks is written as an escape, and ends no run.
+        terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         os.dup2(self.log.fileno(), 2)
         sys.stderr = terminal
         self._style = style_for(terminal, quiet=quiet)

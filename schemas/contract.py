@@ -323,6 +323,16 @@ DIGITS = DatasetContract(
     near_duplicate=0.03,
     reference=_PROFILES / "digits.json",
     bundled=BundledData(loader="load_digits", test_rows=359, seed=0),
+    licence='CC BY 4.0: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning '
+    "Repository, 1998",
+    known_limits=(
+        "The 1,797 images that come with scikit-learn are the test part alone of the 5,620 that were published: "
+        "figures of others on all of them are another matter.",
+        "13 people wrote these, of the 43 who wrote all. Train and test are drawn from them at random, so each "
+        "writer's digits stand in both: the test accuracy says little about a hand that was never seen.",
+        "Images of 8 x 8 pixels, each 0 to 16: the black ones counted in 4 x 4 blocks of a bitmap of 32 x 32, size and "
+        "place made alike. Digits from another scanner or preparation are another task.",
+    ),
 )
 
 CONTRACTS: Mapping[str, DatasetContract] = MappingProxyType(

@@ -95,6 +95,20 @@ class DuplicateReport(Reference):
     test_rows_near_train: int
 
 
+class CheckedFigure(Reference):
+    """A figure of a split against one bound of its `schemas.contract.Check`, such as ``<= 0.1``; ``says`` explains it.
+
+    ``severity``: whether what is past the bound is told or refused.
+    """
+
+    check: str
+    figure: float
+    bound: str
+    severity: Literal["warning", "critical"]
+    result: Literal["met", "warned"]
+    says: str
+
+
 class ValidatedSplit(Reference):
     """A split that Great Expectations accepted. ``result`` is the whole verdict as JSON, ``warnings`` a sentence each.
 
@@ -105,6 +119,7 @@ class ValidatedSplit(Reference):
     data: ParquetSplit
     result: Path
     expectations: int
+    checks: tuple[CheckedFigure, ...]
     warnings: tuple[str, ...]
     duplicates: DuplicateReport | None
 

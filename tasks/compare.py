@@ -54,8 +54,13 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
 
     The images come from the arrays that either was tested on, or from its CSV in ``data_dir``, and are known by their
     content. Raises `VersionNotFound`; `StoredArtifactError` when a file is not what the manifest says; `WrongUsage`
-    when no image is common to both.
+    when both are the same version, or no image is common to both.
     """
+    if before == after:
+        raise WrongUsage(
+            f"Both are version {before}: two different versions were expected. `fashion-ann versions` lists those that "
+            "there are, with their aliases."
+        )
     manifests = {version: read_manifest(root, version) for version in (before, after)}
     for manifest in manifests.values():
         check_version(root, manifest)

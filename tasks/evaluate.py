@@ -11,6 +11,7 @@ from prefect import task
 from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.duplicates import TEST_IN_TRAIN_NAME
+from tasks.figures import wilson_interval
 from tasks.fit import HISTORY_NAME
 from tasks.judge import judging
 from tasks.judged import Judged, image_digests, write_predictions
@@ -71,25 +72,28 @@ def measure(
     """Every figure but the loss, from probabilities float32 (N, classes) and labels int32 (N,).
 
     confusion_matrix: rows are true labels, columns predicted ones. A class that was never predicted has precision 0.
+    Intervals are Wilson's of 95 %; that of a class without a row is null.
     """
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((contract.classes, contract.classes), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
-    right = confusion.diagonal()
+    right, given = confusion.diagonal(), confusion.sum(axis=1)
     precision = right / np.maximum(confusion.sum(axis=0), 1)
-    recall = right / np.maximum(confusion.sum(axis=1), 1)
+    recall = right / np.maximum(given, 1)
     f1 = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
     calibration = calibration_bins(probabilities.max(axis=1), predicted == labels)
     return {
         "test_accuracy": float(right.sum() / len(labels)),
+        "test_accuracy_interval": wilson_interval(int(right.sum()), len(labels)),
         "test_rows": len(labels),
         "per_class": [
             {
                 "label": label,
                 "name": name,
-                "rows": int(confusion[label].sum()),
+                "rows": int(given[label]),
                 "precision": float(precision[label]),
                 "recall": float(recall[label]),
+                "recall_interval": wilson_interval(int(right[label]), rows) if (rows := int(given[label])) else None,
                 "f1": float(f1[label]),
             }
             for label, name in enumerate(contract.class_names)
@@ -213,4 +217,6 @@ def _shown(accuracy: float | None) -> str:
 
 
 def _short(value: Any) -> Any:
+    if isinstance(value, list):  # an interval
+        return f"{value[0]:.4f} to {value[1]:.4f}"
     return round(value, 4) if isinstance(value, float) else value

@@ -451,7 +451,8 @@ class ScikitLearn:
             from sklearn import datasets
         except ImportError as error:
             raise SourceError(
-                f"scikit-learn cannot be imported ({error}): install the extra `datasets`, `pip install scikit-learn`"
+                f"scikit-learn cannot be imported ({error}): in the checkout, "
+                "`.venv/bin/python -m pip install scikit-learn`"
             ) from error
         loaded = getattr(datasets, self.bundled.loader)()
         rows = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)  # uint8, (N, 1 + pixels)

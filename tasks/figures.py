@@ -20,6 +20,8 @@ import numpy.typing as npt
 _SCALE = ((0, 32, 77), (59, 73, 108), (124, 123, 120), (187, 174, 109), (255, 234, 70))
 # Pixels between two tiles.
 _GAP = 2
+# More would run into each other, and each is 150 bytes of the page.
+_MOST_DOTS = 200
 
 
 def wilson_interval(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -114,12 +116,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    name: str
-    dots: tuple[Dot, ...]
+    """``path``: x,y of every value, as an SVG has it. ``dots``: each with its words, none where there are too many."""
 
-    @property
-    def path(self) -> str:
-        return " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in self.dots)
+    name: str
+    path: str
+    dots: tuple[Dot, ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 250, 46, 390, 12, 208
 
 
 def epochs_chart(series: Mapping[str, Sequence[float]], figure: str) -> Chart:
-    """One line a series of values by epoch, the first of which is epoch 1."""
+    """One line a series of values by epoch, the first of which is epoch 1; with dots up to 200 epochs."""
     epochs = max(len(values) for values in series.values())
     everything = [value for values in series.values() for value in values]
     low, high, step = _bounds(min(everything), max(everything))
@@ -162,9 +163,11 @@ def epochs_chart(series: Mapping[str, Sequence[float]], figure: str) -> Chart:
         lines=tuple(
             Line(
                 name,
+                " ".join(f"{x(epoch):.1f},{y(value):.1f}" for epoch, value in enumerate(values, start=1)),
                 tuple(
                     Dot(x(epoch), y(value), f"{name}, epoch {epoch}: {figure} {value:.4f}")
                     for epoch, value in enumerate(values, start=1)
+                    if epochs <= _MOST_DOTS
                 ),
             )
             for name, values in series.items()

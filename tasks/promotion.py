@@ -4,7 +4,7 @@ Pure: figures in, a verdict out. `tasks.version` gathers the figures and acts on
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -65,6 +65,9 @@ class Measured:
 def decide(measured: Measured, config: PromotionConfig) -> dict[str, Any]:
     """The verdict as JSON: outcome, reason, policy, champion, and each rule with its figure, its bound and if it holds.
 
+    ``paired`` is the comparison with the champion, also where nothing hung on it; null where none could be made, and
+    ``champion_fault`` then says why, if there is a champion.
+
     refused: below the floor, or not what was measured once loaded. promoted: no champion, or better than it by the
     policy. kept: everything else; being as good as the champion is no error.
     """
@@ -82,6 +85,8 @@ def decide(measured: Measured, config: PromotionConfig) -> dict[str, Any]:
         "policy": config.policy,
         "champion": measured.champion,
         "rules": rules,
+        "paired": None if measured.paired is None else asdict(measured.paired),
+        "champion_fault": measured.champion_fault,
     }
 
 
@@ -135,7 +140,7 @@ def _against_champion(measured: Measured, config: PromotionConfig) -> tuple[Outc
         return (
             "kept",
             f"Kept: version {champion}, the champion, cannot be measured. {measured.champion_fault} Restore it from a "
-            "copy, or make another version champion: `fashion-ann promote V --reason R`.",
+            "copy, or make another version champion with `fashion-ann promote`.",
             rule,
         )
     significant = paired.p_value < config.significance

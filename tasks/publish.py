@@ -1,9 +1,11 @@
 """Artifacts in Prefect's UI, from inside a run; outside one (a unit test, say) there is nothing to publish to."""
 
 import base64
+import contextvars
 import logging
-import time
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,6 +24,7 @@ from prefect.runtime import flow_run
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_MOVES = 1.0
+_SECONDS_FOR_THE_LAST_MOVE = 2.0
 
 
 def _inside_a_run() -> bool:
@@ -61,27 +64,49 @@ def publish_png(key: str, path: Path, description: str) -> None:
         create_image_artifact(image_url=f"data:image/png;base64,{encoded}", key=key, description=description)
 
 
-def publish_progress(key: str, description: str) -> Callable[[float], None]:
-    """A progress bar in the UI; call what is returned with the share done, 0 to 1, as often as there is news.
+@contextmanager
+def publish_progress(key: str, description: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar in the UI for as long as the block runs, which tells it the share done, 0 to 1, at any time.
 
-    It moves once a second at most: each move is a request.
+    A thread sends it once a second, also when there is no news: whoever watches sees that the work goes on. No error
+    of the server ends the work; at the end of the block it is waited for two seconds at most.
     """
     if not _inside_a_run():
-        return lambda share: None
-    artifact_id = create_progress_artifact(progress=0.0, key=key, description=description)
-    if not isinstance(artifact_id, UUID):
-        raise TypeError(f"Prefect was expected to return the artifact's id, it returned {artifact_id!r}.")
+        yield lambda share: None
+        return
+    shown, over = 0.0, threading.Event()
 
-    moved, shown = 0.0, 0.0
+    def show(share: float) -> None:
+        nonlocal shown
+        shown = share
 
-    def update(share: float) -> None:
-        nonlocal moved, shown
-        if share == shown or (share < 1 and time.monotonic() - moved < _SECONDS_BETWEEN_MOVES):
-            return
-        moved, shown = time.monotonic(), share
-        try:
-            update_progress_artifact(artifact_id=artifact_id, progress=round(share * 100, 1))
-        except Exception as error:  # of a server that is away: the client has tried for a minute
-            logger.warning("the progress bar in Prefect stays where it is: %s", error)
+    def send_until_over() -> None:
+        artifact_id: UUID | None = None
+        failed = last = False
+        while not last:
+            last = over.is_set()  # once more then, for where it ended
+            percent = round(shown * 100, 1)
+            try:
+                if artifact_id is None:
+                    made = create_progress_artifact(progress=percent, key=key, description=description)
+                    if not isinstance(made, UUID):
+                        raise TypeError(f"Prefect was expected to return the artifact's id, it returned {made!r}.")
+                    artifact_id = made
+                else:
+                    update_progress_artifact(artifact_id=artifact_id, progress=percent)
+                failed = False
+            except Exception as error:  # of a server that is away: the client has tried for a minute
+                if not failed:
+                    logger.warning("the progress bar in Prefect stays where it is: %s", error)
+                failed = True
+            if not last:
+                over.wait(_SECONDS_BETWEEN_MOVES)
 
-    return update
+    # Prefect knows the run and its API by context variables, which a thread does not inherit.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(send_until_over,), daemon=True)
+    thread.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        thread.join(_SECONDS_FOR_THE_LAST_MOVE)

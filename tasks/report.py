@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import DatasetContract
+from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract
 from tasks.data_docs import DATA_DOCS_FOLDER, INDEX_NAME
-from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture, wilson_interval
+from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture
 from tasks.judged import Judged, as_published, read_predictions
 from tasks.network import WEIGHTS_NAME
 from tasks.store import MANIFEST_NAME, METRICS_NAME, PREDICTIONS_NAME, REPORT_NAME, VERDICT_NAME
@@ -23,6 +23,8 @@ _MISTAKES = 25
 _SAMPLES_A_CLASS = 8
 _CONFUSIONS = 5
 _PROBABILITIES = 3
+# As README has it: `make run` puts it there.
+_PROGRAM = ".venv/bin/fashion-ann"
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,8 @@ def write_report(
         stated=stated,
         metrics=metrics,
         verdict=json.loads((folder / VERDICT_NAME).read_bytes()),
-        interval=wilson_interval(right, rows),
         mistakes_in_all=rows - right,
-        classes=[
-            {**row, "interval": wilson_interval(metrics["confusion_matrix"][row["label"]][row["label"]], row["rows"])}
-            for row in metrics["per_class"]
-            if row["rows"]
-        ],
+        classes=[row for row in metrics["per_class"] if row["rows"]],
         confusions=_confusions(metrics["confusion_matrix"], contract),
         mistakes=pictures(most_confident_mistakes(judged), judged, images, contract),
         samples=_samples(judged, images, contract),
@@ -93,7 +90,12 @@ def write_report(
             for model in (TrainingConfig, PromotionConfig)
             for key, field in model.model_fields.items()
         },
-        again=_train_command(stated["configuration"]),
+        commands=commands({**stated, "version": version}),
+        surest=_surest(min(_MISTAKES, rows - right), rows - right),
+        error_rate=_error_rate(rows - right, rows),
+        checks={split: _checks(stated["data"][split]["checks"]) for split in SPLITS},
+        seconds_done=sum(stage["seconds"] for stage in stated["lineage"] if not stage["reused"]),
+        seconds_in_all=sum(stage["seconds"] for stage in stated["lineage"]),
         files=[*sorted(path.name for path in folder.iterdir()), MANIFEST_NAME],
         data_docs=_data_docs(folder),
     )
@@ -182,6 +184,17 @@ def _confusions(matrix: list[list[int]], contract: DatasetContract) -> list[dict
     return sorted(found, key=lambda entry: -entry["count"])[:_CONFUSIONS]
 
 
+def _checks(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each check once: its figure, its bounds with what is past each, and whether one was passed."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in judged:
+        row = found.setdefault(entry["check"], {**entry, "bounds": [], "warned": False})
+        past = "else a warning" if entry["severity"] == "warning" else "else refused"
+        row["bounds"].append(f"{entry['bound']}, {past}")
+        row["warned"] = row["warned"] or entry["result"] == "warned"
+    return list(found.values())
+
+
 def _data_docs(folder: Path) -> str | None:
     """Where Great Expectations' pages lie, seen from the folder of a version; None where there are none."""
     artifacts_dir = folder.parents[3]
@@ -196,11 +209,61 @@ def _first_layer(weights: Path) -> npt.NDArray[np.float32]:
         return np.asarray(file["layers/dense/vars/0"])
 
 
-def _train_command(configuration: Mapping[str, Any]) -> str:
-    """The command that trains with this very configuration, whatever the defaults are by then."""
-    flags = [
-        f"--{key.replace('_', '-')} {shlex.quote(str(value))}"
-        for key, value in configuration.items()
-        if value is not None
+def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What is typed in a checkout, word for word, about the version of this manifest, by what it does.
+
+    ``train`` makes it again, whatever the defaults are by then; ``install`` makes the .venv that all are in, from the
+    same lock. ``compare`` is there for a version that was compared with a champion.
+    """
+    dataset, version, champion = manifest["dataset"], manifest["version"], manifest["parent"]
+    about = [] if dataset == FASHION_MNIST.name else ["--dataset", dataset]
+    # In one order, whoever wrote the JSON.
+    flags = {key: manifest["configuration"][key] for key in TrainingConfig.model_fields}
+    if bad := max(manifest["data"][split]["quarantined"] for split in SPLITS):
+        flags["bad_rows"] = bad
+    # A GPU adds up in another order: what a CPU has trained is the same again on a CPU alone.
+    if manifest["device"]["kind"] == "cpu":
+        flags["device"] = "cpu"
+    usual = PromotionConfig().model_dump()
+    flags |= {
+        "promotion_policy" if key == "policy" else key: manifest["promotion"][key]
+        for key in usual
+        if manifest["promotion"][key] != usual[key]
+    }
+    given = [
+        word for key, value in flags.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))
     ]
-    return " ".join(["fashion-ann train", *flags])
+    found = {
+        "install": ["make", f".venv/{'cpu' if 'tensorflow-cpu' in manifest['packages'] else 'gpu'}.stamp"],
+        "train": [_PROGRAM, "train", *about, *given],
+        "reproduce": [_PROGRAM, "reproduce", str(version), *about],
+        "verify": [_PROGRAM, "verify", str(version), *about],
+        "versions": [_PROGRAM, "versions", *about],
+        "report": [_PROGRAM, "report", str(version), "--open", *about],
+    }
+    if champion is not None:
+        found["compare"] = [_PROGRAM, "compare", str(champion), str(version), *about]
+    typed = {name: shlex.join(words) for name, words in found.items()}
+    backend = manifest["device"]["backend"]
+    if backend != "tensorflow":
+        for name in ("train", "reproduce"):
+            typed[name] = f"KERAS_BACKEND={backend} {typed[name]}"
+    return typed
+
+
+def _surest(shown: int, of: int) -> str:
+    """The heading over the mistakes that are shown."""
+    if not of:
+        return "Mistakes"
+    if of == 1:
+        return "Its one mistake"
+    return f"Its {of} mistakes, the surest first" if shown == of else f"The {shown} mistakes that it was surest of"
+
+
+def _error_rate(wrong: int, rows: int) -> str:
+    """How often it is wrong, as the model card has it."""
+    if not wrong:
+        return f"made no mistake on the {rows:,} test images, which does not mean that it makes none"
+    if 2 * wrong > rows:
+        return f"is wrong more often than right ({wrong / rows * 100:.1f} %) on images like those it was tested on"
+    return f"is wrong about one time in {rows / wrong:.0f} on images like those it was tested on"

@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,26 +58,6 @@ def _train(
 
     def produce(folder: Path) -> dict[str, Any]:
         device: dict[str, Any] = {}
-        show: Callable[[float], None] = lambda share: None  # noqa: E731
-
-        def on_event(event: dict[str, Any]) -> None:
-            nonlocal device, show
-            if "device" in event:
-                device = event["device"]
-                logger.info("training on %d x %s (%s)", device["count"], device["name"], device["kind"])
-                show = publish_progress(f"{prepared.dataset}-training", f"{config.epochs} epochs on {device['name']}")
-                return
-            tell(Trained(event["done"], config.epochs, event["figures"]))
-            show(event["done"] / config.epochs)
-            if "epoch" not in event:
-                return
-            epoch, figures = event["epoch"], event["figures"]
-            logger.info(
-                "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s",
-                *(epoch, config.epochs, figures["loss"], figures["accuracy"]),
-                *(figures["val_loss"], figures["val_accuracy"], figures["seconds"]),
-            )
-
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         job = {
             "dataset": prepared.dataset,
@@ -88,9 +67,29 @@ def _train(
             "checkpoint": str(checkpoint.absolute()),
             "folder": str(folder.absolute()),
         }
-        with own_process(fit.__name__, job) as process:
-            fitted = process.result(on_event)
-        show(1)  # also where it stopped early, or had nothing left to train
+        # From the start: until the first step the process imports the backend and compiles the network, for seconds.
+        with publish_progress(f"{prepared.dataset}-training", f"{config.epochs} epochs, seed {config.seed}") as show:
+
+            def on_event(event: dict[str, Any]) -> None:
+                nonlocal device
+                if "device" in event:
+                    device = event["device"]
+                    logger.info("training on %d x %s (%s)", device["count"], device["name"], device["kind"])
+                    return
+                tell(Trained(event["done"], config.epochs, event["figures"]))
+                show(event["done"] / config.epochs)
+                if "epoch" not in event:
+                    return
+                epoch, figures = event["epoch"], event["figures"]
+                logger.info(
+                    "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s",
+                    *(epoch, config.epochs, figures["loss"], figures["accuracy"]),
+                    *(figures["val_loss"], figures["val_accuracy"], figures["seconds"]),
+                )
+
+            with own_process(fit.__name__, job) as process:
+                fitted = process.result(on_event)
+            show(1)  # also where it stopped early, or had nothing left to train
         return {
             "topology_sha256": sha256_file(folder / TOPOLOGY_NAME),
             "weights_sha256": sha256_file(folder / WEIGHTS_NAME),

@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from prefect import task
 
 from schemas.contract import Check, DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError, FashionAnnError
-from schemas.references import ParquetSplit, ValidatedSplit
+from schemas.references import CheckedFigure, ParquetSplit, ValidatedSplit
 from tasks.data_docs import write_data_docs
 from tasks.duplicates import (
     BATCH_ROWS,
@@ -138,6 +138,7 @@ def validate(
         data=data,
         result=record.path / RESULT_NAME,
         expectations=len(facts["rows"]),
+        checks=tuple(CheckedFigure(**check) for check in facts["checks"]),
         warnings=tuple(facts["warnings"]),
         duplicates=facts["duplicates"],
     )
@@ -261,8 +262,12 @@ def measure(
             float(bright.mean()), f"{int(bright.sum())} of {len(bright)} images looked at have a bright border"
         )
         compared = compare(sample.images, sample.labels, contract, reference)
-        # Of other images, how they stand and what their labels mean is no question.
-        figures |= {"likeness": compared["likeness"]} if _fails(contract, "likeness", compared) else compared
+        if _fails(contract, "likeness", compared):
+            # Of other images, how they stand and what their labels mean is no question.
+            figures["likeness"] = compared["likeness"]
+        else:
+            # Its words are for images that are not alike.
+            figures |= {**compared, "likeness": replace(compared["likeness"], says="")}
         if not _fails(contract, "orientation", compared):
             figures["constant_columns"] = _constant_columns(scan, contract, reference)
     baseline, whose = (champion, "the champion's train split") if champion is not None else (reference, "the reference")
@@ -497,9 +502,10 @@ def _validate_frame(
 
 
 def summarize(result: dict[str, Any]) -> dict[str, Any]:
-    """Rows for a table, a sentence for each broken expectation, those that only warn apart, and the columns that broke
-    one (ten at most)."""
+    """Rows for a table, the fields of a `CheckedFigure` for each bound of a check, a sentence for each broken
+    expectation, those that only warn apart, and the columns that broke one (ten at most)."""
     rows: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
     broken: list[str] = []
     warnings: list[str] = []
     problems: list[dict[str, Any]] = []
@@ -515,10 +521,14 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
                     "expectation": config["type"],
                     "of": subject,
                     "figure": entry["result"].get("observed_value"),
+                    "bound": _bound(kwargs),
                     "severity": config["severity"],
                     "result": "met" if entry["success"] else "warned" if only_warns else "broken",
                 }
             )
+            if "figure" in kwargs:
+                judged = {key: rows[-1][key] for key in ("figure", "bound", "severity", "result")}
+                checks.append({"check": subject, **judged, "says": config.get("notes") or ""})
             if entry["success"]:
                 continue
             (warnings if only_warns else broken).append(_sentence(profile, config, subject, kwargs, entry))
@@ -530,11 +540,18 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
     failed = {sentence.partition(":")[0] for sentence in broken}
     return {
         "rows": rows,
+        "checks": checks,
         "broken": broken,
         # What failed need not be warned of as well.
         "warnings": [sentence for sentence in warnings if sentence.partition(":")[0] not in failed],
         "problems": problems,
     }
+
+
+def _bound(kwargs: Mapping[str, Any]) -> str:
+    """What a figure is held to, such as ``<= 0.1``; empty where an expectation has no such bound."""
+    ends = ((">=", kwargs.get("min_value")), ("<=", kwargs.get("max_value")))
+    return " and ".join(f"{sign} {bound:g}" for sign, bound in ends if bound is not None)
 
 
 def _place(found: dict[str, Any]) -> tuple[str, str]:

@@ -5,11 +5,13 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from prefect import task
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
@@ -24,7 +26,7 @@ from tasks.profile import PROFILE_NAME
 from tasks.progress import Begun, tell
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import name_flow_run, publish_file_link, publish_markdown, publish_table
-from tasks.report import write_report
+from tasks.report import commands, write_report
 from tasks.stage import sha256_file, stage_key, write_json
 from tasks.store import (
     CHAMPION,
@@ -107,7 +109,7 @@ def version(
         f"{prepared.dataset}-report",
         path / REPORT_NAME,
         "The report, one file, on the machine of the run. Browsers do not follow a link from a server to a file: copy "
-        f"its address, or `fashion-ann report {number} --open` there",
+        f"its address, or `{commands(manifest)['report']}` there",
     )
     publish_table(
         f"{prepared.dataset}-verdict",
@@ -179,6 +181,7 @@ def _add(
             "device": trained.device.model_dump(),
             "training_seconds": trained.seconds,
             "epochs_run": trained.epochs_run,
+            "seconds_since_start": _seconds_since_start(),
             "parent": champion,
             "flow_run_id": flow_run.id,
             "trained_by": trained.trained_by.model_dump(),
@@ -222,6 +225,12 @@ def _measure(root: Path, prepared: PreparedData, evaluation: Evaluation, champio
     )
 
 
+def _seconds_since_start() -> float | None:
+    """Since the flow run began in this process; None outside of one."""
+    context = FlowRunContext.get()
+    return None if context is None else round((datetime.now(UTC) - context.start_time).total_seconds(), 3)
+
+
 def summary(
     manifest: Mapping[str, Any], verdict: Mapping[str, Any], path: Path, *, champion: bool, created: bool
 ) -> str:
@@ -248,7 +257,7 @@ def summary(
             for entry in manifest["lineage"]
         ),
         "",
-        f"Report: `{path / REPORT_NAME}` (`fashion-ann report {manifest['version']} --open`)",
+        f"Report: `{path / REPORT_NAME}` (`{commands(manifest)['report']}`)",
     ]
     return "\n".join(lines) + "\n"
 
@@ -264,6 +273,8 @@ def describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) 
             "rows": validated.data.rows,
             "quarantined": validated.data.quarantined,
             "origin": validated.data.origin,
+            "expectations": validated.expectations,
+            "checks": [check.model_dump() for check in validated.checks],
             "warnings": list(validated.warnings),
         }
         for split, validated in data.items()

@@ -18,15 +18,17 @@ for name in ("FASHION_ANN_DATA_DIR", "FASHION_ANN_ARTIFACTS_DIR", "PREFECT_API_U
 
 import pytest
 
-from schemas.config import TrainingConfig
+from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
 from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
+from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.prepare import prepare
 from tasks.store import add_version, append_event, store_folder, store_lock
 from tasks.train import train
 from tasks.validate import validate
+from tasks.version import version
 from tests.stored import event, fill, stated
 
 SAMPLE = Path(__file__).parent / "data"
@@ -97,6 +99,22 @@ def sample_prepared(
 @pytest.fixture(scope="session")
 def sample_trained(sample_prepared: PreparedData, sample_artifacts: Path, small_config: TrainingConfig) -> TrainedModel:
     return train.fn(sample_prepared, small_config, sample_artifacts)
+
+
+@pytest.fixture(scope="session")
+def sample_version(
+    sample_data: dict[Split, ValidatedSplit],
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    small_config: TrainingConfig,
+    sample_artifacts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of a version that the stages made of the sample; read it only."""
+    artifacts = tmp_path_factory.mktemp("version")
+    judged = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
+    floor = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
+    return version.fn(sample_data, sample_prepared, sample_trained, judged, small_config, floor, artifacts).path
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import _parser
-from schemas.config import PROJECT_ROOT
+from cli.main import _flag, _parser
+from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 
 PAGES = sorted([PROJECT_ROOT / "README.md", PROJECT_ROOT / "artifacts" / "README.md", *PROJECT_ROOT.glob("docs/*.md")])
 
@@ -86,3 +86,22 @@ def test_every_link_and_picture_leads_to_a_file_or_a_heading(page: Path) -> None
         if heading:
             found = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
             assert heading in {re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in found}, heading
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_that_is_shown_to_be_typed_runs_as_it_stands(page: Path) -> None:
+    """In the checkout: nothing puts `.venv/bin` on anybody's PATH."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    typed = [line for block in blocks for line in block.splitlines()]
+    bare = r"(fashion-ann \w+|prefect|python3?|pip|pytest)(?![\w:./-])"  # `fashion-ann train: ` begins a message
+    assert [line for line in typed if re.match(bare, line)] == []
+
+
+def test_every_key_of_the_configuration_is_in_the_readme_with_its_flag_and_default() -> None:
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+    for parameter, model in (("training", TrainingConfig), ("promotion", PromotionConfig)):
+        for key, field in model.model_fields.items():
+            row = re.search(rf"^\| `{parameter}\.{key}` \| `{_flag(key)}` \| (.+) \|$", text, re.MULTILINE)
+            assert row is not None, key
+            default = "off" if field.default is None else str(field.default)
+            assert row[1].strip("`").startswith(default), (key, row[1])

@@ -81,6 +81,15 @@ def test_compare_speaks_json_and_writes_where_it_is_told(
     assert not (artifacts / "comparisons").exists()
 
 
+def test_a_version_compared_with_itself_under_another_name_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], artifacts: Path
+) -> None:
+    status, out, err = _run(capsys, "compare", "2", "v2")
+    assert (status, out) == (2, "")
+    assert "Both are version 2" in err
+    assert not (artifacts / "comparisons").exists()
+
+
 @pytest.mark.parametrize("output", ["page.txt", "no folder/page.html", "."])
 def test_an_output_that_cannot_be_a_page_is_refused(
     capsys: pytest.CaptureFixture[str], artifacts: Path, tmp_path: Path, output: str

@@ -1,5 +1,9 @@
 import io
 import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,7 @@ from rich.console import Console
 
 from cli import terminal
 from cli.terminal import Progress, style_for
+from schemas.config import PROJECT_ROOT
 from tasks.progress import Begun, Ended, Event, Trained
 
 INGESTED = {"rows": 60_000, "quarantined": 0, "sha256": "0" * 64}
@@ -73,6 +78,49 @@ def test_the_bar_tells_epoch_figures_and_time_left(monkeypatch: pytest.MonkeyPat
     drawn = _drawn(progress)
     for text in ("epoch 5/10", "40%", "ETA 1:00", "loss 0.5000", "accuracy 0.8000", "val accuracy 0.9000"):
         assert text in drawn
+
+
+@pytest.mark.parametrize("epochs", [45, 10_000])
+def test_eighty_columns_are_enough_for_the_bar_and_all_figures(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    now = 100.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    figures = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.4, "val_accuracy": 0.9}
+    progress = _after(Begun("train", None), Trained(1.0, epochs, figures))
+    now = 130.0
+    progress.take(Trained(epochs - 1, epochs, {}))
+    lines = _drawn(progress, width=80).splitlines()
+    (at,) = (number for number, line in enumerate(lines) if " train   " in line and "epoch" in line)
+    assert f"epoch {epochs}/{epochs} " in lines[at]
+    assert lines[at].count("━") >= 10
+    assert re.search(r"\d+%\s+ETA \d+:\d\d .*30 s", lines[at])
+    assert lines[at + 1].split() == ["loss", "0.5000", "accuracy", "0.8000"]
+    assert lines[at + 2].split() == ["val", "loss", "0.4000", "val", "accuracy", "0.9000"]
+    assert all(len(line) <= 80 for line in lines)
+    assert "…" not in "".join(lines)
+
+
+def test_what_a_stage_says_is_not_taken_for_markup() -> None:
+    progress = _after(Begun("fetch", None))
+    for says in ("/d/[/x]/fashion-mnist_train.csv: found", "[bold]:smile:"):
+        progress.heard("fetch", says)
+        assert says in _line(progress, "fetch")
+    progress.take(Begun("ingest", "train"))  # which ends it
+    assert "[bold]:smile:" in _line(progress, "fetch")
+
+
+def test_a_terminal_that_lacks_a_character_gets_an_escape_and_the_run_goes_on(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from cli.terminal import Progress, Screen\n"
+        "with Screen(Path(sys.argv[1]), Progress(), quiet=False).showing(): print('Zo\\u00eb', file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, rb"Zo\xeb")
 
 
 def test_a_narrow_terminal_and_a_long_path_cost_no_mark_and_no_time() -> None:

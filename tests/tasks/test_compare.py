@@ -120,6 +120,12 @@ def test_versions_of_different_images_are_refused(tmp_path: Path) -> None:
         _compare(tmp_path)
 
 
+def test_a_version_is_not_compared_with_itself(tmp_path: Path) -> None:
+    _add(tmp_path, [0, 1], [0, 1])
+    with pytest.raises(WrongUsage, match="Both are version 1: two different versions were expected"):
+        compare(store_folder(tmp_path, FASHION_MNIST.name), tmp_path, tmp_path, 1, 1)
+
+
 def test_a_damaged_version_is_not_compared(tmp_path: Path) -> None:
     _add(tmp_path, [0, 1], [0, 1])
     _add(tmp_path, [0, 1], [0, 1])
@@ -139,3 +145,4 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert "://" not in html
     assert len(page.all("img")) == 2
     assert "fixed 1 and broke 1" in page.text
+    assert "A row counts the test rows of version 2" in page.text

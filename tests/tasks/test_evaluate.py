@@ -23,8 +23,16 @@ def test_figures_of_six_rows_worked_by_hand(tiny_contract: DatasetContract) -> N
     assert [row["recall"] for row in figures["per_class"]] == pytest.approx([2 / 3, 1, 0])
     assert [row["f1"] for row in figures["per_class"]] == pytest.approx([2 / 3, 0.8, 0])
     assert [row["rows"] for row in figures["per_class"]] == [3, 2, 1]
+    # Wilson, 1927, worked with z = 1.959964: (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
+    assert figures["test_accuracy_interval"] == pytest.approx((0.3000, 0.9032), abs=1e-4)
+    assert figures["per_class"][2]["recall_interval"] == pytest.approx((0, 0.7935), abs=1e-4)
     # One bin: confidence 0.8, accuracy 4/6.
     assert figures["expected_calibration_error"] == pytest.approx(0.8 - 4 / 6, abs=1e-6)
+
+
+def test_a_class_without_a_row_has_no_interval(tiny_contract: DatasetContract) -> None:
+    figures = measure(np.eye(3, dtype=np.float32)[[0, 1]], np.array([0, 1], dtype=np.int32), tiny_contract)
+    assert [row["recall_interval"] is None for row in figures["per_class"]] == [False, False, True]
 
 
 def test_calibration_error_weighs_bins_by_rows() -> None:

@@ -990,5 +990,5 @@ def test_the_digits_come_from_scikit_learn_and_are_the_published_rows(tmp_path: 
 
 def test_without_scikit_learn_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DataUnavailable, match="install the extra `datasets`"):
+    with pytest.raises(DataUnavailable, match="-m pip install scikit-learn"):
         fetch_data(DIGITS, tmp_path)

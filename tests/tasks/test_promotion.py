@@ -100,6 +100,21 @@ def test_the_policy_decides_against_a_champion(paired: PairedTest, policy: Any, 
         assert rule["holds"] == (outcome == "promoted")
 
 
+@pytest.mark.parametrize(("changed", "policy"), [({"accuracy": 0.1}, "better"), ({}, "never"), ({}, "better")])
+def test_the_comparison_with_the_champion_is_told_whatever_the_verdict_hung_on(
+    changed: dict[str, Any], policy: Any
+) -> None:
+    verdict = decide(_measured(champion=3, paired=WORSE, **changed), PromotionConfig(policy=policy))
+    assert verdict["paired"] == {"rows": 1_000, "fixed": 10, "broken": 40, "p_value": 2e-5}
+    assert verdict["champion_fault"] is None
+
+
+def test_a_champion_that_could_not_be_measured_is_told_even_of_a_refused_version() -> None:
+    verdict = decide(_measured(accuracy=0.1, champion=3, champion_fault="its weights are gone"), DEFAULTS)
+    assert (verdict["outcome"], verdict["paired"]) == ("refused", None)
+    assert verdict["champion_fault"] == "its weights are gone"
+
+
 def test_significance_is_the_one_that_was_asked_for() -> None:
     close = _measured(champion=3, paired=PairedTest(1_000, 30, 16, 0.054))
     assert decide(close, DEFAULTS)["outcome"] == "kept"

@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,27 @@ def test_a_small_split_gets_enough_steps(rows: int, batch_size: int, expected: i
     config = TrainingConfig(batch_size=batch_size)
     assert images_a_step(rows, config) == expected
     assert len(row_batches(np.zeros(rows, np.int32), config)) == -(-rows // expected)
+
+
+def test_progress_is_shown_before_the_process_that_trains_is_started(
+    sample_prepared: PreparedData, small_config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports the backend and compiles the network for seconds, in which whoever watches wants to see something."""
+    seen: list[str] = []
+
+    @contextmanager
+    def progress(key: str, description: str) -> Iterator[Callable[[float], None]]:
+        seen.append(key)
+        yield lambda share: None
+
+    @contextmanager
+    def process(module: str, job: dict[str, Any]) -> Iterator[Any]:
+        seen.append(module)
+        raise DeviceUnavailable("for this test")
+        yield
+
+    monkeypatch.setattr("tasks.train.publish_progress", progress)
+    monkeypatch.setattr("tasks.train.own_process", process)
+    with pytest.raises(DeviceUnavailable):
+        train.fn(sample_prepared, small_config, tmp_path, "cpu")
+    assert seen == ["fashion-mnist-training", "tasks.fit"]

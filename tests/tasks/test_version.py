@@ -2,7 +2,9 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -95,6 +97,9 @@ def test_the_manifest_says_what_the_version_was_made_from(
     )
     assert [entry["file"] for entry in shown["data"]["train"]["csv_files"]] == ["fashion-mnist_train.csv.gz"]
     assert shown["data"]["train"]["quarantined"] == 0
+    drift = [check for check in shown["data"]["test"]["checks"] if check["check"] == "drift"]
+    assert [(check["bound"], check["severity"], check["result"]) for check in drift] == [("<= 0.1", "warning", "met")]
+    assert 0 < drift[0]["figure"] < 0.1
     assert shown["device"] == sample_trained.device.model_dump()
     assert shown["parent"] is None
     assert shown["flow_run_id"] is None
@@ -107,6 +112,15 @@ def test_the_manifest_says_what_the_version_was_made_from(
     ]
     assert all(entry["seconds"] > 0 for entry in shown["lineage"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["created"])
+
+
+def test_the_manifest_says_how_long_the_flow_run_took_so_far(
+    add: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = SimpleNamespace(start_time=datetime.now(UTC) - timedelta(minutes=5))
+    monkeypatch.setattr("tasks.version.FlowRunContext", SimpleNamespace(get=lambda: begun))
+    add()
+    assert 300 <= show_version(store_folder(tmp_path, "fashion-mnist"), 1)["seconds_since_start"] < 600
 
 
 def test_the_stored_files_alone_reproduce_the_metrics(add: Any, sample_prepared: PreparedData) -> None:
