@@ -21,8 +21,9 @@ TrainOn = Literal["here", "gpu"]
 DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # How many rows of a split may be bad and are set aside: so many, or a share of the rows of its CSV such as 0.5%.
 BadRows = (
-    Annotated[int, Field(ge=0, lt=10**12)]
-    | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
+    # Strict, because pydantic takes "1_0" and 5.0 for integers, too.
+    Annotated[int, Field(strict=True, ge=0, lt=10**12)]
+    | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
 )
 # How long a training may wait for a gpu worker that is up and idle to take it.
 WorkerSeconds = Annotated[float, Field(ge=1, le=86_400)]

@@ -8,6 +8,7 @@ looking at all within reach found the same in the real data, in four times the t
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,14 @@ BATCH_ROWS = 16_384
 _CELLS = 7  # a side, of at most as many cells as pixels
 _FREQUENCIES = 3  # a side
 _NEAREST = 4
+_ROWS_AT_ONCE = 65_536
 _PIXELS_COMPARED = 98
 _FNV_PRIME = np.uint32(16_777_619)
 _FNV_PRIME_64 = np.uint64(1_099_511_628_211)
 _FNV_START = np.uint32(2_166_136_261)
 
 Bytes = npt.NDArray[np.uint8]
+_Number = TypeVar("_Number", np.uint16, np.int64)
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,20 @@ def find_in_train(
     if not len(ours):
         return found
     reach = allowed * np.sqrt(contract.pixels) * 1.001  # some room for rounding
-    train_cells, test_cells = _scaled_cells(train, contract), _scaled_cells(test, contract)
-    distances, theirs = cKDTree(_coefficients(train_cells, contract)).query(
-        _coefficients(test_cells[ours], contract), k=[*range(1, 1 + _NEAREST)], distance_upper_bound=reach, workers=-1
+    tree = cKDTree(
+        np.concatenate([_coefficients(_scaled_cells(part, contract), contract) for part in _parts(train.sums)])
     )
-    which, nearest = np.nonzero(np.isfinite(distances))
-    ours, theirs = ours[which], theirs[which, nearest]
-    close = ((test_cells[ours] - train_cells[theirs]) ** 2).sum(axis=1) <= reach**2
-    ours, theirs = ours[close], theirs[close]
+    near_pairs = []
+    for some in _parts(ours):
+        cells = _scaled_cells(test.sums[some], contract)
+        distances, nearest = tree.query(
+            _coefficients(cells, contract), k=[*range(1, 1 + _NEAREST)], distance_upper_bound=reach, workers=-1
+        )
+        which, place = np.nonzero(np.isfinite(distances))
+        rows = nearest[which, place]
+        close = ((cells[which] - _scaled_cells(train.sums[rows], contract)) ** 2).sum(axis=1) <= reach**2
+        near_pairs.append((some[which[close]], rows[close]))
+    ours, theirs = (np.concatenate(side) for side in zip(*near_pairs, strict=True))
     if len(ours):
         ours_read, ours_at = np.unique(ours, return_inverse=True)
         theirs_read, theirs_at = np.unique(theirs, return_inverse=True)
@@ -144,11 +153,16 @@ def _looked_at(contract: DatasetContract) -> list[str]:
     return [contract.columns[1 + at] for at in np.flatnonzero((row + column) % step == 0)]
 
 
-def _scaled_cells(sketches: Sketches, contract: DatasetContract) -> npt.NDArray[np.float32]:
-    """The sums of each sketch, scaled so that the distance of two is never more than that of the images; (N, cells)."""
+def _parts(rows: npt.NDArray[_Number]) -> list[npt.NDArray[_Number]]:
+    """Some rows at a time: what is computed of them takes several times their memory."""
+    return [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+
+
+def _scaled_cells(sums: npt.NDArray[np.uint16], contract: DatasetContract) -> npt.NDArray[np.float32]:
+    """Those of sketches, scaled so that the distance of two is never more than that of the images; (N, cells)."""
     cells, count = _cells(contract)
     scale = 1 / np.sqrt(np.bincount(cells, minlength=count))
-    return sketches.sums.astype(np.float32) * scale.astype(np.float32)
+    return sums.astype(np.float32) * scale.astype(np.float32)
 
 
 def _coefficients(scaled_cells: npt.NDArray[np.float32], contract: DatasetContract) -> npt.NDArray[np.float32]:

@@ -106,7 +106,8 @@ def fetch_data(
     nothing that is later taken for whole, or for supplied.
 
     Raises `DataUnavailable` when no source did, when only one split is there, or when the folder cannot be used;
-    `DataContractError` when what carries a CSV's name is no file, or one that cannot be read.
+    `DataContractError` when what carries a CSV's name is no file, or one that cannot be read, and where nobody knows
+    which of several files is meant.
     """
     data_dir = data_dir.absolute()
     try:
@@ -255,7 +256,7 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
             _demand_one_file(data_dir, paths)
         if whole in found and len(found) > 1:
             first = next(paths[0] for plain, paths in found.items() if plain != whole)
-            raise DataUnavailable(
+            raise DataContractError(
                 f"{data_dir} holds {found[whole][0].name} and shards of it, {first.name} the first of "
                 f"{len(found) - 1}. Expected one or the other, because rows may stand in both: remove what is not "
                 f"meant, or give {found[whole][0].name} the name of a shard, too."
@@ -274,7 +275,7 @@ def _demand_one_file(data_dir: Path, paths: Sequence[Path]) -> None:
                 f"{path} is not a file. Expected a CSV, received {received}. Take it away, or put a CSV there."
             )
     if len(paths) > 1:
-        raise DataUnavailable(
+        raise DataContractError(
             f"{data_dir} holds both {paths[0].name} and {paths[1].name}. Expected one of them, because they may "
             "differ: remove the one that is not meant."
         )

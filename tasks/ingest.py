@@ -2,14 +2,15 @@
 
 What is accepted: ASCII, with or without a UTF-8 byte order mark, plain or gzip (told by its content, not its name); the
 contract's columns in any order; lines that end in LF or CRLF, the last one in either or in neither; cells of decimal
-digits, with leading zeros, within double quotes or surrounded by spaces if need be; blank lines at the very end. A row
-is one physical line: no cell of such a file spans two, so that a quote left open costs one cell and not the rest of the
-file.
+digits, with leading zeros, within double quotes or surrounded by spaces if need be; blank lines at the very end. Lines
+end in LF, and are counted by it. A row is one line, or several where quotes hold the line ends between them, as in
+Python's csv module.
 
 A row is bad when it has signs, fractions, exponents, text, an empty cell, a value out of the contract's bounds, a lone
-carriage return, or too few or too many cells; it is named with line and column, and set aside as a whole. What makes
-nonsense of all rows is refused as a whole: another format or encoding, a header that lacks, repeats or adds a column, a
-damaged gzip, a line without end, a file that changes while it is read.
+carriage return, a line end within quotes, or too few or too many cells; it is named with its first line and a column,
+and set aside as a whole. What makes nonsense of all rows is refused as a whole: another format or encoding, a header
+that lacks, repeats or adds a column, a damaged gzip, a line or a quote without end, a file that changes while it is
+read.
 
 `open_csv` is the reader, for every stage that takes such a file; `ingest_csv` writes what it gives as Parquet.
 
@@ -20,12 +21,12 @@ not add up, line by line. pyarrow's own CSV reader takes 0x1F for a number, name
 import gzip
 import hashlib
 import logging
-import os
 import re
 import shutil
+import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 Rows = npt.NDArray[np.uint8]  # (N, columns)
 
 _BLOCK_BYTES = 1 << 20  # the arrays made from one block stay within a processor's cache
-# A file without line ends must not fill the memory. A line of 785 numbers takes at most 4 KB.
+# Files without line ends, or with a quote left open, must not fill the memory. A row of 785 numbers takes 4 KB.
 _LINE_BYTES = 1 << 20
 # Blank lines are bad rows unless the file ends with them: so many are held back until that is known.
 _BLANK_LINES = 10_000
@@ -91,21 +92,30 @@ _DIGITS_AND_ENDS = b"0123456789,\n"
 _DIGITS_QUOTES_SPACES = b'0123456789," '
 _ZERO = ord("0")
 _NUMBER = re.compile(" *[0-9]+ *")
-# A cell and the comma after it. What is not quoted as it should be is taken as it stands, and refused as a number.
-_CELL = re.compile(' *"([^"]*(?:""[^"]*)*)" *,|([^,]*),')
+# A cell and the comma after it. What stands behind closed quotes belongs to the cell, as csv has it; such a cell is
+# taken as it stands, and refused as a number.
+_QUOTED = '"[^"]*+(?:""[^"]*+)*+'
+_CELL = re.compile(f' *"([^"]*+(?:""[^"]*+)*+)" *,|( *{_QUOTED}"[^,]*|[^,]*),')
+# A cell and what ends it, to csv a lone carriage return, too. The group is there where its quotes are left open.
+_CELL_OR_OPEN = re.compile(rf' *+{_QUOTED}(?:"[^,\r]*+|(\Z))[,\r]?|[^,\r]*+[,\r]?'.encode())
+_CARRIAGE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
 
 
 @dataclass(frozen=True)
 class IngestFacts:
     """Rows that were taken, and rows that were set aside: all that the CSVs have.
 
-    ``count`` cells and lines are wrong in the latter, of which ``problems`` are the first ten.
+    ``count`` cells and lines are wrong in the latter, of which ``problems`` are the first ten. ``labels_shifted`` is 1
+    or -1 where all labels look as if that had been added to them. ``reordered`` has a sentence for each file whose
+    columns were put in order.
     """
 
     rows: int
     quarantined: int
     count: int
     problems: tuple[CellProblem, ...]
+    labels_shifted: int = 0
+    reordered: tuple[str, ...] = ()
 
 
 @task(name="ingest", task_run_name="ingest {csv.split}")
@@ -129,11 +139,15 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         logger.info("%s: %d rows to Parquet", csv.name, facts.rows)
         return {**asdict(facts), "sha256": sha256_file(folder / name)}
 
-    # Not the budget: it decides whether there is an output, not what is in it.
-    inputs = {"csv": csv.sha256, "split": csv.split, "dataset": dataset, "origin": csv.origin}
+    # Not the budget: it decides whether there is an output, not what is in it. The names stand in what is told of it.
+    names = [file.path.name for file in csv.files]
+    inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "dataset": dataset, "origin": csv.origin}
     record, stored = run_stage(artifacts_dir / "data", __name__, inputs, produce)
     sha256 = stored.pop("sha256")
-    facts = IngestFacts(**{**stored, "problems": tuple(CellProblem(**problem) for problem in stored["problems"])})
+    problems = tuple(CellProblem(**problem) for problem in stored["problems"])
+    facts = IngestFacts(**{**stored, "problems": problems, "reordered": tuple(stored["reordered"])})
+    for sentence in facts.reordered:
+        logger.warning("%s", sentence)
     if facts.quarantined:
         if not quarantine.exists():
             quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -180,17 +194,23 @@ def ingest_csv(
     cannot be read, hashes to something else than ``csv`` says, or is refused as a whole, as by its header, by a line of
     more than 1 MiB or by a damaged gzip: there is no ``quarantine`` then.
     """
+    before = [_stamp(file.path) for file in csv.files]
     with replaced(target) as temporary:
         with open_quarantine(quarantine) as bad, _parquet_writer(temporary, contract) as writer:
             groups = _RowGroups(writer)
             readers = [_read_into(groups, file, contract, bad) for file in csv.files]
             groups.flush()
+            # A shard may change while the next one is read.
+            for file, stamp in zip(csv.files, before, strict=True):
+                _demand_unchanged(file.path, stamp, file.sha256)
         problems = [problem for reader in readers for problem in reader.problems]
         facts = IngestFacts(
             rows=sum(reader.rows for reader in readers),
             quarantined=bad.rows,
             count=sum(reader.count for reader in readers),
             problems=tuple(problems[:_PROBLEMS_SHOWN]),
+            labels_shifted=_labels_shifted(readers, contract),
+            reordered=tuple(reader.reordered for reader in readers if reader.reordered is not None),
         )
         _demand_budget(csv, facts, bad_rows, quarantine)
         _check_rows(csv, facts, contract)
@@ -233,8 +253,8 @@ def open_csv(
     wrong with the rest, bad rows among it where no ``quarantine`` takes them; and for a file that hashes to something
     else, or changed meanwhile, instead of either, or when the block ends.
     """
+    before = _stamp(source)
     with _open(source) as file:
-        before = _stamp(file)
         raw = _HashedFile(file, source)
         fault: DataContractError | None = None
         try:
@@ -248,11 +268,7 @@ def open_csv(
                 f"{source} changed since it was first looked at: expected sha256 {expected_sha256}, "
                 f"received {raw.sha256}. Run again when nothing writes to it."
             ) from fault
-        if expected_sha256 is None and _stamp(file) != before:
-            raise DataContractError(
-                f"{source} changed while it was read: expected one and the same file from its first byte to its last. "
-                "Run again when nothing writes to it."
-            ) from fault
+        _demand_unchanged(source, before, expected_sha256, fault)
         if fault is not None:
             raise fault
 
@@ -281,7 +297,7 @@ class CsvRows:
         self._reader = _BlockReader(
             contract,
             self._in_file,
-            raw.path.name,
+            raw.path,
             (lambda row: None) if quarantine is None else quarantine.source(raw.path, header),
         )
 
@@ -289,6 +305,18 @@ class CsvRows:
     def columns(self) -> tuple[str, ...]:
         """The names of what is given, in order: the contract's, or these without the label."""
         return self._columns
+
+    @property
+    def reordered(self) -> str | None:
+        """A sentence for people where the columns stand in another order than the contract's; they are put right."""
+        if self._columns == self._in_file:
+            return None
+        at = next(at for at, name in enumerate(self._in_file) if name != self._columns[at])
+        name = self._in_file[at]
+        return (
+            f"{self._raw.path.name}: its columns stand in another order ({name} is number {at + 1}, expected "
+            f"{self._columns.index(name) + 1}): put right"
+        )
 
     @property
     def labelled(self) -> bool:
@@ -310,12 +338,23 @@ class CsvRows:
         """The first ten of these."""
         return self._reader.problems
 
+    @property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Which of 0..255 are labels of good rows, so far."""
+        return self._reader.labels
+
+    @property
+    def bad_labels(self) -> Set[str]:
+        """What stood where labels were expected: two different cells at most, all where there is one."""
+        return self._reader.bad_labels
+
     def __iter__(self) -> Iterator[Rows]:
         in_order = self._columns == self._in_file
         for block in chain([self._first] if self._first else [], self._blocks):
             rows = self._reader.read(block)
             if len(rows) and (self._quarantined or not self.count):
                 yield rows if in_order else rows[:, self._order]
+        self._reader.end()
         if self.count and not self._quarantined:
             raise DataContractError(
                 "\n".join(
@@ -328,8 +367,11 @@ class CsvRows:
                 self.count,
             )
         if not self.rows and not self.count:
+            path = self._raw.path
+            problem = CellProblem(2, self._in_file[0], "nothing", "expected a row", path.name)
             raise DataContractError(
-                f"{self._raw.path} has a header and no rows: expected one row at least. Add rows, and run again."
+                f"{problem}. {path} has a header and no rows: expected one row at least. Add rows, and run again.",
+                [problem],
             )
 
     def _whole_lines(self) -> Iterator[bytes]:
@@ -338,7 +380,7 @@ class CsvRows:
         stream: Any = raw
         if raw.peek(len(_GZIP)).startswith(_GZIP):
             stream = gzip.GzipFile(fileobj=stream, mode="rb")
-        _refuse_foreign(raw.path, _unpacked(stream.peek, _LONGEST_SIGN, raw.path))
+        _refuse_foreign(raw.path, _unpacked(stream.peek, _LONGEST_SIGN, raw.path), self._in_file[0])
         rest = b""
         line = 1
         while chunk := _unpacked(stream.read, _BLOCK_BYTES, raw.path):
@@ -358,11 +400,11 @@ class CsvRows:
     def _too_long(self, line: int, text: bytes) -> DataContractError:
         """The column is that of the cell in which the limit is passed."""
         path, text = self._raw.path, text[: _LINE_BYTES + 1]
-        at = text.count(b",")
+        at = len(_cells(text[: _open_quote(text)].decode("utf-8", "backslashreplace"))) - 1
         hint = (
             " (it holds NUL bytes: the file is binary, or has a hole)"
             if b"\0" in text
-            else " (it holds lone carriage returns: save the file with LF or CRLF)"
+            else f" (it holds {_CARRIAGE_RETURN})"
             if b"\r" in text
             else ""
         )
@@ -411,14 +453,54 @@ class _HashedFile:
 
 def _open(source: Path) -> BufferedReader:
     try:
+        # Before it is opened: a pipe would wait for a writer, for ever.
+        if (received := _no_file(source.stat().st_mode)) is not None:
+            raise DataContractError(
+                f"{source} is not a file. Expected a CSV, received {received}. Write it to a file, and run again."
+            )
         return source.open("rb")
     except OSError as error:
         raise UnreadableData(source, error) from error
 
 
-def _stamp(file: BufferedReader) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+def _no_file(mode: int) -> str | None:
+    """What it is that has no end or no beginning; a folder is refused by whoever opens it."""
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else None
+
+
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
+    """What changes with a file's content, also where another file takes its name; None where none can be found."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _demand_unchanged(
+    path: Path,
+    before: tuple[int, int, int, int] | None,
+    expected_sha256: str | None,
+    fault: DataContractError | None = None,
+) -> None:
+    """Raises `DataContractError` where the file is another than ``before`` it was read.
+
+    One that was written anew with the same content is the same to whoever knows its digest.
+    """
+    if _stamp(path) == before:
+        return
+    if expected_sha256 is not None:
+        with suppress(OSError):
+            if sha256_file(path) == expected_sha256:
+                return
+    raise DataContractError(
+        f"{path} changed while it was read: expected one and the same file from its first byte to its last. "
+        "Run again when nothing writes to it."
+    ) from fault
 
 
 def _unpacked(read: Callable[[int], bytes], size: int, path: Path) -> bytes:
@@ -469,17 +551,22 @@ class _BlockReader:
     """Turns blocks of whole lines into rows; what is wrong with the others is counted, named and handed on."""
 
     def __init__(
-        self, contract: DatasetContract, columns: tuple[str, ...], file: str, reject: Callable[[BadRow], None]
+        self, contract: DatasetContract, columns: tuple[str, ...], path: Path, reject: Callable[[BadRow], None]
     ) -> None:
         self._columns = columns
+        self._label = contract.label_column
         self._bounds = [contract.bounds(column) for column in columns]
         # A value of one byte is within 0 .. 255; only narrower columns are looked at again.
         self._narrow = [(at, low, high) for at, (low, high) in enumerate(self._bounds) if (low, high) != (0, 255)]
-        self._file = file
+        self._path = path
         self._reject = reject
         self._blank: list[tuple[int, bytes]] = []  # blank lines that may turn out to be the end of the file
         self._blank_run = self._blank_bytes = 0  # since the last line that is not blank
         self._line = 1  # the header's
+        self._open = bytearray()  # lines so far of a row whose quotes are open, and the number of its first
+        self._open_line = 0
+        self.labels = np.zeros(256, bool)  # which of them good rows have
+        self.bad_labels: set[str] = set()  # two of them at most
         self.rows = 0
         self.problems: list[CellProblem] = []  # the first ones
         self.count = 0
@@ -492,11 +579,18 @@ class _BlockReader:
         else:
             self._line += len(rows)
         self.rows += len(rows)
+        if self._label in self._columns:
+            self.labels[rows[:, self._columns.index(self._label)]] = True
         return rows
+
+    def end(self) -> None:
+        """No block follows."""
+        if self._open:
+            raise self._never_closed("before the file ends")
 
     def _as_array(self, block: bytes) -> Rows | None:
         """All rows at once, or None where anything is unusual, be it right or wrong."""
-        if self._blank or block.translate(None, _DIGITS_AND_ENDS):
+        if self._blank or self._open or block.translate(None, _DIGITS_AND_ENDS):
             return None
         # Two zeros in front stand for the tens and hundreds that the first cell may not have.
         text = np.frombuffer(b"00" + block + (b"" if block.endswith(b"\n") else b"\n"), np.uint8)
@@ -540,13 +634,47 @@ class _BlockReader:
         ``raw`` is ``line`` with its end as it stands in the file.
         """
         self._line += 1
+        if self._open:
+            return self._joined(line, raw)
         if not line.strip(b" "):
             self._hold_back(raw)
             return b""
         self._reject_blank_lines()
         self._blank_run = self._blank_bytes = 0
         values = self._row(line)
-        return self._look_closely(line, raw) if values is None else values
+        if values is not None:
+            return values
+        if b'"' in line and _open_quote(line) is not None:
+            self._open, self._open_line = bytearray(raw), self._line
+            return b""
+        return self._look_closely(self._line, line, raw)
+
+    def _joined(self, line: bytes, raw: bytes) -> bytes:
+        """As `_values`, of a line that begins within quotes: it belongs to the row in which they were opened."""
+        self._open += raw
+        if len(self._open) > _LINE_BYTES:
+            raise self._never_closed(f"within {_LINE_BYTES} bytes")
+        if _open_quote(b'"' + line) is not None:
+            return b""
+        row, self._open = bytes(self._open), bytearray()
+        return self._look_closely(self._open_line, row[: len(row) - len(raw) + len(line)], row)
+
+    def _never_closed(self, where: str) -> DataContractError:
+        text = bytes(self._open)
+        at = _open_quote(text)
+        if at is None:
+            raise TypeError(f"{text!r} was expected to end within quotes.")
+        number = len(_cells(text[:at].decode("utf-8", "backslashreplace"))) - 1
+        problem = CellProblem(
+            self._open_line + text.count(b"\n", 0, at),
+            self._columns[number] if number < len(self._columns) else str(len(self._columns) + 1),
+            _shown(text[at : at + _VALUE_CHARACTERS + 1].decode("utf-8", "backslashreplace")),
+            f"expected the quote that opens here to be closed {where}",
+            self._path.name,
+        )
+        return DataContractError(
+            f"{problem}. Nothing was taken from {self._path}. Correct it, and run again.", [problem]
+        )
 
     def _row(self, line: bytes) -> bytes | None:
         """The values, one byte each, or None where anything is unusual."""
@@ -561,15 +689,14 @@ class _BlockReader:
             return None
         return values if all(low <= values[at] <= high for at, low, high in self._narrow) else None
 
-    def _look_closely(self, line: bytes, raw: bytes) -> bytes:
-        """The values if all of them are right after all, else nothing, and a report of each that is not."""
+    def _look_closely(self, first_line: int, line: bytes, raw: bytes) -> bytes:
+        """The values if all of them are right after all, else nothing, and a report of each that is not.
+
+        ``line`` is ``raw`` without its last end; it may be more than one, of which the first is number ``first_line``.
+        """
         cells = _cells(line.decode("utf-8", "backslashreplace"))
-        expected = len(self._columns)
-        if len(cells) != expected:
-            column = self._columns[len(cells)] if len(cells) < expected else str(expected + 1)
-            note = " (the file was probably cut off)" if len(cells) < expected and not raw.endswith(b"\n") else ""
-            found = f"{len(cells)} values"
-            self._set_aside(self._line, raw, [_Fault(column, found, found, f"expected {expected} values{note}")])
+        if len(cells) != len(self._columns):
+            self._set_aside(first_line, raw, [self._wrong_length(cells, line, raw)])
             return b""
         values = bytearray()
         wrong: list[_Fault] = []
@@ -581,13 +708,30 @@ class _BlockReader:
                 values.append(number)
                 continue
             bad_cells += 1
+            if column == self._label and len(self.bad_labels) < 2:
+                self.bad_labels.add(cell.strip(" ")[:_VALUE_CHARACTERS])
             if len(wrong) < told:
-                note = " (the cell holds a NUL byte)" if "\0" in cell else ""
-                wrong.append(_Fault(column, cell, _shown(cell), f"expected an integer {low}..{high}{note}"))
+                wrong.append(_Fault(column, cell, _shown(cell), f"expected an integer {low}..{high}{_note(cell)}"))
         if not wrong:
             return bytes(values)
-        self._set_aside(self._line, raw, wrong, bad_cells)
+        self._set_aside(first_line, raw, wrong, bad_cells)
         return b""
+
+    def _wrong_length(self, cells: Sequence[str], line: bytes, raw: bytes) -> _Fault:
+        expected = len(self._columns)
+        if (at := _lone_return(line)) is not None:
+            # Why there are too many cells, or too few: two lines in one, or one in two.
+            column = self._columns[at] if at < expected else str(expected + 1)
+            cell = cells[at]
+            return _Fault(column, cell, _shown(cell), f"expected {expected} values in a line{_note(cell)}")
+        column = self._columns[len(cells)] if len(cells) < expected else str(expected + 1)
+        note = ""
+        if inside := line.count(b"\n"):
+            note = f" (quotes hold {inside} line ends: is one left open?)"
+        elif len(cells) < expected and not raw.endswith(b"\n"):
+            note = " (the file was probably cut off)"
+        found = f"{len(cells)} values"
+        return _Fault(column, found, found, f"expected {expected} values{note}")
 
     def _hold_back(self, raw: bytes) -> None:
         self._blank.append((self._line, raw))
@@ -607,7 +751,7 @@ class _BlockReader:
         """Hand a bad row on. ``wrong``: what there is to tell of its bad cells, in order, and of the first always."""
         self.count += bad_cells
         for fault in wrong[: _PROBLEMS_SHOWN - len(self.problems)]:
-            self.problems.append(CellProblem(line, fault.column, fault.shown, fault.reason, self._file))
+            self.problems.append(CellProblem(line, fault.column, fault.shown, fault.reason, self._path.name))
         self._reject(BadRow(line, raw, wrong[0].column, wrong[0].value, wrong[0].reason, bad_cells))
 
 
@@ -623,6 +767,30 @@ def _cells(text: str) -> list[str]:
     return [quoted.replace('""', '"') or plain for quoted, plain in _CELL.findall(text + ",")]
 
 
+def _open_quote(text: bytes) -> int | None:
+    """Where the quote stands that is still open at the end of ``text``, which begins where a cell does."""
+    for cell in _CELL_OR_OPEN.finditer(text):
+        if cell[1] is not None:
+            return text.index(b'"', cell.start())
+    return None
+
+
+def _lone_return(line: bytes) -> int | None:
+    """The number, from 0, of the first cell with a carriage return outside of quotes, in a line without its end."""
+    for number, cell in enumerate(_CELL_OR_OPEN.finditer(line)):
+        if cell[0].endswith(b"\r"):
+            return number
+    return None
+
+
+def _note(cell: str) -> str:
+    if "\0" in cell:
+        return " (the cell holds a NUL byte)"
+    if "\n" in cell:
+        return " (the cell holds a line end: its quotes close in a later line)"
+    return f" (the cell holds {_CARRIAGE_RETURN})" if "\r" in cell else ""
+
+
 @lru_cache(maxsize=4096)  # a file that is wrong throughout repeats itself
 def _number(cell: str) -> int | None:
     """What a cell stands for, or None. Four digits at most reach int(): enough, and it refuses thousands."""
@@ -635,10 +803,12 @@ def _shown(value: str) -> str:
     return text if len(text) <= _VALUE_CHARACTERS else f"{text[: _VALUE_CHARACTERS - 2]}.."
 
 
-def _refuse_foreign(path: Path, start: bytes) -> None:
+def _refuse_foreign(path: Path, start: bytes, first_column: str) -> None:
     if not start:
+        problem = CellProblem(1, first_column, "nothing", "expected a header", path.name)
         raise DataContractError(
-            f"{path} is empty: expected a header line and rows. Supply the file anew, and run again."
+            f"{problem}. {path} is empty: expected a header line and rows. Supply the file anew, and run again.",
+            [problem],
         )
     # Without a byte order mark every other byte of UTF-16 tells it.
     nul = [byte == 0 for byte in start[:4]]
@@ -651,18 +821,17 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
 
 def _check_header(path: Path, line: bytes, contract: DatasetContract, *, label_optional: bool) -> tuple[str, ...]:
     """The columns that the header names, in its order, if they are the contract's."""
-    received = tuple(cell.strip(" ") for cell in _cells(line.decode("utf-8", "backslashreplace")))
+    opened = _open_quote(line)
+    cells = _cells(line[:opened].decode("utf-8", "backslashreplace"))
+    if opened is not None:
+        cells[-1] = line[opened:].decode("utf-8", "backslashreplace")
+    received = tuple(cell.strip(" ") for cell in cells)
     expected = contract.columns
     if label_optional and contract.label_column not in received and received[0] in expected:
         expected = expected[1:]
     if received == expected:
         return received
     if sorted(received) == sorted(expected):
-        at = next(at for at, name in enumerate(received) if name != expected[at])
-        logger.info(
-            "%s: its columns stand in another order (%s is number %d, expected %d): put right",
-            *(path.name, received[at], at + 1, expected.index(received[at]) + 1),
-        )
         return received
     problem = _header_problem(path, line, expected, received)
     raise DataContractError(
@@ -706,7 +875,9 @@ def _likely_cause(line: bytes, received: Sequence[str], expected: set[str]) -> s
     if all(re.fullmatch("[0-9]+", name) for name in received):
         return "the header is missing: the first line holds numbers"
     if b"\r" in line:
-        return "it holds lone carriage returns: save the file with LF or CRLF"
+        return f"it holds {_CARRIAGE_RETURN}"
+    if _open_quote(line) is not None:
+        return "a quote is left open at the end of the line"
     if expected.isdisjoint(received):
         if len(line.translate(None, _CONTROL)) < len(line):
             return "the file is binary: CSV is text"
@@ -740,10 +911,15 @@ def _demand_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarant
         if csv.origin == "fetched"
         else "Correct the CSV, or allow more, and run again"
     )
+    shifted = []
+    if facts.labels_shifted:
+        way, other = ("above", "lowest") if facts.labels_shifted > 0 else ("below", "highest")
+        shifted = [f"The labels look shifted by one: some are one {way} their range, and its {other} never occurs."]
     raise DataContractError(
         "\n".join(
             [
                 *_told(facts.problems, facts.count),
+                *shifted,
                 f"Nothing was taken from {_place(csv)}: {_share(facts)}, --bad-rows allows {bad_rows}. What is bad is "
                 f"in {quarantine}. {cure}.",
             ]
@@ -751,6 +927,16 @@ def _demand_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarant
         facts.problems,
         facts.count,
     )
+
+
+def _labels_shifted(readers: Sequence["CsvRows"], contract: DatasetContract) -> int:
+    """1 where each label but the lowest occurs and all others are one above the highest; -1 the other way; else 0."""
+    low, high = contract.bounds(contract.label_column)
+    bad = set[str]().union(*(reader.bad_labels for reader in readers))
+    seen = np.logical_or.reduce([reader.labels for reader in readers])[low : high + 1]
+    if bad == {str(high + 1)} and seen[1:].all() and not seen[0]:
+        return 1
+    return -1 if bad == {str(low - 1)} and seen[:-1].all() and not seen[-1] else 0
 
 
 def _told(problems: Sequence[CellProblem], count: int) -> list[str]:

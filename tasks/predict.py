@@ -1,7 +1,8 @@
 """From a CSV of images to a class and its probabilities a row, by a version out of the store; streamed."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tasks.prepare import scale_pixels
 from tasks.serve import load_version
 from tasks.stage import replaced, sha256_file, sweep_replaced
 from tasks.store import store_folder
+
+logger = logging.getLogger(__name__)
 
 # Rows that the network is asked for at once, and of a row group: 51 MB as float32, whatever the file's size.
 _BATCH_ROWS = 16_384
@@ -46,7 +49,10 @@ def predict_csv(images: Path, output: Path, version: str, dataset: str, artifact
     images, output = images.absolute(), output.absolute()
     open_table = _writer_for(output, images)
     # The header is looked at before the version is loaded, which costs seconds.
-    with open_csv(images, contract, label_optional=True) as csv:
+    with ExitStack() as reading:
+        csv = reading.enter_context(open_csv(images, contract, label_optional=True))
+        if csv.reordered is not None:
+            logger.warning("%s", csv.reordered)
         manifest, model = load_version(store_folder(artifacts_dir, dataset), version)
         schema = predictions_schema(contract, manifest)
         start = right = 0
@@ -61,6 +67,8 @@ def predict_csv(images: Path, output: Path, version: str, dataset: str, artifact
                     if csv.labelled:
                         right += int(np.count_nonzero(table["label"].to_numpy() == rows[:, 0]))
                     start += len(rows)
+            # Before the output takes its name: images that changed while they were read leave none.
+            reading.close()
             sha256 = sha256_file(temporary)
     return Predictions(
         version=manifest["version"],

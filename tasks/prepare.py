@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +43,10 @@ def prepare(
             )
 
     def produce(folder: Path) -> dict[str, Any]:
-        train_images, train_labels = read_images(train.data.path, contract)
-        test_images, test_labels = read_images(test.data.path, contract)
+        train_labels, test_labels = (read_labels(data.path, contract) for data in (train.data, test.data))
         kept, held_out = stratified_split(train_labels, validation_size, seed)
-        for name, images, labels in (
-            ("train", train_images[kept], train_labels[kept]),
-            ("validation", train_images[held_out], train_labels[held_out]),
-            ("test", test_images, test_labels),
-        ):
-            np.save(folder / f"{name}_images.npy", scale_pixels(images, contract))
-            np.save(folder / f"{name}_labels.npy", labels)
+        write_arrays(train.data.path, {"train": kept, "validation": held_out}, folder, contract)
+        write_arrays(test.data.path, {"test": np.arange(len(test_labels))}, folder, contract)
         shutil.copyfile(test.record.path / TEST_IN_TRAIN_NAME, folder / TEST_IN_TRAIN_NAME)
         pa.default_memory_pool().release_unused()  # Arrow would keep what reading took for a next time
         return {
@@ -87,19 +83,54 @@ def prepare(
 
 def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Images uint8 (N, pixels) and labels int32 (N,) of a Parquet that `tasks.validate` accepted."""
-    file = pq.ParquetFile(path)
-    images = np.empty((file.metadata.num_rows, contract.pixels), dtype=np.uint8)
-    labels = np.empty(file.metadata.num_rows, dtype=np.int32)
-    start = 0
+    rows = pq.ParquetFile(path).metadata.num_rows
+    images = np.empty((rows, contract.pixels), dtype=np.uint8)
+    labels = np.empty(rows, dtype=np.int32)
     # Some rows at a time: the columns and the matrix are never both whole in memory.
-    for batch in file.iter_batches(BATCH_ROWS, columns=list(contract.columns)):
+    for start, block in _blocks(path, contract.columns):
+        stop = start + block.shape[1]
+        labels[start:stop], images[start:stop] = block[0], block[1:].T
+    return images, labels
+
+
+def read_labels(path: Path, contract: DatasetContract) -> npt.NDArray[np.int32]:
+    """Labels alone, as `read_images` gives them."""
+    return np.concatenate([block[0] for _, block in _blocks(path, [contract.label_column])]).astype(np.int32)
+
+
+def write_arrays(
+    path: Path, splits: Mapping[str, npt.NDArray[np.int64]], folder: Path, contract: DatasetContract
+) -> None:
+    """Write ``<split>_images.npy`` and ``<split>_labels.npy`` of the rows of each split, ascending, of one Parquet.
+
+    Memory does not grow with the rows: they are read and written some at a time.
+    """
+    with ExitStack() as stack:
+        files = {}
+        for split, rows in splits.items():
+            kinds = {"images": np.empty((0, contract.pixels), np.float32), "labels": np.empty(0, np.int32)}
+            for kind, like in kinds.items():
+                file = stack.enter_context((folder / f"{split}_{kind}.npy").open("wb"))
+                header = np.lib.format.header_data_from_array_1_0(like)
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(rows), *like.shape[1:])})
+                files[split, kind] = file
+        for start, block in _blocks(path, contract.columns):
+            for split, rows in splits.items():
+                first, after = np.searchsorted(rows, [start, start + block.shape[1]])
+                taken = block[:, rows[first:after] - start]
+                files[split, "images"].write(scale_pixels(np.ascontiguousarray(taken[1:].T), contract).data)
+                files[split, "labels"].write(taken[0].astype(np.int32).data)
+
+
+def _blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """The rows of a Parquet, some at a time: the number of the first, and uint8 (columns, rows)."""
+    start = 0
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=list(columns)):
         block = bytes_of(batch)
         if block is None:
             raise TypeError(f"{path} was expected to hold uint8 without nulls.")
-        stop = start + batch.num_rows
-        labels[start:stop], images[start:stop] = block[0], block[1:].T
-        start = stop
-    return images, labels
+        yield start, block
+        start += batch.num_rows
 
 
 def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:

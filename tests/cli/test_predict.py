@@ -138,5 +138,17 @@ def test_no_server_is_started_or_asked(output: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "prefect.db").exists()
 
 
+def test_columns_in_another_order_are_told_on_stderr_alone(output: Path, tmp_path: Path) -> None:
+    lines = gzip.decompress(Path(IMAGES).read_bytes()).splitlines()
+    images = tmp_path / "images.csv"
+    images.write_bytes(b"".join(b"%b,%b\n" % line.partition(b",")[::-2] for line in lines))
+    program = f"from cli.main import main; main(['predict', {str(images)!r}, '--output', {str(output)!r}, '--json'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=_dead_api(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 200
+    (told,) = done.stderr.splitlines()
+    assert "images.csv: its columns stand in another order (pixel1 is number 1, expected 2): put right" in told
+
+
 def _dead_api(folder: Path) -> dict[str, str]:
     return {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(folder / "home")}

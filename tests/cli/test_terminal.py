@@ -164,6 +164,14 @@ def test_plain_lines_are_of_stages_alone_and_few_of_epochs() -> None:
     assert out.getvalue().splitlines() == ["train: epoch 1/5", "warning: few rows"]
 
 
+@pytest.mark.parametrize("style", ["live", "plain", "quiet"])
+def test_a_warning_of_a_stage_is_told_in_every_style(style: terminal.Style) -> None:
+    out = io.StringIO()
+    handler = terminal._StageLog(style, Progress(), Console(file=out))
+    handler.handle(logging.LogRecord("tasks.ingest", logging.WARNING, "", 0, "columns in another order", (), None))
+    assert out.getvalue() == "warning: columns in another order\n"
+
+
 def test_old_logs_go_and_the_newest_stay(tmp_path: Path) -> None:
     for number in range(25):
         (tmp_path / f"train-202601{number:02d}T000000-1.log").touch()

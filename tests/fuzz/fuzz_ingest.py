@@ -1,7 +1,7 @@
 """Look for bytes that ingest takes for something else than Python's csv module does: `make fuzz`.
 
-Coverage-guided, by libFuzzer through atheris; arguments are libFuzzer's. What it finds is written as crash-DIGEST into
-the current folder, and belongs into corpus/ once it is mended: tests/tasks/test_ingest.py tries all that is there.
+Coverage-guided, by libFuzzer through atheris; arguments are libFuzzer's. What it finds is written to
+tests/fuzz/found-crash-DIGEST, and belongs into corpus/ once it is mended: tests/tasks/test_ingest.py tries all there.
 """
 
 import sys

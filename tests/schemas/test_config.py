@@ -34,7 +34,7 @@ def test_the_configuration_is_frozen() -> None:
     ("budget", "rows", "allowed"),
     [
         *((0, 100, 0), (7, 3, 7), ("7", 100, 7), ("0%", 100, 0), ("100%", 3, 3), ("1%", 99, 0), ("1%", 100, 1)),
-        *(("0.5%", 60_000, 300), ("0.29%", 100_000, 290), ("33.333333333%", 3, 0), ("33.4%", 3, 1)),
+        *(("0.5%", 60_000, 300), ("0.29%", 100_000, 290), ("33.333333333%", 3, 0), ("33.4%", 3, 1), ("100.0%", 3, 3)),
     ],
 )
 def test_a_budget_is_a_number_of_rows_or_the_whole_rows_of_a_share(budget: BadRows, rows: int, allowed: int) -> None:
@@ -43,7 +43,11 @@ def test_a_budget_is_a_number_of_rows_or_the_whole_rows_of_a_share(budget: BadRo
 
 
 @pytest.mark.parametrize(
-    "budget", [-1, 1.5, "few", "-1", "1.5", "101%", "100.5%", "1e1%", "%", "5 %", "", "5%\n", None]
+    "budget",
+    [
+        *(-1, 1.5, 5.0, True, "few", "-1", "+5", "1.5", "5.0", "1_0", " 7 ", "101%", "100.5%", "100.01%", "1e1%"),
+        *("%", "5 %", "", "5%\n", None),
+    ],
 )
 def test_what_is_no_budget_is_refused(budget: object) -> None:
     with pytest.raises(ValidationError):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
+from tasks import duplicates as module
 from tasks.duplicates import Sketches, find_in_train, repeated, report, sketch
 
 
@@ -49,8 +50,12 @@ def test_duplicates_are_counted_by_hand() -> None:
     assert (counted.test_rows_in_train, counted.test_rows_near_train) == (2, 1)
 
 
+@pytest.mark.parametrize("rows_at_once", [7, 65_536])
 @pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
-def test_the_same_and_nearly_the_same_are_told_from_others(contract: DatasetContract, tmp_path: Path) -> None:
+def test_the_same_and_nearly_the_same_are_told_from_others(
+    contract: DatasetContract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", rows_at_once)
     train, test = _blobs(300, contract, 0), _blobs(60, contract, 1)
     assert _find(train, test, contract, tmp_path).tolist() == [0] * 60
     near = contract.near_duplicate * contract.pixel_max

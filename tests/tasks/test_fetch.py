@@ -308,7 +308,7 @@ def test_one_supplied_split_alone_is_refused_and_the_missing_one_named(
 
 def test_a_split_both_plain_and_packed_is_refused(tmp_path: Path) -> None:
     supply(tmp_path, TRAIN, f"{TRAIN}.gz", TEST)
-    with pytest.raises(DataUnavailable, match="remove the one"):
+    with pytest.raises(DataContractError, match="remove the one"):
         fetch_data(CONTRACT, tmp_path, [Never()])
 
 
@@ -333,13 +333,13 @@ def test_one_shard_is_a_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("whole", [TRAIN, f"{TRAIN}.gz"])
 def test_a_file_beside_shards_of_it_is_refused(tmp_path: Path, whole: str) -> None:
     supply(tmp_path, whole, *SHARDS, TEST)
-    with pytest.raises(DataUnavailable, match=f"holds {whole} and shards of it, {SHARDS[0]} the first of 3"):
+    with pytest.raises(DataContractError, match=f"holds {whole} and shards of it, {SHARDS[0]} the first of 3"):
         fetch_data(CONTRACT, tmp_path, [Never()])
 
 
 def test_a_shard_both_plain_and_packed_is_refused(tmp_path: Path) -> None:
     supply(tmp_path, *SHARDS, f"{SHARDS[0]}.gz", TEST)
-    with pytest.raises(DataUnavailable, match=f"holds both {SHARDS[0]} and {SHARDS[0]}.gz"):
+    with pytest.raises(DataContractError, match=f"holds both {SHARDS[0]} and {SHARDS[0]}.gz"):
         fetch_data(CONTRACT, tmp_path, [Never()])
 
 

@@ -3,11 +3,13 @@
 import gzip
 import hashlib
 import os
+import socket
 import tempfile
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,11 @@ from tests.tasks.csv_oracle import QUARANTINE, TARGET, demand_the_verdict_of_csv
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 
 
+def bound_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
 def convert(folder: Path, content: bytes, split: Split = "train") -> list[list[int]]:
     """The rows of the Parquet of a tiny CSV without a bad row."""
     source = folder / "tiny_train.csv"
@@ -51,7 +58,7 @@ def convert(folder: Path, content: bytes, split: Split = "train") -> list[list[i
     (folder / TARGET).unlink(missing_ok=True)
     facts = ingest_csv(supplied(source, split=split), folder / TARGET, folder / QUARANTINE, TINY)
     rows = values(folder / TARGET)
-    assert facts == IngestFacts(rows=len(rows), quarantined=0, count=0, problems=())
+    assert replace(facts, reordered=()) == IngestFacts(rows=len(rows), quarantined=0, count=0, problems=())
     return rows
 
 
@@ -166,22 +173,24 @@ def test_where_blocks_end_changes_nothing(
     assert convert(tmp_path, content) == ROWS
 
 
-def test_columns_in_another_order_are_put_right_and_it_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_columns_in_another_order_are_put_right_and_the_facts_say_so(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(785)
     rows = random_rows(1_200)
     lines = [",".join(FASHION_MNIST.columns[at] for at in order), *(",".join(map(str, row[order])) for row in rows)]
     (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
-    with caplog.at_level("INFO"):
-        ingest_full(tmp_path)
+    (sentence,) = ingest_full(tmp_path).reordered
     assert np.array_equal(as_array(tmp_path / TARGET), rows)
-    assert "train.csv: its columns stand in another order" in caplog.text
+    first, right = FASHION_MNIST.columns[order[0]], order[0] + 1
+    assert sentence == (
+        f"train.csv: its columns stand in another order ({first} is number 1, expected {right}): put right"
+    )
 
 
-def ingest_full(folder: Path) -> None:
+def ingest_full(folder: Path) -> IngestFacts:
     """``train.csv``, of 784 pixels."""
-    ingest_csv(supplied(folder / "train.csv", split="train"), folder / TARGET, folder / QUARANTINE, FASHION_MNIST)
+    return ingest_csv(
+        supplied(folder / "train.csv", split="train"), folder / TARGET, folder / QUARANTINE, FASHION_MNIST
+    )
 
 
 def full_csv(rows: npt.NDArray[np.uint8], contract: DatasetContract = FASHION_MNIST) -> bytes:
@@ -370,6 +379,106 @@ def test_file_that_changes_while_it_is_read_is_rejected_whoever_reads_it(
         list(rows)
 
 
+def overwritten(source: Path) -> None:
+    """In place, behind what was read already; the size stays."""
+    with source.open("r+b") as file:
+        file.seek(len(HEADER))
+        file.write(b"8")
+
+
+def renamed_over(source: Path) -> None:
+    other = source.with_name("other")
+    other.write_bytes(source.read_bytes().replace(b"9,0,", b"8,0,"))
+    other.rename(source)
+
+
+def removed(source: Path) -> None:
+    source.unlink()
+
+
+CHANGES = [overwritten, renamed_over, removed]
+
+
+def changing(patch: pytest.MonkeyPatch, change: Callable[[Path], None], source: Path, last: bytes) -> None:
+    """``source`` changes when the end of ``last`` has been read, of a file read some bytes at a time."""
+    patch.setattr(module, "_BLOCK_BYTES", 50)
+    read = module._HashedFile.read
+    done: list[Path] = []
+
+    def read_and_change(self: Any, size: int = -1) -> bytes:
+        data = read(self, size)
+        if not data and self.path.name == last.decode() and not done:
+            done.append(source)
+            change(source)
+        return data
+
+    patch.setattr(module._HashedFile, "read", read_and_change)
+
+
+@pytest.mark.parametrize("bad_rows", ["0", "100%"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_behind_what_was_read_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], bad_rows: str
+) -> None:
+    source = tmp_path / "tiny.csv"
+    source.write_bytes(GOOD + b"x\n")
+    csv = supplied(source)
+    changing(monkeypatch, change, source, b"tiny.csv")
+    with pytest.raises(DataContractError, match=r"tiny\.csv changed while it was read"):
+        ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY, bad_rows)
+    assert not (tmp_path / TARGET).exists()
+    assert not (tmp_path / QUARANTINE).exists()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_shard_that_changes_after_its_turn_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    for name in ("tiny-1.csv", "tiny-2.csv"):
+        (tmp_path / name).write_bytes(GOOD)
+    csv = supplied(tmp_path / "tiny-1.csv", tmp_path / "tiny-2.csv")
+    changing(monkeypatch, change, tmp_path / "tiny-1.csv", b"tiny-2.csv")
+    with pytest.raises(DataContractError, match=r"tiny-1\.csv changed while it was read"):
+        ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY)
+    assert not (tmp_path / TARGET).exists()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whoever_knows_no_digest_finds_a_change_behind_what_was_read_too(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    source = tmp_path / "images.csv"
+    source.write_bytes(GOOD)
+    with pytest.raises(DataContractError, match="changed while it was read"), open_csv(source, TINY) as rows:
+        list(rows)
+        change(source)
+
+
+def test_a_file_that_is_written_anew_with_the_same_content_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "tiny.csv"
+    source.write_bytes(GOOD)
+    csv = supplied(source)
+    changing(monkeypatch, lambda path: path.write_bytes(GOOD) and None, source, b"tiny.csv")
+    assert ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY).rows == 3
+
+
+@pytest.mark.parametrize(
+    ("made", "received"),
+    [(os.mkfifo, "a pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device"), (bound_socket, "a socket")],
+)
+def test_what_has_no_end_is_refused_before_it_is_opened(
+    tmp_path: Path, made: Callable[[Path], None], received: str
+) -> None:
+    made(tmp_path / "images.csv")
+    with (
+        pytest.raises(DataContractError, match=rf"images\.csv is not a file\. Expected a CSV, received {received}"),
+        open_csv(tmp_path / "images.csv", TINY),
+    ):
+        pass
+
+
 def test_refusal_at_the_header_is_not_taken_for_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_BYTES", 40)
     assert refusal(tmp_path, b"x" + GOOD).problems[0].line == 1
@@ -392,6 +501,30 @@ def test_fetched_file_needs_exactly_the_published_rows(tmp_path: Path) -> None:
     with pytest.raises(DataContractError, match="has 4 rows: expected the 3 of the train split"):
         ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY)
     assert len(convert(tmp_path, GOOD + b"1,2,3,4,5\n")) == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([*range(1, 11)], "shifted by one: some are one above their range, and its lowest never occurs"),
+        ([*range(-1, 9)], "shifted by one: some are one below their range, and its highest never occurs"),
+        ([*range(11)], None),
+        ([*range(1, 12)], None),
+        ([1, 2, 3, 10], None),
+        ([*range(-1, 10)], None),
+        ([*range(10), 300], None),
+    ],
+)
+def test_labels_that_look_shifted_by_one_are_told_as_that(tmp_path: Path, labels: list[int], told: str | None) -> None:
+    rows = [f"{label},1,2,3,4\n".encode() for label in labels * 3]
+    contents = [HEADER + b"".join(rows[:7]), HEADER + b"".join(rows[7:])]
+    for number, content in enumerate(contents):
+        (tmp_path / f"tiny-{number}.csv").write_bytes(content)
+    csv = supplied(*sorted(tmp_path.glob("*.csv")))
+    with pytest.raises(DataContractError) as caught:
+        ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY)
+    assert ("look shifted" in str(caught.value)) == (told is not None)
+    assert (told or "") in str(caught.value)
 
 
 # --- the reader alone ------------------------------------------------------------------------------------------------
@@ -564,6 +697,26 @@ def test_unchanged_csv_is_not_converted_twice_and_a_changed_byte_is(csv: CsvSpli
     third = ingest.fn(supplied(tmp_path / "tiny_train.csv", split="train"), "tiny", tmp_path / "artifacts")
     assert not third.record.reused
     assert values(third.path)[2][4] == 251
+
+
+def test_columns_in_another_order_are_told_as_a_warning_of_a_reused_stage_too(
+    csv: CsvSplit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    csv.files[0].path.write_bytes(LABEL_LAST)
+    csv = supplied(csv.files[0].path, split="train")
+    for reused in (False, True):
+        caplog.clear()
+        assert ingest.fn(csv, "tiny", tmp_path / "artifacts").record.reused == reused
+        (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert told.startswith("tiny_train.csv: its columns stand in another order (pixel1 is number 1, expected 2)")
+
+
+def test_a_csv_of_another_name_is_told_of_by_that_name(csv: CsvSplit, tmp_path: Path) -> None:
+    (tmp_path / "tiny_train.csv").write_bytes(GOOD + b"1,2,3\n")
+    ingest.fn(supplied(tmp_path / "tiny_train.csv", split="train"), "tiny", tmp_path / "artifacts", 1)
+    renamed = (tmp_path / "tiny_train.csv").rename(tmp_path / "tiny_train-1.csv")
+    with pytest.raises(DataContractError, match=r"^tiny_train-1\.csv line 5, column pixel3"):
+        ingest.fn(supplied(renamed, split="train"), "tiny", tmp_path / "artifacts")
 
 
 def test_refused_csv_leaves_no_stage_behind(csv: CsvSplit, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Predictions are plain Keras's, in the file's order, in bounded memory, and whole or absent."""
 
 import gzip
+import os
 import shutil
 import tracemalloc
 from dataclasses import replace
@@ -257,6 +258,39 @@ def test_an_empty_or_absent_file_is_refused(two_versions: Path, tmp_path: Path) 
         run(tmp_path / "empty.csv", two_versions)
     with pytest.raises(DataContractError, match="cannot be read"):
         run(tmp_path / "none.csv", two_versions)
+
+
+def test_what_is_no_file_is_refused_before_it_is_opened(two_versions: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "images.csv")
+    for images, received in ((tmp_path / "images.csv", "a pipe"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(DataContractError, match=f"{images} is not a file. Expected a CSV, received {received}"):
+            predict_csv(images, tmp_path / "out.parquet", "1", "fashion-mnist", two_versions)
+
+
+def test_images_that_change_behind_what_was_read_are_refused(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = put(tmp_path, LINES)
+
+    def predict_and_change(csv: Any, size: int) -> Any:
+        yield from in_batches(csv, size)
+        put(tmp_path, [*LINES[:-1], LINES[-2]])
+
+    monkeypatch.setattr(module, "in_batches", predict_and_change)
+    with pytest.raises(DataContractError, match="changed while it was read"):
+        run(images, two_versions)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_columns_in_another_order_are_put_right_and_told(
+    two_versions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = run(put(tmp_path, LINES), two_versions)
+    last = [b",".join([*line.split(b",")[1:], line.partition(b",")[0]]) for line in LINES]
+    other = run(put(tmp_path, last, "last.csv"), two_versions, "other.parquet")
+    assert pq.read_table(other.output).equals(pq.read_table(plain.output))
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith("last.csv: its columns stand in another order")
 
 
 def test_an_output_that_is_there_is_replaced_when_all_went_well(two_versions: Path, tmp_path: Path) -> None:

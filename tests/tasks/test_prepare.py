@@ -1,7 +1,9 @@
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
+from tasks import prepare as module
 from tasks.duplicates import TEST_IN_TRAIN_NAME
-from tasks.prepare import prepare, read_images, scale_pixels, stratified_split
+from tasks.prepare import prepare, read_images, scale_pixels, stratified_split, write_arrays
 from tasks.stage import sha256_file
 
 
@@ -80,6 +83,26 @@ def test_the_arrays_are_the_rows_of_the_data(
         np.rint(arrays["test_images"] * 255).astype(np.uint8),
         read_images(sample_data["test"].data.path, FASHION_MNIST)[0],
     )
+
+
+def test_memory_does_not_grow_with_the_rows_that_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_ROWS", 100)
+    peaks = []
+    for rows in (400, 1_600):
+        pixels = np.random.default_rng(0).integers(0, 256, (rows, 785), np.uint8)
+        path = tmp_path / f"{rows}.parquet"
+        columns = {name: pixels[:, at] for at, name in enumerate(FASHION_MNIST.columns)}
+        pq.write_table(pa.table(columns), path, row_group_size=100)
+        tracemalloc.start()
+        splits = {"odd": np.arange(1, rows, 2), "even": np.arange(0, rows, 2)}
+        write_arrays(path, splits, tmp_path, FASHION_MNIST)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        for split, taken in splits.items():
+            images = np.load(tmp_path / f"{split}_images.npy")
+            np.testing.assert_array_equal(images, scale_pixels(pixels[taken, 1:], FASHION_MNIST))
+            assert np.load(tmp_path / f"{split}_labels.npy").tolist() == pixels[taken, 0].tolist()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_a_changed_seed_prepares_anew_and_an_unchanged_one_does_not(
