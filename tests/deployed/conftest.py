@@ -187,8 +187,14 @@ def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterato
             made.start_server()
             done = made.command("cli.main", "deploy", FASHION_ANN_NOTIFY=notify)
             assert done.returncode == 0, done.stderr
-            # Its own schedule would announce the sample in the middle of some test.
-            client.pause_deployment(client.read_deployment_by_name("watch-data/scheduled").id)
+            # Its own schedule would announce the sample in the middle of some test. A pause would leave the runs that
+            # are scheduled already.
+            watch = client.read_deployment_by_name("watch-data/scheduled")
+            for schedule in watch.schedules:
+                client.update_deployment_schedule(watch.id, schedule.id, active=False)
+            for run in client.read_flow_runs():
+                if run.deployment_id == watch.id:
+                    client.delete_flow_run(run.id)
             with made.worker("cpu", "cpu-worker"):
                 yield made
         finally:
