@@ -6,6 +6,7 @@ only images with sketches near each other are read and compared. Only the train 
 looking at all within reach found the same in the real data, in four times the time.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -179,15 +180,21 @@ def _coefficients(scaled_cells: npt.NDArray[np.float32], contract: DatasetContra
 def _images_at(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
     """These pixels of the images in ``rows``, ascending, of a Parquet of the contract's form; uint8 (rows, pixels)."""
     images: list[Bytes] = []
+    for start, block in blocks(path, pixels):
+        first, after = np.searchsorted(rows, [start, start + block.shape[1]])
+        images.append(block[:, rows[first:after] - start].T)
+    return np.concatenate(images)
+
+
+def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Bytes]]:
+    """The rows of a Parquet, some at a time: the number of the first, and uint8 (columns, rows)."""
     start = 0
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=pixels):
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=list(columns)):
         block = bytes_of(batch)
         if block is None:
             raise TypeError(f"{path} was expected to hold uint8 without nulls.")
-        stop = start + batch.num_rows
-        images.append(block[:, rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start].T)
-        start = stop
-    return np.concatenate(images)
+        yield start, block
+        start += batch.num_rows
 
 
 def bytes_of(batch: pa.RecordBatch) -> Bytes | None:

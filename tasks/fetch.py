@@ -35,7 +35,7 @@ from schemas.contract import SPLITS, BundledData, DatasetContract, IdxFile, Spli
 from schemas.errors import DataContractError, DataUnavailable, UnreadableData
 from schemas.references import CsvFile, CsvSplit
 from tasks.prepare import stratified_split
-from tasks.stage import sha256_file, write_json
+from tasks.stage import sha256_file, to_disk, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -219,8 +219,7 @@ def _publish(
     """
     files: dict[Split, CsvFile] = {}
     for split in SPLITS:
-        with fetched[split].open("rb") as written:
-            os.fsync(written.fileno())  # else a power cut can leave the name without the content
+        to_disk(fetched[split])
         files[split] = CsvFile(path=data_dir / contract.csv_name(split), sha256=sha256_file(fetched[split]))
     record = working / "record"
     rows = {split: contract.published[split].rows for split in SPLITS}

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from prefect import task
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.duplicates import BATCH_ROWS, TEST_IN_TRAIN_NAME, bytes_of
+from tasks.duplicates import TEST_IN_TRAIN_NAME, blocks
 from tasks.stage import run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.u
     images = np.empty((rows, contract.pixels), dtype=np.uint8)
     labels = np.empty(rows, dtype=np.int32)
     # Some rows at a time: the columns and the matrix are never both whole in memory.
-    for start, block in _blocks(path, contract.columns):
+    for start, block in blocks(path, contract.columns):
         stop = start + block.shape[1]
         labels[start:stop], images[start:stop] = block[0], block[1:].T
     return images, labels
@@ -95,7 +95,7 @@ def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.u
 
 def read_labels(path: Path, contract: DatasetContract) -> npt.NDArray[np.int32]:
     """Labels alone, as `read_images` gives them."""
-    return np.concatenate([block[0] for _, block in _blocks(path, [contract.label_column])]).astype(np.int32)
+    return np.concatenate([block[0] for _, block in blocks(path, [contract.label_column])]).astype(np.int32)
 
 
 def write_arrays(
@@ -114,23 +114,12 @@ def write_arrays(
                 header = np.lib.format.header_data_from_array_1_0(like)
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(rows), *like.shape[1:])})
                 files[split, kind] = file
-        for start, block in _blocks(path, contract.columns):
+        for start, block in blocks(path, contract.columns):
             for split, rows in splits.items():
                 first, after = np.searchsorted(rows, [start, start + block.shape[1]])
                 taken = block[:, rows[first:after] - start]
                 files[split, "images"].write(scale_pixels(np.ascontiguousarray(taken[1:].T), contract).data)
                 files[split, "labels"].write(taken[0].astype(np.int32).data)
-
-
-def _blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """The rows of a Parquet, some at a time: the number of the first, and uint8 (columns, rows)."""
-    start = 0
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=list(columns)):
-        block = bytes_of(batch)
-        if block is None:
-            raise TypeError(f"{path} was expected to hold uint8 without nulls.")
-        yield start, block
-        start += batch.num_rows
 
 
 def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:

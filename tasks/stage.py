@@ -70,6 +70,15 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
+def to_disk(path: Path) -> None:
+    """A file's content, or a folder's names: else a power cut can leave a name without what it stands for."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 @cache
 def code_digest(module: str) -> str:
     """Digest of a module's code and of all project code that it imports.

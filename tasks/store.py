@@ -22,7 +22,7 @@ from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.store import AliasEvent, Manifest
 from tasks.golden import GOLDEN_NAME
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
-from tasks.stage import describe_files, digest_of, json_for_people, remove_path, sha256_file, write_json
+from tasks.stage import describe_files, digest_of, json_for_people, remove_path, sha256_file, to_disk, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -339,9 +339,9 @@ def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dic
         manifest["manifest_sha256"] = digest_of(manifest)
         write_json(temporary / MANIFEST_NAME, manifest)
         for path in (*temporary.iterdir(), temporary):
-            _to_disk(path)
+            to_disk(path)
         temporary.rename(version_folder(root, number))
-        _to_disk(versions)
+        to_disk(versions)
     except OSError as error:
         # A full disk names no file by itself.
         error.filename = error.filename or str(temporary)
@@ -349,15 +349,6 @@ def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dic
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
-
-
-def _to_disk(path: Path) -> None:
-    """A file's content, or a folder's names: else a power cut can leave the champion's name without its weights."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def champion_event(before: int | None, to: int, by: str, reason: str, flow_run: str | None = None) -> dict[str, Any]:
