@@ -1,7 +1,7 @@
 """Data Docs: Great Expectations' own pages of the last verdict on each split, under ``data_docs`` of the artifacts.
 
-Their style sheets and scripts come from the web. Without it they are plain text and tables, and the index, whose table
-is drawn by a script, has the list of links that is added here.
+They take style sheets, scripts and a logo from the web, and the index's table is drawn by a script. Here they are made
+to do without: styled as the report is, and with a list of links in the index.
 """
 
 import html
@@ -21,7 +21,13 @@ DATA_DOCS_FOLDER = "data_docs"
 INDEX_NAME = "index.html"
 # Beside the pages, what they were made from: a verdict a dataset and split.
 _VERDICTS_FOLDER = "verdicts"
-# Great Expectations asks its maker's server for its logo each time that a page is looked at; the site has it, too.
+_STYLES = [Path(__file__).parent / "templates" / name for name in ("page.css", "data_docs.css")]
+# The footer asks to subscribe to a letter; the own styles are laid over those of the web; a link's target is not made.
+_NOT_OURS = re.compile(
+    r"<script\b.*?</script>|<style>.*?</style>|<footer\b.*?</footer>|<link\b[^>]*>|<title></title>", re.DOTALL
+)
+_SUITE_LINK = re.compile(r'<a href="[^"]*/expectations/[^"]*" *>(.*?)</a>')
+# The site has the logo that is asked of its maker's server each time that a page is looked at.
 _LOGO = re.compile(r'src="https://great-expectations-web-assets[^"]*"')
 _TITLE_END = re.compile(r'(<div id="section-1-content-block-2")')
 
@@ -90,21 +96,31 @@ def _build(site: Path) -> None:
             context.validation_results_store.set(
                 key,
                 ExpectationSuiteValidationResult(
-                    **{key: verdict[key] for key in ("success", "results", "meta", "statistics", "suite_parameters")},
+                    **{key: verdict[key] for key in ("success", "results", "statistics", "suite_parameters")},
+                    meta={**verdict["meta"], "run_id": key.run_id},
                     suite_name=name,
                 ),
             )
     context.build_data_docs()
+    style = "\n".join(path.read_text("utf-8") for path in _STYLES)
     for page in site.rglob("*.html"):
         up = "../" * (len(page.relative_to(site).parts) - 1)
-        page.write_text(_LOGO.sub(f'src="{up}static/images/logo-long.png"', page.read_text("utf-8")), "utf-8")
+        page.write_text(_offline(page.read_text("utf-8"), f"{up}static/images/logo-long.png", style), "utf-8")
     index = site / INDEX_NAME
     listed = "".join(
         f'<li><a href="{html.escape(address)}">{html.escape(name)}</a>: '
-        f"{'all met' if verdict['success'] else 'some not met'}</li>"
+        f"{verdict['statistics']['successful_expectations']} of "
+        f"{verdict['statistics']['evaluated_expectations']} expectations met</li>"
         for address, name, verdict in links
     )
     index.write_text(_TITLE_END.sub(rf"<ul>{listed}</ul>\1", index.read_text("utf-8"), count=1), "utf-8")
+
+
+def _offline(page: str, logo: str, style: str) -> str:
+    """The page without anything that is asked of the web, with ``style`` in it."""
+    page = _SUITE_LINK.sub(r"\1", _NOT_OURS.sub("", page))
+    page = _LOGO.sub(f'src="{logo}"', page).replace("<html>", '<html lang="en">', 1)
+    return page.replace("</head>", f"<style>{style}</style></head>", 1)
 
 
 def _publish(site: Path, docs: Path) -> None:

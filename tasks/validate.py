@@ -272,7 +272,7 @@ def measure(
             figures["constant_columns"] = _constant_columns(scan, contract, reference)
     baseline, whose = (champion, "the champion's train split") if champion is not None else (reference, "the reference")
     if baseline is not None:
-        figures["drift"] = Figure(drift(profile, baseline), f"of the distribution of pixel values from that of {whose}")
+        figures["drift"] = Figure(drift(profile, baseline), f"distance of the distribution of pixel values from that of {whose}")
     return figures
 
 
