@@ -8,16 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 from schemas.config import PROJECT_ROOT
-from schemas.contract import CONTRACTS, SPLITS, Check, DatasetContract
+from schemas.contract import CONTRACTS, SAMPLE_ROWS, SPLITS, Check, DatasetContract
 
 PAGE = PROJECT_ROOT / "docs" / "contract.md"
 
-_HEAD = """# The data contracts
+_HEAD = f"""# The data contracts
 
 Made from schemas/contract.py by `python -m schemas.contract_page > docs/contract.md`. `fashion-ann contract` prints one
 of them, of the dataset that `--dataset` names, and with `--json` for programs. A CSV keeps a header, then a row an
 image: its label, and its pixels from the top left, row by row. ingest checks form and ranges, cell by cell; validate
-has Great Expectations judge all of it.
+has Great Expectations judge all of it. Figures about how images look (from polarity to label_agreement) and drift are
+taken of {SAMPLE_ROWS} images drawn at random from a split that has more; the others of all of them.
 """
 
 
@@ -63,6 +64,8 @@ def contract_json(contract: DatasetContract) -> dict[str, Any]:
             name: getattr(contract, name)
             for name in ("name", "height", "width", "pixel_min", "pixel_max", "near_duplicate")
         },
+        "files": {split: contract.csv_name(split) for split in SPLITS},
+        "label_range": list(contract.bounds(contract.label_column)),
         "columns": list(contract.columns),
         "class_names": list(contract.class_names),
         "minimum_rows": dict(contract.minimum_rows),

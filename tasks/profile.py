@@ -180,7 +180,7 @@ def compare(images: Images, labels: Labels, contract: DatasetContract, reference
     np.add.at(table, (labels, alike), 1)
     _, like_class = linear_sum_assignment(table, maximize=True)
     p_value = _better_by_chance(labels, alike, like_class)
-    permuted = p_value < 1e-6
+    permuted = contract.check("label_permutation").fails(p_value)
     agreeing = int((like_class[labels] == alike).sum() if permuted else (labels == alike).sum())
     related = variance_explained(images, labels) / reference.label_relation
     figures["label_permutation"] = Figure(p_value, _permutation(like_class, contract) if permuted else "")

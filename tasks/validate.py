@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import task
 
-from schemas.contract import Check, DatasetContract, Split, contract_of
+from schemas.contract import SAMPLE_ROWS, Check, DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError, FashionAnnError
 from schemas.references import CheckedFigure, ParquetSplit, ValidatedSplit
 from tasks.data_docs import write_data_docs
@@ -62,8 +62,6 @@ logger = logging.getLogger(__name__)
 RESULT_NAME = "great_expectations.json"
 _ABSENT = "(no column)"
 _TYPE = "uint8"
-# Images that figures about how they look are taken from, drawn with one seed: they move such a figure by a hundredth.
-_SAMPLE_ROWS = 2_048
 
 
 @task(name="validate", task_run_name="validate {data.split}")
@@ -168,7 +166,8 @@ def champion_profile(artifacts_dir: Path, dataset: str, train: ParquetSplit) -> 
 class Sample:
     """Of a split of the contract's form: the images that figures are taken from, and what is known of all rows.
 
-    images uint8 (n, pixels) and labels uint8 (n,), n at most 2,048, in file order. blank: images of one value alone.
+    images uint8 (n, pixels) and labels uint8 (n,), n at most `SAMPLE_ROWS`, in file order. blank: images of one value
+    alone.
     """
 
     images: npt.NDArray[np.uint8]
@@ -262,17 +261,19 @@ def measure(
             float(bright.mean()), f"{int(bright.sum())} of {len(bright)} images looked at have a bright border"
         )
         compared = compare(sample.images, sample.labels, contract, reference)
-        if _fails(contract, "likeness", compared):
+        if contract.check("likeness").fails(compared["likeness"].value):
             # Of other images, how they stand and what their labels mean is no question.
             figures["likeness"] = compared["likeness"]
         else:
             # Its words are for images that are not alike.
             figures |= {**compared, "likeness": replace(compared["likeness"], says="")}
-        if not _fails(contract, "orientation", compared):
+        if not contract.check("orientation").fails(compared["orientation"].value):
             figures["constant_columns"] = _constant_columns(scan, contract, reference)
     baseline, whose = (champion, "the champion's train split") if champion is not None else (reference, "the reference")
     if baseline is not None:
-        figures["drift"] = Figure(drift(profile, baseline), f"distance of the distribution of pixel values from that of {whose}")
+        figures["drift"] = Figure(
+            drift(profile, baseline), f"distance of the distribution of pixel values from that of {whose}"
+        )
     return figures
 
 
@@ -283,14 +284,6 @@ def _constant_columns(scan: Scan, contract: DatasetContract, reference: ImagePro
     constant = pixels["column"][(pixels["minimum"] == pixels["maximum"]).to_numpy() & (by_chance < 1e-6)].tolist()
     shown = ", ".join(constant[:5]) + (f" and {len(constant) - 5} more" if len(constant) > 5 else "")
     return Figure(len(constant) / contract.pixels, shown)
-
-
-def _fails(contract: DatasetContract, name: str, figures: Mapping[str, Figure]) -> bool:
-    check = next(check for check in contract.checks if check.name == name)
-    if check.fail is None:
-        return False
-    value = figures[name].value
-    return value < check.fail if check.low_is_bad else value > check.fail
 
 
 def leak_figures(found: npt.NDArray[np.uint8]) -> dict[str, Figure]:
@@ -312,7 +305,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     rows = file.metadata.num_rows
     profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
     label_rows: dict[Any, int] = {}
-    drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, _SAMPLE_ROWS), replace=False))
+    drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))
     gathered = _Gathered(contract, drawn) if tuple(found) == contract.columns and rows else None
     for batch, block in _read_ahead(file):
         if block is None:

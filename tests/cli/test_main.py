@@ -194,4 +194,6 @@ def test_a_contract_is_printed_as_docs_have_it(capsys: pytest.CaptureFixture[str
     assert out.strip() in PAGE.read_text(encoding="utf-8")
     facts = json.loads(_run(capsys, "contract", "--dataset", dataset, "--json")[1])
     assert (facts["name"], len(facts["columns"])) == (dataset, 1 + facts["height"] * facts["width"])
+    assert facts["files"] == {split: f"{dataset}_{split}.csv" for split in ("train", "test")}
+    assert facts["label_range"] == [0, 9]
     assert {"name", "says", "found", "warn", "fail", "low_is_bad"} == set(facts["checks"][0])

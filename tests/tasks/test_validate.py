@@ -316,7 +316,10 @@ def test_a_failing_check_is_an_error_and_a_warning_one_is_told(
     images, labels = real["test"]
     brighter = (np.minimum(images * 1.2, 255).astype(np.uint8), labels)
     (warning,) = validated(brighter, "warned").warnings
-    assert "drift: distance of the distribution of pixel values from that of the reference; expected at most 0.1" in warning
+    assert (
+        "drift: distance of the distribution of pixel values from that of the reference; expected at most 0.1"
+        in warning
+    )
     assert warning in caplog.text
     with pytest.raises(DataContractError, match=r"the images look transposed \(rows are columns\); expected at most 0"):
         validated((images.reshape(-1, 28, 28).transpose(0, 2, 1).reshape(-1, 784), labels), "refused")
