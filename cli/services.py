@@ -42,6 +42,7 @@ USUAL_PORT = 4200
 _MARK = "FASHION_ANN_SERVICES"
 _AUTH, _CLIENT_AUTH = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 _DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
+_DATA_DIR = "FASHION_ANN_DATA_DIR"
 # What the server holds and a flow run has no need to see.
 _SECRETS_OF_THE_SERVER = (_AUTH, _DATABASE, "PREFECT_SERVER_DATABASE_CONNECTION_URL")
 _SETTINGS_HEADER = (
@@ -186,7 +187,7 @@ def _environment(place: _Place, url: str, secrets: Mapping[str, str]) -> dict[st
         **{_MARK: str(place.folder), "PREFECT_HOME": str(place.home), "PREFECT_API_URL": url},
         # Where this command was called from, relative folders mean something else than where the workers run.
         FASHION_ANN_ARTIFACTS_DIR=str(place.artifacts),
-        FASHION_ANN_DATA_DIR=str(data_folder()),
+        **{_DATA_DIR: str(data_folder())},
         **({_CLIENT_AUTH: secrets[_AUTH]} if _AUTH in secrets else {}),
     )
     return {"PREFECT_WORKER_QUERY_SECONDS": "2", **_without_secrets(given)}
@@ -290,6 +291,7 @@ def _worker(place: _Place, state: State, pool: str, url: str, variables: Mapping
         # A `down` that was killed may have left it suspended.
         process.resume()
         if known.url == url:
+            _demand_the_same_data(known, process, variables)
             return state
         # The server had to move to another port; this one would ask the old one for ever.
         process.terminate()
@@ -297,6 +299,16 @@ def _worker(place: _Place, state: State, pool: str, url: str, variables: Mapping
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool)]
     _, state = _start(place, state, name, [*command, "--install-policy", "never"], variables, url)
     return state
+
+
+def _demand_the_same_data(known: Process, process: psutil.Process, variables: Mapping[str, str]) -> None:
+    """A worker hands its folders to the runs that it starts; another one would keep to them without a word."""
+    theirs, ours = process.environ().get(_DATA_DIR), variables[_DATA_DIR]
+    if theirs != ours:
+        raise ServiceFailed(
+            f"The worker that runs (process {known.pid}) reads data from {theirs}, and now it is to be {ours}. Stop "
+            f"it first: `fashion-ann down`; or go on with {_DATA_DIR}={theirs}."
+        )
 
 
 def _await_workers(place: _Place, state: State, url: str, auth_string: str | None) -> None:

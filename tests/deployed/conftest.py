@@ -203,23 +203,22 @@ def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterato
 
 @pytest.fixture(scope="session")
 def deployed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]
 ) -> Iterator[Deployed]:
     """One server for the session, with a worker for the cpu pool and none for the gpu pool.
 
-    On Postgres if it is there: on a busy machine Prefect's server loses events when its sqlite is locked for long.
+    On Postgres: on a busy machine Prefect's server loses events when its sqlite is locked for long.
     """
-    address = None if binaries() is None else request.getfixturevalue("postgres").new_database("deployed")
+    address = postgres.new_database("deployed")
     with deployed_at(tmp_path_factory.mktemp("deployed"), webhook[0], address) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A cluster for the session; without Debian's package what needs it is skipped."""
+    """A cluster for the session, of Debian's package: `make test-deployed` sees to it."""
     programs = binaries()
-    if programs is None:
-        pytest.skip(MISSING)
+    assert programs is not None, MISSING
     with postgres_cluster(programs) as cluster:
         yield cluster
 

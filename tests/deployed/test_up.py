@@ -17,6 +17,9 @@ import httpx
 import psutil
 import pytest
 
+from tests.conftest import SAMPLE
+from tests.deployed.postgres import Postgres
+
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "artifacts", "data", "*.egg-info", "prefect.toml")
 PASSWORD = "somebody:secret"  # noqa: S105  # of a server that lives as long as a test
@@ -40,7 +43,7 @@ class Checkout:
             **ours,
             "PYTHONPATH": str(folder),
             "PREFECT_HOME": str(folder.parent / "home-of-the-user"),
-            "FASHION_ANN_DATA_DIR": str(ROOT / "tests" / "data"),
+            "FASHION_ANN_DATA_DIR": str(SAMPLE),
         }
 
     def watch(self, cron: str) -> None:
@@ -174,6 +177,28 @@ def test_two_ups_at_once_start_one_of_each(checkout: Checkout) -> None:
     told = [json.loads(process.communicate(timeout=600)[0]) for process in both]
     assert told[0] == told[1]
     assert {process.pid for process in checkout.processes()} == {service["pid"] for service in told[0]["services"]}
+    # The workers would go on with the data that they were started for.
+    other = checkout.run("up", FASHION_ANN_DATA_DIR=str(checkout.folder))
+    assert other.returncode == 1
+    assert str(SAMPLE) in other.stderr
+    assert str(checkout.folder) in other.stderr
+
+
+def test_up_keeps_its_history_in_postgres_where_it_is_told_to(checkout: Checkout, postgres: Postgres) -> None:
+    there = {"PREFECT_API_DATABASE_CONNECTION_URL": postgres.new_database("up")}
+    url = checkout.up(**there)["url"]
+    parameters = [f"{name}={json.dumps(value)}" for name, value in QUICK.items()]
+    run = ["deployment", "run", "train-fashion-mnist/on-demand", *(f"-p{text}" for text in parameters), "--watch"]
+    done = checkout.run(*run, module="prefect")
+    assert done.returncode == 0, done.stderr
+    assert list(checkout.services.rglob("*.db")) == []
+    refused = checkout.run("up")
+    assert refused.returncode == 1
+    assert "PREFECT_API_DATABASE_CONNECTION_URL" in refused.stderr
+    checkout.run("down")
+    assert checkout.processes() == []
+    assert list(_runs(checkout.up(**there)["url"]).values()) == ["COMPLETED"]
+    assert checkout.services_of("status")["url"] == url
 
 
 def _train_for_long(checkout: Checkout, url: str) -> str:
