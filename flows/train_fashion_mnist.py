@@ -20,6 +20,7 @@ from schemas.config import (
 )
 from schemas.contract import DatasetName
 from schemas.references import ModelVersion
+from tasks.ahead import begun_ahead
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.gpu_worker import train_on_gpu_worker
@@ -58,7 +59,7 @@ def train_fashion_mnist(
     data_digest: the only data that is trained on; the run ends as Superseded when the folder holds another.
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
-    with in_use(artifacts):
+    with in_use(artifacts), begun_ahead(train_here=train_on == "here"):
         csvs = fetch(dataset, data_home, present_alone=data_digest is not None)
         if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, found)

@@ -68,23 +68,28 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
     A backend starts once in a process: what the first call chose holds, and "auto" keeps to it. Raises
     `DeviceUnavailable` when ``device`` cannot be had.
     """
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # TensorFlow reads it when it starts
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so does jax, which would take 3/4 of the memory
-    backend = backend_name()
-    with _start_up_words_logged():
-        if backend == "tensorflow":
-            with _kept_out("jax", "scipy", *_OF_NO_USE):
-                _start_tensorflow(device)
-                import keras
-        else:
-            with _kept_out(*_OF_NO_USE):
-                _start_jax(device)
-                import keras
+    import_backend()
+    with _start_up_words_logged(), _kept_out(*_OF_NO_USE):
+        _start_tensorflow(device) if backend_name() == "tensorflow" else _start_jax(device)
+        import keras
     keras.utils.set_random_seed(seed)
-    found = _device(backend)
+    found = _device(backend_name())
     if device != "auto" and found.kind != device:
         raise DeviceUnavailable(_cannot_be_had(device, found))
     return found
+
+
+def import_backend() -> None:
+    """What takes the seconds of `set_up_backend`, and asks for neither seed nor device: it may come before."""
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # TensorFlow reads it when it starts
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so does jax, which would take 3/4 of the memory
+    with _start_up_words_logged():
+        if backend_name() == "tensorflow":
+            with _kept_out("jax", "scipy", *_OF_NO_USE):
+                import tensorflow  # noqa: F401
+        else:
+            with _kept_out(*_OF_NO_USE):
+                import jax  # noqa: F401
 
 
 def _start_tensorflow(device: DeviceChoice) -> None:

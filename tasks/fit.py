@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from schemas.config import TrainingConfig
 from schemas.contract import DatasetContract, contract_of
-from tasks.device import feed, on_every_gpu, set_up_backend
+from tasks.device import feed, import_backend, on_every_gpu, set_up_backend
 from tasks.golden import write_golden
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, judge_rows, topology_bytes
 from tasks.own_process import Tell, answer
@@ -329,4 +329,4 @@ class _State:
 
 
 if __name__ == "__main__":
-    answer(main)
+    answer(main, import_backend)

@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 from schemas import errors
@@ -68,37 +69,69 @@ class OwnProcess:
         return f"The process of {self._module} {why}. What was finished is kept; run again to go on."
 
 
+@dataclass(frozen=True)
+class _Started:
+    process: subprocess.Popen[str]
+    said: IO[bytes]
+
+
+# Begun, and without a job so far; one a module.
+_waiting: dict[str, _Started] = {}
+
+
 @contextmanager
 def own_process(module: str, job: Mapping[str, Any]) -> Iterator[OwnProcess]:
-    """Start ``python -m module`` on ``job``; it is killed if it still runs when the block ends, or when we die."""
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(  # noqa: S603  # our own interpreter and module
-            [sys.executable, "-m", module],
-            cwd=PROJECT_ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            encoding="utf-8",
-            # Ctrl-C is ours to handle.
-            process_group=0,
-        ) as process,
-    ):
+    """Have ``python -m module`` work on ``job``; it is killed if it still runs when the block ends, or when we die.
+
+    It is the one that `begin` started, where there is one.
+    """
+    started = _waiting.pop(module, None) or _start(module)
+    with started.said, started.process as process:
         try:
             if process.stdin is not None:
                 # Left open: that it closes tells the process that nobody waits for it any more.
                 with suppress(BrokenPipeError):  # it has died already: `result` says how
                     process.stdin.write(json.dumps(dict(job)) + "\n")
                     process.stdin.flush()
-            yield OwnProcess(module, process, said)
+            yield OwnProcess(module, process, started.said)
         finally:
             process.kill()
 
 
-def answer(work: Callable[[dict[str, Any], Tell], Any]) -> None:
+def begin(module: str) -> None:
+    """Start ``python -m module`` now, for the next `own_process` of it: meanwhile it prepares itself."""
+    if module not in _waiting:
+        _waiting[module] = _start(module)
+
+
+def end_waiting() -> None:
+    """End what `begin` started and nobody had work for."""
+    while _waiting:
+        _, started = _waiting.popitem()
+        with started.said, started.process as process:
+            process.kill()
+
+
+def _start(module: str) -> _Started:
+    said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process, by whoever has that
+    process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+        [sys.executable, "-m", module],
+        cwd=PROJECT_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        text=True,
+        encoding="utf-8",
+        # Ctrl-C is ours to handle.
+        process_group=0,
+    )
+    return _Started(process, said)
+
+
+def answer(work: Callable[[dict[str, Any], Tell], Any], prepare: Callable[[], object] = lambda: None) -> None:
     """The other side, for the module's main: read the job, call ``work(job, tell)`` and send what it returns.
 
+    ``prepare()`` comes first: what can be done before the job is known, see `begin`.
     What is printed meanwhile, by a library say, goes to stderr. Records of our own loggers are sent, from INFO on.
     """
     gc.disable()  # among all that is about to be imported it would find nothing
@@ -116,10 +149,13 @@ def answer(work: Callable[[dict[str, Any], Tell], Any]) -> None:
         ours = logging.getLogger("tasks")
         ours.setLevel(logging.INFO)
         ours.addHandler(Sender())
-        job = json.loads(sys.stdin.readline())
-        threading.Thread(target=_end_with_parent, daemon=True).start()
         try:
-            result = work(job, lambda event: send("event", event))
+            prepare()
+            line = sys.stdin.readline()
+            if not line:  # there was no work, or whoever had some has died
+                os._exit(0)
+            threading.Thread(target=_end_with_parent, daemon=True).start()
+            result = work(json.loads(line), lambda event: send("event", event))
         except FashionAnnError as error:
             send("fault", {"type": type(error).__name__, "message": str(error)})
         except OSError as error:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "stage.json"
 LOCK_NAME = ".in-use"
+_PARSING_TRIES = 10
 _PROJECT_PACKAGES = ("schemas", "tasks")
 # What the numbers of a model can depend on.
 _PACKAGES = (
@@ -94,7 +95,7 @@ def _collect_code(module: str, seen: dict[str, str]) -> None:
     path = PROJECT_ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if module in seen or not path.is_file():
         return
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parsed(path)
     seen[module] = ast.dump(tree)
     for node in ast.walk(tree):
         names: list[str] = []
@@ -105,6 +106,15 @@ def _collect_code(module: str, seen: dict[str, str]) -> None:
         for name in names:
             if name.partition(".")[0] in _PROJECT_PACKAGES:
                 _collect_code(name, seen)
+
+
+def _parsed(path: Path) -> ast.Module:
+    """Before Python 3.11.8 parsing fails at times when another thread, of Prefect's say, parses: cpython issue 106905."""
+    source = path.read_text(encoding="utf-8")
+    for _ in range(_PARSING_TRIES - 1):
+        with suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
 
 
 def accelerator_extra() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from schemas.config import PROJECT_ROOT
 from schemas.errors import DeviceUnavailable, ProcessDied
-from tasks.own_process import own_process
+from tasks.own_process import begin, end_waiting, own_process
 
 WORKER = "tests.tasks.worker_for_tests"
 
@@ -33,7 +33,8 @@ def _wait_until_gone(pid: int) -> None:
 def test_the_job_goes_there_and_events_and_the_result_come_back_whatever_is_printed() -> None:
     events: list[Any] = []
     with own_process(WORKER, {"text": "é\n"}) as process:
-        assert process.result(events.append) == {"prefect": False, "job": {"text": "é\n"}}
+        found = process.result(events.append)
+    assert (found["prefect"], found["job"]) == (False, {"text": "é\n"})
     assert events == [{"n": 1}]
 
 
@@ -49,6 +50,47 @@ def test_the_job_goes_there_and_events_and_the_result_come_back_whatever_is_prin
 def test_how_it_ended_is_raised_here(end: str, error: type[Exception], says: str) -> None:
     with own_process(WORKER, {"end": end}) as process, pytest.raises(error, match=says):
         process.result()
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children() if not _gone(child.pid)}
+
+
+def test_one_that_was_begun_is_given_the_next_job_and_the_one_after_it_is_another() -> None:
+    before = _children()
+    begin(WORKER)
+    begin(WORKER)
+    (begun,) = _children() - before
+    found = []
+    for number in range(2):
+        with own_process(WORKER, {"number": number}) as process:
+            found.append(process.result())
+    assert found[0]["pid"] == begun != found[1]["pid"]
+    assert found[0]["prepared"] == ["before the job"]
+    assert _children() == before
+
+
+def test_one_that_was_begun_and_not_needed_is_ended() -> None:
+    begin(WORKER)
+    pids = _children()
+    end_waiting()
+    assert all(_gone(pid) for pid in pids)
+    with own_process(WORKER, {}) as process:
+        assert process.result()["pid"] not in pids
+
+
+def test_one_that_was_begun_ends_when_whoever_began_it_is_killed() -> None:
+    program = (
+        "import psutil\nfrom tasks.own_process import begin\n"
+        f"begin({WORKER!r})\nprint(psutil.Process().children()[0].pid, flush=True)\ninput()"
+    )
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, **pipes) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not _gone(pid)
+        parent.kill()
+    _wait_until_gone(pid)
 
 
 def test_a_module_that_is_not_there_is_told() -> None:
@@ -70,7 +112,7 @@ def test_it_ends_with_the_block_that_started_it() -> None:
 
 def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     program = (
-        "from tasks.own_process import own_process\n"
+        "from tasks.own_process import begin, end_waiting, own_process\n"
         f"with own_process({WORKER!r}, {{'sleep': 600}}) as process:\n"
         "    process.result(lambda pid: print(pid, flush=True))\n"
     )

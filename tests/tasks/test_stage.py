@@ -1,4 +1,5 @@
 import json
+import ast
 import multiprocessing
 import os
 import signal
@@ -127,6 +128,22 @@ def test_the_code_of_a_stage_includes_what_it_imports() -> None:
     # tasks.prepare imports schemas.contract, tasks.network does too; neither imports the other.
     assert code_digest("tasks.prepare") != code_digest("tasks.network")
     assert code_digest("tasks.prepare") != code_digest("schemas.contract")
+
+
+def test_parsing_that_another_thread_disturbed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, parse, calls = code_digest("tasks.prepare"), ast.parse, 0
+
+    def disturbed(source: str) -> ast.Module:
+        nonlocal calls
+        calls += 1
+        if calls % 3:
+            raise SystemError("AST constructor recursion depth mismatch (before=66, after=92)")
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+    code_digest.cache_clear()
+    assert code_digest("tasks.prepare") == expected
+    assert calls > 3
 
 
 def test_comments_and_layout_are_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,10 @@ def main(job: dict[str, Any], tell: Tell) -> Any:
         raise OSError(28, "No space left on device")
     os.write(1, b"a library prints\n")
     tell({"n": 1})
-    return {"prefect": "prefect" in sys.modules, "job": job}
+    return {"prefect": "prefect" in sys.modules, "job": job, "pid": os.getpid(), "prepared": _prepared}
 
+
+_prepared: list[str] = []
 
 if __name__ == "__main__":
-    answer(main)
+    answer(main, lambda: _prepared.append("before the job"))

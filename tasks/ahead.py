@@ -1,0 +1,44 @@
+"""Processes of stages to come, begun while the stages before them work: importing a backend takes seconds."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tasks import fit, judge
+from tasks.own_process import begin, end_waiting
+from tasks.progress import Ended, Event, Trained, watched_by
+
+# Importing the backend takes about 3 s. As long as both run, the memory of both is taken.
+_SECONDS_BEFORE_THE_END = 4
+
+
+@contextmanager
+def begun_ahead(*, train_here: bool) -> Iterator[None]:
+    """While the block runs: once a stage makes something anew the process that trains is begun, if ``train_here``;
+    shortly before training ends that which judges. What nobody had work for is ended with the block."""
+    begun: set[str] = set()
+    first: tuple[float, float] | None = None  # when, and how many epochs were done
+
+    def begin_once(module: str) -> None:
+        if module not in begun:
+            begun.add(module)
+            begin(module)
+
+    def on_event(event: Event) -> None:
+        nonlocal first
+        if isinstance(event, Ended) and not event.reused and train_here and event.stage != "train":
+            begin_once(fit.__name__)
+        if isinstance(event, Trained):
+            now = time.monotonic()
+            if first is None:
+                first = now, event.done
+            elif event.done > first[1]:
+                an_epoch = (now - first[0]) / (event.done - first[1])
+                if (event.epochs - event.done) * an_epoch < _SECONDS_BEFORE_THE_END:
+                    begin_once(judge.__name__)
+
+    try:
+        with watched_by(on_event):
+            yield
+    finally:
+        end_waiting()

@@ -1,0 +1,46 @@
+"""When the processes of stages to come are begun; how a process is begun is test_own_process's."""
+
+import pytest
+
+from tasks import ahead
+from tasks.progress import Begun, Ended, Trained, tell
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Modules whose process was begun, in order."""
+    modules: list[str] = []
+    monkeypatch.setattr(ahead, "begin", modules.append)
+    return modules
+
+
+def _ended(stage: str, *, reused: bool) -> Ended:
+    return Ended(stage, "train", reused, 1.0, {})
+
+
+def test_training_is_begun_with_the_first_stage_that_makes_something_anew_and_not_before(begun: list[str]) -> None:
+    with ahead.begun_ahead(train_here=True):
+        for event in (Begun("ingest", "train"), _ended("ingest", reused=True), _ended("validate", reused=True)):
+            tell(event)
+        assert begun == []
+        for stage in ("prepare", "train", "evaluate"):
+            tell(_ended(stage, reused=False))
+        assert begun == ["tasks.fit"]
+    tell(_ended("ingest", reused=False))
+    assert begun == ["tasks.fit"]
+
+
+def test_what_trains_elsewhere_is_not_begun_here(begun: list[str]) -> None:
+    with ahead.begun_ahead(train_here=False):
+        tell(_ended("ingest", reused=False))
+    assert begun == []
+
+
+def test_judging_is_begun_once_when_training_is_about_to_end(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with ahead.begun_ahead(train_here=True):
+        for done in range(1, 21):  # each takes half a second; 4 s before the end there are 8 left
+            tell(Trained(done, 20, {}))
+            assert begun == ([] if done <= 12 else ["tasks.judge"])
+            now += 0.5
