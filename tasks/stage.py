@@ -109,7 +109,7 @@ def _collect_code(module: str, seen: dict[str, str]) -> None:
 
 
 def _parsed(path: Path) -> ast.Module:
-    """Before Python 3.11.8 parsing fails at times when another thread, of Prefect's say, parses: cpython issue 106905."""
+    """Before Python 3.11.8 parsing may fail while another thread parses, Prefect's say: cpython issue 106905."""
     source = path.read_text(encoding="utf-8")
     for _ in range(_PARSING_TRIES - 1):
         with suppress(SystemError):
