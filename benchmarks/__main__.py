@@ -17,7 +17,8 @@ from benchmarks.rows import ROWS, Bench
 from schemas.config import data_folder
 from schemas.contract import FASHION_MNIST
 from tasks.fetch import fetch_data
-from tasks.version import code_revision, package_versions
+from tasks.stage import package_versions
+from tasks.version import code_revision
 
 
 def main() -> None:
