@@ -71,8 +71,9 @@ def test_one_that_was_begun_is_given_the_next_job_and_the_one_after_it_is_anothe
 
 
 def test_one_that_was_begun_and_not_needed_is_ended() -> None:
+    before = _children()
     begin(WORKER)
-    pids = _children()
+    pids = _children() - before
     end_waiting()
     assert all(_gone(pid) for pid in pids)
     with own_process(WORKER, {}) as process:
