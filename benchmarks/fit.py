@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -72,13 +72,14 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
 
     config = TrainingConfig(epochs=how.epochs, batch_size=how.batch_size, dropout=how.dropout, seed=how.seed)
     set_up_backend(config.seed)
-    build, built = fit.build_network, []
+    module = vars(fit)
+    build, built = module["build_network"], []
 
     def build_and_keep(*arguments: Any) -> Any:
         built.append(build(*arguments))
         return built[-1]
 
-    fit.build_network = build_and_keep  # fit_network hands its model out at the end alone
+    module["build_network"] = build_and_keep  # fit_network hands its model out at the end alone
     clock = EpochClock(splits.get("test"), how.target)
 
     def on_epoch(epoch: int, figures: dict[str, float]) -> None:
@@ -105,7 +106,7 @@ def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
         train = (np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]]))
     clock = EpochClock(splits.get("test"), how.target)
 
-    class Watch(keras.callbacks.Callback):
+    class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             if clock.epoch_ended(self.model.get_weights):
                 self.model.stop_training = True
@@ -124,7 +125,8 @@ def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
 def main(who: str, folder: str, text: str) -> None:
     how = Fit(**json.loads(text))
     names = ("train", "validation") if how.target is None else ("train", "validation", "test")
-    fit, mode = {"ours": (fit_ours, "r"), "plain": (fit_plain, None)}[who]  # the train stage maps its images
+    fit = {"ours": fit_ours, "plain": fit_plain}[who]
+    mode: Literal["r"] | None = "r" if who == "ours" else None  # the train stage maps its images
     splits = {
         name: (
             np.load(Path(folder) / f"{name}_images.npy", mmap_mode=mode),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,7 +12,7 @@ from schemas.contract import DatasetContract
 def pandas_ingests(source: Path, target: Path) -> dict[str, Callable[[], None]]:
     """pandas' ways from CSV to Parquet; the fastest is the peer."""
 
-    def way(**options: str) -> Callable[[], None]:
+    def way(**options: Any) -> Callable[[], None]:
         return lambda: pd.read_csv(source, **options).to_parquet(target)
 
     return {

@@ -18,7 +18,6 @@ from rich.console import Console
 from cli.prefect_run import run_training_flow
 from cli.terminal import Progress, _View
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
-from schemas.contract import FASHION_MNIST
 from tasks.progress import Event, Trained
 
 IMAGES = PROJECT_ROOT / "docs" / "images"
@@ -55,7 +54,7 @@ def main() -> None:
     progress = _Photographed()
     with tempfile.TemporaryDirectory() as scratch:
         made = run_training_flow(
-            FASHION_MNIST.name,
+            "fashion-mnist",
             data_folder(options.data_dir),
             Path(scratch),
             TrainingConfig(epochs=options.epochs),

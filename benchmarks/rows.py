@@ -58,7 +58,7 @@ class Bench:
 
     def train(self, artifacts: str, *flags: str, data: Path | None = None, api: str | None = None) -> Finished:
         """`fashion-ann train` with a Prefect home of its own, which the first call fills."""
-        command = [_COMMAND, "train", "--json", "--data-dir", data or self.data_dir]
+        command: list[str | Path] = [_COMMAND, "train", "--json", "--data-dir", data or self.data_dir]
         environment = {**self._environment(), **({} if api is None else {"PREFECT_API_URL": api})}
         return run_child([*command, "--artifacts-dir", self.folder / artifacts, *flags], environment, self.folder)
 
@@ -175,7 +175,8 @@ def validate_row(bench: Bench) -> Iterator[Row]:
 
 def _judge(parquet: Mapping[Split, Path]) -> None:
     first = judge(parquet["train"], FASHION_MNIST, "train")
-    _demand(first.sketches is not None, "our suite took the real data for other data")
+    if first.sketches is None:
+        raise RuntimeError("our suite took the real data for other data")
     second = judge(parquet["test"], FASHION_MNIST, "test", train=(first.sketches, parquet["train"]))
     verdicts = [part for judged in (first, second) for part in judged.result.values()]
     _demand(all(part["success"] for part in verdicts), "our suite refused the real data, or warned of it")
@@ -228,7 +229,7 @@ def epoch_row(bench: Bench) -> Iterator[Row]:
     def epoch_seconds(who: str) -> Callable[[int], float]:
         def measure(number: int) -> float:
             how = Fit(_TIMED_EPOCHS, config.batch_size, config.dropout, watched=True, target=None, seed=number)
-            ends = [epoch["seconds"] for epoch in _fit(bench, who, how)]
+            ends: list[float] = [epoch["seconds"] for epoch in _fit(bench, who, how)]
             return statistics.median(after - before for before, after in pairwise(ends))
 
         return measure

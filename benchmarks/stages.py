@@ -16,6 +16,7 @@ def main(data_dir: str, artifacts_dir: str, seed: str) -> None:
     import_seconds = time.perf_counter() - started
     from flows import fit_model, train_fashion_mnist
     from schemas.config import TrainingConfig
+    from schemas.references import ModelVersion
 
     for module in (fit_model, train_fashion_mnist):
         for name, value in list(vars(module).items()):
@@ -24,6 +25,8 @@ def main(data_dir: str, artifacts_dir: str, seed: str) -> None:
     made = train_fashion_mnist.train_fashion_mnist(
         data_dir=Path(data_dir), artifacts_dir=Path(artifacts_dir), training=TrainingConfig(seed=int(seed))
     )
+    if not isinstance(made, ModelVersion):
+        raise TypeError(f"a new version was expected, received {made!r}")
     print(json.dumps({"test_accuracy": made.test_accuracy, "import_seconds": import_seconds}))
 
 
