@@ -20,8 +20,9 @@ test: .venv/dev.stamp
 
 # Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
 # faults were tried and passed. Three at a time, whatever the cores: each mostly waits.
+FAULTS_TABLE ?= docs/faults.md
 test-deployed: .venv/dev.stamp postgresql
-	FAULTS_TABLE=docs/faults.md $(BIN)/pytest --numprocesses 3 --dist loadgroup tests/deployed
+	FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest --numprocesses 3 --dist loadgroup tests/deployed
 
 # Debian's, installed where there is none, as root.
 postgresql:

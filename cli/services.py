@@ -156,6 +156,7 @@ def up(artifacts_dir: Path) -> Status:
     with _alone(place):
         state = read_state(place.state)
         url, state = _server(place, state, secrets)
+        _demand_the_same_data(state)
         write_prefect_toml(PROJECT_ROOT / "prefect.toml", url)
         shared = _environment(place, url, secrets)
         _deploy(place, shared)
@@ -163,6 +164,20 @@ def up(artifacts_dir: Path) -> Status:
             state = _worker(place, state, pool, url, shared)
         _await_workers(place, state, url, secrets.get(_AUTH))
     return status(artifacts_dir)
+
+
+def _demand_the_same_data(state: State) -> None:
+    """A worker hands its folders to the runs that it starts; one that runs would keep to its own without a word."""
+    ours = data_folder()
+    for pool in pool_names():
+        known = state.processes.get(worker_of(pool))
+        process = None if known is None else alive(known)
+        theirs = None if process is None else process.environ().get(_DATA_DIR)
+        if known is not None and theirs is not None and Path(theirs).resolve() != ours.resolve():
+            raise ServiceFailed(
+                f"{worker_of(pool)} (process {known.pid}) was started for the data in {theirs}, and now it is to be "
+                f"{ours}. `fashion-ann down`, then `fashion-ann up` starts all anew; or set {_DATA_DIR}={theirs}."
+            )
 
 
 def _secrets() -> dict[str, str]:
@@ -291,7 +306,6 @@ def _worker(place: _Place, state: State, pool: str, url: str, variables: Mapping
         # A `down` that was killed may have left it suspended.
         process.resume()
         if known.url == url:
-            _demand_the_same_data(known, process, variables)
             return state
         # The server had to move to another port; this one would ask the old one for ever.
         process.terminate()
@@ -299,16 +313,6 @@ def _worker(place: _Place, state: State, pool: str, url: str, variables: Mapping
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool)]
     _, state = _start(place, state, name, [*command, "--install-policy", "never"], variables, url)
     return state
-
-
-def _demand_the_same_data(known: Process, process: psutil.Process, variables: Mapping[str, str]) -> None:
-    """A worker hands its folders to the runs that it starts; another one would keep to them without a word."""
-    theirs, ours = process.environ().get(_DATA_DIR), variables[_DATA_DIR]
-    if theirs != ours:
-        raise ServiceFailed(
-            f"The worker that runs (process {known.pid}) reads data from {theirs}, and now it is to be {ours}. Stop "
-            f"it first: `fashion-ann down`; or go on with {_DATA_DIR}={theirs}."
-        )
 
 
 def _await_workers(place: _Place, state: State, url: str, auth_string: str | None) -> None:

@@ -130,7 +130,7 @@ class DatasetContract:
         return (0, self.classes - 1) if column == self.label_column else (self.pixel_min, self.pixel_max)
 
     def check(self, name: str) -> Check:
-        return next(check for check in self.checks if check.name == name)
+        return {check.name: check for check in self.checks}[name]
 
     def csv_name(self, split: Split) -> str:
         return f"{self.name}_{split}.csv"

@@ -7,7 +7,7 @@ waits has its 300 MB beside that of the stage that works.
 import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 
@@ -16,11 +16,12 @@ from tasks.own_process import begin, end_waiting
 from tasks.progress import Ended, Event, Trained, watched_by
 
 _SECONDS_BEFORE_THE_END = 4
+_BEFORE_TRAINING = ("ingest", "validate", "prepare")
 
 
 @contextmanager
 def begun_ahead(*, train_here: bool) -> Iterator[None]:
-    """While the block runs: once a stage has made something anew the process that trains is begun, if ``train_here``;
+    """While the block runs: once data was made anew the process that trains is begun, if ``train_here``;
     shortly before training ends that which judges. What nobody had work for is ended with the block."""
     begun: set[str] = set()
     first: tuple[float, float] | None = None  # when, and how many epochs were done
@@ -28,14 +29,17 @@ def begun_ahead(*, train_here: bool) -> Iterator[None]:
     def begin_once(module: str) -> None:
         if module not in begun:
             begun.add(module)
-            begin(module)
+            with suppress(OSError):  # whoever has work for it starts one, and says what is wrong
+                begin(module)
 
     def on_event(event: Event) -> None:
         nonlocal first
         if isinstance(event, Ended) and not event.reused:
             _give_back_memory()
-            if train_here and event.stage != "train":
+            if train_here and event.stage in _BEFORE_TRAINING:
                 begin_once(fit.__name__)
+        if isinstance(event, Ended) and event.reused and event.stage == "train":
+            end_waiting()  # what was made anew came out as it was before
         if isinstance(event, Trained):
             now = time.monotonic()
             if first is None:

@@ -4,6 +4,7 @@ They take style sheets, scripts and a logo from the web, and the index's table i
 to do without: styled as the report is, and with a list of links in the index.
 """
 
+import hashlib
 import html
 import json
 import re
@@ -45,6 +46,8 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
             "dataset": dataset,
             "split": split,
             "run": run,
+            # Pages are drawn anew for another style, too.
+            "style": hashlib.sha256(_style().encode()).hexdigest(),
             "when": datetime.fromtimestamp(result.stat().st_mtime, UTC).isoformat(),
             "verdict": json.loads(result.read_bytes()),
         }
@@ -62,6 +65,10 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
             _build(site)
             _publish(site, docs)
     return docs / INDEX_NAME
+
+
+def _style() -> str:
+    return "\n".join(path.read_text("utf-8") for path in _STYLES)
 
 
 def _build(site: Path) -> None:
@@ -96,13 +103,13 @@ def _build(site: Path) -> None:
             context.validation_results_store.set(
                 key,
                 ExpectationSuiteValidationResult(
-                    **{key: verdict[key] for key in ("success", "results", "statistics", "suite_parameters")},
+                    **{part: verdict[part] for part in ("success", "results", "statistics", "suite_parameters")},
                     meta={**verdict["meta"], "run_id": key.run_id},
                     suite_name=name,
                 ),
             )
     context.build_data_docs()
-    style = "\n".join(path.read_text("utf-8") for path in _STYLES)
+    style = _style()
     for page in site.rglob("*.html"):
         up = "../" * (len(page.relative_to(site).parts) - 1)
         page.write_text(_offline(page.read_text("utf-8"), f"{up}static/images/logo-long.png", style), "utf-8")

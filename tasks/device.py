@@ -80,12 +80,12 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
 
 
 def import_backend() -> None:
-    """What takes the seconds of `set_up_backend`, and asks for neither seed nor device: it may come before."""
+    """What takes most seconds of `set_up_backend`, and asks for neither seed nor device: it may come before."""
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # TensorFlow reads it when it starts
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so does jax, which would take 3/4 of the memory
     with _start_up_words_logged():
         if backend_name() == "tensorflow":
-            with _kept_out("jax", "scipy", *_OF_NO_USE):
+            with _kept_out("jax", "scipy", *_OF_NO_USE):  # also of Keras, which TensorFlow imports
                 import tensorflow  # noqa: F401
         else:
             with _kept_out(*_OF_NO_USE):

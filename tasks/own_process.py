@@ -83,9 +83,13 @@ _waiting: dict[str, _Started] = {}
 def own_process(module: str, job: Mapping[str, Any]) -> Iterator[OwnProcess]:
     """Have ``python -m module`` work on ``job``; it is killed if it still runs when the block ends, or when we die.
 
-    It is the one that `begin` started, where there is one.
+    It is the one that `begin` started, where there is one that still waits.
     """
-    started = _waiting.pop(module, None) or _start(module)
+    started = _waiting.pop(module, None)
+    if started is not None and started.process.poll() is not None:  # died meanwhile, as when memory runs out
+        _end(started)
+        started = None
+    started = started or _start(module)
     with started.said, started.process as process:
         try:
             if process.stdin is not None:
@@ -96,6 +100,9 @@ def own_process(module: str, job: Mapping[str, Any]) -> Iterator[OwnProcess]:
             yield OwnProcess(module, process, started.said)
         finally:
             process.kill()
+            if process.stdin is not None:
+                with suppress(BrokenPipeError):  # it would stand in the place of how the process ended
+                    process.stdin.close()
 
 
 def begin(module: str) -> None:
@@ -107,9 +114,12 @@ def begin(module: str) -> None:
 def end_waiting() -> None:
     """End what `begin` started and nobody had work for."""
     while _waiting:
-        _, started = _waiting.popitem()
-        with started.said, started.process as process:
-            process.kill()
+        _end(_waiting.popitem()[1])
+
+
+def _end(started: _Started) -> None:
+    with started.said, started.process as process:
+        process.kill()
 
 
 def _start(module: str) -> _Started:

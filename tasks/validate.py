@@ -478,9 +478,12 @@ def _validate_frame(
     context: "EphemeralDataContext", frame: pd.DataFrame, name: str, expectations: "Sequence[Expectation]", index: str
 ) -> dict[str, Any]:
     import great_expectations as gx
+    from great_expectations.datasource.fluent import PandasDatasource
+    from great_expectations.datasource.fluent.pandas_datasource import DataFrameAsset
 
-    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
-    # Without a batch definition: each that is added has the whole context written out as YAML.
+    # At once, and without a batch definition: with each thing that is added the whole context is written out as YAML.
+    source = context.data_sources.add_pandas(PandasDatasource(name=name, assets=[DataFrameAsset(name=name)]))
+    asset = source.get_asset(name)
     batch = asset.get_batch(asset.build_batch_request({"dataframe": frame}))
     # The whole list in the constructor: adding one by one compares all pairs each time.
     suite = gx.ExpectationSuite(name=name, expectations=list(expectations))

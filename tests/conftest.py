@@ -129,6 +129,7 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for starter in ("tasks.train", "tasks.judge"):
             patch.setattr(f"{starter}.own_process", here)
+        patch.setattr("tasks.ahead.begin", lambda module: None)
         yield
 
 

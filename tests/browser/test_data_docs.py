@@ -59,14 +59,14 @@ def test_a_page_says_what_is_broken_and_shows_that_alone_on_demand(opened: Any, 
     page, _ = opened(index)
     page.locator("a", has_text=f"{FASHION_MNIST.name}-test-classes").click()
     assert "Failed" in page.locator("#section-1").inner_text()
-    polarity, drift = (page.locator("tr", has_text=f"{name}: ").last for name in ("polarity", "class_imbalance"))
+    polarity, imbalance = (page.locator("tr", has_text=f"{name}: ").last for name in ("polarity", "class_imbalance"))
     assert _icon(polarity) == "✘"
-    assert _icon(drift) == "✔"
+    assert _icon(imbalance) == "✔"
     page.get_by_text("Failed Only").click()
     assert polarity.is_visible()
-    assert drift.is_hidden()
+    assert imbalance.is_hidden()
     page.get_by_text("Show All").click()
-    assert drift.is_visible()
+    assert imbalance.is_visible()
 
 
 def _icon(row: Any) -> str:

@@ -177,11 +177,16 @@ def test_two_ups_at_once_start_one_of_each(checkout: Checkout) -> None:
     told = [json.loads(process.communicate(timeout=600)[0]) for process in both]
     assert told[0] == told[1]
     assert {process.pid for process in checkout.processes()} == {service["pid"] for service in told[0]["services"]}
-    # The workers would go on with the data that they were started for.
+
+
+def test_up_refuses_to_leave_workers_on_other_data_and_changes_nothing(checkout: Checkout) -> None:
+    before = _pids(checkout.up())
     other = checkout.run("up", FASHION_ANN_DATA_DIR=str(checkout.folder))
     assert other.returncode == 1
     assert str(SAMPLE) in other.stderr
     assert str(checkout.folder) in other.stderr
+    assert _pids(checkout.services_of("status")) == before
+    assert _pids(checkout.up(FASHION_ANN_DATA_DIR=f"{SAMPLE}/../data")) == before
 
 
 def test_up_keeps_its_history_in_postgres_where_it_is_told_to(checkout: Checkout, postgres: Postgres) -> None:

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,11 +74,33 @@ def test_one_that_was_begun_is_given_the_next_job_and_the_one_after_it_is_anothe
 def test_one_that_was_begun_and_not_needed_is_ended() -> None:
     before = _children()
     begin(WORKER)
-    pids = _children() - before
+    (pid,) = _children() - before
     end_waiting()
-    assert all(_gone(pid) for pid in pids)
+    assert _gone(pid)
     with own_process(WORKER, {}) as process:
-        assert process.result()["pid"] not in pids
+        assert process.result()["pid"] != pid
+
+
+def test_one_that_died_before_its_job_is_replaced() -> None:
+    before = _children()
+    begin(WORKER)
+    (pid,) = _children() - before
+    os.kill(pid, signal.SIGKILL)
+    _wait_until_gone(pid)
+    with own_process(WORKER, {}) as process:
+        assert process.result()["pid"] != pid
+
+
+def test_how_one_that_cannot_start_ended_is_told_also_when_the_job_never_reached_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subprocess.Popen, "poll", lambda self: None)  # it dies just after it was looked at
+    before = _children()
+    begin("tasks.nowhere")
+    while _children() - before:
+        time.sleep(0.02)
+    with pytest.raises(ProcessDied, match="No module named"), own_process("tasks.nowhere", {}) as process:
+        process.result()
 
 
 def test_one_that_was_begun_ends_when_whoever_began_it_is_killed() -> None:
@@ -113,7 +136,7 @@ def test_it_ends_with_the_block_that_started_it() -> None:
 
 def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     program = (
-        "from tasks.own_process import begin, end_waiting, own_process\n"
+        "from tasks.own_process import own_process\n"
         f"with own_process({WORKER!r}, {{'sleep': 600}}) as process:\n"
         "    process.result(lambda pid: print(pid, flush=True))\n"
     )
