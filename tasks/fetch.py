@@ -244,12 +244,13 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
     names = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
     for split in SPLITS:
         whole = contract.csv_name(split)
-        shard = re.compile(rf"{re.escape(whole.removesuffix('.csv'))}-.*\.csv")
+        shard = re.compile(rf"{re.escape(whole.removesuffix('.csv'))}-.*\.csv", re.DOTALL)
         # By the name of the CSV: sorted, and packed beside plain.
         found: dict[str, list[Path]] = {}
         for name in sorted(names):
             plain = name.removesuffix(".gz")
             if plain == whole or shard.fullmatch(plain):
+                _demand_plain_name(data_dir, name)
                 found.setdefault(plain, []).append(data_dir / name)
         for paths in found.values():
             _demand_one_file(data_dir, paths)
@@ -263,6 +264,15 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
         if found:
             present[split] = tuple(path for _, (path,) in sorted(found.items()))
     return present
+
+
+def _demand_plain_name(data_dir: Path, name: str) -> None:
+    """The name of a shard stands in manifests, quarantine and messages."""
+    if not name.isprintable():
+        raise DataContractError(
+            f"{data_dir} holds a shard of the name {name!a}: expected a name of characters that can be printed, in "
+            "UTF-8. Rename the file, and run again."
+        )
 
 
 def _demand_one_file(data_dir: Path, paths: Sequence[Path]) -> None:

@@ -149,10 +149,12 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     for sentence in facts.reordered:
         logger.warning("%s", sentence)
     if facts.quarantined:
-        if not quarantine.exists():
+        own = record.path / _QUARANTINE_NAME
+        # Lost, damaged, or of the same rows under other file names.
+        if not quarantine.exists() or sha256_file(quarantine) != sha256_file(own):
             quarantine.parent.mkdir(parents=True, exist_ok=True)
             with replaced(quarantine) as temporary:
-                shutil.copyfile(record.path / _QUARANTINE_NAME, temporary)
+                shutil.copyfile(own, temporary)
         _demand_budget(csv, facts, bad_rows, quarantine)
         logger.warning(
             "%s: %s, --bad-rows allows %s; set aside in %s. The first: %s",
@@ -213,7 +215,7 @@ def ingest_csv(
             reordered=tuple(reader.reordered for reader in readers if reader.reordered is not None),
         )
         _demand_budget(csv, facts, bad_rows, quarantine)
-        _check_rows(csv, facts, contract)
+        _check_rows(csv, facts, contract, quarantine)
     return facts
 
 
@@ -887,19 +889,23 @@ def _likely_cause(line: bytes, received: Sequence[str], expected: set[str]) -> s
     return None
 
 
-def _check_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract) -> None:
-    without = f" without the {facts.quarantined} bad" if facts.quarantined else ""
+def _check_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract, quarantine: Path) -> None:
+    without = f" without the {facts.quarantined} bad ones, which are in {quarantine}" if facts.quarantined else ""
     if csv.origin == "fetched":
         published = contract.published[csv.split].rows
         if facts.rows != published:
             raise DataContractError(
                 f"{csv.name} has {facts.rows} rows{without}: expected the {published} of the {csv.split} split as it "
-                f"was published. Delete {_place(csv)}, and run again to fetch it anew."
+                f"was published. Delete {_place(csv)}, and run again to fetch it anew.",
+                problems=facts.problems,
+                count=facts.count,
             )
     elif facts.rows < contract.minimum_rows[csv.split]:
         raise DataContractError(
             f"{csv.name} has {facts.rows} rows{without}: expected at least {contract.minimum_rows[csv.split]} for the "
-            f"{csv.split} split. Add rows to {_place(csv)}, or supply another file, and run again."
+            f"{csv.split} split. Add rows to {_place(csv)}, or supply another file, and run again.",
+            problems=facts.problems,
+            count=facts.count,
         )
 
 

@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float32]
 
 _BINS = 16
 _AS_IT_IS = "as it is"
+_SHUFFLED = 0.1  # relation to the images, relative to the reference, below which labels are called so
 _WILSON_Z = 4.0  # one in 30,000, on one side
 
 
@@ -29,7 +30,7 @@ class ImageProfile:
     class_rows: images of each class. mean_images: of each class present, its mean image in pixel values, by label.
     histogram: share of pixels that are background, then of the other values in 16 bins of equal width.
     varying: of each pixel, the share of images where it has another value than its smallest.
-    label_agreement: share of images whose label is that of the most alike of ``mean_images``.
+    label_agreement: share of images whose label is that of the most alike of ``mean_images`` (`agreement`).
     label_relation: share of the pixels' variance that labels explain (`variance_explained`).
     """
 
@@ -59,7 +60,7 @@ def profile_images(images: Images, labels: Labels, contract: DatasetContract) ->
         mean_images={str(label): np.round(means[label].astype(float), 1).tolist() for label in present},
         histogram=np.round(histogram(images, contract), 6).tolist(),
         varying=np.round((images != images.min(axis=0)).mean(axis=0), 5).tolist(),
-        label_agreement=round(float((alike == labels).mean()), 4),
+        label_agreement=round(agreement(alike == labels, labels)[0], 4),
         label_relation=round(variance_explained(images, labels), 4),
     )
 
@@ -113,19 +114,34 @@ def _standardized(images: npt.NDArray[Any]) -> Floats:
 
 
 def variance_explained(images: Images, labels: Labels) -> float:
-    """Epsilon squared (Kelley 1935): the share of the pixels' variance between classes, 0 on average for labels that
-    have nothing to do with the images, however few they are."""
-    classes, rows = np.unique(labels, return_counts=True)
-    if len(images) <= len(classes):
+    """Omega squared (Hays 1963): the share of the pixels' variance between classes, 0 on average for labels that have
+    nothing to do with the images, however few they are.
+
+    Every class weighs alike, so that the share does not hang on how many rows each has. A class of one row is taken to
+    vary as the others do; 0 where all are.
+    """
+    present, rows = np.unique(labels, return_counts=True)
+    if rows.max() < 2:
         return 0.0
-    overall = images.mean(axis=0, dtype=np.float32)
-    total = float(((images - overall) ** 2).sum(dtype=np.float64))
-    between = sum(
-        count * float(((images[labels == label].mean(axis=0, dtype=np.float32) - overall) ** 2).sum(dtype=np.float64))
-        for label, count in zip(classes, rows, strict=True)
-    )
-    eta_squared = between / total if total else 0.0
-    return 1 - (1 - eta_squared) * (len(images) - 1) / (len(images) - len(classes))
+    means = [images[labels == label].mean(axis=0, dtype=np.float32) for label in present]
+    squares = [
+        float(((images[labels == label] - mean) ** 2).sum(dtype=np.float64))
+        for label, mean in zip(present, means, strict=True)
+    ]
+    within = np.array(squares) / np.maximum(rows - 1, 1)
+    within[rows == 1] = within[rows > 1].mean()
+    found = float(((np.stack(means) - np.mean(means, axis=0)) ** 2).sum(dtype=np.float64)) / len(rows)
+    between = found - (1 - 1 / len(rows)) * float(np.mean(within / rows))  # by chance means differ, too
+    total = between + float(np.mean(within))
+    return between / total if total else 0.0
+
+
+def agreement(right: npt.NDArray[np.bool_], labels: Labels) -> tuple[float, float]:
+    """Share of rows that are ``right``, bool (N,), every class weighed alike; and how many rows of a balanced split
+    would tell as much (Kish 1965)."""
+    rows = np.bincount(labels)
+    shares = np.bincount(labels, weights=right)[rows > 0] / rows[rows > 0]
+    return float(shares.mean()), len(shares) ** 2 / float((1 / rows[rows > 0]).sum())
 
 
 # --- how one differs from another ---
@@ -174,22 +190,31 @@ def compare(images: Images, labels: Labels, contract: DatasetContract, reference
         ),
         "likeness": Figure(fits[looks], _unlike(known, found, contract)),
     }
+    # Of images that stand otherwise it is no question: the figure of a right split.
+    moved = [fit(likeness(found, view)) - fits[looks] for view in _moved(known, contract)]
+    upright = looks == _AS_IT_IS and not inverted
+    figures["position"] = Figure(
+        max(moved) if upright else -1.0, "the images look moved by a pixel" if upright and max(moved) > 0 else ""
+    )
     # Rows: the label that an image has; columns: the class that it is most like.
     alike = np.array(names)[(likeness(images, turned[looks]) * (-1 if inverted else 1)).argmax(axis=1)]
     table = np.zeros((contract.classes, contract.classes), np.int64)
     np.add.at(table, (labels, alike), 1)
     _, like_class = linear_sum_assignment(table, maximize=True)
-    p_value = _better_by_chance(labels, alike, like_class)
-    permuted = contract.check("label_permutation").fails(p_value)
-    agreeing = int((like_class[labels] == alike).sum() if permuted else (labels == alike).sum())
     related = variance_explained(images, labels) / reference.label_relation
+    shuffled = related < _SHUFFLED
+    # Of labels that have nothing to do with the images no renaming is the right one.
+    p_value = 1.0 if shuffled else _better_by_chance(labels, alike, like_class)
+    permuted = contract.check("label_permutation").tells(p_value)
+    right = (like_class[labels] if permuted else labels) == alike
+    share, rows = agreement(right, labels)
     figures["label_permutation"] = Figure(p_value, _permutation(like_class, contract) if permuted else "")
     figures["label_relation"] = Figure(
-        related, "the labels look shuffled, the mean images of all classes are alike" if related < 0.1 else ""
+        related, "the labels look shuffled, the mean images of all classes are alike" if shuffled else ""
     )
     figures["label_agreement"] = Figure(
-        wilson_upper(agreeing, len(labels)) / reference.label_agreement,
-        f"{agreeing} of {len(labels)} images are most like the reference's mean image of their own class, "
+        wilson_upper(share * rows, rows) / reference.label_agreement,
+        f"{int(right.sum())} of {len(labels)} images are most like the reference's mean image of their own class, "
         f"{reference.label_agreement:.0%} in the reference",
     )
     return figures
@@ -213,6 +238,12 @@ def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]
             "transposed along the other diagonal": across[:, ::-1, ::-1],
         }
     return {name: laid.reshape(len(images), -1) for name, laid in ways.items()}
+
+
+def _moved(images: Floats, contract: DatasetContract) -> list[Floats]:
+    """Images (N, pixels) moved by a pixel to each side."""
+    upright = images.reshape(-1, contract.height, contract.width)
+    return [np.roll(upright, step, axis).reshape(len(images), -1) for step, axis in ((1, 2), (-1, 2), (1, 1), (-1, 1))]
 
 
 def _unlike(known: Floats, found: Floats, contract: DatasetContract) -> str:
@@ -241,23 +272,48 @@ def _better_by_chance(labels: Labels, alike: npt.NDArray[Any], like_class: npt.N
 
 
 def _permutation(like_class: npt.NDArray[Any], contract: DatasetContract) -> str:
-    shifts = {int(shift) for shift in (np.arange(len(like_class)) - like_class) % len(like_class)}
-    if len(shifts) == 1:
-        (shift,) = shifts
-        back = len(like_class) - shift
-        amount = shift if shift <= back else -back
-        return f"the labels look shifted by {'one' if amount == 1 else amount}"
+    classes = len(like_class)
+    shifts = np.bincount((np.arange(classes) - like_class) % classes, minlength=classes)
+    shift = int(shifts.argmax())
+    if shift and shifts[shift] > classes / 2:  # of few rows a class or two are taken for others
+        amount = shift if shift <= classes - shift else shift - classes
+        said = f"{'one' if abs(amount) == 1 else abs(amount)} {'more' if amount > 0 else 'less'}"
+        return (
+            f"the labels look shifted by {'one' if amount == 1 else amount}: each is {said} than the class of its image"
+        )
     moved = [(label, int(like)) for label, like in enumerate(like_class) if label != like]
     names = contract.class_names
     said = ", ".join(f"{label} ({names[label]}) looks like {like} ({names[like]})" for label, like in moved)
     return f"the labels look permuted: {said}"
 
 
-def wilson_upper(count: int, rows: int, z: float = _WILSON_Z) -> float:
-    """Upper bound of a share that was found as ``count`` of ``rows`` (Wilson's score interval, 1927)."""
-    from scipy.stats import binomtest, norm
+def wilson_upper(count: float, rows: float, z: float = _WILSON_Z) -> float:
+    """Upper bound of a share that was found as ``count`` of ``rows`` (Wilson's score interval, 1927).
 
-    return float(binomtest(count, rows).proportion_ci(1 - 2 * norm.sf(z), method="wilson").high)
+    Neither need be whole, as those of `agreement` are not; SciPy's wants them whole.
+    """
+    share, spread = count / rows, z**2 / rows
+    centre = share + spread / 2
+    return float((centre + z * ((share * (1 - share) + spread / 4) / rows) ** 0.5) / (1 + spread))
+
+
+def pixel_range(images: Images, contract: DatasetContract) -> dict[str, Figure]:
+    """Whether pixels reach from one end of the contract's range to the other."""
+    smallest, largest = images.min(axis=1), images.max(axis=1)
+    without = int((smallest > contract.pixel_min).sum())
+    middle = float(np.median(largest))
+    span = contract.pixel_max - contract.pixel_min
+    return {
+        "background": Figure(
+            without / len(images),
+            f"{without} of {len(images)} images looked at have no pixel of {contract.pixel_min}, the background; the "
+            f"smallest pixel of the median image is {np.median(smallest):g}",
+        ),
+        "brightest_pixel": Figure(
+            (middle - contract.pixel_min) / span,
+            f"the largest pixel of the median image is {middle:g}, the range ends at {contract.pixel_max}",
+        ),
+    }
 
 
 def border_brightness(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:

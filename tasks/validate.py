@@ -44,6 +44,7 @@ from tasks.profile import (
     border_brightness,
     compare,
     drift,
+    pixel_range,
     profile_images,
     read_profile,
     reference_profile,
@@ -269,6 +270,9 @@ def measure(
             figures |= {**compared, "likeness": replace(compared["likeness"], says="")}
         if not contract.check("orientation").fails(compared["orientation"].value):
             figures["constant_columns"] = _constant_columns(scan, contract, reference)
+    # The ends of the range have changed places in inverted images.
+    if "polarity" not in figures or not contract.check("polarity").fails(figures["polarity"].value):
+        figures |= pixel_range(sample.images, contract)
     baseline, whose = (champion, "the champion's train split") if champion is not None else (reference, "the reference")
     if baseline is not None:
         figures["drift"] = Figure(

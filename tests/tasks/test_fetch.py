@@ -337,6 +337,14 @@ def test_a_file_beside_shards_of_it_is_refused(tmp_path: Path, whole: str) -> No
         fetch_data(CONTRACT, tmp_path, [Never()])
 
 
+@pytest.mark.parametrize("name", [b"fashion-mnist_train-\xff.csv", b"fashion-mnist_train-a\nb.csv"])
+def test_a_shard_whose_name_cannot_be_printed_is_refused_and_not_left_out(tmp_path: Path, name: bytes) -> None:
+    supply(tmp_path, *SHARDS, TEST)
+    (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    with pytest.raises(DataContractError, match=r"a shard of the name 'fashion-mnist_train-.*\.csv': expected"):
+        fetch_data(CONTRACT, tmp_path, [Never()])
+
+
 def test_a_shard_both_plain_and_packed_is_refused(tmp_path: Path) -> None:
     supply(tmp_path, *SHARDS, f"{SHARDS[0]}.gz", TEST)
     with pytest.raises(DataContractError, match=f"holds both {SHARDS[0]} and {SHARDS[0]}.gz"):

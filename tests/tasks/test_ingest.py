@@ -489,8 +489,12 @@ def test_too_few_rows_are_rejected_and_bad_ones_do_not_count(tmp_path: Path) -> 
     assert "has 2 rows: expected at least 3 for the train split" in str(refusal(tmp_path, few))
     (tmp_path / "tiny_train.csv").write_bytes(GOOD.replace(b"200", b"x"))
     csv = supplied(tmp_path / "tiny_train.csv", split="train")
-    with pytest.raises(DataContractError, match="has 2 rows without the 1 bad: expected at least 3"):
+    with pytest.raises(
+        DataContractError, match=r"has 2 rows without the 1 bad ones, which are in .*: expected at least 3"
+    ) as e:
         ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY, 1)
+    assert str(tmp_path / QUARANTINE) in str(e.value)
+    assert [problem.value for problem in e.value.problems] == ["'x'"]
     assert not (tmp_path / TARGET).exists()
     assert (tmp_path / QUARANTINE).exists()
 

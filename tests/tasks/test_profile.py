@@ -41,7 +41,11 @@ def test_variance_explained_is_all_nothing_or_what_analysis_of_variance_says() -
     assert np.mean(unrelated) == pytest.approx(0, abs=0.01)
     values = (generator.integers(0, 100, 60) + labels * 20).astype(np.uint8)
     f = f_oneway(*(values[labels == label] for label in range(3))).statistic
-    assert variance_explained(values[:, None], labels) == pytest.approx((f - 1) / (f + 57 / 2), abs=1e-5)
+    assert variance_explained(values[:, None], labels) == pytest.approx(2 * (f - 1) / (2 * (f - 1) + 60), abs=1e-5)
+    # Some rows of a class more say the same.
+    more = np.concatenate([np.tile(values[:20], 9), values[20:]])
+    again = variance_explained(more[:, None], np.repeat(np.arange(3, dtype=np.uint8), [180, 20, 20]))
+    assert again == pytest.approx(2 * (f - 1) / (2 * (f - 1) + 60), abs=0.03)
 
 
 def test_the_histogram_keeps_background_apart_and_has_every_pixel() -> None:

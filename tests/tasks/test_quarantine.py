@@ -149,6 +149,23 @@ def test_a_reused_stage_brings_its_quarantine_back(tmp_path: Path) -> None:
     assert quarantine_path(artifacts, csv).read_bytes() == before
 
 
+def test_a_damaged_quarantine_and_that_of_the_same_rows_under_another_name_are_put_right(tmp_path: Path) -> None:
+    csv, artifacts = put(tmp_path), tmp_path / "artifacts"
+    run(csv, artifacts, 2)
+    path = quarantine_path(artifacts, csv)
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    run(csv, artifacts, 2)
+    assert path.read_bytes() == before
+    (file,) = csv.files
+    shard = file.path.rename(file.path.with_name("of-another-name.csv"))
+    run(csv.model_copy(update={"files": (file.model_copy(update={"path": shard}),)}), artifacts, 2)
+    assert set(pq.read_table(path)["source_file"].to_pylist()) == {shard.name}
+    shard.rename(file.path)
+    run(csv, artifacts, 2)
+    assert path.read_bytes() == before
+
+
 def test_what_a_killed_run_left_in_quarantine_is_removed(tmp_path: Path) -> None:
     csv, artifacts = put(tmp_path), tmp_path / "artifacts"
     path = quarantine_path(artifacts, csv)

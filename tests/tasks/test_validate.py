@@ -30,6 +30,8 @@ def _table(rows: int = 12) -> pd.DataFrame:
     frame = pd.DataFrame({"label": np.arange(rows) % 3})
     for number in range(1, 5):
         frame[f"pixel{number}"] = generator.integers(0, 256, rows)
+    # Both ends of the range in each image.
+    frame[["pixel1", "pixel4"]] = 0, 255
     return frame.astype("uint8")
 
 
@@ -159,6 +161,20 @@ def _some(rows: Rows, count: int, change: Callable[[npt.NDArray[np.uint8]], npt.
     return images, rows[1]
 
 
+def _of_classes(rows: Rows, counts: dict[int, int], others: int) -> Rows:
+    """The first rows of each class, so many as stand in ``counts``, else ``others``."""
+    wanted = [np.flatnonzero(rows[1] == label)[: counts.get(label, others)] for label in range(10)]
+    chosen = np.concatenate(wanted)
+    return rows[0][chosen], rows[1][chosen]
+
+
+def test_two_classes_swapped_in_few_rows_are_told(real: dict[Split, Rows], tmp_path: Path) -> None:
+    images, labels = real["train"]
+    figures = _figures((images[:100], np.array([0, 1, 6, 3, 4, 5, 2, 7, 8, 9], np.uint8)[labels[:100]]), tmp_path)
+    assert "label_permutation" in _past(figures)
+    assert "6 (Shirt) looks like 2 (Pullover)" in figures["label_permutation"].says
+
+
 _MIXED = np.random.default_rng(0).permutation
 
 
@@ -209,6 +225,27 @@ _MIXED = np.random.default_rng(0).permutation
             id="labels shuffled",
         ),
         pytest.param(
+            lambda rows: (np.roll(rows[0], 1, axis=1), rows[1]), {"position": "fail"}, "moved by a pixel",
+            id="columns moved by one",
+        ),
+        pytest.param(
+            lambda rows: (rows[0] // 2, rows[1]), {"brightest_pixel": "fail", "drift": "warn"},
+            "the largest pixel of the median image is 127, the range ends at 255", id="half the range",
+        ),
+        pytest.param(
+            lambda rows: ((rows[0] > 127).astype(np.uint8), rows[1]),
+            {"brightest_pixel": "fail", "drift": "warn", "constant_columns": "warn"},
+            "the largest pixel of the median image is 1", id="zeros and ones",
+        ),
+        pytest.param(
+            lambda rows: (np.maximum(rows[0], 30), rows[1]), {"background": "fail", "drift": "warn"},
+            "1000 of 1000 images looked at have no pixel of 0, the background; the smallest pixel of the median image "
+            "is 30", id="another background",
+        ),
+        pytest.param(
+            lambda rows: _of_classes(rows, {2: 50, 6: 50}, others=9), {}, "", id="two classes that are alike and large",
+        ),
+        pytest.param(
             lambda rows: (rows[0][:, _MIXED(784)], rows[1]),
             {"likeness": "fail", "inverted_images": "fail"},
             "the pixels look permuted",
@@ -216,7 +253,7 @@ _MIXED = np.random.default_rng(0).permutation
         ),
         pytest.param(
             lambda rows: (np.random.default_rng(0).integers(0, 256, rows[0].shape).astype(np.uint8), rows[1]),
-            {"likeness": "fail", "inverted_images": "fail", "drift": "warn"},
+            {"likeness": "fail", "inverted_images": "fail", "drift": "warn", "background": "warn"},
             "look",
             id="noise",
         ),
