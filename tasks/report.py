@@ -15,7 +15,7 @@ from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract
 from tasks.data_docs import DATA_DOCS_FOLDER, INDEX_NAME
 from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture
 from tasks.judged import Judged, as_published, read_predictions
-from tasks.network import WEIGHTS_NAME
+from tasks.network import HIDDEN_UNITS, WEIGHTS_NAME
 from tasks.store import MANIFEST_NAME, METRICS_NAME, PREDICTIONS_NAME, REPORT_NAME, VERDICT_NAME
 
 _DATA_DOCS = f"{DATA_DOCS_FOLDER}/{INDEX_NAME}"
@@ -63,6 +63,7 @@ def write_report(
     html = render(
         "report.html",
         contract=contract,
+        hidden_units=HIDDEN_UNITS,
         version=version,
         stated=stated,
         metrics=metrics,

@@ -85,6 +85,7 @@ def test_the_manifest_and_the_verdict_are_told(sample_version: Path, page: Page)
         *(entry["key"][:16] for entry in manifest["lineage"]),
         *(f"{entry['seconds']:.2f}" for entry in manifest["lineage"]),
         *(f"{name} {release}" for name, release in manifest["packages"].items()),
+        f"784 pixels, Dense 128 with ReLU, Dropout {manifest['configuration']['dropout']}, Dense 10 with softmax",
         *(FASHION_MNIST.licence, "1906.08255", "1912.05283", *typed),
     ]
     for text in told:
@@ -230,6 +231,7 @@ def test_a_champion_that_was_not_measured_is_told_with_the_reason(
 def test_the_time_from_start_to_end_is_told_where_it_is_known(
     written: Callable[..., Page], stated: dict[str, Any], page: Page
 ) -> None:
+    assert "reused the rest" not in page.text
     assert "from the start of the flow run" not in page.text  # the sample's version was made outside of one
     stated["seconds_since_start"] = 12.34
     stated["lineage"][0]["reused"] = True
