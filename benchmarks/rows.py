@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fit import Fit
+from benchmarks.ingest_validate import judge_both
 from benchmarks.measure import SECONDS_TO_END, Finished, Row, goal, interleaved, ratios, run_child, seconds, spread
 from benchmarks.peers import pandas_ingests, plain_suite_accepts
 from cli.server_process import HOST, free_port, stop_tree, wait_until_healthy
@@ -23,7 +24,7 @@ from schemas.contract import FASHION_MNIST, SPLITS, Split
 from schemas.references import CsvSplit, ParquetSplit, PreparedData
 from tasks.ingest import ingest, ingest_csv
 from tasks.prepare import prepare
-from tasks.validate import judge, validate
+from tasks.validate import validate
 
 _TARGET_ACCURACY = 0.88
 _PLAIN_EPOCHS, _PLAIN_BATCH, _PLAIN_DROPOUT = 10, 32, 0.2
@@ -174,11 +175,7 @@ def validate_row(bench: Bench) -> Iterator[Row]:
 
 
 def _judge(parquet: Mapping[Split, Path]) -> None:
-    first = judge(parquet["train"], FASHION_MNIST, "train")
-    if first.sketches is None:
-        raise RuntimeError("our suite took the real data for other data")
-    second = judge(parquet["test"], FASHION_MNIST, "test", train=(first.sketches, parquet["train"]))
-    verdicts = [part for judged in (first, second) for part in judged.result.values()]
+    verdicts = [part for judged in judge_both(parquet) for part in judged.result.values()]
     _demand(all(part["success"] for part in verdicts), "our suite refused the real data, or warned of it")
 
 

@@ -171,9 +171,10 @@ def _demand_the_same_data(state: State) -> None:
     ours = data_folder()
     for pool in pool_names():
         known = state.processes.get(worker_of(pool))
-        process = None if known is None else alive(known)
-        theirs = None if process is None else process.environ().get(_DATA_DIR)
-        if known is not None and theirs is not None and Path(theirs).resolve() != ours.resolve():
+        if known is None or (process := alive(known)) is None:
+            continue
+        theirs = process.environ().get(_DATA_DIR)
+        if theirs is not None and Path(theirs).resolve() != ours.resolve():
             raise ServiceFailed(
                 f"{worker_of(pool)} (process {known.pid}) was started for the data in {theirs}, and now it is to be "
                 f"{ours}. `fashion-ann down`, then `fashion-ann up` starts all anew; or set {_DATA_DIR}={theirs}."

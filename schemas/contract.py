@@ -74,12 +74,14 @@ class Check:
 
     def fails(self, figure: float) -> bool:
         """Whether a split with this figure is refused."""
-        return self.fail is not None and (figure < self.fail if self.low_is_bad else figure > self.fail)
+        return self._past(self.fail, figure)
 
     def tells(self, figure: float) -> bool:
         """Whether a split with this figure is warned of, or refused."""
-        bounds = [bound for bound in (self.warn, self.fail) if bound is not None]
-        return any(figure < bound if self.low_is_bad else figure > bound for bound in bounds)
+        return self._past(self.warn, figure) or self.fails(figure)
+
+    def _past(self, bound: float | None, figure: float) -> bool:
+        return bound is not None and (figure < bound if self.low_is_bad else figure > bound)
 
 
 @dataclass(frozen=True)

@@ -34,20 +34,21 @@ def begun_ahead(*, train_here: bool) -> Iterator[None]:
 
     def on_event(event: Event) -> None:
         nonlocal first
-        if isinstance(event, Ended) and not event.reused:
-            _give_back_memory()
-            if train_here and event.stage in _BEFORE_TRAINING:
-                begin_once(fit.__name__)
-        if isinstance(event, Ended) and event.reused and event.stage == "train":
-            end_waiting()  # what was made anew came out as it was before
-        if isinstance(event, Trained):
-            now = time.monotonic()
-            if first is None:
-                first = now, event.done
-            elif event.done > first[1]:
-                an_epoch = (now - first[0]) / (event.done - first[1])
-                if (event.epochs - event.done) * an_epoch < _SECONDS_BEFORE_THE_END:
-                    begin_once(judge.__name__)
+        match event:
+            case Ended(reused=False, stage=stage):
+                _give_back_memory()
+                if train_here and stage in _BEFORE_TRAINING:
+                    begin_once(fit.__name__)
+            case Ended(reused=True, stage="train"):
+                end_waiting()  # what was made anew came out as it was before
+            case Trained(done=done, epochs=epochs):
+                now = time.monotonic()
+                if first is None:
+                    first = now, done
+                elif done > first[1]:
+                    an_epoch = (now - first[0]) / (done - first[1])
+                    if (epochs - done) * an_epoch < _SECONDS_BEFORE_THE_END:
+                        begin_once(judge.__name__)
 
     try:
         with watched_by(on_event):

@@ -4,7 +4,6 @@ They take style sheets, scripts and a logo from the web, and the index's table i
 to do without: styled as the report is, and with a list of links in the index.
 """
 
-import hashlib
 import html
 import json
 import re
@@ -17,6 +16,7 @@ from filelock import FileLock
 
 from schemas.contract import Split
 from tasks.expectations import fresh_context
+from tasks.stage import digest_of
 
 DATA_DOCS_FOLDER = "data_docs"
 INDEX_NAME = "index.html"
@@ -47,7 +47,7 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
             "split": split,
             "run": run,
             # Pages are drawn anew for another style, too.
-            "style": hashlib.sha256(_style().encode()).hexdigest(),
+            "style": digest_of(_style()),
             "when": datetime.fromtimestamp(result.stat().st_mtime, UTC).isoformat(),
             "verdict": json.loads(result.read_bytes()),
         }

@@ -70,7 +70,10 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
     """
     import_backend()
     with _start_up_words_logged(), _kept_out(*_OF_NO_USE):
-        _start_tensorflow(device) if backend_name() == "tensorflow" else _start_jax(device)
+        if backend_name() == "tensorflow":
+            _start_tensorflow(device)
+        else:
+            _start_jax(device)
         import keras
     keras.utils.set_random_seed(seed)
     found = _device(backend_name())

@@ -179,11 +179,7 @@ def _coefficients(scaled_cells: npt.NDArray[np.float32], contract: DatasetContra
 
 def _images_at(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
     """These pixels of the images in ``rows``, ascending, of a Parquet of the contract's form; uint8 (rows, pixels)."""
-    images: list[Bytes] = []
-    for start, block in blocks(path, pixels):
-        first, after = np.searchsorted(rows, [start, start + block.shape[1]])
-        images.append(block[:, rows[first:after] - start].T)
-    return np.concatenate(images)
+    return np.concatenate([taken_of(block, start, rows).T for start, block in blocks(path, pixels)])
 
 
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Bytes]]:
@@ -195,6 +191,12 @@ def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Bytes]]:
             raise TypeError(f"{path} was expected to hold uint8 without nulls.")
         yield start, block
         start += batch.num_rows
+
+
+def taken_of(block: Bytes, start: int, rows: npt.NDArray[np.int64]) -> Bytes:
+    """Of ``rows``, ascending, those in a block (columns, N) whose first is row ``start``; uint8 (columns, n)."""
+    first, after = np.searchsorted(rows, [start, start + block.shape[1]])
+    return block[:, rows[first:after] - start]
 
 
 def bytes_of(batch: pa.RecordBatch) -> Bytes | None:

@@ -402,7 +402,7 @@ class CsvRows:
     def _too_long(self, line: int, text: bytes) -> DataContractError:
         """The column is that of the cell in which the limit is passed."""
         path, text = self._raw.path, text[: _LINE_BYTES + 1]
-        at = len(_cells(text[: _open_quote(text)].decode("utf-8", "backslashreplace"))) - 1
+        at = len(_cells(text[: _open_quote(text)])) - 1
         hint = (
             " (it holds NUL bytes: the file is binary, or has a hole)"
             if b"\0" in text
@@ -412,7 +412,7 @@ class CsvRows:
         )
         problem = CellProblem(
             line,
-            self._in_file[at] if at < len(self._in_file) else str(len(self._in_file) + 1),
+            _column_at(self._in_file, at),
             f"more than {_LINE_BYTES} bytes",
             f"expected the end of the line{hint}",
             path.name,
@@ -666,10 +666,10 @@ class _BlockReader:
         at = _open_quote(text)
         if at is None:
             raise TypeError(f"{text!r} was expected to end within quotes.")
-        number = len(_cells(text[:at].decode("utf-8", "backslashreplace"))) - 1
+        number = len(_cells(text[:at])) - 1
         problem = CellProblem(
             self._open_line + text.count(b"\n", 0, at),
-            self._columns[number] if number < len(self._columns) else str(len(self._columns) + 1),
+            _column_at(self._columns, number),
             _shown(text[at : at + _VALUE_CHARACTERS + 1].decode("utf-8", "backslashreplace")),
             f"expected the quote that opens here to be closed {where}",
             self._path.name,
@@ -682,7 +682,7 @@ class _BlockReader:
         """The values, one byte each, or None where anything is unusual."""
         if line.translate(None, _DIGITS_QUOTES_SPACES):
             return None
-        cells = _cells(line.decode()) if b'"' in line else line.split(b",")
+        cells = _cells(line) if b'"' in line else line.split(b",")
         if len(cells) != len(self._columns):
             return None
         try:
@@ -696,7 +696,7 @@ class _BlockReader:
 
         ``line`` is ``raw`` without its last end; it may be more than one, of which the first is number ``first_line``.
         """
-        cells = _cells(line.decode("utf-8", "backslashreplace"))
+        cells = _cells(line)
         if len(cells) != len(self._columns):
             self._set_aside(first_line, raw, [self._wrong_length(cells, line, raw)])
             return b""
@@ -723,10 +723,11 @@ class _BlockReader:
         expected = len(self._columns)
         if (at := _lone_return(line)) is not None:
             # Why there are too many cells, or too few: two lines in one, or one in two.
-            column = self._columns[at] if at < expected else str(expected + 1)
             cell = cells[at]
-            return _Fault(column, cell, _shown(cell), f"expected {expected} values in a line{_note(cell)}")
-        column = self._columns[len(cells)] if len(cells) < expected else str(expected + 1)
+            return _Fault(
+                _column_at(self._columns, at), cell, _shown(cell), f"expected {expected} values in a line{_note(cell)}"
+            )
+        column = _column_at(self._columns, len(cells))
         note = ""
         if inside := line.count(b"\n"):
             note = f" (quotes hold {inside} line ends: is one left open?)"
@@ -757,8 +758,14 @@ class _BlockReader:
         self._reject(BadRow(line, raw, wrong[0].column, wrong[0].value, wrong[0].reason, bad_cells))
 
 
-def _cells(text: str) -> list[str]:
+def _column_at(columns: Sequence[str], number: int) -> str:
+    """Its name, ``number`` from 0; past the last one, from 1 the number of the first that is too many."""
+    return columns[number] if number < len(columns) else str(len(columns) + 1)
+
+
+def _cells(line: bytes) -> list[str]:
     """The cells of a line without its end; what stood within quotes comes without them."""
+    text = line.decode("utf-8", "backslashreplace")
     if '"' not in text:
         return text.split(",")
     # All cells quoted, none with a comma or a quote inside: the one form worth a shorter way.
@@ -824,7 +831,7 @@ def _refuse_foreign(path: Path, start: bytes, first_column: str) -> None:
 def _check_header(path: Path, line: bytes, contract: DatasetContract, *, label_optional: bool) -> tuple[str, ...]:
     """The columns that the header names, in its order, if they are the contract's."""
     opened = _open_quote(line)
-    cells = _cells(line[:opened].decode("utf-8", "backslashreplace"))
+    cells = _cells(line[:opened])
     if opened is not None:
         cells[-1] = line[opened:].decode("utf-8", "backslashreplace")
     received = tuple(cell.strip(" ") for cell in cells)

@@ -28,20 +28,20 @@ from schemas.errors import FashionAnnError, ProcessDied
 Tell = Callable[[Any], None]
 
 
+@dataclass(frozen=True)
 class OwnProcess:
-    """The process as its starter sees it; `own_process` makes it."""
+    """The process as its starter sees it; `own_process` makes it. ``said``: what it wrote to stderr."""
 
-    def __init__(self, module: str, process: subprocess.Popen[str], said: IO[bytes]) -> None:
-        self._module = module
-        self._process = process
-        self._said = said
+    module: str
+    process: subprocess.Popen[str]
+    said: IO[bytes]
 
     def result(self, on_event: Tell = lambda event: None) -> Any:
         """Wait for the end; what the process told meanwhile goes to ``on_event``, what it logged to our log.
 
         Raises the `FashionAnnError` or OSError that ended it, and `ProcessDied` for any other end without a result.
         """
-        for line in self._process.stdout or ():
+        for line in self.process.stdout or ():
             ((kind, content),) = json.loads(line).items()
             if kind == "event":
                 on_event(content)
@@ -56,9 +56,9 @@ class OwnProcess:
         raise ProcessDied(self._how_it_ended())
 
     def _how_it_ended(self) -> str:
-        status = self._process.wait()
-        self._said.seek(0)
-        words = self._said.read().decode(errors="replace")
+        status = self.process.wait()
+        self.said.seek(0)
+        words = self.said.read().decode(errors="replace")
         logging.getLogger(__name__).debug("%s", words)
         if status < 0:
             why = f"was ended by {signal.Signals(-status).name}"
@@ -66,17 +66,11 @@ class OwnProcess:
                 why += ", as the system does when memory runs out"
         else:
             why = f"ended with status {status}: {(words.strip().splitlines() or ['no word'])[-1]}"
-        return f"The process of {self._module} {why}. What was finished is kept; run again to go on."
-
-
-@dataclass(frozen=True)
-class _Started:
-    process: subprocess.Popen[str]
-    said: IO[bytes]
+        return f"The process of {self.module} {why}. What was finished is kept; run again to go on."
 
 
 # Begun, and without a job so far; one a module.
-_waiting: dict[str, _Started] = {}
+_waiting: dict[str, OwnProcess] = {}
 
 
 @contextmanager
@@ -97,7 +91,7 @@ def own_process(module: str, job: Mapping[str, Any]) -> Iterator[OwnProcess]:
                 with suppress(BrokenPipeError):  # it has died already: `result` says how
                     process.stdin.write(json.dumps(dict(job)) + "\n")
                     process.stdin.flush()
-            yield OwnProcess(module, process, started.said)
+            yield started
         finally:
             process.kill()
             if process.stdin is not None:
@@ -117,12 +111,12 @@ def end_waiting() -> None:
         _end(_waiting.popitem()[1])
 
 
-def _end(started: _Started) -> None:
+def _end(started: OwnProcess) -> None:
     with started.said, started.process as process:
         process.kill()
 
 
-def _start(module: str) -> _Started:
+def _start(module: str) -> OwnProcess:
     said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process, by whoever has that
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-m", module],
@@ -135,7 +129,7 @@ def _start(module: str) -> _Started:
         # Ctrl-C is ours to handle.
         process_group=0,
     )
-    return _Started(process, said)
+    return OwnProcess(module, process, said)
 
 
 def answer(work: Callable[[dict[str, Any], Tell], Any], prepare: Callable[[], object] = lambda: None) -> None:

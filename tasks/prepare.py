@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.duplicates import TEST_IN_TRAIN_NAME, blocks
+from tasks.duplicates import TEST_IN_TRAIN_NAME, blocks, taken_of
 from tasks.stage import run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,6 @@ def prepare(
         write_arrays(train.data.path, {"train": kept, "validation": held_out}, folder, contract)
         write_arrays(test.data.path, {"test": np.arange(len(test_labels))}, folder, contract)
         shutil.copyfile(test.record.path / TEST_IN_TRAIN_NAME, folder / TEST_IN_TRAIN_NAME)
-        pa.default_memory_pool().release_unused()  # Arrow would keep what reading took for a next time
         return {
             "dataset": dataset,
             "train_rows": len(kept),
@@ -116,8 +114,7 @@ def write_arrays(
                 files[split, kind] = file
         for start, block in blocks(path, contract.columns):
             for split, rows in splits.items():
-                first, after = np.searchsorted(rows, [start, start + block.shape[1]])
-                taken = block[:, rows[first:after] - start]
+                taken = taken_of(block, start, rows)
                 files[split, "images"].write(scale_pixels(np.ascontiguousarray(taken[1:].T), contract).data)
                 files[split, "labels"].write(taken[0].astype(np.int32).data)
 

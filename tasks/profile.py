@@ -190,12 +190,10 @@ def compare(images: Images, labels: Labels, contract: DatasetContract, reference
         ),
         "likeness": Figure(fits[looks], _unlike(known, found, contract)),
     }
-    # Of images that stand otherwise it is no question: the figure of a right split.
-    moved = [fit(likeness(found, view)) - fits[looks] for view in _moved(known, contract)]
+    # Of images that stand otherwise it is no question.
     upright = looks == _AS_IT_IS and not inverted
-    figures["position"] = Figure(
-        max(moved) if upright else -1.0, "the images look moved by a pixel" if upright and max(moved) > 0 else ""
-    )
+    gained = max(fit(likeness(found, view)) for view in _moved(known, contract)) - fits[looks] if upright else -1.0
+    figures["position"] = Figure(gained, "the images look moved by a pixel" if gained > 0 else "")
     # Rows: the label that an image has; columns: the class that it is most like.
     alike = np.array(names)[(likeness(images, turned[looks]) * (-1 if inverted else 1)).argmax(axis=1)]
     table = np.zeros((contract.classes, contract.classes), np.int64)

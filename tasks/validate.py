@@ -35,6 +35,7 @@ from tasks.duplicates import (
     repeated,
     report,
     sketch,
+    taken_of,
 )
 from tasks.expectations import figure_expectation, fresh_context
 from tasks.profile import (
@@ -385,14 +386,13 @@ class _Gathered:
 
     def add(self, block: npt.NDArray[np.uint8]) -> None:
         """block: uint8 (columns, rows), the label first."""
-        pixels, stop = block[1:], self._rows + block.shape[1]
-        within = self._drawn[np.searchsorted(self._drawn, self._rows) : np.searchsorted(self._drawn, stop)] - self._rows
-        self._kept.append(block[:, within].T)
+        pixels = block[1:]
+        self._kept.append(taken_of(block, self._rows, self._drawn).T)
         self._sketches.append(sketch(pixels, self._contract))
         # Few have no contrast between cells; only they are looked at whole.
         even = pixels[:, np.flatnonzero(self._sketches[-1].without_contrast(self._contract))]
         self._blank += int((even == even[:1]).all(axis=0).sum())
-        self._rows = stop
+        self._rows += block.shape[1]
 
     def sample(self) -> Sample:
         kept = np.concatenate(self._kept)

@@ -71,6 +71,15 @@ def test_wilsons_bound_is_what_the_formula_gives_by_hand() -> None:
     assert wilson_upper(16, 16) == pytest.approx(1)
 
 
+def test_wilsons_bound_of_whole_counts_is_scipys() -> None:
+    from scipy.stats import binomtest, norm
+
+    confidence = 1 - 2 * norm.sf(4)
+    for count, rows in ((0, 10), (7, 10), (10, 10), (680, 1_000)):
+        expected = binomtest(count, rows).proportion_ci(confidence, method="wilson").high
+        assert wilson_upper(count, rows) == pytest.approx(expected)
+
+
 def test_a_profile_is_read_as_it_was_written(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
     train = sample_data["train"]
     images, labels = read_images(train.data.path, FASHION_MNIST)
