@@ -6,23 +6,20 @@ only images with sketches near each other are read and compared. Only the train 
 looking at all within reach found the same in the real data, in four times the time.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract
 from schemas.references import DuplicateReport
+from tasks.blocks import Bytes, blocks, taken_of
 
 SKETCHES_NAME = "sketches.npz"
 TEST_IN_TRAIN_NAME = "test_in_train.npy"
 
-BATCH_ROWS = 16_384
 _CELLS = 7  # a side, of at most as many cells as pixels
 _FREQUENCIES = 3  # a side
 _NEAREST = 4
@@ -32,7 +29,6 @@ _FNV_PRIME = np.uint32(16_777_619)
 _FNV_PRIME_64 = np.uint64(1_099_511_628_211)
 _FNV_START = np.uint32(2_166_136_261)
 
-Bytes = npt.NDArray[np.uint8]
 _Number = TypeVar("_Number", np.uint16, np.int64)
 
 
@@ -180,33 +176,6 @@ def _coefficients(scaled_cells: npt.NDArray[np.float32], contract: DatasetContra
 def _images_at(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
     """These pixels of the images in ``rows``, ascending, of a Parquet of the contract's form; uint8 (rows, pixels)."""
     return np.concatenate([taken_of(block, start, rows).T for start, block in blocks(path, pixels)])
-
-
-def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Bytes]]:
-    """The rows of a Parquet, some at a time: the number of the first, and uint8 (columns, rows)."""
-    start = 0
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=list(columns)):
-        block = bytes_of(batch)
-        if block is None:
-            raise TypeError(f"{path} was expected to hold uint8 without nulls.")
-        yield start, block
-        start += batch.num_rows
-
-
-def taken_of(block: Bytes, start: int, rows: npt.NDArray[np.int64]) -> Bytes:
-    """Of ``rows``, ascending, those in a block (columns, N) whose first is row ``start``; uint8 (columns, n)."""
-    first, after = np.searchsorted(rows, [start, start + block.shape[1]])
-    return block[:, rows[first:after] - start]
-
-
-def bytes_of(batch: pa.RecordBatch) -> Bytes | None:
-    """The values of a batch, uint8 (columns, rows), or None where a column has another type, or nulls."""
-    if not batch.num_rows or any(kind != pa.uint8() for kind in batch.schema.types):
-        return None
-    if any(column.null_count for column in batch.columns):
-        return None
-    block: Bytes = batch.to_tensor(row_major=False).to_numpy().T
-    return block
 
 
 def report(train: Sketches, test: Sketches, found: npt.NDArray[np.uint8]) -> DuplicateReport:

@@ -11,10 +11,10 @@ from prefect import task
 from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.duplicates import TEST_IN_TRAIN_NAME
-from tasks.figures import wilson_interval
 from tasks.fit import HISTORY_NAME
 from tasks.judge import judging
 from tasks.judged import Judged, image_digests, write_predictions
+from tasks.proportions import wilson_interval
 from tasks.publish import publish_markdown, publish_png, publish_table
 from tasks.stage import run_stage, write_json
 from tasks.store import METRICS_NAME, PREDICTIONS_NAME

@@ -24,18 +24,6 @@ _GAP = 2
 _MOST_DOTS = 200
 
 
-def wilson_interval(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Bounds of the share of ``right`` among ``rows`` (at least 1) at that confidence.
-
-    Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American Statistical
-    Association 22, 1927.
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(right, rows).proportion_ci(confidence, method="wilson")
-    return float(low), float(high)
-
-
 def png_uri(pixels: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8] | None = None) -> str:
     """A PNG as a data URI, from uint8 (height, width): grey levels, or places in a palette uint8 (255, 3).
 

@@ -147,6 +147,7 @@ def fit_network(
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
             judged.set_weights(network.get_weights())
             validation = judge_rows(judged, *validation_split)
+            _forget(validation_split[0])
             figures = {**(logs or {}), **{f"val_{name}": value for name, value in validation.items()}}
             figures["seconds"] = time.perf_counter() - self.started
             state.advance({name: float(value) for name, value in figures.items()})
@@ -236,10 +237,15 @@ def _as_bytes(images: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.ui
         pixels[rows] = np.rint(images[rows] * np.float32(levels))
         if not np.array_equal(pixels[rows] / np.float32(levels), images[rows]):
             raise ValueError(f"images of {levels + 1} levels from 0 to 1 were expected, as tasks.prepare scales them")
+        _forget(images)
+    return pixels
+
+
+def _forget(images: npt.NDArray[np.float32]) -> None:
+    """Give back the memory of what was read of a mapped file; it can be read again."""
     file: object = images.base
     if isinstance(file, mmap.mmap):
-        file.madvise(mmap.MADV_DONTNEED)  # the pages of the file, 170 MB, are not needed any more
-    return pixels
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:

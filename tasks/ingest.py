@@ -44,6 +44,7 @@ from schemas.config import BadRows, allowed_bad_rows
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import CellProblem, DataContractError, UnreadableData
 from schemas.references import CsvFile, CsvSplit, ParquetSplit
+from tasks.blocks import BLOCK_ROWS
 from tasks.quarantine import BadRow, Quarantine, open_quarantine, quarantine_path
 from tasks.stage import replaced, run_stage, sha256_file
 
@@ -56,9 +57,6 @@ _BLOCK_BYTES = 1 << 20  # the arrays made from one block stay within a processor
 _LINE_BYTES = 1 << 20
 # Blank lines are bad rows unless the file ends with them: so many are held back until that is known.
 _BLANK_LINES = 10_000
-# A buffer of 51 MB. What the writer keeps of a row group until the footer is written takes 1 MB, whatever its rows: in
-# smaller ones memory would grow with the file.
-_ROW_GROUP_ROWS = 65_536
 _PROBLEMS_SHOWN = 10
 _VALUE_CHARACTERS = 40
 _QUARANTINE_NAME = "quarantine.parquet"
@@ -521,16 +519,16 @@ class _RowGroups:
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
-        self._columns = np.empty((len(writer.schema), _ROW_GROUP_ROWS), np.uint8)
+        self._columns = np.empty((len(writer.schema), BLOCK_ROWS), np.uint8)
         self._filled = 0
 
     def add(self, rows: Rows) -> None:
         while len(rows):
-            taken = rows[: _ROW_GROUP_ROWS - self._filled]
+            taken = rows[: BLOCK_ROWS - self._filled]
             self._columns[:, self._filled : self._filled + len(taken)] = taken.T
             self._filled += len(taken)
             rows = rows[len(taken) :]
-            if self._filled == _ROW_GROUP_ROWS:
+            if self._filled == BLOCK_ROWS:
                 self.flush()
 
     def flush(self) -> None:

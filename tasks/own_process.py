@@ -30,11 +30,15 @@ Tell = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class OwnProcess:
-    """The process as its starter sees it; `own_process` makes it. ``said``: what it wrote to stderr."""
+    """The process as its starter sees it; `own_process` makes it.
+
+    said: what it wrote to stderr. scratch: its folder for temporary files, of which TensorFlow leaves some behind.
+    """
 
     module: str
     process: subprocess.Popen[str]
     said: IO[bytes]
+    scratch: tempfile.TemporaryDirectory[str]
 
     def result(self, on_event: Tell = lambda event: None) -> Any:
         """Wait for the end; what the process told meanwhile goes to ``on_event``, what it logged to our log.
@@ -84,7 +88,7 @@ def own_process(module: str, job: Mapping[str, Any]) -> Iterator[OwnProcess]:
         _end(started)
         started = None
     started = started or _start(module)
-    with started.said, started.process as process:
+    with started.scratch, started.said, started.process as process:
         try:
             if process.stdin is not None:
                 # Left open: that it closes tells the process that nobody waits for it any more.
@@ -112,15 +116,18 @@ def end_waiting() -> None:
 
 
 def _end(started: OwnProcess) -> None:
-    with started.said, started.process as process:
+    with started.scratch, started.said, started.process as process:
         process.kill()
 
 
 def _start(module: str) -> OwnProcess:
-    said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process, by whoever has that
+    # Closed with the process, by whoever has that.
+    said = tempfile.TemporaryFile()  # noqa: SIM115
+    scratch = tempfile.TemporaryDirectory(prefix=f"{module}-")
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-m", module],
         cwd=PROJECT_ROOT,
+        env={**os.environ, "TMPDIR": scratch.name},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=said,
@@ -129,7 +136,7 @@ def _start(module: str) -> OwnProcess:
         # Ctrl-C is ours to handle.
         process_group=0,
     )
-    return OwnProcess(module, process, said)
+    return OwnProcess(module, process, said, scratch)
 
 
 def answer(work: Callable[[dict[str, Any], Tell], Any], prepare: Callable[[], object] = lambda: None) -> None:

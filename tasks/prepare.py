@@ -15,10 +15,13 @@ from prefect import task
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.duplicates import TEST_IN_TRAIN_NAME, blocks, taken_of
+from tasks.blocks import blocks, taken_of
+from tasks.duplicates import TEST_IN_TRAIN_NAME
 from tasks.stage import run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
+
+_SCALED_AT_ONCE = 1024  # images; scaled they take four times the memory
 
 
 @task(name="prepare", task_run_name="prepare")
@@ -115,7 +118,10 @@ def write_arrays(
         for start, block in blocks(path, contract.columns):
             for split, rows in splits.items():
                 taken = taken_of(block, start, rows)
-                files[split, "images"].write(scale_pixels(np.ascontiguousarray(taken[1:].T), contract).data)
+                images = np.ascontiguousarray(taken[1:].T)
+                for first in range(0, len(images), _SCALED_AT_ONCE):
+                    some = images[first : first + _SCALED_AT_ONCE]
+                    files[split, "images"].write(scale_pixels(some, contract).data)
                 files[split, "labels"].write(taken[0].astype(np.int32).data)
 
 

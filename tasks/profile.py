@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import DatasetContract
+from tasks.proportions import sign_test, wilson_interval
 
 PROFILE_NAME = "profile.json"
 
@@ -211,7 +212,7 @@ def compare(images: Images, labels: Labels, contract: DatasetContract, reference
         related, "the labels look shuffled, the mean images of all classes are alike" if shuffled else ""
     )
     figures["label_agreement"] = Figure(
-        wilson_upper(share * rows, rows) / reference.label_agreement,
+        wilson_interval(share * rows, rows, _WILSON_Z)[1] / reference.label_agreement,
         f"{int(right.sum())} of {len(labels)} images are most like the reference's mean image of their own class, "
         f"{reference.label_agreement:.0%} in the reference",
     )
@@ -262,11 +263,9 @@ def _smoothness(means: Floats, contract: DatasetContract) -> float:
 
 def _better_by_chance(labels: Labels, alike: npt.NDArray[Any], like_class: npt.NDArray[Any]) -> float:
     """McNemar's exact test, on one side: how likely chance lets so many more images agree once labels are renamed."""
-    from scipy.stats import binomtest
-
     as_named, as_renamed = labels == alike, like_class[labels] == alike
     gained, lost = int((as_renamed & ~as_named).sum()), int((as_named & ~as_renamed).sum())
-    return float(binomtest(gained, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+    return sign_test(gained, lost)
 
 
 def _permutation(like_class: npt.NDArray[Any], contract: DatasetContract) -> str:
@@ -283,16 +282,6 @@ def _permutation(like_class: npt.NDArray[Any], contract: DatasetContract) -> str
     names = contract.class_names
     said = ", ".join(f"{label} ({names[label]}) looks like {like} ({names[like]})" for label, like in moved)
     return f"the labels look permuted: {said}"
-
-
-def wilson_upper(count: float, rows: float, z: float = _WILSON_Z) -> float:
-    """Upper bound of a share that was found as ``count`` of ``rows`` (Wilson's score interval, 1927).
-
-    Neither need be whole, as those of `agreement` are not; SciPy's wants them whole.
-    """
-    share, spread = count / rows, z**2 / rows
-    centre = share + spread / 2
-    return float((centre + z * ((share * (1 - share) + spread / 4) / rows) ** 0.5) / (1 + spread))
 
 
 def pixel_range(images: Images, contract: DatasetContract) -> dict[str, Figure]:

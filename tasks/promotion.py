@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from schemas.config import PromotionConfig
 from tasks.golden import TOLERANCE
+from tasks.proportions import sign_test
 
 Outcome = Literal["promoted", "kept", "refused"]
 
@@ -33,15 +34,13 @@ def mcnemar(candidate_right: npt.NDArray[np.bool_], champion_right: npt.NDArray[
     """The exact test on the rows where two models differ, both bool (N,).
 
     McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
-    Psychometrika 12, 1947; exact, as a binomial test with probability 1/2. Raises ValueError for unlike lengths.
+    Psychometrika 12, 1947; exact, as a sign test of both sides. Raises ValueError for unlike lengths.
     """
     if candidate_right.shape != champion_right.shape:
         raise ValueError(f"rows of both models were expected, received {candidate_right.shape}, {champion_right.shape}")
     fixed = int((candidate_right & ~champion_right).sum())
     broken = int((champion_right & ~candidate_right).sum())
-    from scipy.stats import binomtest
-
-    p_value = float(binomtest(min(fixed, broken), fixed + broken).pvalue) if fixed + broken else 1.0
+    p_value = min(1.0, 2 * sign_test(max(fixed, broken), min(fixed, broken)))
     return PairedTest(len(candidate_right), fixed, broken, p_value)
 
 

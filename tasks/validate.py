@@ -24,18 +24,16 @@ from prefect import task
 from schemas.contract import SAMPLE_ROWS, Check, DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError, FashionAnnError
 from schemas.references import CheckedFigure, ParquetSplit, ValidatedSplit
+from tasks.blocks import batches, bytes_of, taken_of
 from tasks.data_docs import write_data_docs
 from tasks.duplicates import (
-    BATCH_ROWS,
     SKETCHES_NAME,
     TEST_IN_TRAIN_NAME,
     Sketches,
-    bytes_of,
     find_in_train,
     repeated,
     report,
     sketch,
-    taken_of,
 )
 from tasks.expectations import figure_expectation, fresh_context
 from tasks.profile import (
@@ -361,15 +359,12 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
 
 
 def _read_ahead(file: pq.ParquetFile) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.uint8] | None]]:
-    """Each batch and its `bytes_of`, the next one read meanwhile by a thread.
-
-    Some rows at a time: memory stays bounded whatever their number, and however the writer grouped them.
-    """
-    batches = ((batch, bytes_of(batch)) for batch in file.iter_batches(BATCH_ROWS))
+    """Each batch and its `bytes_of`, the next one read meanwhile by a thread."""
+    batch_by_batch = ((batch, bytes_of(batch)) for batch in batches(file))
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(next, batches, None)
+        reading = reader.submit(next, batch_by_batch, None)
         while (read := reading.result()) is not None:
-            reading = reader.submit(next, batches, None)
+            reading = reader.submit(next, batch_by_batch, None)
             yield read
 
 

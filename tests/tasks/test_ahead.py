@@ -71,11 +71,11 @@ def test_what_trains_elsewhere_is_not_begun_here(begun: list[str]) -> None:
     assert begun == []
 
 
-def test_judging_is_begun_once_when_training_is_about_to_end(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
+def test_judging_is_begun_once_and_with_the_last_epoch(begun: list[str]) -> None:
     with ahead.begun_ahead(train_here=True):
-        for done in range(1, 21):  # each takes half a second; 4 s before the end there are 8 left
-            tell(Trained(done, 20, {}))
-            assert begun == ([] if done <= 12 else ["tasks.judge"])
-            now += 0.5
+        for done in (1, 2, 2.9):
+            tell(Trained(done, 3, {}))
+        assert begun == []
+        for _ in range(2):
+            tell(Trained(3, 3, {}))
+        assert begun == ["tasks.judge"]

@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture, wilson_interval
+from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture
 
 
 def _opened(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
-
-
-def test_wilson_intervals_as_they_are_published() -> None:
-    # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, 1998, table I.
-    for right, rows, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
-        assert wilson_interval(right, rows) == pytest.approx((low, high), abs=5e-5)
-    assert wilson_interval(29, 29)[1] == 1
 
 
 def test_a_png_holds_the_pixels_that_were_given() -> None:

@@ -227,7 +227,7 @@ def test_both_ways_of_reading_give_the_same_785_columns(tmp_path: Path, monkeypa
 def test_parquet_has_the_contracts_columns_ranges_in_its_footer_and_bounded_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ROW_GROUP_ROWS", 400)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 400)
     rows = random_rows(1_000)
     (tmp_path / "train.csv").write_bytes(full_csv(rows))
     ingest_full(tmp_path)
@@ -250,7 +250,7 @@ def test_parquet_has_the_contracts_columns_ranges_in_its_footer_and_bounded_row_
 def test_memory_does_not_grow_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, pack: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr(module, "_ROW_GROUP_ROWS", 64)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 64)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1 << 13)
     monkeypatch.setattr(quarantine_module, "_BUFFER_ROWS", 64)
     narrow = replace(FASHION_MNIST, height=10, width=10)

@@ -53,6 +53,13 @@ def test_how_it_ended_is_raised_here(end: str, error: type[Exception], says: str
         process.result()
 
 
+def test_temporary_files_that_it_leaves_are_removed() -> None:
+    with own_process(WORKER, {}) as process:
+        left = Path(process.result()["left"])
+        assert left.exists()
+    assert not left.parent.exists()
+
+
 def _children() -> set[int]:
     return {child.pid for child in psutil.Process().children() if not _gone(child.pid)}
 

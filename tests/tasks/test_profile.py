@@ -18,7 +18,6 @@ from tasks.profile import (
     profile_images,
     read_profile,
     variance_explained,
-    wilson_upper,
     write_profile,
 )
 from tasks.reference import make_reference
@@ -61,23 +60,6 @@ def test_every_orientation_is_another_and_turns_as_it_says() -> None:
     assert len({one.tobytes() for one in laid.values()}) == 8
     right = np.rot90(image.reshape(28, 28), -1).ravel()
     np.testing.assert_array_equal(laid["turned by 90 degrees to the right"][0], right)
-
-
-def test_wilsons_bound_is_what_the_formula_gives_by_hand() -> None:
-    # z = 4, n = 16, p = 8 / 16: (p + z2 / 2n + z sqrt(p (1 - p) / n + z2 / 4n2)) / (1 + z2 / n) with z2 / n = 1
-    # is (0.5 + 0.5 + 4 sqrt(1 / 64 + 1 / 64)) / 2 = (1 + sqrt(1 / 2)) / 2.
-    assert wilson_upper(8, 16) == pytest.approx(0.853553, abs=1e-6)
-    assert wilson_upper(0, 16) == pytest.approx(0.5)
-    assert wilson_upper(16, 16) == pytest.approx(1)
-
-
-def test_wilsons_bound_of_whole_counts_is_scipys() -> None:
-    from scipy.stats import binomtest, norm
-
-    confidence = 1 - 2 * norm.sf(4)
-    for count, rows in ((0, 10), (7, 10), (10, 10), (680, 1_000)):
-        expected = binomtest(count, rows).proportion_ci(confidence, method="wilson").high
-        assert wilson_upper(count, rows) == pytest.approx(expected)
 
 
 def test_a_profile_is_read_as_it_was_written(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -24,7 +25,8 @@ def main(job: dict[str, Any], tell: Tell) -> Any:
         raise OSError(28, "No space left on device")
     os.write(1, b"a library prints\n")
     tell({"n": 1})
-    return {"prefect": "prefect" in sys.modules, "job": job, "pid": os.getpid(), "prepared": _prepared}
+    left = tempfile.mkstemp()[1]
+    return {"left": left, "prefect": "prefect" in sys.modules, "job": job, "pid": os.getpid(), "prepared": _prepared}
 
 
 _prepared: list[str] = []
