@@ -40,22 +40,21 @@ def _blobs(count: int, contract: DatasetContract, seed: int) -> npt.NDArray[np.u
 
 
 def test_duplicates_are_counted_by_hand() -> None:
-    rows = {"train": [[1, 2], [3, 4], [1, 2], [1, 2]], "test": [[1, 2], [5, 6], [5, 6], [1, 2]]}
     train, test = (
-        Sketches(np.array(rows[split], np.uint16), np.array([row[0] for row in rows[split]], np.uint32))
-        for split in ("train", "test")
+        Sketches(np.array(numbers, np.uint64), np.zeros((4, 9), np.float32), np.zeros(4, np.bool_))
+        for numbers in ([1, 3, 1, 1], [1, 5, 5, 1])
     )
     counted = report(train, test, np.array([2, 1, 0, 2], np.uint8))
     assert (counted.within_train, counted.within_test) == (2, 2)
     assert (counted.test_rows_in_train, counted.test_rows_near_train) == (2, 1)
 
 
-@pytest.mark.parametrize("rows_at_once", [7, 65_536])
+@pytest.mark.parametrize("compared_at_once", [7, 4096])
 @pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
 def test_the_same_and_nearly_the_same_are_told_from_others(
-    contract: DatasetContract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+    contract: DatasetContract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared_at_once: int
 ) -> None:
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(module, "_COMPARED_AT_ONCE", compared_at_once)
     train, test = _blobs(300, contract, 0), _blobs(60, contract, 1)
     assert _find(train, test, contract, tmp_path).tolist() == [0] * 60
     near = contract.near_duplicate * contract.pixel_max
@@ -77,7 +76,7 @@ def test_images_that_share_all_sums_are_no_duplicates(tmp_path: Path) -> None:
     image[:4, :4] = np.arange(15, -1, -1).reshape(4, 4)
     pair = np.stack([image, other]).reshape(2, -1)
     sketches = sketch(np.ascontiguousarray(pair.T), FASHION_MNIST)
-    assert np.array_equal(sketches.sums[0], sketches.sums[1])
+    assert np.array_equal(sketches.frequencies[0], sketches.frequencies[1])
     assert repeated(sketches) == 0
     assert repeated(Sketches.joined([sketches, sketches])) == 2
 
@@ -93,5 +92,33 @@ def test_sketches_are_kept_as_they_are(tmp_path: Path) -> None:
     sketches = sketch(np.ascontiguousarray(_blobs(5, DIGITS, 0).T), DIGITS)
     sketches.save(tmp_path / "sketches.npz")
     stored = Sketches.load(tmp_path / "sketches.npz")
-    assert np.array_equal(stored.sums, sketches.sums)
-    assert np.array_equal(stored.keys(), sketches.keys())
+    for name, values in vars(sketches).items():
+        np.testing.assert_array_equal(getattr(stored, name), values)
+
+
+@pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
+def test_frequencies_never_make_two_images_more_distant_than_they_are(contract: DatasetContract) -> None:
+    generator = np.random.default_rng(0)
+    images = np.concatenate(
+        [_blobs(40, contract, 0), generator.integers(0, contract.pixel_max + 1, (40, contract.pixels), np.uint8)]
+    )
+    frequencies = sketch(np.ascontiguousarray(images.T), contract).frequencies.astype(float)
+    assert frequencies.shape == (80, 9)
+
+    def distances(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.linalg.norm(rows[:, None] - rows[None], axis=2)
+
+    assert (distances(frequencies) <= distances(images.astype(float)) + 1e-3).all()
+    # Nor less by much where only slow changes tell them apart.
+    even = np.array([np.full(contract.pixels, level, np.uint8) for level in (0, contract.pixel_max)])
+    far = sketch(np.ascontiguousarray(even.T), contract).frequencies
+    share = distances(far.astype(float))[0, 1] / distances(even.astype(float))[0, 1]
+    assert share == pytest.approx(1 if contract is FASHION_MNIST else 0.98, abs=0.02)
+
+
+def test_blank_images_are_those_of_one_value() -> None:
+    images = np.zeros((4, 784), np.uint8)
+    images[1] = 255
+    images[2, 400] = 1
+    images[3].reshape(28, 28)[:, ::2] = 9  # every cell has the same mean
+    assert sketch(np.ascontiguousarray(images.T), FASHION_MNIST).blank.tolist() == [True, True, False, False]

@@ -63,6 +63,10 @@ def _with(column: str, value: object, dtype: str) -> Callable[[pd.DataFrame], pd
         pytest.param(_with("pixel2", 12.5, "float32"), ["pixel2", "float"], id="pixel of 12.5"),
         pytest.param(_with("pixel2", float("nan"), "float32"), ["pixel2", "nulls"], id="NaN"),
         pytest.param(_with("pixel2", None, "UInt8"), ["pixel2", "nulls"], id="null"),
+        pytest.param(
+            lambda frame: frame.assign(pixel2=pd.array([None] * len(frame), "UInt8")), ["pixel2", "nulls"],
+            id="nulls alone",
+        ),
         pytest.param(_with("pixel1", 1, "int64"), ["pixel1", "int64"], id="wider type"),
         pytest.param(_with("pixel1", "1", "str"), ["pixel1", "type"], id="text"),
         pytest.param(_with("label", 3, "uint8"), ["label", "maximum 3"], id="label past the last class"),
@@ -122,8 +126,8 @@ def test_the_sample_of_the_real_data_is_accepted_and_the_verdict_lies_beside_it(
             for bound in (check.warn, check.fail)
             if bound is not None and (split == "test" or "in_train" not in check.name)
         ]
-        # Six of the columns, three of the classes.
-        expected = 9 + len(of_checks)
+        # Five of the columns, three of the classes.
+        expected = 8 + len(of_checks)
         assert sum(len(profile["results"]) for profile in verdict.values()) == validated.expectations == expected
         assert validated.warnings == ()
         assert validated.data.path.parent in validated.result.parents
