@@ -94,8 +94,9 @@ class Bench:
             stop_tree(process.pid, SECONDS_TO_END)
 
     def _environment(self, home: str = "home") -> dict[str, str]:
-        """Ours, without what the user set for Prefect."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        """Ours, without what the user set for Prefect, and without what `tasks` sets: it does in its own processes."""
+        ours = ("PREFECT_", "OPENBLAS_NUM_THREADS")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {**kept, "PREFECT_HOME": str(self.folder / home)}
 
 

@@ -40,7 +40,8 @@ def contract_text(contract: DatasetContract) -> str:
         + ", ".join(f"{label} {name}" for label, name in enumerate(contract.class_names)),
         f"- rows: {_rows(contract)}; every class is there, none with more than {contract.maximum_class_share:.0%} of "
         "them",
-        f"- near duplicates: root mean square difference of pixels of {contract.near_duplicate:.0%} of their range",
+        f"- near duplicates: root mean square difference of about 100 pixels of {contract.near_duplicate:.0%} of their "
+        "range",
         *(f"- published {split} split: {contract.published[split].rows} rows, sha256 of the rows in any order "
           f"{contract.published[split].rows_sha256}" for split in SPLITS),
         *_sources(contract),

@@ -19,8 +19,9 @@ _BEFORE_TRAINING = ("ingest", "validate", "prepare")
 
 @contextmanager
 def begun_ahead(*, train_here: bool) -> Iterator[None]:
-    """While the block runs: once data was made anew the process that trains is begun, if ``train_here``;
-    with the last epoch that which judges. What nobody had work for is ended with the block."""
+    """While the block runs: once data was made anew the process that trains is begun, if ``train_here``; once the last
+    of the configured epochs is done that which judges, so that after an early stop it is not begun ahead. What nobody
+    had work for is ended with the block."""
     begun: set[str] = set()
 
     def begin_once(module: str) -> None:
@@ -40,19 +41,11 @@ def begun_ahead(*, train_here: bool) -> Iterator[None]:
             case Trained(done=done, epochs=epochs) if done == epochs:
                 begin_once(judge.__name__)
 
-    _have_threads_share_heaps()
     try:
         with watched_by(on_event):
             yield
     finally:
         end_waiting()
-
-
-def _have_threads_share_heaps() -> None:
-    """Else glibc gives each new thread one of its own, that keeps what the thread has freed: 20 MB after validate."""
-    arena_max = -8
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(arena_max, 1)
 
 
 def _give_back_memory() -> None:

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Of a row group that is written, and at most of what is read at once.
+# A row group, and the most rows that are read at once. The writer keeps 0.6 MB of each group until the end, 40 MB for a
+# million rows; of larger groups more than that would be held at once.
 BLOCK_ROWS = 16_384
 
 Bytes = npt.NDArray[np.uint8]

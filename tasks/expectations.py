@@ -1,10 +1,11 @@
 """Great Expectations, set up: what judges the data, and draws the pages about it."""
 
 import importlib
-import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,30 +37,39 @@ def import_great_expectations() -> None:
     # Before the import: it is read then. Nothing about the data leaves the machine.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     # What it needs for one expectation on distributions, and for its chart, is a third of the import, and 60 MB.
-    for module in ("scipy.stats", "altair"):
-        _import_with_first_use(module)
-    import great_expectations.expectations  # noqa: F401
+    with _imported_with_first_use("scipy.stats", "altair"):
+        import great_expectations.expectations  # noqa: F401
 
 
-def _import_with_first_use(name: str) -> None:
-    """Whoever imports the module gets one that imports the real one when it is first asked for something (PEP 562).
+@contextmanager
+def _imported_with_first_use(*names: str) -> Iterator[None]:
+    """Who imports these modules in the block gets one that imports the real one when it is asked for something (PEP
+    562). Whoever else imports them, then or later, gets the real ones.
 
     `importlib.util.LazyLoader` is made for this; before Python 3.12 the import statement itself is such a question.
     """
-    if name in sys.modules or (spec := importlib.util.find_spec(name)) is None:
-        return
-    deferred = ModuleType(name)
-    deferred.__spec__, deferred.__path__ = spec, spec.submodule_search_locations or []
+    stands_in = {name: _stand_in(name) for name in names if name not in sys.modules}
+    sys.modules.update(stands_in)
+    try:
+        yield
+    finally:
+        for name, module in stands_in.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def _stand_in(name: str) -> ModuleType:
+    module = ModuleType(name)
 
     def first_use(attribute: str) -> Any:
         if attribute.startswith("__"):  # asked of every module that there is, as `inspect.getmodule` does
             raise AttributeError(attribute)
-        if sys.modules[name] is deferred:
-            del sys.modules[name]
+        if sys.modules.get(name) is module:
+            sys.modules.pop(name, None)
         return getattr(importlib.import_module(name), attribute)
 
-    deferred.__getattr__ = first_use  # type: ignore[method-assign]
-    sys.modules[name] = deferred
+    module.__getattr__ = first_use  # type: ignore[method-assign]
+    return module
 
 
 @cache

@@ -242,7 +242,7 @@ def _as_bytes(images: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.ui
 
 
 def _forget(images: npt.NDArray[np.float32]) -> None:
-    """Give back the memory of what was read of a mapped file; it can be read again."""
+    """Give back the memory of what was read of a mapped file, which was opened read-only: it can be read again."""
     file: object = images.base
     if isinstance(file, mmap.mmap):
         file.madvise(mmap.MADV_DONTNEED)

@@ -182,7 +182,7 @@ def parquet_schema(contract: DatasetContract) -> pa.Schema:
 def ingest_csv(
     csv: CsvSplit, target: Path, quarantine: Path, contract: DatasetContract, bad_rows: BadRows = 0
 ) -> IngestFacts:
-    """Write ``target`` as Parquet: one uint8 column for each of the contract's, row groups of at most 65,536 rows.
+    """Write ``target`` as Parquet: one uint8 column for each of the contract's, at most `BLOCK_ROWS` rows a row group.
 
     The files are read one after the other. Each bad row goes to ``quarantine`` (`tasks.quarantine.SCHEMA`), which is
     not written where there is none; every other row goes to ``target``. A supplied split needs

@@ -123,7 +123,8 @@ def _end(started: OwnProcess) -> None:
 def _start(module: str) -> OwnProcess:
     # Closed with the process, by whoever has that.
     said = tempfile.TemporaryFile()  # noqa: SIM115
-    scratch = tempfile.TemporaryDirectory(prefix=f"{module}-")
+    # What a process that it started writes there while we remove it must not stand in the place of the result.
+    scratch = tempfile.TemporaryDirectory(prefix=f"{module}-", ignore_cleanup_errors=True)
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-m", module],
         cwd=PROJECT_ROOT,

@@ -1,6 +1,6 @@
 """Shares of rows, and what chance makes of them.
 
-`scipy.stats` has all this; to import it takes half a second, `scipy.special` none.
+`scipy.stats` has all this; to import it takes half a second, in every run. `scipy.special` is there already.
 """
 
 from statistics import NormalDist

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,21 @@ def test_the_readme_states_the_defaults_and_is_filled_in() -> None:
             assert re.search(
                 rf"\| `training\.{key}` \| `--{key.replace('_', '-')}` \| {re.escape(str(value))}\b", text
             ), key
+
+
+@pytest.mark.parametrize("module", ["flows.train_fashion_mnist", "tasks.fit", "cli.prefect_run", "benchmarks"])
+def test_numpy_is_set_up_before_it_is_imported(module: str) -> None:
+    # The variable is read at the import alone; a module that imports numpy first would leave it without effect.
+    program = f"""
+import builtins, os
+os.environ.pop("OPENBLAS_NUM_THREADS", None)
+real = builtins.__import__
+def spy(name, *arguments, **named):
+    assert name != "numpy" or os.environ.get("OPENBLAS_NUM_THREADS") == "1", "numpy came first"
+    return real(name, *arguments, **named)
+builtins.__import__ = spy
+import {module}
+import numpy
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

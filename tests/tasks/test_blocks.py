@@ -23,6 +23,15 @@ def test_all_rows_come_in_order_some_at_a_time_however_they_were_grouped(
     assert [batch.schema.names for batch in batches(pq.ParquetFile(path))] == [["a", "b", "c"]] * len(found)
 
 
+def test_a_row_group_like_ours_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def side_by_side(*_: object, **__: object) -> None:
+        raise AssertionError("all columns side by side take more than twice the memory")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", side_by_side)
+    pq.write_table(pa.table({"a": pa.array(range(100), pa.uint8())}), tmp_path / "a.parquet", row_group_size=30)
+    assert sum(block.shape[1] for _, block in blocks(tmp_path / "a.parquet", ["a"])) == 100
+
+
 def test_what_is_no_byte_is_no_block(tmp_path: Path) -> None:
     for values in (pa.array([1, 2], pa.int16()), pa.array([1, None], pa.uint8()), pa.array([], pa.uint8())):
         assert bytes_of(pa.record_batch({"a": values})) is None

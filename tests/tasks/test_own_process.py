@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def test_temporary_files_that_it_leaves_are_removed() -> None:
     assert not left.parent.exists()
 
 
+def test_what_cannot_be_removed_does_not_stand_in_the_place_of_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with own_process(WORKER, {"end": "grandchild"}) as process:
+        assert process.result()["job"] == {"end": "grandchild"}
+
+
 def _children() -> set[int]:
     return {child.pid for child in psutil.Process().children() if not _gone(child.pid)}
 
@@ -110,13 +119,15 @@ def test_how_one_that_cannot_start_ended_is_told_also_when_the_job_never_reached
         process.result()
 
 
-def test_one_that_was_begun_ends_when_whoever_began_it_is_killed() -> None:
+def test_one_that_was_begun_ends_when_whoever_began_it_is_killed(tmp_path: Path) -> None:
     program = (
         "import psutil\nfrom tasks.own_process import begin\n"
         f"begin({WORKER!r})\nprint(psutil.Process().children()[0].pid, flush=True)\ninput()"
     )
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, **pipes) as parent:
+    # Its folder for temporary files stays: who would remove it is dead.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, env=environment, **pipes) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert not _gone(pid)
@@ -147,7 +158,8 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
         f"with own_process({WORKER!r}, {{'sleep': 600}}) as process:\n"
         "    process.result(lambda pid: print(pid, flush=True))\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
+    pipes: Any = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, **pipes)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     assert not _gone(pid)

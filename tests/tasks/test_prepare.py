@@ -86,6 +86,7 @@ def test_the_arrays_are_the_rows_of_the_data(
 
 def test_memory_does_not_grow_with_the_rows_that_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.blocks.BLOCK_ROWS", 100)
+    monkeypatch.setattr("tasks.prepare._SCALED_AT_ONCE", 30)
     peaks = []
     for rows in (400, 1_600):
         pixels = np.random.default_rng(0).integers(0, 256, (rows, 785), np.uint8)

@@ -198,6 +198,21 @@ def test_images_become_bytes_and_back_without_a_difference() -> None:
         _as_bytes(scaled, 255)
 
 
+def test_of_a_mapped_file_nothing_stays_in_memory_once_it_is_bytes(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.ones((4_000, 784), np.float32))
+
+    def mapped() -> int:
+        """KB of the file that are in memory."""
+        entry = Path("/proc/self/smaps").read_text().partition("images.npy\n")[2]
+        return int(entry.partition("Rss:")[2].split()[0])
+
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert images.sum() == images.size
+    assert mapped() > 10_000
+    assert _as_bytes(images, 255).min() == 255
+    assert mapped() < 1_000
+
+
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = TrainingConfig(epochs=5, learning_rate=0.01)
     schedule = learning_rate_schedule(config, 10)
