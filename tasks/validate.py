@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -54,6 +53,7 @@ from tasks.stage import run_stage, sha256_file, write_json
 from tasks.store import champions, read_alias_log, read_file, read_manifest, store_folder, version_numbers
 
 if TYPE_CHECKING:
+    import pandas as pd
     from great_expectations.data_context import EphemeralDataContext
     from great_expectations.expectations import Expectation
 
@@ -183,8 +183,8 @@ class Scan:
     """
 
     rows: int
-    columns: pd.DataFrame
-    classes: pd.DataFrame
+    columns: "pd.DataFrame"
+    classes: "pd.DataFrame"
     sample: Sample | None
 
 
@@ -227,7 +227,7 @@ def judge(
 
     least, most = (exact_rows, exact_rows) if exact_rows is not None else (contract.minimum_rows[split], None)
     context = fresh_context()
-    columns = _validate_frame(context, scan.columns, "columns", column_expectations(contract), "column")
+    columns = _validate_frame(context, scan.columns, "columns", column_expectations(), "column")
     profile, figures, in_train = (None, {}, None) if scan.sample is None else look(scan.sample)
     # The figures stand beside each class: a frame of their own would cost as much as all their expectations.
     classes = scan.classes.assign(**{name: figure.value for name, figure in figures.items()})
@@ -300,6 +300,8 @@ def leak_figures(found: npt.NDArray[np.uint8]) -> dict[str, Figure]:
 
 def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     """Look once at the values themselves, not at the footer's statistics, which a writer may have got wrong."""
+    import pandas as pd
+
     file = pq.ParquetFile(path)
     schema = file.schema_arrow
     found = schema.names
@@ -410,7 +412,7 @@ class _ColumnProfile:
         self.maximum = high if self.maximum is None else max(high, self.maximum)
 
 
-def column_expectations(contract: DatasetContract) -> "Sequence[Expectation]":
+def column_expectations() -> "Sequence[Expectation]":
     """What every column owes: place, type, no nulls, range."""
     import great_expectations.expectations as gxe
 
@@ -466,7 +468,7 @@ def _bounded(check: Check, bound: float, severity: str, figure: Figure) -> "Expe
 
 
 def _validate_frame(
-    context: "EphemeralDataContext", frame: pd.DataFrame, name: str, expectations: "Sequence[Expectation]", index: str
+    context: "EphemeralDataContext", frame: "pd.DataFrame", name: str, expectations: "Sequence[Expectation]", index: str
 ) -> dict[str, Any]:
     import great_expectations as gx
     from great_expectations.datasource.fluent import PandasDatasource

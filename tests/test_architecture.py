@@ -22,8 +22,8 @@ FORBIDDEN = {
     "schemas": {"prefect", "tensorflow", "keras", "great_expectations", "numpy", "pandas", "pyarrow"},
     "flows": {"numpy", "pandas", "pyarrow", "tensorflow", "keras", "great_expectations"},
 }
-# These cost seconds to import: only inside the function that needs them.
-HEAVY = {"tensorflow", "keras", "great_expectations", "matplotlib"}
+# These cost half a second or more to import: only inside the function that needs them.
+HEAVY = {"tensorflow", "keras", "great_expectations", "matplotlib", "pandas"}
 MODULES = [path for package in ALLOWED for path in sorted((ROOT / package).glob("*.py"))]
 
 
