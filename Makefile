@@ -15,8 +15,9 @@ run: .venv/$(ACCELERATOR).stamp
 up down status: .venv/$(ACCELERATOR).stamp
 	$(BIN)/fashion-ann $@
 
+# Files in their order: by their number of tests, which is the default, the files that take longest would come last.
 test: .venv/dev.stamp
-	$(BIN)/pytest --numprocesses auto --dist loadgroup
+	$(BIN)/pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
 # Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
 # faults were tried and passed. Three at a time, whatever the cores: each mostly waits.

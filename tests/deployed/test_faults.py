@@ -229,10 +229,10 @@ FAULTS = [
     Fault("kill -9 of the main flow's process", _kill_parents_flow_process, "Completed", "Crashed"),
     Fault("kill -9 of the gpu worker", _kill_worker, "Crashed", "Failed", epochs=150),
     Fault("kill -9 of the training's process and the gpu worker", _kill_both, "Crashed", "Failed", True),
-    Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, epochs=200),
+    Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, epochs=500),
     Fault("kill -9 of the server, started again", _kill_server, "Completed", "Completed"),
     # Prefect takes half a minute to cancel a child whose parent was cancelled.
-    Fault("cancel of the main flow's run", _cancel_parent, "Cancelled", "Cancelled", epochs=300),
+    Fault("cancel of the main flow's run", _cancel_parent, "Cancelled", "Cancelled", epochs=700),
     Fault("cancel of the training's run", _cancel_child, "Cancelled", "Failed", epochs=150),
 ]
 RESTART = Fault("Postgres restarted, 5 s away", _restart_postgres, "Completed", "Completed")
