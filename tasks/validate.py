@@ -216,24 +216,22 @@ def judge(
     what drift is told from. ``train`` is the split that a test split is compared with.
     """
     scan = scan_parquet(path, contract)
-
-    def look(sample: Sample) -> tuple[ImageProfile, dict[str, Figure], npt.NDArray[np.uint8] | None]:
-        profile = profile_images(sample.images, sample.labels, contract)
-        figures, in_train = measure(scan, sample, profile, contract, champion), None
-        if train is not None:
-            in_train = find_in_train(*train, sample.sketches, path, contract)
-            figures |= leak_figures(in_train)
-        return profile, figures, in_train
-
     least, most = (exact_rows, exact_rows) if exact_rows is not None else (contract.minimum_rows[split], None)
     context = fresh_context()
     columns = _validate_frame(context, scan.columns, "columns", column_expectations(), "column")
-    profile, figures, in_train = (None, {}, None) if scan.sample is None else look(scan.sample)
+    profile, sketches, in_train, figures = None, None, None, {}
+    if scan.sample is not None:
+        sketches = scan.sample.sketches
+        profile = profile_images(scan.sample.images, scan.sample.labels, contract)
+        figures = measure(scan, scan.sample, profile, contract, champion)
+        if train is not None:
+            in_train = find_in_train(*train, sketches, path, contract)
+            figures |= leak_figures(in_train)
     # The figures stand beside each class: a frame of their own would cost as much as all their expectations.
     classes = scan.classes.assign(**{name: figure.value for name, figure in figures.items()})
     owed = [*class_expectations(contract, least, most), *image_expectations(contract, figures)]
     result = {"columns": columns, "classes": _validate_frame(context, classes, "classes", owed, "label")}
-    return Judged(result, profile, scan.sample.sketches if scan.sample else None, in_train)
+    return Judged(result, profile, sketches, in_train)
 
 
 def measure(
