@@ -83,16 +83,20 @@ def test_the_driver_is_what_nvidia_smi_says(
     assert nvidia_driver() == expected
 
 
-def test_the_feed_gives_the_batches_of_the_epoch_that_was_chosen_last() -> None:
+@pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4, 2]), (5, [5, 5]), (9, [9, 1]), (10, [10]), (12, [10])])
+def test_the_feed_gives_the_batches_of_the_epoch_that_was_chosen_last(
+    batch_size: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_up_backend(0)
-    batches = row_batches(np.arange(10, dtype=np.int32) % 3, TrainingConfig(batch_size=4))
+    monkeypatch.setattr("tasks.fit.images_a_step", lambda rows, config: batch_size)
+    batches = row_batches(np.arange(10, dtype=np.int32) % 3, TrainingConfig())
     fed = feed(batches)
     seen = []
     for epoch in (0, 5):
         batches.shuffle(epoch)
         expected = [batches[place] for place in range(len(batches))]
         received = [(np.asarray(rows), np.asarray(labels)) for rows, labels in fed]
-        assert [len(rows) for rows, _ in received] == [4, 4, 2]
+        assert [len(rows) for rows, _ in received] == sizes
         for (rows, labels), (our_rows, our_labels) in zip(received, expected, strict=True):
             assert rows.tolist() == our_rows.tolist()
             assert labels.tolist() == our_labels.tolist() == (our_rows % 3).tolist()
