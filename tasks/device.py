@@ -133,16 +133,6 @@ def _cannot_be_had(device: DeviceChoice, found: Device) -> str:
     )
 
 
-def shares_of_a_step() -> int:
-    """Into how many shares the images of a step are to be split, for the backend to compute side by side.
-
-    Two on a CPU with TensorFlow: each of its operations has one thread (`set_up_backend`), and without shares there is
-    mostly one operation at a time that takes long. Not one a core: sums over other shares are rounded in another way,
-    and a seed would give other weights on a machine with more cores.
-    """
-    return 2 if backend_name() == "tensorflow" and _tensorflow_gpu() is None else 1
-
-
 @contextmanager
 def on_every_gpu(devices: Sequence[str] = ()) -> Iterator[int]:
     """A model that is built inside is trained by all GPUs of this process together; yields how many devices those are.

@@ -6,7 +6,7 @@ of the images, so that only images that are near by them are read and compared. 
 looking at all within reach found the same in the real data, in four times the time.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ TEST_IN_TRAIN_NAME = "test_in_train.npy"
 _CELLS = 7  # a side, of at most as many cells as pixels
 _FREQUENCIES = 3  # a side
 _NEAREST = 4
+_IN_A_TREE = 131_072  # the tree holds float64: 10 MB
+_ASKED_AT_ONCE = 16_384
 _COMPARED_AT_ONCE = 4096
 _PIXELS_COMPARED = 98
 _FNV_PRIME = np.uint32(16_777_619)
@@ -32,14 +34,14 @@ _FNV_START = np.uint32(2_166_136_261)
 
 @dataclass(frozen=True)
 class Sketches:
-    """Of each image a number, uint64 (N,), and its lowest frequencies, float32 (N, frequencies); see `sketch`.
+    """Of each image a number, uint64 (N,), and its lowest frequencies, int16 (N, frequencies); see `sketch`.
 
     Two images with the same number are taken for the same: it is made of a hash of 32 bits and of sums of pixels over
-    cells. blank: bool (N,), whether all pixels of an image are equal.
+    cells. blank: bool (N,), whether all pixels of an image are equal. 27 bytes an image, since they are kept of all.
     """
 
     numbers: npt.NDArray[np.uint64]
-    frequencies: npt.NDArray[np.float32]
+    frequencies: npt.NDArray[np.int16]
     blank: npt.NDArray[np.bool_]
 
     def save(self, path: Path) -> None:
@@ -51,15 +53,22 @@ class Sketches:
             return cls(**stored)
 
     @classmethod
-    def joined(cls, parts: "Sequence[Sketches]") -> "Sketches":
-        return cls(*(np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
+    def room_for(cls, rows: int, contract: DatasetContract) -> "Sketches":
+        """To be filled with `put`."""
+        frequencies = len(_frequencies(contract))
+        return cls(np.empty(rows, np.uint64), np.empty((rows, frequencies), np.int16), np.empty(rows, np.bool_))
+
+    def put(self, start: int, part: "Sketches") -> None:
+        """Take over the sketches of some rows, of which ``start`` is the first."""
+        for name, values in vars(part).items():
+            getattr(self, name)[start : start + len(values)] = values
 
 
 def sketch(pixels: Bytes, contract: DatasetContract) -> Sketches:
     """Sketches of images that lie in columns: uint8 (pixels, N).
 
     Their frequencies are those of the images' sums over cells (discrete cosine transform), scaled so that the distance
-    of two is never more than that of the images.
+    of two is never more than that of the images, in units of `_unit`; but for rounding to whole units.
     """
     # One pixel of all images at a time: they lie beside each other, and each of these steps is one of the processor.
     cells, count = _cells(contract)
@@ -79,7 +88,13 @@ def sketch(pixels: Bytes, contract: DatasetContract) -> Sketches:
     even = np.flatnonzero(blank)
     blank[even] = (pixels[:, even] == pixels[:1, even]).all(axis=0)
     frequencies = _frequencies(contract) @ (sums.astype(np.float32) / np.sqrt(size, dtype=np.float32))
-    return Sketches(numbers, np.ascontiguousarray(frequencies.T), blank)
+    frequencies /= np.float32(_unit(contract))
+    return Sketches(numbers, np.ascontiguousarray(np.rint(frequencies, out=frequencies).T.astype(np.int16)), blank)
+
+
+def _unit(contract: DatasetContract) -> float:
+    """Of frequencies as they are kept, in pixel values: what bytes can be, past the contract's range too, just fits."""
+    return np.iinfo(np.uint8).max * math.sqrt(contract.pixels) / np.iinfo(np.int16).max
 
 
 def _cells(contract: DatasetContract) -> tuple[npt.NDArray[np.int64], int]:
@@ -113,22 +128,15 @@ def find_in_train(
     Near is a root mean square difference of at most ``contract.near_duplicate`` of the pixel range, of about 100
     pixels, from one of the train images whose frequencies are nearest.
     """
-    from scipy.spatial import cKDTree
-
     known = np.sort(train.numbers)
     same = known[np.searchsorted(known, test.numbers).clip(max=len(known) - 1)] == test.numbers
     found = np.where(same, 2, 0).astype(np.uint8)
     if not len(others := np.flatnonzero(~same)):
         return found
-    # Built without looking for the best splits, it takes half the time and answers as fast.
-    tree = cKDTree(train.frequencies, balanced_tree=False, compact_nodes=False)
     allowed = contract.near_duplicate * (contract.pixel_max - contract.pixel_min)
-    distances, nearest = tree.query(
-        test.frequencies[others],
-        k=[*range(1, 1 + _NEAREST)],
-        distance_upper_bound=allowed * np.sqrt(contract.pixels) * 1.001,  # some room for rounding
-        workers=-1,
-    )
+    # Each of the frequencies of both may have been rounded by half a unit.
+    reach = allowed * math.sqrt(contract.pixels) / _unit(contract) + _FREQUENCIES
+    distances, nearest = _nearest(train.frequencies, test.frequencies[others], reach)
     which, place = np.nonzero(np.isfinite(distances))
     if not len(which):
         return found
@@ -142,6 +150,31 @@ def find_in_train(
         near = (difference**2).mean(axis=1) <= allowed**2
         found[ours[ours_at[some][near]]] = 1
     return found
+
+
+def _nearest(
+    known: npt.NDArray[np.int16], asked: npt.NDArray[np.int16], reach: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Of each row of ``asked``, (N, frequencies), the nearest rows of ``known`` that are within ``reach``.
+
+    Distances, infinite where there is none, and row numbers; (N, `_NEAREST`) each. Of many rows one tree after the
+    other is asked, so that their memory does not grow.
+    """
+    from scipy.spatial import cKDTree
+
+    distances = np.full((len(asked), _NEAREST), np.inf)
+    places = np.zeros((len(asked), _NEAREST), np.int64)
+    for start in range(0, len(known), _IN_A_TREE):
+        # Built without looking for the best splits, it takes half the time and answers as fast.
+        tree = cKDTree(known[start : start + _IN_A_TREE], balanced_tree=False, compact_nodes=False)
+        for first in range(0, len(asked), _ASKED_AT_ONCE):
+            some = slice(first, first + _ASKED_AT_ONCE)
+            there, at = tree.query(asked[some], k=[*range(1, 1 + _NEAREST)], distance_upper_bound=reach, workers=-1)
+            both, rows = np.hstack([distances[some], there]), np.hstack([places[some], at + start])
+            best = np.argsort(both, axis=1)[:, :_NEAREST]
+            distances[some] = np.take_along_axis(both, best, axis=1)
+            places[some] = np.take_along_axis(rows, best, axis=1)
+    return distances, places
 
 
 def _looked_at(contract: DatasetContract) -> list[str]:

@@ -10,7 +10,6 @@ import mmap
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from schemas.config import TrainingConfig
 from schemas.contract import DatasetContract, contract_of
-from tasks.device import feed, import_backend, on_every_gpu, set_up_backend, shares_of_a_step
+from tasks.device import feed, import_backend, on_every_gpu, set_up_backend
 from tasks.golden import write_golden
 from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, judge_rows, topology_bytes
 from tasks.own_process import Tell, answer
@@ -213,8 +212,6 @@ def _trainer(network: Any, images: npt.NDArray[np.float32], contract: DatasetCon
     # Taken out by the layer: what an initializer holds on to stays as a second copy as long as the layer does.
     pixels = [_as_bytes(images, levels)]
 
-    shares = shares_of_a_step()
-
     class Images(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         def __init__(self) -> None:
             super().__init__(trainable=False)
@@ -222,14 +219,11 @@ def _trainer(network: Any, images: npt.NDArray[np.float32], contract: DatasetCon
                 shape=images.shape, dtype="uint8", initializer=lambda shape, dtype: pixels.pop(), trainable=False
             )
 
-        def call(self, rows: Any) -> list[Any]:
-            """Of each share its images, float32 (rows, pixels)."""
-            size = keras.ops.shape(rows)[0]
-            parts = [rows[start:end] for start, end in pairwise(size * share // shares for share in range(shares + 1))]
-            return [keras.ops.cast(keras.ops.take(self.table, part, axis=0), "float32") / levels for part in parts]
+        def call(self, rows: Any) -> Any:
+            return keras.ops.cast(keras.ops.take(self.table, rows, axis=0), "float32") / levels  # (batch, pixels)
 
     rows = keras.Input((), dtype="int32")
-    return keras.Model(rows, keras.ops.concatenate([network(part) for part in Images()(rows)]))
+    return keras.Model(rows, network(Images()(rows)))
 
 
 def _as_bytes(images: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.uint8]:

@@ -307,7 +307,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
     label_rows: dict[Any, int] = {}
     drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))
-    gathered = _Gathered(contract, drawn) if tuple(found) == contract.columns and rows else None
+    gathered = _Gathered(contract, drawn, rows) if tuple(found) == contract.columns and rows else None
     for batch, block in _read_ahead(file):
         if block is None:
             gathered = None
@@ -369,22 +369,22 @@ def _read_ahead(file: pq.ParquetFile) -> Iterator[tuple[pa.RecordBatch, npt.NDAr
 class _Gathered:
     """What a `Sample` is made of, block by block; ``drawn`` are the rows of the images that are kept, ascending."""
 
-    def __init__(self, contract: DatasetContract, drawn: npt.NDArray[np.int64]) -> None:
+    def __init__(self, contract: DatasetContract, drawn: npt.NDArray[np.int64], rows: int) -> None:
         self._contract = contract
         self._drawn = drawn
         self._rows = 0
         self._kept: list[npt.NDArray[np.uint8]] = []
-        self._sketches: list[Sketches] = []
+        self._sketches = Sketches.room_for(rows, contract)
 
     def add(self, block: npt.NDArray[np.uint8]) -> None:
         """block: uint8 (columns, rows), the label first."""
         self._kept.append(taken_of(block, self._rows, self._drawn).T)
-        self._sketches.append(sketch(block[1:], self._contract))
+        self._sketches.put(self._rows, sketch(block[1:], self._contract))
         self._rows += block.shape[1]
 
     def sample(self) -> Sample:
         kept = np.concatenate(self._kept)
-        return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], Sketches.joined(self._sketches))
+        return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], self._sketches)
 
 
 class _ColumnProfile:

@@ -41,7 +41,7 @@ def _blobs(count: int, contract: DatasetContract, seed: int) -> npt.NDArray[np.u
 
 def test_duplicates_are_counted_by_hand() -> None:
     train, test = (
-        Sketches(np.array(numbers, np.uint64), np.zeros((4, 9), np.float32), np.zeros(4, np.bool_))
+        Sketches(np.array(numbers, np.uint64), np.zeros((4, 9), np.int16), np.zeros(4, np.bool_))
         for numbers in ([1, 3, 1, 1], [1, 5, 5, 1])
     )
     counted = report(train, test, np.array([2, 1, 0, 2], np.uint8))
@@ -49,12 +49,13 @@ def test_duplicates_are_counted_by_hand() -> None:
     assert (counted.test_rows_in_train, counted.test_rows_near_train) == (2, 1)
 
 
-@pytest.mark.parametrize("compared_at_once", [7, 4096])
+@pytest.mark.parametrize(("compared_at_once", "in_a_tree"), [(7, 50), (4096, 131_072)])
 @pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
 def test_the_same_and_nearly_the_same_are_told_from_others(
-    contract: DatasetContract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared_at_once: int
+    contract: DatasetContract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared_at_once: int, in_a_tree: int
 ) -> None:
     monkeypatch.setattr(module, "_COMPARED_AT_ONCE", compared_at_once)
+    monkeypatch.setattr(module, "_IN_A_TREE", in_a_tree)
     train, test = _blobs(300, contract, 0), _blobs(60, contract, 1)
     assert _find(train, test, contract, tmp_path).tolist() == [0] * 60
     near = contract.near_duplicate * contract.pixel_max
@@ -78,7 +79,10 @@ def test_images_that_share_all_sums_are_no_duplicates(tmp_path: Path) -> None:
     sketches = sketch(np.ascontiguousarray(pair.T), FASHION_MNIST)
     assert np.array_equal(sketches.frequencies[0], sketches.frequencies[1])
     assert repeated(sketches) == 0
-    assert repeated(Sketches.joined([sketches, sketches])) == 2
+    twice = Sketches.room_for(4, FASHION_MNIST)
+    twice.put(2, sketches)
+    twice.put(0, sketches)
+    assert repeated(twice) == 2
 
 
 def test_every_row_of_train_in_test_is_found_without_a_look_at_pixels(tmp_path: Path) -> None:
@@ -96,23 +100,29 @@ def test_sketches_are_kept_as_they_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(stored, name), values)
 
 
+def _in_pixel_values(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float64]:
+    frequencies = sketch(np.ascontiguousarray(images.T), contract).frequencies
+    assert frequencies.dtype == np.int16
+    return frequencies * (255 * contract.pixels**0.5 / 32_767)
+
+
 @pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
 def test_frequencies_never_make_two_images_more_distant_than_they_are(contract: DatasetContract) -> None:
     generator = np.random.default_rng(0)
     images = np.concatenate(
         [_blobs(40, contract, 0), generator.integers(0, contract.pixel_max + 1, (40, contract.pixels), np.uint8)]
     )
-    frequencies = sketch(np.ascontiguousarray(images.T), contract).frequencies.astype(float)
+    frequencies = _in_pixel_values(images, contract)
     assert frequencies.shape == (80, 9)
 
     def distances(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.linalg.norm(rows[:, None] - rows[None], axis=2)
 
-    assert (distances(frequencies) <= distances(images.astype(float)) + 1e-3).all()
+    rounded = 3 * 255 * contract.pixels**0.5 / 32_767
+    assert (distances(frequencies) <= distances(images.astype(float)) + rounded).all()
     # Nor less by much where only slow changes tell them apart.
     even = np.array([np.full(contract.pixels, level, np.uint8) for level in (0, contract.pixel_max)])
-    far = sketch(np.ascontiguousarray(even.T), contract).frequencies
-    share = distances(far.astype(float))[0, 1] / distances(even.astype(float))[0, 1]
+    share = distances(_in_pixel_values(even, contract))[0, 1] / distances(even.astype(float))[0, 1]
     assert share == pytest.approx(1 if contract is FASHION_MNIST else 0.98, abs=0.02)
 
 
@@ -122,3 +132,19 @@ def test_blank_images_are_those_of_one_value() -> None:
     images[2, 400] = 1
     images[3].reshape(28, 28)[:, ::2] = 9  # every cell has the same mean
     assert sketch(np.ascontiguousarray(images.T), FASHION_MNIST).blank.tolist() == [True, True, False, False]
+
+
+def test_the_nearest_are_those_of_all_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    known, asked = (generator.integers(-9_000, 9_000, (rows, 9), np.int16) for rows in (100, 20))
+    apart = np.linalg.norm(asked[:, None].astype(float) - known[None], axis=2)
+    expected = np.sort(apart, axis=1)[:, :4]
+    reach = float(np.median(expected))  # beyond it nothing is told
+    for in_a_tree, asked_at_once in ((7, 6), (100, 16_384)):
+        monkeypatch.setattr(module, "_IN_A_TREE", in_a_tree)
+        monkeypatch.setattr(module, "_ASKED_AT_ONCE", asked_at_once)
+        distances, places = module._nearest(known, asked, reach)
+        np.testing.assert_allclose(distances, np.where(expected < reach, expected, np.inf))
+        within = np.isfinite(distances)
+        assert 0 < within.sum() < within.size
+        assert (places[within] == np.argsort(apart, axis=1)[:, :4][within]).all()

@@ -16,7 +16,6 @@ from tasks.device import gpu_in_sight, set_up_backend
 from tasks.fit import (
     Figures,
     _as_bytes,
-    _trainer,
     fit_network,
     images_a_step,
     learning_rate_schedule,
@@ -187,18 +186,6 @@ def test_validation_figures_are_those_of_keras_over_all_rows(
     images, labels = _split(sample_prepared, "validation")
     expected = network.evaluate(images, labels, verbose=0, return_dict=True)
     assert judge_rows(network, images, labels) == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_a_step_in_shares_says_of_every_row_what_the_network_says(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_up_backend(0)
-    images = np.random.default_rng(0).integers(0, 256, (20, 784)).astype(np.float32) / np.float32(255)
-    network, asked = build_network(FASHION_MNIST, 0.5), np.arange(19, 19 - rows, -1, dtype=np.int32)
-    expected = np.asarray(network(images[asked]))
-    for shares in (1, 2, 3):
-        monkeypatch.setattr("tasks.fit.shares_of_a_step", lambda shares=shares: shares)
-        trainer = _trainer(network, images, FASHION_MNIST)
-        np.testing.assert_allclose(np.asarray(trainer(asked)), expected, rtol=0, atol=1e-6)
 
 
 def test_images_become_bytes_and_back_without_a_difference() -> None:
