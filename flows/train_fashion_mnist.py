@@ -27,6 +27,8 @@ from tasks.gpu_worker import train_on_gpu_worker
 from tasks.ingest import ingest
 from tasks.prepare import prepare
 from tasks.stage import in_use
+from tasks.train import is_trained
+from tasks.train import train as train_model
 from tasks.validate import validate
 from tasks.version import version
 from tasks.watch import data_digest as digest_of_csvs
@@ -68,6 +70,8 @@ def train_fashion_mnist(
         prepared = prepare(train, test, dataset, training.validation_size, training.seed, artifacts)
         if train_on == "gpu":
             trained = train_on_gpu_worker(prepared, training, artifacts, device, gpu_worker_seconds)
+        elif is_trained(prepared, training, artifacts, device):
+            trained = train_model(prepared, training, artifacts, device)  # a flow run to look at it costs a second
         else:
             trained = fit_model(prepared, training, artifacts, device)
         evaluation = evaluate(prepared, trained, artifacts)

@@ -18,9 +18,11 @@ from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.own_process import own_process
 from tasks.progress import Trained, tell
 from tasks.publish import publish_progress
-from tasks.stage import lock_digest, package_versions, run_stage, sha256_file, stage_key, sweep_replaced
+from tasks.stage import lock_digest, output_folder, package_versions, run_stage, sha256_file, stage_key, sweep_replaced
 
 logger = logging.getLogger(__name__)
+
+_FOLDER = "trained"
 
 
 @task(name="train", task_run_name="train seed {config.seed}")
@@ -39,20 +41,18 @@ def train(
     return _train(prepared, config, artifacts_dir, "gpu" if device == "gpu" else "cpu")
 
 
+def is_trained(
+    prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
+) -> bool:
+    """Whether `train` would find what it made before, if that is whole; it is not looked into."""
+    kind: Literal["gpu", "cpu"] = "gpu" if device == "gpu" or (device == "auto" and gpu_in_sight()) else "cpu"
+    return output_folder(artifacts_dir / _FOLDER, __name__, _inputs(prepared, config, kind)).exists()
+
+
 def _train(
     prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, kind: Literal["gpu", "cpu"]
 ) -> TrainedModel:
-    inputs = {
-        "dataset": prepared.dataset,
-        "prepared": prepared.record.digest,
-        "training": config.model_dump(),
-        "backend": backend_name(),
-        # What a GPU was demanded for is not answered with what a CPU has trained, nor the other way round: the numbers
-        # differ, and the demand was for a reason. "auto" is whichever of the two it comes to, so that it shares what
-        # they made. The model of the GPU, and how many, are left out: a retry on another worker shall find what the
-        # first has trained.
-        "device": kind,
-    }
+    inputs = _inputs(prepared, config, kind)
     # Named by what it depends on, as the stage's own folder is: another seed or recipe never resumes from it.
     checkpoint = artifacts_dir / "checkpoints" / f"{stage_key(__name__, inputs)}.npz"
 
@@ -100,11 +100,25 @@ def _train(
             "packages": package_versions(),
         }
 
-    record, facts = run_stage(artifacts_dir / "trained", __name__, inputs, produce)
+    record, facts = run_stage(artifacts_dir / _FOLDER, __name__, inputs, produce)
     # The stage is whole: its checkpoint has done its work.
     checkpoint.unlink(missing_ok=True)
     sweep_replaced(checkpoint)
     return TrainedModel(record=record, **facts)
+
+
+def _inputs(prepared: PreparedData, config: TrainingConfig, kind: Literal["gpu", "cpu"]) -> dict[str, Any]:
+    return {
+        "dataset": prepared.dataset,
+        "prepared": prepared.record.digest,
+        "training": config.model_dump(),
+        "backend": backend_name(),
+        # What a GPU was demanded for is not answered with what a CPU has trained, nor the other way round: the numbers
+        # differ, and the demand was for a reason. "auto" is whichever of the two it comes to, so that it shares what
+        # they made. The model of the GPU, and how many, are left out: a retry on another worker shall find what the
+        # first has trained.
+        "device": kind,
+    }
 
 
 def _trained_by() -> TrainedBy:

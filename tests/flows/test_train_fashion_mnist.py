@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
 from prefect.exceptions import ParameterTypeError
 from pydantic import ValidationError
 
@@ -45,6 +45,12 @@ def _reused(artifacts: Path, version: int) -> list[bool]:
     return [entry["reused"] for entry in lineage]
 
 
+def _fits() -> int:
+    """Runs of fit-model that the server knows."""
+    with get_client(sync_client=True) as client:
+        return len(client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["fit-model"]))))
+
+
 def test_the_flow_makes_a_version_that_learned_something(artifacts: Path) -> None:
     (row,) = list_versions(store_folder(artifacts, "fashion-mnist"))
     assert (row["version"], row["aliases"]) == (1, ["champion"])
@@ -53,15 +59,17 @@ def test_the_flow_makes_a_version_that_learned_something(artifacts: Path) -> Non
 
 
 def test_an_unchanged_run_makes_no_version(artifacts: Path) -> None:
-    before = len(list_versions(store_folder(artifacts, "fashion-mnist")))
+    before = len(list_versions(store_folder(artifacts, "fashion-mnist"))), _fits()
     made = _train(artifacts)
     assert (made.version, made.created) == (1, False)
-    assert len(list_versions(store_folder(artifacts, "fashion-mnist"))) == before
+    assert (len(list_versions(store_folder(artifacts, "fashion-mnist"))), _fits()) == before
 
 
 def test_a_changed_seed_redoes_train_and_not_ingest(artifacts: Path) -> None:
+    before = _fits()
     made = _train(artifacts, seed=3)
     assert made.created
+    assert _fits() == before + 1
     assert _reused(artifacts, made.version) == [True] * 4 + [False] * 3
 
 

@@ -23,7 +23,7 @@ from tasks.fit import (
 )
 from tasks.network import build_network, judge_rows, load_network
 from tasks.stage import sha256_file
-from tasks.train import train
+from tasks.train import is_trained, train
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -241,6 +241,15 @@ def test_the_stage_keeps_topology_weights_and_history(
     assert history[-1]["val_accuracy"] == pytest.approx(right.mean())
     assert list((sample_artifacts / "checkpoints").iterdir()) == []
     assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
+
+
+def test_what_is_trained_is_known_by_all_that_it_depends_on(
+    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
+) -> None:
+    assert is_trained(sample_prepared, small_config, sample_artifacts, "cpu")
+    assert not is_trained(sample_prepared, small_config, sample_artifacts, "gpu")
+    assert not is_trained(sample_prepared, small_config.model_copy(update={"seed": 77}), sample_artifacts, "cpu")
+    assert not is_trained(sample_prepared, small_config, sample_artifacts / "elsewhere", "cpu")
 
 
 @pytest.mark.usefixtures("in_this_process")
