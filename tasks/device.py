@@ -174,7 +174,7 @@ def feed(batches: Batches, devices: int = 1) -> Any:
         order = tf.numpy_function(lambda: batches.order, [], tf.int32, stateful=True)
         order.set_shape(labels.shape)
         columns = (order, tf.gather(labels, order))
-        # Batches are sliced, not collected row by row, which takes a tenth of an epoch.
+        # Batches are sliced, not collected row by row, which takes an eighth of an epoch.
         cut = tuple(tf.reshape(column[:whole], (-1, batches.batch_size)) for column in columns)
         rest = tuple(column[whole:] for column in columns)
         fed = tf.data.Dataset.from_tensor_slices(cut)

@@ -23,7 +23,7 @@ TEST_IN_TRAIN_NAME = "test_in_train.npy"
 _CELLS = 7  # a side, of at most as many cells as pixels
 _FREQUENCIES = 3  # a side
 _NEAREST = 4
-_IN_A_TREE = 131_072  # the tree holds float64: 10 MB
+_IN_A_TREE = 131_072  # 15 MB, since a tree holds float64
 _ASKED_AT_ONCE = 16_384
 _COMPARED_AT_ONCE = 4096
 _PIXELS_COMPARED = 98
@@ -134,8 +134,8 @@ def find_in_train(
     if not len(others := np.flatnonzero(~same)):
         return found
     allowed = contract.near_duplicate * (contract.pixel_max - contract.pixel_min)
-    # Each of the frequencies of both may have been rounded by half a unit.
-    reach = allowed * math.sqrt(contract.pixels) / _unit(contract) + _FREQUENCIES
+    # Each of the frequencies of both may have been rounded by half a unit; one more for float32 before that.
+    reach = allowed * math.sqrt(contract.pixels) / _unit(contract) + _FREQUENCIES + 1
     distances, nearest = _nearest(train.frequencies, test.frequencies[others], reach)
     which, place = np.nonzero(np.isfinite(distances))
     if not len(which):
@@ -171,7 +171,7 @@ def _nearest(
             some = slice(first, first + _ASKED_AT_ONCE)
             there, at = tree.query(asked[some], k=[*range(1, 1 + _NEAREST)], distance_upper_bound=reach, workers=-1)
             both, rows = np.hstack([distances[some], there]), np.hstack([places[some], at + start])
-            best = np.argsort(both, axis=1)[:, :_NEAREST]
+            best = np.argsort(both, axis=1, kind="stable")[:, :_NEAREST]
             distances[some] = np.take_along_axis(both, best, axis=1)
             places[some] = np.take_along_axis(rows, best, axis=1)
     return distances, places

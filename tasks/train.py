@@ -44,7 +44,10 @@ def train(
 def is_trained(
     prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> bool:
-    """Whether `train` would find what it made before, if that is whole; it is not looked into."""
+    """Whether `train` would find what it made before, if that is whole; it is not looked into.
+
+    With "auto" and a GPU in sight that cannot be used the answer is no, whatever the CPU has trained.
+    """
     kind: Literal["gpu", "cpu"] = "gpu" if device == "gpu" or (device == "auto" and gpu_in_sight()) else "cpu"
     return output_folder(artifacts_dir / _FOLDER, __name__, _inputs(prepared, config, kind)).exists()
 

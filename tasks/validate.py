@@ -303,7 +303,8 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     file = pq.ParquetFile(path)
     schema = file.schema_arrow
     found = schema.names
-    rows = file.metadata.num_rows
+    # Of the groups that will be read, not the footer's own sum of them.
+    rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
     profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
     label_rows: dict[Any, int] = {}
     drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))

@@ -65,6 +65,15 @@ def test_an_unchanged_run_makes_no_version(artifacts: Path) -> None:
     assert (len(list_versions(store_folder(artifacts, "fashion-mnist"))), _fits()) == before
 
 
+def test_a_damaged_model_is_trained_anew_and_comes_out_the_same(artifacts: Path) -> None:
+    (weights,) = (artifacts / "trained").glob("*/model.weights.h5")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    made = _train(artifacts)
+    assert (made.version, made.created) == (1, False)
+    assert weights.read_bytes() == whole
+
+
 def test_a_changed_seed_redoes_train_and_not_ingest(artifacts: Path) -> None:
     before = _fits()
     made = _train(artifacts, seed=3)

@@ -1,5 +1,6 @@
 """Images that occur more than once: counted by hand, and found all but to the byte."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,13 @@ def test_the_nearest_are_those_of_all_trees(monkeypatch: pytest.MonkeyPatch) -> 
         within = np.isfinite(distances)
         assert 0 < within.sum() < within.size
         assert (places[within] == np.argsort(apart, axis=1)[:, :4][within]).all()
+
+
+def test_rounded_frequencies_hide_no_image_that_is_just_near_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every pixel is brighter by as much as is allowed: all of the difference is in the lowest frequency.
+    contract = replace(FASHION_MNIST, near_duplicate=5.001 / 255)
+    train = np.random.default_rng(0).integers(0, 251, (200, 784), np.uint8)
+    monkeypatch.setattr(module, "_NEAREST", 100)  # images of noise are all near each other by their sums
+    assert _find(train, train + np.uint8(5), contract, tmp_path).tolist() == [1] * 200

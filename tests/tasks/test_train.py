@@ -25,6 +25,8 @@ from tasks.network import build_network, judge_rows, load_network
 from tasks.stage import sha256_file
 from tasks.train import is_trained, train
 
+without_a_gpu = pytest.mark.skipif(gpu_in_sight(), reason="says what a machine without a GPU does")
+
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
@@ -225,6 +227,7 @@ def test_one_epoch_starts_at_the_peak() -> None:
     assert float(schedule(0)) == pytest.approx(0.01)
 
 
+@without_a_gpu
 def test_the_stage_keeps_topology_weights_and_history(
     sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
 ) -> None:
@@ -243,9 +246,11 @@ def test_the_stage_keeps_topology_weights_and_history(
     assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
 
 
+@without_a_gpu
 def test_what_is_trained_is_known_by_all_that_it_depends_on(
     sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
 ) -> None:
+    assert is_trained(sample_prepared, small_config, sample_artifacts)
     assert is_trained(sample_prepared, small_config, sample_artifacts, "cpu")
     assert not is_trained(sample_prepared, small_config, sample_artifacts, "gpu")
     assert not is_trained(sample_prepared, small_config.model_copy(update={"seed": 77}), sample_artifacts, "cpu")
@@ -271,9 +276,6 @@ def test_a_changed_seed_trains_anew(
     assert not other.record.reused
     assert other.weights_sha256 != sample_trained.weights_sha256
     assert other.topology_sha256 == sample_trained.topology_sha256
-
-
-without_a_gpu = pytest.mark.skipif(gpu_in_sight(), reason="says what a machine without a GPU does")
 
 
 @without_a_gpu

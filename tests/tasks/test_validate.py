@@ -108,6 +108,20 @@ def test_the_values_are_judged_and_not_the_statistics_of_the_footer(
     assert "300" in "; ".join(summarize(judge(path, tiny_contract, "train").result)["broken"])
 
 
+def test_rows_are_counted_where_they_are_and_not_in_the_footer(tiny_contract: DatasetContract, tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_pandas(_table(12), preserve_index=False), path)
+    content = path.read_bytes()
+    # The footer's own count comes before those of the groups: field 3 of Thrift's compact protocol, 12 as a zigzag.
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    path.write_bytes(content[:footer] + content[footer:].replace(b"\x16\x18", b"\x16\x1c", 1))
+    assert pq.ParquetFile(path).metadata.num_rows == 14
+    judged = judge(path, tiny_contract, "train", exact_rows=12)
+    assert summarize(judged.result)["broken"] == []
+    assert judged.sketches is not None
+    assert len(judged.sketches.numbers) == 12
+
+
 def test_a_good_and_a_bad_split_are_each_judged_for_themselves(tiny_contract: DatasetContract, tmp_path: Path) -> None:
     bad = _with("pixel3", 300, "int16")(_table())
     for frame, accepted in ((_table(), True), (bad, False), (_table(), True), (bad, False)):
