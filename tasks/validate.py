@@ -561,8 +561,8 @@ def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[s
         shown = ", ".join("{} ({})".format(*_place(place)) for place in places[:5])
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
         return f"{kind} of {subject} in {shown}{more}"
-    bounds = {key: value for key, value in kwargs.items() if key in ("min_value", "max_value", "value_set")}
-    received = result.get("observed_value")
-    if received is None:
-        received = {key: result[key] for key in ("partial_missing_list", "partial_unexpected_list") if key in result}
-    return f"{kind} of {profile}.{subject}: expected {bounds}, received {received}"
+    if "value_set" in kwargs:
+        lacking, strange = (", ".join(result[f"partial_{which}_list"]) for which in ("missing", "unexpected"))
+        received = " and ".join([*([f"no {lacking}"] if lacking else []), *([f"{strange} besides"] if strange else [])])
+        return f"{kind} of {profile}.{subject}: expected {', '.join(kwargs['value_set'])}, received {received}"
+    return f"{kind} of {profile}.{subject}: expected {_bound(kwargs)}, received {result.get('observed_value')}"

@@ -69,18 +69,21 @@ def _with(column: str, value: object, dtype: str) -> Callable[[pd.DataFrame], pd
         ),
         pytest.param(_with("pixel1", 1, "int64"), ["pixel1", "int64"], id="wider type"),
         pytest.param(_with("pixel1", "1", "str"), ["pixel1", "type"], id="text"),
-        pytest.param(_with("label", 3, "uint8"), ["label", "maximum 3"], id="label past the last class"),
+        pytest.param(
+            _with("label", 3, "uint8"), ["label", "maximum 3", "expected 0, 1, 2, received 3 besides"],
+            id="label past the last class",
+        ),
         pytest.param(lambda frame: frame.drop(columns="pixel4"), ["(no column)"], id="missing column"),
         pytest.param(lambda frame: frame.assign(pixel5=np.uint8(0)), ["pixel5"], id="column too many"),
         pytest.param(
             lambda frame: frame[["label", "pixel2", "pixel1", "pixel3", "pixel4"]], ["pixel2", "pixel1"], id="order"
         ),
-        pytest.param(lambda frame: frame[frame.label != 2], ["['2']"], id="class missing"),
+        pytest.param(lambda frame: frame[frame.label != 2], ["expected 0, 1, 2, received no 2"], id="class missing"),
         pytest.param(
             lambda frame: pd.concat([frame, frame[frame.label == 0], frame[frame.label == 0]]), ["share", "0.6"],
             id="class over half",
         ),
-        pytest.param(lambda frame: frame[:5], ["rows", "6", "received 5"], id="too few rows"),
+        pytest.param(lambda frame: frame[:5], ["rows", "expected >= 6, received 5"], id="too few rows"),
         pytest.param(lambda frame: frame[:0], ["rows"], id="no rows"),
     ],
 )  # fmt: skip
