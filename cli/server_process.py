@@ -2,6 +2,7 @@
 
 import base64
 import os
+import signal
 import socket
 import time
 import tomllib
@@ -123,6 +124,14 @@ def refusal() -> Refusal | None:
             "PREFECT_API_URL has to name a Prefect server, and to end in /api.",
         )
     return None
+
+
+def hear_interrupts() -> None:
+    """For ``preexec_fn``: a shell's background job ignores SIGINT, and so would all that it starts.
+
+    A worker of Prefect's ends by it, also when it is told to with SIGTERM; else it goes on until it is killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop_tree(pid: int, patience: float) -> None:

@@ -29,6 +29,7 @@ from cli.server_process import (
     end,
     environment,
     free_port,
+    hear_interrupts,
     wait_until_healthy,
 )
 from schemas.config import PROJECT_ROOT, data_folder
@@ -256,6 +257,7 @@ def _start(
             stderr=log,
             # Neither the end of the terminal nor its Ctrl-C is for them.
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
     started = psutil.Process(child.pid).create_time()
     state = State(state.port, {**state.processes, name: Process(child.pid, started, url)})

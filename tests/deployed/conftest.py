@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cli.server_process import free_port
+from cli.server_process import free_port, hear_interrupts
 from schemas.config import PROJECT_ROOT
 from tests.conftest import SAMPLE
 from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluster
@@ -119,6 +119,7 @@ class Deployed:
                 env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
                 stdout=log,
                 stderr=log,
+                preexec_fn=hear_interrupts,
             )
 
     def start(self, name: str, **parameters: Any) -> UUID:

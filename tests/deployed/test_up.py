@@ -60,6 +60,8 @@ class Checkout:
             capture_output=True,
             text=True,
             timeout=600,
+            # As a shell does with what it runs in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
 
     def services_of(self, command: str, **variables: str) -> dict[str, Any]:
@@ -131,11 +133,17 @@ def _soon(look: Callable[[], Any]) -> Any:
     return found
 
 
+def _ignores_interrupts(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return bool(int(re.findall(r"SigIgn:\s*(\w+)", status)[0], 16) >> (signal.SIGINT - 1) & 1)
+
+
 def test_up_starts_what_is_missing_and_down_leaves_no_process_and_all_history(checkout: Checkout) -> None:
     first = checkout.up()
     assert set(first["services"]) == {"server", "worker-cpu", "worker-gpu"}
     assert {process.pid for process in checkout.processes()} == set(_pids(first).values())
     assert all(Path(service["log"]).parent == Path(first["logs"]) for service in first["services"].values())
+    assert not any(_ignores_interrupts(pid) for pid in _pids(first).values())
     assert _pids(checkout.up()) == _pids(first)
 
     _kill(_pids(first)["server"])

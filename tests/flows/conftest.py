@@ -1,7 +1,6 @@
 """One Prefect server for the whole session; nothing outside this folder starts one."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
+
+from cli.server_process import hear_interrupts
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +39,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A shell's background job ignores Ctrl-C, and so would all that it starts, these tests' commands too.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=hear_interrupts,
         )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
