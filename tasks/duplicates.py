@@ -23,7 +23,7 @@ TEST_IN_TRAIN_NAME = "test_in_train.npy"
 _CELLS = 7  # a side, of at most as many cells as pixels
 _FREQUENCIES = 3  # a side
 _NEAREST = 4
-_IN_A_TREE = 131_072  # 15 MB, since a tree holds float64
+_IN_A_TREE = 65_536  # 8 MB, since a tree holds float64
 _ASKED_AT_ONCE = 16_384
 _COMPARED_AT_ONCE = 4096
 _PIXELS_COMPARED = 98
@@ -128,8 +128,7 @@ def find_in_train(
     Near is a root mean square difference of at most ``contract.near_duplicate`` of the pixel range, of about 100
     pixels, from one of the train images whose frequencies are nearest.
     """
-    known = np.sort(train.numbers)
-    same = known[np.searchsorted(known, test.numbers).clip(max=len(known) - 1)] == test.numbers
+    same = _known(test.numbers, train.numbers)
     found = np.where(same, 2, 0).astype(np.uint8)
     if not len(others := np.flatnonzero(~same)):
         return found
@@ -150,6 +149,12 @@ def find_in_train(
         near = (difference**2).mean(axis=1) <= allowed**2
         found[ours[ours_at[some][near]]] = 1
     return found
+
+
+def _known(numbers: npt.NDArray[np.uint64], among: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Of each number, (N,), whether it is one of ``among``."""
+    ordered = np.sort(among)
+    return np.asarray(ordered[np.searchsorted(ordered, numbers).clip(max=len(ordered) - 1)] == numbers)
 
 
 def _nearest(
