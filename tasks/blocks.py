@@ -29,6 +29,11 @@ def batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Itera
             yield from file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=names)
 
 
+def row_count(file: pq.ParquetFile) -> int:
+    """Rows of the groups that `batches` reads, not the footer's own sum of them."""
+    return sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+
+
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Bytes]]:
     """The rows of a Parquet, some at a time: the number of the first, and uint8 (columns, rows)."""
     start = 0

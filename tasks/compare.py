@@ -15,7 +15,7 @@ from tasks.ingest import open_csv
 from tasks.judged import Judged, each_as_published, image_digest, read_predictions, shared_rows
 from tasks.promotion import mcnemar
 from tasks.report import Chance, grey, render
-from tasks.stage import replaced
+from tasks.stage import output_folder, replaced
 from tasks.store import PREDICTIONS_NAME, check_version, read_manifest, version_folder
 
 COMPARISONS_FOLDER = "comparisons"
@@ -191,7 +191,7 @@ def _sources(
     for manifest in manifests:
         key = next(entry["key"] for entry in manifest["lineage"] if entry["stage"] == "prepare")
         try:
-            images = np.load(artifacts_dir / "prepared" / key[:16] / "test_images.npy", mmap_mode="r")
+            images = np.load(output_folder(artifacts_dir / "prepared", key) / "test_images.npy", mmap_mode="r")
         except (OSError, ValueError):
             continue
         yield each_as_published(images, contract)

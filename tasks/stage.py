@@ -178,12 +178,8 @@ def stage_key(module: str, inputs: Mapping[str, Any]) -> str:
     return digest_of(_hung_on(module, inputs))
 
 
-def output_folder(folder: Path, module: str, inputs: Mapping[str, Any]) -> Path:
-    """Where `run_stage` puts what it makes."""
-    return _named(folder, stage_key(module, inputs))
-
-
-def _named(folder: Path, key: str) -> Path:
+def output_folder(folder: Path, key: str) -> Path:
+    """Where `run_stage` puts what it makes in ``folder``; ``key`` is its `stage_key`."""
     return folder / key[:16]
 
 
@@ -213,7 +209,7 @@ def run_stage(
     """
     hung_on = _hung_on(module, inputs)
     stage, key = hung_on["stage"], digest_of(hung_on)
-    final = _named(folder, key)
+    final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     split = inputs.get("split")
     tell(Begun(stage, split))

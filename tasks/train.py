@@ -33,12 +33,14 @@ def train(
 
     Raises `DeviceUnavailable` before the first epoch when ``device`` cannot be had.
     """
-    if device == "auto" and gpu_in_sight():
-        try:
-            return _train(prepared, config, artifacts_dir, "gpu")
-        except DeviceUnavailable as error:
-            logger.warning("a GPU is in sight, training goes to the CPU all the same. %s", error)
-    return _train(prepared, config, artifacts_dir, "gpu" if device == "gpu" else "cpu")
+    kind = _kind(device)
+    try:
+        return _train(prepared, config, artifacts_dir, kind)
+    except DeviceUnavailable as error:
+        if device != "auto" or kind == "cpu":
+            raise
+        logger.warning("a GPU is in sight, training goes to the CPU all the same. %s", error)
+    return _train(prepared, config, artifacts_dir, "cpu")
 
 
 def is_trained(
@@ -48,8 +50,13 @@ def is_trained(
 
     With "auto" and a GPU in sight that cannot be used the answer is no, whatever the CPU has trained.
     """
-    kind: Literal["gpu", "cpu"] = "gpu" if device == "gpu" or (device == "auto" and gpu_in_sight()) else "cpu"
-    return output_folder(artifacts_dir / _FOLDER, __name__, _inputs(prepared, config, kind)).exists()
+    key = stage_key(__name__, _inputs(prepared, config, _kind(device)))
+    return output_folder(artifacts_dir / _FOLDER, key).exists()
+
+
+def _kind(device: DeviceChoice) -> Literal["gpu", "cpu"]:
+    """What is trained on, or tried first where a GPU is in sight."""
+    return "gpu" if device == "gpu" or (device == "auto" and gpu_in_sight()) else "cpu"
 
 
 def _train(

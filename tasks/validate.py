@@ -23,7 +23,7 @@ from prefect import task
 from schemas.contract import SAMPLE_ROWS, Check, DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError, FashionAnnError
 from schemas.references import CheckedFigure, ParquetSplit, ValidatedSplit
-from tasks.blocks import batches, bytes_of, taken_of
+from tasks.blocks import batches, bytes_of, row_count, taken_of
 from tasks.data_docs import write_data_docs
 from tasks.duplicates import (
     SKETCHES_NAME,
@@ -303,8 +303,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     file = pq.ParquetFile(path)
     schema = file.schema_arrow
     found = schema.names
-    # Of the groups that will be read, not the footer's own sum of them.
-    rows = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+    rows = row_count(file)
     profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
     label_rows: dict[Any, int] = {}
     drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))
