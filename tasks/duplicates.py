@@ -132,6 +132,8 @@ def find_in_train(
     found = np.where(same, 2, 0).astype(np.uint8)
     if not len(others := np.flatnonzero(~same)):
         return found
+    # Images that are alike one after the other: what the tree is asked for them lies in the processor's cache.
+    others = others[np.argsort(test.frequencies[others, 0])]
     allowed = contract.near_duplicate * (contract.pixel_max - contract.pixel_min)
     # Each of the frequencies of both may have been rounded by half a unit; one more for float32 before that.
     reach = allowed * math.sqrt(contract.pixels) / _unit(contract) + _FREQUENCIES + 1
@@ -170,8 +172,8 @@ def _nearest(
     distances = np.full((len(asked), _NEAREST), np.inf)
     places = np.zeros((len(asked), _NEAREST), np.int64)
     for start in range(0, len(known), _IN_A_TREE):
-        # Built without looking for the best splits, it takes half the time and answers as fast.
-        tree = cKDTree(known[start : start + _IN_A_TREE], balanced_tree=False, compact_nodes=False)
+        # Cut in the middle of the space and not of the rows, it is built in two thirds of the time, and answers sooner.
+        tree = cKDTree(known[start : start + _IN_A_TREE], balanced_tree=False, leafsize=32)
         for first in range(0, len(asked), _ASKED_AT_ONCE):
             some = slice(first, first + _ASKED_AT_ONCE)
             there, at = tree.query(asked[some], k=[*range(1, 1 + _NEAREST)], distance_upper_bound=reach, workers=-1)

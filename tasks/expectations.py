@@ -2,18 +2,21 @@
 
 import importlib
 import logging
+import operator
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    import pandas as pd
     from great_expectations.data_context import EphemeralDataContext
     from great_expectations.expectations import Expectation
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+_RELATIONS = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
 
 
 def fresh_context() -> "EphemeralDataContext":
@@ -21,7 +24,7 @@ def fresh_context() -> "EphemeralDataContext":
 
     Two validators on one pandas datasource can judge the wrong batch (great_expectations issue 12209).
     """
-    figure_expectation()  # by which the context knows it: pages are made of stored verdicts, too
+    own_expectations()  # by which the context knows it: pages are made of stored verdicts, too
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
@@ -72,54 +75,80 @@ def _stand_in(name: str) -> ModuleType:
     return module
 
 
-@cache
-def figure_expectation() -> "type[Expectation]":
-    """``ExpectFigureToBeBetween(figure, min_value, max_value)``, an expectation of our own.
+class Own(NamedTuple):
+    """Expectations of our own, about a profile of a split. Each looks at the frame whole: those of Great Expectations
+    look at each value of a column, which costs four times as much, and know no columns but those of the frame.
 
-    One figure about all images of a split, a column of one value, is at least ``min_value`` and at most ``max_value``,
-    where these are given. Great Expectations has one that looks at each value of a column: that costs four times as
-    much. Made in a function because to make it is to import Great Expectations.
+    figure: ``ExpectFigureToBeBetween(figure, min_value, max_value)``: a figure about all images of a split, a column of
+    one value, is at least ``min_value`` and at most ``max_value``, where these are given.
+    columns: ``ExpectEveryColumnToBe(found, relation, owed)``: of every column of a split, a row of the frame, what was
+    found is ``"=="``, ``">="`` or ``"<="`` what is owed, where both are there.
     """
+
+    figure: "type[Expectation]"
+    columns: "type[Expectation]"
+
+
+@cache
+def own_expectations() -> Own:
+    """Made in a function because to make them is to import Great Expectations."""
     import_great_expectations()
-    from great_expectations.compatibility import pydantic
     from great_expectations.execution_engine import PandasExecutionEngine
     from great_expectations.expectations.expectation import BatchExpectation
     from great_expectations.expectations.metrics.metric_provider import metric_value
     from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider
+    from great_expectations.validator.metric_configuration import MetricConfiguration
+    from great_expectations.validator.validator import ValidationDependencies
 
-    class Figures(TableMetricProvider):  # type: ignore[misc]
-        """What the first row holds, by column: figures stand in every row alike."""
-
-        metric_name = "table.figures"
+    class Frame(TableMetricProvider):  # type: ignore[misc]
+        metric_name = "table.frame"
 
         @metric_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
-        def _pandas(cls, execution_engine: Any, **_: Any) -> dict[str, Any]:  # noqa: N805  # made a class method
-            row: dict[str, Any] = execution_engine.dataframe.iloc[0].to_dict()
-            return row
+        def _pandas(cls, execution_engine: Any, **_: Any) -> "pd.DataFrame":  # noqa: N805  # made a class method
+            frame: pd.DataFrame = execution_engine.dataframe
+            return frame
 
-    class ExpectFigureToBeBetween(BatchExpectation):  # type: ignore[misc]
+    class OfFrame(BatchExpectation):  # type: ignore[misc]
+        def get_validation_dependencies(self, *_: Any, **__: Any) -> "ValidationDependencies":
+            """The frame, whatever is expected of it. The method of the class above comes to the same by way of all that
+            an expectation may be told, in as much time as all the rest of a validation takes."""
+            frame = MetricConfiguration(Frame.metric_name, {"batch_id": self.batch_id}, {})
+            return ValidationDependencies({Frame.metric_name: frame}, {"result_format": "BASIC"})
+
+    class ExpectFigureToBeBetween(OfFrame):
         figure: str
         min_value: float | None = None
         max_value: float | None = None
 
-        metric_dependencies: ClassVar[tuple[str, ...]] = (Figures.metric_name,)
         success_keys: ClassVar[tuple[str, ...]] = ("figure", "min_value", "max_value")
 
-        _built: Any = pydantic.PrivateAttr(None)
-
-        @property
-        def configuration(self) -> "ExpectationConfiguration":
-            """Built once: Great Expectations asks for it 40 times a validation, and never changes what it has asked."""
-            if self._built is None:
-                self._built = super().configuration
-            return self._built
-
         def _validate(self, metrics: dict[str, Any], **_: Any) -> dict[str, Any]:
-            value = metrics[Figures.metric_name][self.figure]
+            value = metrics[Frame.metric_name][self.figure].iloc[0].item()  # in every row the same
             enough = self.min_value is None or value >= self.min_value
             return {
-                "success": bool(enough and (self.max_value is None or value <= self.max_value)),
+                "success": enough and (self.max_value is None or value <= self.max_value),
                 "result": {"observed_value": value},
             }
 
-    return ExpectFigureToBeBetween
+    class ExpectEveryColumnToBe(OfFrame):
+        found: str
+        relation: Literal["==", ">=", "<="]
+        owed: str
+
+        success_keys: ClassVar[tuple[str, ...]] = ("found", "relation", "owed")
+
+        def _validate(self, metrics: dict[str, Any], **_: Any) -> dict[str, Any]:
+            frame = metrics[Frame.metric_name]
+            known = frame[[*dict.fromkeys(("column", self.found, self.owed))]].dropna()
+            kept = _RELATIONS[self.relation](known[self.found], known[self.owed])
+            broken = known[~kept]
+            return {
+                "success": broken.empty,
+                "result": {
+                    "element_count": len(frame),
+                    "unexpected_count": len(broken),
+                    "unexpected_index_list": broken.to_dict("records"),
+                },
+            }
+
+    return Own(ExpectFigureToBeBetween, ExpectEveryColumnToBe)

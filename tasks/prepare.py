@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.blocks import blocks, row_count, taken_of
+from tasks.blocks import blocks, open_parquet, row_count, taken_of
 from tasks.duplicates import TEST_IN_TRAIN_NAME
 from tasks.stage import run_stage, sha256_file
 
@@ -84,7 +83,7 @@ def prepare(
 
 def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Images uint8 (N, pixels) and labels int32 (N,) of a Parquet that `tasks.validate` accepted."""
-    rows = row_count(pq.ParquetFile(path))
+    rows = row_count(open_parquet(path))
     images = np.empty((rows, contract.pixels), dtype=np.uint8)
     labels = np.empty(rows, dtype=np.int32)
     # Some rows at a time: the columns and the matrix are never both whole in memory.

@@ -155,8 +155,12 @@ def drift(found: ImageProfile, baseline: ImageProfile) -> float:
     return float(jensenshannon(found.histogram, baseline.histogram, base=2))
 
 
-def compare(images: Images, labels: Labels, contract: DatasetContract, reference: ImageProfile) -> dict[str, Figure]:
+def compare(
+    images: Images, labels: Labels, contract: DatasetContract, reference: ImageProfile, relation: float
+) -> dict[str, Figure]:
     """How labelled images differ from the reference: upside down, inverted, relabelled, or something else altogether.
+
+    relation: the images' `variance_explained`.
 
     Each question is asked after the answers before it: orientation of images put back into the right polarity, labels
     of images put back into the right orientation, agreement of labels that were put back. So each fault is named once.
@@ -200,7 +204,7 @@ def compare(images: Images, labels: Labels, contract: DatasetContract, reference
     table = np.zeros((contract.classes, contract.classes), np.int64)
     np.add.at(table, (labels, alike), 1)
     _, like_class = linear_sum_assignment(table, maximize=True)
-    related = variance_explained(images, labels) / reference.label_relation
+    related = relation / reference.label_relation
     shuffled = related < _SHUFFLED
     # Of labels that have nothing to do with the images no renaming is the right one.
     p_value = 1.0 if shuffled else _better_by_chance(labels, alike, like_class)

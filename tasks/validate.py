@@ -23,7 +23,7 @@ from prefect import task
 from schemas.contract import SAMPLE_ROWS, Check, DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError, FashionAnnError
 from schemas.references import CheckedFigure, ParquetSplit, ValidatedSplit
-from tasks.blocks import batches, bytes_of, row_count, taken_of
+from tasks.blocks import batches, bytes_of, open_parquet, row_count, taken_of
 from tasks.data_docs import write_data_docs
 from tasks.duplicates import (
     SKETCHES_NAME,
@@ -34,7 +34,7 @@ from tasks.duplicates import (
     report,
     sketch,
 )
-from tasks.expectations import figure_expectation, fresh_context
+from tasks.expectations import fresh_context, own_expectations
 from tasks.profile import (
     PROFILE_NAME,
     Figure,
@@ -178,8 +178,9 @@ class Sample:
 class Scan:
     """What one pass over a Parquet found. ``sample`` is None where columns, types or labels are not the contract's.
 
-    columns: position, column, expected_column, type, nulls (NaN counts), minimum, maximum and the bounds that the
-    contract sets; one row a column, of the file or of the contract. classes: label, rows, share.
+    columns: position, and what was found and is owed: column and expected_column, type and expected_type, nulls (NaN
+    counts) and expected_nulls, minimum and lower_bound, maximum and upper_bound; one row a column, of the file or of
+    the contract. classes: label, rows, share.
     """
 
     rows: int
@@ -216,22 +217,27 @@ def judge(
     what drift is told from. ``train`` is the split that a test split is compared with.
     """
     scan = scan_parquet(path, contract)
+    sample = scan.sample
     least, most = (exact_rows, exact_rows) if exact_rows is not None else (contract.minimum_rows[split], None)
-    context = fresh_context()
-    columns = _validate_frame(context, scan.columns, "columns", column_expectations(), "column")
-    profile, sketches, in_train, figures = None, None, None, {}
-    if scan.sample is not None:
-        sketches = scan.sample.sketches
-        profile = profile_images(scan.sample.images, scan.sample.labels, contract)
-        figures = measure(scan, scan.sample, profile, contract, champion)
-        if train is not None:
-            in_train = find_in_train(*train, sketches, path, contract)
+    profile, in_train, figures = None, None, {}
+    with ThreadPoolExecutor(1) as beside:
+        # It takes longer than all that does not wait for it.
+        finding = None
+        if sample is not None and train is not None:
+            finding = beside.submit(find_in_train, *train, sample.sketches, path, contract)
+        context = fresh_context()
+        columns = _validate_frame(context, scan.columns, "columns", column_expectations())
+        if sample is not None:
+            profile = profile_images(sample.images, sample.labels, contract)
+            figures = measure(scan, sample, profile, contract, champion)
+        if finding is not None:
+            in_train = finding.result()
             figures |= leak_figures(in_train)
     # The figures stand beside each class: a frame of their own would cost as much as all their expectations.
     classes = scan.classes.assign(**{name: figure.value for name, figure in figures.items()})
     owed = [*class_expectations(contract, least, most), *image_expectations(contract, figures)]
-    result = {"columns": columns, "classes": _validate_frame(context, classes, "classes", owed, "label")}
-    return Judged(result, profile, sketches, in_train)
+    result = {"columns": columns, "classes": _validate_frame(context, classes, "classes", owed)}
+    return Judged(result, profile, None if sample is None else sample.sketches, in_train)
 
 
 def measure(
@@ -256,7 +262,7 @@ def measure(
         figures["inverted_images"] = Figure(
             float(bright.mean()), f"{int(bright.sum())} of {len(bright)} images looked at have a bright border"
         )
-        compared = compare(sample.images, sample.labels, contract, reference)
+        compared = compare(sample.images, sample.labels, contract, reference, profile.label_relation)
         if contract.check("likeness").fails(compared["likeness"].value):
             # Of other images, how they stand and what their labels mean is no question.
             figures["likeness"] = compared["likeness"]
@@ -300,7 +306,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     """Look once at the values themselves, not at the footer's statistics, which a writer may have got wrong."""
     import pandas as pd
 
-    file = pq.ParquetFile(path)
+    file = open_parquet(path)
     schema = file.schema_arrow
     found = schema.names
     rows = row_count(file)
@@ -325,7 +331,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     for position in range(max(len(found), len(contract.columns))):
         name = found[position] if position < len(found) else _ABSENT
         expected = contract.columns[position] if position < len(contract.columns) else _ABSENT
-        profile = profiles[position] if position < len(found) else _ColumnProfile(_ABSENT)
+        profile = profiles[position] if position < len(found) else _ColumnProfile(None)
         low, high = contract.bounds(name)
         columns.append(
             {
@@ -333,10 +339,12 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
                 "column": name,
                 "expected_column": expected,
                 "type": profile.type,
+                "expected_type": _TYPE,
                 "nulls": profile.nulls,
+                "expected_nulls": 0,
                 "minimum": profile.minimum,
-                "maximum": profile.maximum,
                 "lower_bound": low,
+                "maximum": profile.maximum,
                 "upper_bound": high,
             }
         )
@@ -390,7 +398,7 @@ class _Gathered:
 class _ColumnProfile:
     """Nulls, smallest and largest value of one column, over its chunks. Text has neither."""
 
-    def __init__(self, type_name: str) -> None:
+    def __init__(self, type_name: str | None) -> None:
         self.type = type_name
         self.nulls = 0
         self.minimum: float | None = None
@@ -412,19 +420,18 @@ class _ColumnProfile:
 
 def column_expectations() -> "Sequence[Expectation]":
     """What every column owes: place, type, no nulls, range."""
-    import great_expectations.expectations as gxe
-
-    return [
-        gxe.ExpectColumnPairValuesToBeEqual(column_A="column", column_B="expected_column"),
-        gxe.ExpectColumnValuesToBeInSet(column="type", value_set=[_TYPE]),
-        gxe.ExpectColumnValuesToBeBetween(column="nulls", min_value=0, max_value=0),
+    owed = (
+        ("column", "==", "expected_column", "order: the columns of the contract, each in its place"),
+        ("type", "==", "expected_type", f"types: every column is {_TYPE}"),
+        ("nulls", "==", "expected_nulls", "nulls: no value is missing"),
         # They say nothing of a column without values, as one that is missing, is text, or has nulls alone.
-        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            column_A="minimum", column_B="lower_bound", or_equal=True, ignore_row_if="either_value_is_missing"
-        ),
-        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            column_A="upper_bound", column_B="maximum", or_equal=True, ignore_row_if="either_value_is_missing"
-        ),
+        ("minimum", ">=", "lower_bound", "smallest values: none is below the bound of its column"),
+        ("maximum", "<=", "upper_bound", "largest values: none is above the bound of its column"),
+    )
+    expectation = own_expectations().columns
+    return [
+        expectation(found=found, relation=relation, owed=bound, description=says)
+        for found, relation, bound, says in owed
     ]
 
 
@@ -456,7 +463,7 @@ def _bounded(check: Check, bound: float, severity: str, figure: Figure) -> "Expe
     end, word = ("min_value", "least") if check.low_is_bad else ("max_value", "most")
     otherwise = "a warning" if severity == "warning" else "the split is refused"
     found = f" Found: {figure.says}." if figure.says else ""
-    return figure_expectation()(
+    return own_expectations().figure(
         figure=check.name,
         **{end: bound},
         severity=severity,
@@ -466,7 +473,7 @@ def _bounded(check: Check, bound: float, severity: str, figure: Figure) -> "Expe
 
 
 def _validate_frame(
-    context: "EphemeralDataContext", frame: "pd.DataFrame", name: str, expectations: "Sequence[Expectation]", index: str
+    context: "EphemeralDataContext", frame: "pd.DataFrame", name: str, expectations: "Sequence[Expectation]"
 ) -> dict[str, Any]:
     import great_expectations as gx
     from great_expectations.datasource.fluent import PandasDatasource
@@ -478,13 +485,7 @@ def _validate_frame(
     batch = asset.get_batch(asset.build_batch_request({"dataframe": frame}))
     # The whole list in the constructor: adding one by one compares all pairs each time.
     suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
-    verdict = batch.validate(suite, result_format={"result_format": "BASIC"})
-    if not verdict.success:
-        # Where each was broken costs as much again, and is wanted only then.
-        verdict = batch.validate(
-            suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [index]}
-        )
-    result: dict[str, Any] = verdict.to_json_dict()
+    result: dict[str, Any] = batch.validate(suite, result_format={"result_format": "BASIC"}).to_json_dict()
     return result
 
 
@@ -500,7 +501,7 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
         for entry in verdict["results"]:
             config = entry["expectation_config"]
             kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
-            subject = kwargs.get("figure") or kwargs.get("column") or f"{kwargs['column_A']}, {kwargs['column_B']}"
+            subject = kwargs.get("figure") or kwargs.get("found") or kwargs["column"]
             only_warns = config["severity"] == "warning"
             rows.append(
                 {
@@ -519,11 +520,11 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
             if entry["success"]:
                 continue
             (warnings if only_warns else broken).append(_sentence(profile, config, subject, kwargs, entry))
-            for found in entry["result"].get("unexpected_index_list") or []:
+            for row in entry["result"].get("unexpected_index_list") or []:
                 if len(problems) < 10:
-                    column, value = _place(found)
+                    value, expected = _place(kwargs, row)
                     # Line 0: a profile knows the column; the line is ingest's to name.
-                    problems.append({"line": 0, "column": column, "value": value, "reason": config["type"]})
+                    problems.append({"line": 0, "column": row["column"], "value": value, "reason": expected})
     failed = {sentence.partition(":")[0] for sentence in broken}
     return {
         "rows": rows,
@@ -536,30 +537,41 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bound(kwargs: Mapping[str, Any]) -> str:
-    """What a figure is held to, such as ``<= 0.1``; empty where an expectation has no such bound."""
+    """What is held to what, such as ``<= 0.1``; empty where an expectation has no such bound."""
+    if "owed" in kwargs:
+        return f"{kwargs['relation']} {kwargs['owed']}"
     ends = ((">=", kwargs.get("min_value")), ("<=", kwargs.get("max_value")))
     return " and ".join(f"{sign} {bound:g}" for sign, bound in ends if bound is not None)
 
 
-def _place(found: dict[str, Any]) -> tuple[str, str]:
-    """Where a profile broke an expectation, and the values there."""
-    name = "column" if "column" in found else "label"
-    return str(found[name]), ", ".join(f"{key} {value}" for key, value in found.items() if key != name)
+def _place(kwargs: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str]:
+    """What was found in a column that broke an expectation, and what was expected there."""
+    found, owed = (
+        f"{value:g}" if isinstance(value := row[kwargs[side]], float) else str(value) for side in ("found", "owed")
+    )
+    return (
+        found if kwargs["found"] == "column" else f"{kwargs['found']} {found}",
+        f"expected {owed}" if kwargs["relation"] == "==" else f"expected {kwargs['relation']} {owed}",
+    )
 
 
 def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[str, Any], entry: dict[str, Any]) -> str:
     result, kind = entry["result"], config["type"]
     if entry["exception_info"].get("raised_exception"):
         return f"{kind} of {profile}.{subject} could not be judged: {entry['exception_info']['exception_message']}"
-    if config.get("description"):
+    if "owed" in kwargs:
+        places = result["unexpected_index_list"]
+        shown = ", ".join(
+            f"{row['column']} ({', '.join(said for said in _place(kwargs, row) if said != row['column'])})"
+            for row in places[:5]
+        )
+        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+        return f"{config['description']}; broken by {shown}{more}"
+    if "figure" in kwargs:
         (end, bound) = next((end, kwargs[end]) for end in ("min_value", "max_value") if kwargs.get(end) is not None)
         says = f"{config['notes']}; " if config.get("notes") else ""
         most = "least" if end == "min_value" else "most"
         return f"{subject}: {says}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
-    if places := result.get("unexpected_index_list"):
-        shown = ", ".join("{} ({})".format(*_place(place)) for place in places[:5])
-        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        return f"{kind} of {subject} in {shown}{more}"
     if "value_set" in kwargs:
         lacking, strange = (", ".join(result[f"partial_{which}_list"]) for which in ("missing", "unexpected"))
         received = " and ".join([*([f"no {lacking}"] if lacking else []), *([f"{strange} besides"] if strange else [])])

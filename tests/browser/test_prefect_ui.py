@@ -43,7 +43,7 @@ def _open_latest(ui: Page, key: str) -> None:
         ("per-class", "Ankle boot"),
         ("report", "report.html"),
         ("evaluation", "expected calibration error"),
-        ("train-validation", "expect_column_values_to_be_between"),
+        ("train-validation", "expect_every_column_to_be"),
     ],
 )
 def test_an_artifact_of_the_latest_run_is_shown(ui: Page, key: str, shows: str) -> None:
