@@ -71,7 +71,8 @@ class VersionNotFound(FashionAnnError):
 
 @dataclass(frozen=True)
 class CellProblem:
-    """One place where a file breaks its contract. ``line`` counts from 1, the header's line; ``file`` is its name."""
+    """One place where a file breaks its contract. ``line`` counts from 1, the header's line, and is 0 where the column
+    alone is known; ``file`` is its name."""
 
     line: int
     column: str
@@ -80,8 +81,8 @@ class CellProblem:
     file: str | None = None
 
     def __str__(self) -> str:
-        place = "" if self.file is None else f"{self.file} "
-        return f"{place}line {self.line}, column {self.column}: {self.reason}, received {self.value}"
+        place = ("" if self.file is None else f"{self.file} ") + (f"line {self.line}, " if self.line else "")
+        return f"{place}column {self.column}: {self.reason}, received {self.value}"
 
 
 class DataContractError(FashionAnnError):

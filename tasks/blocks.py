@@ -16,8 +16,11 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    # Nothing is read ahead: columns that do not lie side by side would each be handed to another thread, which takes
-    # three times as long as to read them one after the other.
+    """The Parquet at ``path``, of which pyarrow reads nothing but what it is asked for.
+
+    When it reads ahead, columns that do not lie side by side are each handed to another thread, which takes three times
+    as long as to read them one after the other.
+    """
     return pq.ParquetFile(path, pre_buffer=False)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import math
 import operator
 import os
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
 _RELATIONS = {"==": operator.eq, ">=": operator.ge, "<=": operator.le}
+_SHOWN = 20
 
 
 def fresh_context() -> "EphemeralDataContext":
@@ -141,14 +143,22 @@ def own_expectations() -> Own:
             frame = metrics[Frame.metric_name]
             known = frame[[*dict.fromkeys(("column", self.found, self.owed))]].dropna()
             kept = _RELATIONS[self.relation](known[self.found], known[self.owed])
-            broken = known[~kept]
+            broken = [{key: _as_json(value) for key, value in row.items()} for row in known[~kept].to_dict("records")]
             return {
-                "success": broken.empty,
+                "success": not broken,
                 "result": {
                     "element_count": len(frame),
                     "unexpected_count": len(broken),
-                    "unexpected_index_list": broken.to_dict("records"),
+                    "unexpected_percent": 100 * len(broken) / len(frame),
+                    # What its pages show.
+                    "partial_unexpected_list": [[*row.values()] for row in broken[:_SHOWN]],
+                    "unexpected_index_list": broken,
                 },
             }
 
     return Own(ExpectFigureToBeBetween, ExpectEveryColumnToBe)
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no infinite numbers."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

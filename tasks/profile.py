@@ -160,7 +160,7 @@ def compare(
 ) -> dict[str, Figure]:
     """How labelled images differ from the reference: upside down, inverted, relabelled, or something else altogether.
 
-    relation: the images' `variance_explained`.
+    relation: the share of the images' variance that labels explain, as their profile keeps it.
 
     Each question is asked after the answers before it: orientation of images put back into the right polarity, labels
     of images put back into the right orientation, agreement of labels that were put back. So each fault is named once.

@@ -7,6 +7,7 @@ expectations on the table would say less, a hundred times slower.
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESULT_NAME = "great_expectations.json"
-_ABSENT = "(no column)"
 _TYPE = "uint8"
 
 
@@ -325,12 +325,15 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
             if gathered is not None:
                 gathered.add(block)
         if contract.label_column in found:
-            for entry in pc.value_counts(batch.column(found.index(contract.label_column))).to_pylist():
+            for entry in pc.value_counts(_countable(batch.column(found.index(contract.label_column)))).to_pylist():
                 label_rows[entry["values"]] = label_rows.get(entry["values"], 0) + entry["counts"]
+    absent = "(no column)"
+    while absent in found:  # it would stand for itself
+        absent = f"({absent})"
     columns = []
     for position in range(max(len(found), len(contract.columns))):
-        name = found[position] if position < len(found) else _ABSENT
-        expected = contract.columns[position] if position < len(contract.columns) else _ABSENT
+        name = found[position] if position < len(found) else absent
+        expected = contract.columns[position] if position < len(contract.columns) else absent
         profile = profiles[position] if position < len(found) else _ColumnProfile(None)
         low, high = contract.bounds(name)
         columns.append(
@@ -361,7 +364,13 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
         for profile, (low, high) in zip(profiles, map(contract.bounds, found), strict=True)
     )
     sample = gathered.sample() if gathered is not None and in_range else None
-    return Scan(rows, pd.DataFrame(columns), classes, sample)
+    # As they are: beside a column without any, pandas would make whole numbers floating ones.
+    return Scan(rows, pd.DataFrame(columns, dtype=object), classes, sample)
+
+
+def _countable(labels: pa.Array) -> pa.Array:
+    """Lists and the like, which pyarrow does not count, as text."""
+    return pa.array([str(label) for label in labels.to_pylist()]) if pa.types.is_nested(labels.type) else labels
 
 
 def _read_ahead(file: pq.ParquetFile) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.uint8] | None]]:
@@ -406,11 +415,13 @@ class _ColumnProfile:
 
     def add(self, values: pa.Array) -> None:
         self.nulls += values.null_count
+        if pa.types.is_float16(values.type):
+            values = values.cast(pa.float32())  # of 16 bits pyarrow knows neither NaN nor extremes
         if pa.types.is_floating(values.type):
             self.nulls += pc.sum(pc.is_nan(values)).as_py() or 0
         if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
             extremes = pc.min_max(values).as_py()
-            if extremes["min"] is not None:
+            if extremes["min"] is not None and not math.isnan(extremes["min"]):
                 self.add_extremes(extremes["min"], extremes["max"])
 
     def add_extremes(self, low: float, high: float) -> None:
@@ -421,12 +432,12 @@ class _ColumnProfile:
 def column_expectations() -> "Sequence[Expectation]":
     """What every column owes: place, type, no nulls, range."""
     owed = (
-        ("column", "==", "expected_column", "order: the columns of the contract, each in its place"),
-        ("type", "==", "expected_type", f"types: every column is {_TYPE}"),
-        ("nulls", "==", "expected_nulls", "nulls: no value is missing"),
+        ("column", "==", "expected_column", "order: the columns should be the contract's, each in its place"),
+        ("type", "==", "expected_type", f"types: every column should be {_TYPE}"),
+        ("nulls", "==", "expected_nulls", "nulls: no value should be missing"),
         # They say nothing of a column without values, as one that is missing, is text, or has nulls alone.
-        ("minimum", ">=", "lower_bound", "smallest values: none is below the bound of its column"),
-        ("maximum", "<=", "upper_bound", "largest values: none is above the bound of its column"),
+        ("minimum", ">=", "lower_bound", "smallest values: none should be below the bound of its column"),
+        ("maximum", "<=", "upper_bound", "largest values: none should be above the bound of its column"),
     )
     expectation = own_expectations().columns
     return [
@@ -522,9 +533,11 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
             (warnings if only_warns else broken).append(_sentence(profile, config, subject, kwargs, entry))
             for row in entry["result"].get("unexpected_index_list") or []:
                 if len(problems) < 10:
-                    value, expected = _place(kwargs, row)
+                    of, value, bound = _place(kwargs, row)
                     # Line 0: a profile knows the column; the line is ingest's to name.
-                    problems.append({"line": 0, "column": row["column"], "value": value, "reason": expected})
+                    problems.append(
+                        {"line": 0, "column": row["column"], "value": value, "reason": f"expected {of}{bound}"}
+                    )
     failed = {sentence.partition(":")[0] for sentence in broken}
     return {
         "rows": rows,
@@ -544,36 +557,35 @@ def _bound(kwargs: Mapping[str, Any]) -> str:
     return " and ".join(f"{sign} {bound:g}" for sign, bound in ends if bound is not None)
 
 
-def _place(kwargs: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str]:
-    """What was found in a column that broke an expectation, and what was expected there."""
-    found, owed = (
-        f"{value:g}" if isinstance(value := row[kwargs[side]], float) else str(value) for side in ("found", "owed")
-    )
-    return (
-        found if kwargs["found"] == "column" else f"{kwargs['found']} {found}",
-        f"expected {owed}" if kwargs["relation"] == "==" else f"expected {kwargs['relation']} {owed}",
-    )
+def _place(kwargs: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """In a column that broke an expectation: of what it was, empty for the column's name, what was found, and what
+    was expected."""
+    of = "" if kwargs["found"] == "column" else f"{kwargs['found']} "
+    relation = "" if kwargs["relation"] == "==" else f"{kwargs['relation']} "
+    return of, str(row[kwargs["found"]]), f"{relation}{row[kwargs['owed']]}"
 
 
 def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[str, Any], entry: dict[str, Any]) -> str:
     result, kind = entry["result"], config["type"]
-    if entry["exception_info"].get("raised_exception"):
-        return f"{kind} of {profile}.{subject} could not be judged: {entry['exception_info']['exception_message']}"
+    # Its own, or one under the name of each metric that could not be had.
+    for info in (entry["exception_info"], *entry["exception_info"].values()):
+        if isinstance(info, dict) and info.get("raised_exception"):
+            return f"{kind} of {profile}.{subject} could not be judged: {info['exception_message']}"
     if "owed" in kwargs:
         places = result["unexpected_index_list"]
-        shown = ", ".join(
-            f"{row['column']} ({', '.join(said for said in _place(kwargs, row) if said != row['column'])})"
-            for row in places[:5]
-        )
+        shown = []
+        for row in places[:5]:
+            of, value, bound = _place(kwargs, row)
+            shown.append(f"{row['column']} ({f'{of}{value}, ' if of else ''}expected {bound})")
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        return f"{config['description']}; broken by {shown}{more}"
+        return f"{config['description']}; broken by {', '.join(shown)}{more}"
     if "figure" in kwargs:
         (end, bound) = next((end, kwargs[end]) for end in ("min_value", "max_value") if kwargs.get(end) is not None)
         says = f"{config['notes']}; " if config.get("notes") else ""
         most = "least" if end == "min_value" else "most"
         return f"{subject}: {says}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
     if "value_set" in kwargs:
-        lacking, strange = (", ".join(result[f"partial_{which}_list"]) for which in ("missing", "unexpected"))
+        lacking, strange = (", ".join(sorted(result[f"partial_{which}_list"])) for which in ("missing", "unexpected"))
         received = " and ".join([*([f"no {lacking}"] if lacking else []), *([f"{strange} besides"] if strange else [])])
         return f"{kind} of {profile}.{subject}: expected {', '.join(kwargs['value_set'])}, received {received}"
     return f"{kind} of {profile}.{subject}: expected {_bound(kwargs)}, received {result.get('observed_value')}"

@@ -1,13 +1,19 @@
 """The pages that Great Expectations draws of the last verdict on each split."""
 
+import logging
 import re
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from schemas.contract import Split
+from schemas.errors import DataContractError
 from schemas.references import ValidatedSplit
 from tasks.data_docs import write_data_docs
+from tasks.validate import validate
 
 
 def _linked(index: Path) -> set[str]:
@@ -32,6 +38,24 @@ def test_the_index_leads_to_a_page_of_each_verdict_and_its_checks(
             assert re.findall(r'<script|<link|(?:src|url)[=(]["\']?http[^"\']*', text) == []
         assert "orientation: How much better they agree turned" in text
         assert "At most 0, else the split is refused." in text
+
+
+def test_a_page_of_a_broken_verdict_says_where_and_what_was_found(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pd.read_parquet(sample_data["test"].data.path).astype({"pixel400": "int16", "label": "int16"})
+    frame.loc[17, ["pixel400", "label"]] = 300, 12
+    path = tmp_path / "test.parquet"
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    data = sample_data["test"].data.model_copy(update={"path": path})
+    with pytest.raises(DataContractError):
+        validate.fn(data, "fashion-mnist", tmp_path)
+    index = tmp_path / "data_docs" / "index.html"
+    (page,) = (link for link in _linked(index) if "columns" in link)
+    words = re.sub(r"<[^>]*>|\s+", " ", (index.parent / page).read_text(encoding="utf-8"))
+    assert re.search(r"pixel400 +int16 +uint8", words)
+    assert re.search(r"pixel400 +300 +255", words)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_newer_verdict_takes_the_place_of_the_one_before_and_leaves_the_others(

@@ -103,6 +103,99 @@ def test_a_broken_clause_is_named(
         assert name in "; ".join(broken)
 
 
+_ORDER = "order: the columns should be the contract's, each in its place; broken by"
+_TYPES = "types: every column should be uint8; broken by"
+_NULLS = "nulls: no value should be missing; broken by"
+_LARGEST = "largest values: none should be above the bound of its column; broken by"
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        pytest.param(
+            lambda frame: frame.assign(pixel2=pd.array([None] * len(frame), "UInt8")),
+            [f"{_NULLS} pixel2 (nulls 12, expected 0)"],
+            id="nulls alone",
+        ),
+        pytest.param(
+            lambda frame: frame.assign(pixel2="1", pixel3=np.int32(1234567)),
+            [
+                f"{_TYPES} pixel2 (type large_string, expected uint8), pixel3 (type int32, expected uint8)",
+                f"{_LARGEST} pixel3 (maximum 1234567, expected <= 255)",
+            ],
+            id="text beside a large number",
+        ),
+        pytest.param(
+            lambda frame: frame.assign(pixel2=255.0001),
+            [
+                f"{_TYPES} pixel2 (type double, expected uint8)",
+                f"{_LARGEST} pixel2 (maximum 255.0001, expected <= 255)",
+            ],
+            id="hardly too large",
+        ),
+        pytest.param(
+            lambda frame: frame.assign(pixel2=float("inf")),
+            [f"{_TYPES} pixel2 (type double, expected uint8)", f"{_LARGEST} pixel2 (maximum inf, expected <= 255)"],
+            id="infinite",
+        ),
+        pytest.param(
+            lambda frame: frame.assign(pixel2=[float("inf")] * 10 + [float("nan")] * 2),
+            [
+                f"{_TYPES} pixel2 (type double, expected uint8)",
+                f"{_NULLS} pixel2 (nulls 2, expected 0)",
+                f"{_LARGEST} pixel2 (maximum inf, expected <= 255)",
+            ],
+            id="infinite, then NaN alone",
+        ),
+        pytest.param(
+            lambda frame: frame.assign(pixel2=np.float16(300)),
+            [
+                f"{_TYPES} pixel2 (type halffloat, expected uint8)",
+                f"{_LARGEST} pixel2 (maximum 300.0, expected <= 255)",
+            ],
+            id="16 bits",
+        ),
+        pytest.param(
+            lambda frame: frame.drop(columns="pixel4"), [f"{_ORDER} (no column) (expected pixel4)"], id="column missing"
+        ),
+        pytest.param(
+            lambda frame: frame.assign(**{"(no column)": np.uint8(0)}),
+            [f"{_ORDER} (no column) (expected ((no column)))"],
+            id="column too many, by the name of none",
+        ),
+        pytest.param(
+            lambda frame: frame.assign(pixel5=np.uint8(0), pixel6=0, pixel7=0, pixel8=0, pixel9=0, pixel10=0),
+            [
+                f"{_ORDER} {', '.join(f'pixel{number} (expected (no column))' for number in range(5, 10))} and 1 more",
+                f"{_TYPES} {', '.join(f'pixel{number} (type int64, expected uint8)' for number in range(6, 11))}",
+            ],
+            id="many columns too many",
+        ),
+    ],
+)
+def test_what_is_not_broken_is_not_named(
+    tiny_contract: DatasetContract, tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame], broken: list[str]
+) -> None:
+    assert _judge(change(_table()), tiny_contract, tmp_path) == broken
+
+
+def test_labels_that_are_lists_are_told(tiny_contract: DatasetContract, tmp_path: Path) -> None:
+    broken = _judge(_table().assign(label=[[0]] * 12), tiny_contract, tmp_path)
+    assert broken[0].startswith(f"{_TYPES} label (type list")
+    assert "received no 0, 1, 2 and [0] besides" in "; ".join(broken)
+
+
+def test_an_expectation_that_cannot_be_judged_is_broken_and_says_why() -> None:
+    config = {"type": "expect_every_column_to_be", "severity": "critical"}
+    config["kwargs"] = {"found": "type", "relation": "==", "owed": "expected_type"}  # type: ignore[assignment]
+    raised = {"raised_exception": True, "exception_message": "the frame is gone"}
+    for info in (raised, {"('table.frame', '', ())": raised}):
+        entry = {"success": False, "result": {}, "expectation_config": config, "exception_info": info}
+        assert summarize({"columns": {"results": [entry]}})["broken"] == [
+            "expect_every_column_to_be of columns.type could not be judged: the frame is gone"
+        ]
+
+
 def test_published_data_must_have_its_exact_rows(tiny_contract: DatasetContract, tmp_path: Path) -> None:
     assert _judge(_table(12), tiny_contract, tmp_path, exact_rows=12) == []
     assert "received 12" in _judge(_table(12), tiny_contract, tmp_path, exact_rows=13)[0]
@@ -463,7 +556,10 @@ def test_a_parquet_with_a_300_goes_straight_to_validate_and_is_refused(
     for _ in range(2):  # the refusal is remembered as well as an acceptance
         with pytest.raises(DataContractError, match=r"pixel400 .*maximum 300") as caught:
             validate.fn(doctored, "fashion-mnist", tmp_path)
-        assert [problem.column for problem in caught.value.problems] == ["pixel400", "pixel400"]
+        assert [str(problem) for problem in caught.value.problems] == [
+            "column pixel400: expected type uint8, received int16",
+            "column pixel400: expected maximum <= 255, received 300",
+        ]
     kept = list((tmp_path / "validation").glob("*/great_expectations.json"))
     assert len(kept) == 1
 
