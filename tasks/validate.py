@@ -452,10 +452,18 @@ def class_expectations(contract: DatasetContract, least: int, most: int | None) 
 
     return [
         gxe.ExpectColumnDistinctValuesToEqualSet(
-            column="label", value_set=[str(label) for label in range(contract.classes)]
+            column="label",
+            value_set=[str(label) for label in range(contract.classes)],
+            description="classes: each should be there, and no other label",
         ),
-        gxe.ExpectColumnMaxToBeBetween(column="share", max_value=contract.maximum_class_share),
-        gxe.ExpectColumnSumToBeBetween(column="rows", min_value=least, max_value=most),
+        gxe.ExpectColumnMaxToBeBetween(
+            column="share",
+            max_value=contract.maximum_class_share,
+            description=f"shares: no class should have more than {contract.maximum_class_share:.0%} of the rows",
+        ),
+        gxe.ExpectColumnSumToBeBetween(
+            column="rows", min_value=least, max_value=most, description="rows: there should be enough, of all classes"
+        ),
     ]
 
 
@@ -566,11 +574,12 @@ def _place(kwargs: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str,
 
 
 def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[str, Any], entry: dict[str, Any]) -> str:
-    result, kind = entry["result"], config["type"]
+    result = entry["result"]
     # Its own, or one under the name of each metric that could not be had.
     for info in (entry["exception_info"], *entry["exception_info"].values()):
         if isinstance(info, dict) and info.get("raised_exception"):
-            return f"{kind} of {profile}.{subject} could not be judged: {info['exception_message']}"
+            return f"{config['type']} of {profile}.{subject} could not be judged: {info['exception_message']}"
+    says = config["description"]
     if "owed" in kwargs:
         places = result["unexpected_index_list"]
         shown = []
@@ -578,14 +587,14 @@ def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[s
             of, value, bound = _place(kwargs, row)
             shown.append(f"{row['column']} ({f'{of}{value}, ' if of else ''}expected {bound})")
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        return f"{config['description']}; broken by {', '.join(shown)}{more}"
+        return f"{says}; broken by {', '.join(shown)}{more}"
     if "figure" in kwargs:
         (end, bound) = next((end, kwargs[end]) for end in ("min_value", "max_value") if kwargs.get(end) is not None)
-        says = f"{config['notes']}; " if config.get("notes") else ""
+        found = f"{config['notes']}; " if config.get("notes") else ""
         most = "least" if end == "min_value" else "most"
-        return f"{subject}: {says}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
+        return f"{subject}: {found}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
     if "value_set" in kwargs:
         lacking, strange = (", ".join(sorted(result[f"partial_{which}_list"])) for which in ("missing", "unexpected"))
         received = " and ".join([*([f"no {lacking}"] if lacking else []), *([f"{strange} besides"] if strange else [])])
-        return f"{kind} of {profile}.{subject}: expected {', '.join(kwargs['value_set'])}, received {received}"
-    return f"{kind} of {profile}.{subject}: expected {_bound(kwargs)}, received {result.get('observed_value')}"
+        return f"{says}; expected {', '.join(kwargs['value_set'])}, received {received}"
+    return f"{says}; expected {_bound(kwargs)}, received {result.get('observed_value')}"

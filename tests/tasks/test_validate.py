@@ -71,7 +71,8 @@ def _with(column: str, value: object, dtype: str) -> Callable[[pd.DataFrame], pd
         pytest.param(_with("pixel1", 1, "int64"), ["pixel1 (type int64, expected uint8)"], id="wider type"),
         pytest.param(_with("pixel1", "1", "str"), ["pixel1 (type large_string, expected uint8)"], id="text"),
         pytest.param(
-            _with("label", 3, "uint8"), ["label (maximum 3, expected <= 2)", "expected 0, 1, 2, received 3 besides"],
+            _with("label", 3, "uint8"),
+            ["label (maximum 3, expected <= 2)", "no other label; expected 0, 1, 2, received 3 besides"],
             id="label past the last class",
         ),
         pytest.param(
@@ -87,10 +88,15 @@ def _with(column: str, value: object, dtype: str) -> Callable[[pd.DataFrame], pd
         ),
         pytest.param(lambda frame: frame[frame.label != 2], ["expected 0, 1, 2, received no 2"], id="class missing"),
         pytest.param(
-            lambda frame: pd.concat([frame, frame[frame.label == 0], frame[frame.label == 0]]), ["share", "0.6"],
+            lambda frame: pd.concat([frame, frame[frame.label == 0], frame[frame.label == 0]]),
+            ["shares: no class should have more than 50% of the rows; expected <= 0.5, received 0.6"],
             id="class over half",
         ),
-        pytest.param(lambda frame: frame[:5], ["rows", "expected >= 6, received 5"], id="too few rows"),
+        pytest.param(
+            lambda frame: frame[:5],
+            ["rows: there should be enough, of all classes; expected >= 6, received 5"],
+            id="too few rows",
+        ),
         pytest.param(lambda frame: frame[:0], ["rows"], id="no rows"),
     ],
 )  # fmt: skip
