@@ -5,9 +5,9 @@ import hashlib
 import os
 import socket
 import tempfile
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from schemas.references import CsvSplit, ParquetSplit
 from tasks import ingest as module
 from tasks import quarantine as quarantine_module
 from tasks.ingest import IngestFacts, ingest, ingest_csv, open_csv, parquet_schema
+from tests.memory import peak_bytes
 from tests.tasks.csv_cases import (
     BODY,
     CASES,
@@ -150,11 +151,12 @@ def test_a_line_of_100_mb_is_refused_in_bounded_memory(tmp_path: Path) -> None:
         for _ in range(100):
             file.write(b"7" * 1_000_000)
     csv = supplied(source)
-    tracemalloc.start()
-    with pytest.raises(DataContractError, match="line 5, column label: expected the end of the line"):
-        ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY)
-    assert tracemalloc.get_traced_memory()[1] < 20_000_000
-    tracemalloc.stop()
+
+    def refused() -> None:
+        with pytest.raises(DataContractError, match="line 5, column label: expected the end of the line"):
+            ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY)
+
+    assert peak_bytes(refused) < 20_000_000
 
 
 # --- what is accepted ------------------------------------------------------------------------------------------------
@@ -263,17 +265,12 @@ def test_memory_does_not_grow_with_the_file(
         text = b"".join((b"-" if at and at % 2 else b"") + line for at, line in enumerate(text.splitlines(True)))
     header, _, body = text.partition(b"\n")
     peaks = []
-    for times in (6, 18, 18):
+    for times in (6, 18):
         (tmp_path / "train.csv").write_bytes(pack(header + b"\n") + pack(body) * times)
         csv = supplied(tmp_path / "train.csv", split="test")
-        tracemalloc.start()
-        ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, narrow, "50%")
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    # Threads that Prefect keeps allocate whenever they like: seldom in both.
-    large = min(peaks[1:])
-    assert large < len(body) * 18 / 3
-    assert large < 1.5 * peaks[0]
+        peaks.append(peak_bytes(partial(ingest_csv, csv, tmp_path / TARGET, tmp_path / QUARANTINE, narrow, "50%")))
+    assert peaks[1] < len(body) * 18 / 3
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 import shutil
-import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from schemas.references import PreparedData, ValidatedSplit
 from tasks.duplicates import TEST_IN_TRAIN_NAME
 from tasks.prepare import prepare, read_images, scale_pixels, stratified_split, write_arrays
 from tasks.stage import sha256_file
+from tests.memory import peak_bytes
 
 
 def test_pixels_are_scaled_to_0_to_1_in_float32() -> None:
@@ -93,11 +94,8 @@ def test_memory_does_not_grow_with_the_rows_that_are_written(tmp_path: Path, mon
         path = tmp_path / f"{rows}.parquet"
         columns = {name: pixels[:, at] for at, name in enumerate(FASHION_MNIST.columns)}
         pq.write_table(pa.table(columns), path, row_group_size=100)
-        tracemalloc.start()
         splits = {"odd": np.arange(1, rows, 2), "even": np.arange(0, rows, 2)}
-        write_arrays(path, splits, tmp_path, FASHION_MNIST)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(peak_bytes(partial(write_arrays, path, splits, tmp_path, FASHION_MNIST)))
         for split, taken in splits.items():
             images = np.load(tmp_path / f"{split}_images.npy")
             np.testing.assert_array_equal(images, scale_pixels(pixels[taken, 1:], FASHION_MNIST))

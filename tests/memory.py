@@ -1,0 +1,20 @@
+"""What a call allocates, for tests of code that must work in bounded memory."""
+
+import tracemalloc
+from collections.abc import Callable
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes that Python and NumPy hold at once while `call` runs, as tracemalloc counts: the least of three
+    runs, since what else happens in this process (threads that Prefect keeps, what is imported at first use) is counted
+    with it and can only add.
+    """
+    peaks = []
+    for _ in range(3):
+        tracemalloc.start()
+        try:
+            call()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
