@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_the_rows_that_are_written(tmp_path: Path, mon
         pixels = np.random.default_rng(0).integers(0, 256, (rows, 785), np.uint8)
         path = tmp_path / f"{rows}.parquet"
         columns = {name: pixels[:, at] for at, name in enumerate(FASHION_MNIST.columns)}
-        pq.write_table(pa.table(columns), path, row_group_size=100)
+        pq.write_table(pa.table(columns), path)
         splits = {"odd": np.arange(1, rows, 2), "even": np.arange(0, rows, 2)}
         peaks.append(peak_bytes(partial(write_arrays, path, splits, tmp_path, FASHION_MNIST)))
         for split, taken in splits.items():
