@@ -228,17 +228,19 @@ def test_a_champion_that_was_not_measured_is_told_with_the_reason(
     assert f"not measuredversion 3: {fault}" in page.text
 
 
+@pytest.mark.parametrize("within_a_flow_run", [True, False])
+@pytest.mark.parametrize("reused", [True, False])
 def test_the_time_from_start_to_end_is_told_where_it_is_known(
-    written: Callable[..., Page], stated: dict[str, Any], page: Page
+    written: Callable[..., Page], stated: dict[str, Any], reused: bool, within_a_flow_run: bool
 ) -> None:
-    assert "reused the rest" not in page.text
-    assert "from the start of the flow run" not in page.text  # the sample's version was made outside of one
-    stated["seconds_since_start"] = 12.34
-    stated["lineage"][0]["reused"] = True
+    for entry in stated["lineage"]:
+        entry["reused"] = reused and entry["stage"] == "prepare"
+    stated["seconds_since_start"] = 12.34 if within_a_flow_run else None
     done = sum(entry["seconds"] for entry in stated["lineage"] if not entry["reused"])
     text = written(stated).text
-    assert f"of which this run did {done:.1f} s and reused the rest" in text
-    assert "With them it was 12.3 s from the start of the flow run until this page was written." in text
+    assert (f"of which this run did {done:.1f} s and reused the rest" in text) == reused
+    ended = "With them it was 12.3 s from the start of the flow run until this page was written."
+    assert (ended in text) == within_a_flow_run
 
 
 def test_shards_and_rows_set_aside_are_told_where_rows_are_counted(
