@@ -76,9 +76,21 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
     def brighter(factor: float) -> Callable[[Rows], Rows]:
         return lambda rows: (np.minimum(rows[0] * factor, top).astype(np.uint8), rows[1])
 
+    def tenth(change: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
+        """Of rows 20 % to 30 %, as one of ten shards."""
+
+        def changed(rows: Rows) -> Rows:
+            first, last = len(rows[1]) // 5, len(rows[1]) * 3 // 10
+            made = change((rows[0][first:last], rows[1][first:last]))
+            before, after = ((rows[0][part], rows[1][part]) for part in (slice(first), slice(last, None)))
+            images, labels = zip(before, made, after, strict=True)
+            return np.concatenate(images), np.concatenate(labels)
+
+        return changed
+
     swapped = np.arange(contract.classes, dtype=np.uint8)
     swapped[[4, 6]] = [6, 4]
-    return {
+    ways: dict[str, Callable[[Rows], Rows]] = {
         "inverted": lambda rows: (top - rows[0], rows[1]),
         "transposed": turned(lambda image: image.transpose(0, 2, 1)),
         "turned by 90 degrees": turned(lambda image: np.rot90(image, -1, (1, 2))),
@@ -99,6 +111,15 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
         "10 % brighter": brighter(1.1),
         "20 % brighter": brighter(1.2),
     }
+    of_a_tenth = (
+        "inverted",
+        "transposed",
+        "mirrored left to right",
+        "halved",
+        "labels shifted by one",
+        "labels shuffled",
+    )
+    return ways | {f"a tenth: {name}": tenth(ways[name]) for name in of_a_tenth}
 
 
 def _drawn(rows: Rows, size: int, seed: int) -> Rows:

@@ -9,8 +9,10 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -23,10 +25,15 @@ INDEX_NAME = "index.html"
 # Beside the pages, what they were made from: a verdict a dataset and split.
 _VERDICTS_FOLDER = "verdicts"
 _STYLES = [Path(__file__).parent / "templates" / name for name in ("page.css", "data_docs.css")]
-# The footer asks to subscribe to a letter; the own styles are laid over those of the web; a link's target is not made.
+# The footer asks to subscribe to a letter; the own styles are laid over those of the web; a link's target is not made;
+# what a click would call is not there.
 _NOT_OURS = re.compile(
-    r"<script\b.*?</script>|<style>.*?</style>|<footer\b.*?</footer>|<link\b[^>]*>|<title></title>", re.DOTALL
+    r"<script\b.*?</script>|<style>.*?</style>|<footer\b.*?</footer>|<link\b[^>]*>|<title></title>"
+    r'| onclick="[^"]*"',
+    re.DOTALL,
 )
+# Great Expectations draws one cross for what refuses a split and for what is only told.
+_WARNED = re.compile(r"fa-times text-danger(\"[^>]*></i>(?:\s|</?(?:span|div|td)\b[^>]*>)*[^<]*, else a warning\.)")
 _SUITE_LINK = re.compile(r'<a href="[^"]*/expectations/[^"]*" *>(.*?)</a>')
 # The site has the logo that is asked of its maker's server each time that a page is looked at.
 _LOGO = re.compile(r'src="https://great-expectations-web-assets[^"]*"')
@@ -121,17 +128,25 @@ def _build(site: Path) -> None:
         page.write_text(_offline(page.read_text("utf-8"), f"{up}static/images/logo-long.png", style), "utf-8")
     index = site / INDEX_NAME
     listed = "".join(
-        f'<li><a href="{html.escape(address)}">{html.escape(name)}</a>: '
-        f"{verdict['statistics']['successful_expectations']} of "
-        f"{verdict['statistics']['evaluated_expectations']} expectations met</li>"
+        f'<li><a href="{html.escape(address)}">{html.escape(name)}</a>: {_told(verdict)}</li>'
         for address, name, verdict in links
     )
     index.write_text(_TITLE_END.sub(rf"<ul>{listed}</ul>\1", index.read_text("utf-8"), count=1), "utf-8")
 
 
+def _told(verdict: Mapping[str, Any]) -> str:
+    unmet = [entry["expectation_config"]["severity"] for entry in verdict["results"] if not entry["success"]]
+    warned = unmet.count("warning")
+    told = [f"{len(verdict['results']) - len(unmet)} of {len(verdict['results'])} expectations met"]
+    told += [f"{warned} warned of"] if warned else []
+    told += [f"refused for {len(unmet) - warned}"] if len(unmet) > warned else []
+    return ", ".join(told)
+
+
 def _offline(page: str, logo: str, style: str) -> str:
     """The page without anything that is asked of the web, with ``style`` in it."""
     page = _SUITE_LINK.sub(r"\1", _NOT_OURS.sub("", page))
+    page = _WARNED.sub(r"fa-exclamation-triangle text-warning\1", page)
     page = _LOGO.sub(f'src="{logo}"', page).replace("<html>", '<html lang="en">', 1)
     return page.replace("</head>", f"<style>{style}</style></head>", 1)
 

@@ -1,8 +1,9 @@
 """What the images of a split look like together: their profile, and how it differs from another one."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ _BINS = 16
 _AS_IT_IS = "as it is"
 _SHUFFLED = 0.1  # relation to the images, relative to the reference, below which labels are called so
 _WILSON_Z = 4.0  # one in 30,000, on one side
+# A part of a split: enough images for bounds that were found on 100, few enough to lie within a shard of ten.
+_PART_IMAGES = 128
+_LEAST_OF_A_CLASS = 3
+# What a part is asked, in the order of the answers: of images that are other ones it is no question how they stand.
+_OF_PARTS = (
+    "likeness",
+    "polarity",
+    "orientation",
+    "position",
+    "brightest_pixel",
+    "label_permutation",
+    "label_agreement",
+)
 
 
 @dataclass(frozen=True)
@@ -104,10 +118,11 @@ def likeness(images: npt.NDArray[Any], others: npt.NDArray[Any]) -> Floats:
 
     images (N, pixels) and others (M, pixels) to float32 (N, M); 0 for an image without any contrast.
     """
-    return _standardized(images) @ _standardized(others).T
+    return standardized(images) @ standardized(others).T
 
 
-def _standardized(images: npt.NDArray[Any]) -> Floats:
+def standardized(images: npt.NDArray[Any]) -> Floats:
+    """Each image (N, pixels) less its mean, of length 1: products of two are their correlations; float32."""
     centred = images.astype(np.float32)
     centred -= centred.mean(axis=1, keepdims=True)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.float32(1e-6))
@@ -155,35 +170,51 @@ def drift(found: ImageProfile, baseline: ImageProfile) -> float:
     return float(jensenshannon(found.histogram, baseline.histogram, base=2))
 
 
+class Known:
+    """The mean images of a reference, standardized: as they are, and as they would look laid or moved otherwise."""
+
+    def __init__(self, reference: ImageProfile, contract: DatasetContract) -> None:
+        self.profile = reference
+        self.images = np.stack([np.asarray(image, np.float32) for image in reference.mean_images.values()])
+        self.labels = np.array([int(label) for label in reference.mean_images])
+        self.turned = {name: standardized(view) for name, view in orientations(self.images, contract).items()}
+        self.moved = [standardized(view) for view in _moved(self.images, contract)]
+
+
 def compare(
-    images: Images, labels: Labels, contract: DatasetContract, reference: ImageProfile, relation: float
+    images: Images,
+    looks: Floats,
+    labels: Labels,
+    contract: DatasetContract,
+    known: Known,
+    relation: float | None = None,
 ) -> dict[str, Figure]:
     """How labelled images differ from the reference: upside down, inverted, relabelled, or something else altogether.
 
-    relation: the share of the images' variance that labels explain, as their profile keeps it.
+    looks: the images `standardized`. relation: the share of the images' variance that labels explain, as their profile
+    keeps it; without it, whether it is enough is not asked.
 
     Each question is asked after the answers before it: orientation of images put back into the right polarity, labels
     of images put back into the right orientation, agreement of labels that were put back. So each fault is named once.
     """
     from scipy.optimize import linear_sum_assignment
 
-    known = np.stack([np.asarray(image, np.float32) for image in reference.mean_images.values()])
-    names = [int(label) for label in reference.mean_images]
-    means = mean_images(images, labels)
-    found = np.stack(list(means.values()))
+    reference = known.profile
+    means = np.stack(list(mean_images(images, labels).values()))
+    found = standardized(means)
 
     def fit(likes: Floats) -> float:
         """Mean correlation of the mean images with those of the reference that they are most like, each taken once:
         so that permuted labels do not hide how the images stand."""
         return float(likes[linear_sum_assignment(likes, maximize=True)].mean())
 
-    turned = orientations(known, contract)
-    likes = {name: likeness(found, view) for name, view in turned.items()}
+    likes = {name: found @ view.T for name, view in known.turned.items()}
     right = {name: fit(table) for name, table in likes.items()}
     inverse = {name: fit(-table) for name, table in likes.items()}
     inverted = max(inverse.values()) > max(right.values())
     fits = inverse if inverted else right
-    looks = max(fits, key=lambda name: fits[name])
+    stand = max(fits, key=lambda name: fits[name])
+    other = contract.check("likeness").fails(fits[stand])
     figures = {
         "polarity": Figure(
             max(inverse.values()) - max(right.values()),
@@ -191,36 +222,87 @@ def compare(
         ),
         "orientation": Figure(
             max(value for name, value in fits.items() if name != _AS_IT_IS) - fits[_AS_IT_IS],
-            f"the images look {looks}" if looks != _AS_IT_IS else "",
+            f"the images look {stand}" if stand != _AS_IT_IS else "",
         ),
-        "likeness": Figure(fits[looks], _unlike(known, found, contract)),
+        "likeness": Figure(fits[stand], _unlike(known.images, means, contract) if other else ""),
     }
     # Of images that stand otherwise it is no question.
-    upright = looks == _AS_IT_IS and not inverted
-    gained = max(fit(likeness(found, view)) for view in _moved(known, contract)) - fits[looks] if upright else -1.0
-    figures["position"] = Figure(gained, "the images look moved by a pixel" if gained > 0 else "")
+    upright = stand == _AS_IT_IS and not inverted
+    gained = max(fit(found @ view.T) for view in known.moved) - fits[stand] if upright else -1.0
+    figures["position"] = Figure(gained, "the images look moved by a pixel or more" if gained > 0 else "")
     # Rows: the label that an image has; columns: the class that it is most like.
-    alike = np.array(names)[(likeness(images, turned[looks]) * (-1 if inverted else 1)).argmax(axis=1)]
+    alike = known.labels[(looks @ known.turned[stand].T * (-1 if inverted else 1)).argmax(axis=1)]
     table = np.zeros((contract.classes, contract.classes), np.int64)
     np.add.at(table, (labels, alike), 1)
     _, like_class = linear_sum_assignment(table, maximize=True)
-    related = relation / reference.label_relation
+    related = 1.0 if relation is None else relation / reference.label_relation
     shuffled = related < _SHUFFLED
     # Of labels that have nothing to do with the images no renaming is the right one.
     p_value = 1.0 if shuffled else _better_by_chance(labels, alike, like_class)
     permuted = contract.check("label_permutation").tells(p_value)
-    right = (like_class[labels] if permuted else labels) == alike
-    share, rows = agreement(right, labels)
+    agree = (like_class[labels] if permuted else labels) == alike
+    share, rows = agreement(agree, labels)
     figures["label_permutation"] = Figure(p_value, _permutation(like_class, contract) if permuted else "")
-    figures["label_relation"] = Figure(
-        related, "the labels look shuffled, the mean images of all classes are alike" if shuffled else ""
-    )
+    if relation is not None:
+        figures["label_relation"] = Figure(
+            related, "the labels look shuffled, the mean images of all classes are alike" if shuffled else ""
+        )
     figures["label_agreement"] = Figure(
         wilson_interval(share * rows, rows, _WILSON_Z)[1] / reference.label_agreement,
-        f"{int(right.sum())} of {len(labels)} images are most like the reference's mean image of their own class, "
+        f"{int(agree.sum())} of {len(labels)} images are most like the reference's mean image of their own class, "
         f"{reference.label_agreement:.0%} in the reference",
     )
     return figures
+
+
+def odd_parts(
+    images: Images,
+    looks: Floats,
+    labels: Labels,
+    rows: npt.NDArray[np.int64],
+    contract: DatasetContract,
+    known: Known,
+    refused: Collection[str],
+) -> Figure | None:
+    """Of a split cut into parts, in file order, the share that would be refused by themselves, as a bad shard would.
+
+    rows: the row of the split that each image is, int64 (N,), ascending. refused: the checks that refuse it as a whole:
+    few images are less sure of what all say together. A part with hardly any images of a class, as of a file that is
+    sorted, is left out; None where no two are left.
+    """
+    asked = set(_OF_PARTS) - ({"position", "label_permutation"} & set(refused))
+    if {"label_permutation", "label_relation", "label_agreement"} & set(refused):
+        asked.remove("label_agreement")
+    told: list[tuple[tuple[int, str] | None, npt.NDArray[np.int64]]] = []
+    for part in np.array_split(np.arange(len(labels)), max(1, len(labels) // _PART_IMAGES)):
+        here = slice(part[0], part[-1] + 1)
+        if np.bincount(labels[here], minlength=contract.classes).min() < _LEAST_OF_A_CLASS:
+            continue
+        figures = {
+            **pixel_range(images[here], contract),
+            **compare(images[here], looks[here], labels[here], contract, known),
+        }
+        faults = (
+            (place, figures[name].says)
+            for place, name in enumerate(_OF_PARTS)
+            if name in asked and contract.check(name).fails(figures[name].value)
+        )
+        told.append((next(faults, None), rows[here]))
+    if len(told) < 2:
+        return None
+    runs = []
+    for odd, run in groupby(told, key=lambda part: part[0] is not None):
+        if not odd:
+            continue
+        parts = list(run)
+        says = {fault[0]: fault[1] for fault, _ in parts if fault is not None}  # one sentence a check
+        if len(says) > 1:
+            # Parts at the ends of the run, of which some is right, have labels that agree with few images.
+            says.pop(_OF_PARTS.index("label_agreement"), None)
+        named = ", and ".join(says[place] for place in sorted(says))
+        runs.append(f"about rows {parts[0][1][0] + 1:,} to {parts[-1][1][-1] + 1:,}: {named}")
+    shown = "; ".join(runs[:3]) + (f"; and {len(runs) - 3} more" if len(runs) > 3 else "")
+    return Figure(sum(fault is not None for fault, _ in told) / len(told), shown)
 
 
 def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]:

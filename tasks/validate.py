@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +40,16 @@ from tasks.profile import (
     PROFILE_NAME,
     Figure,
     ImageProfile,
+    Known,
     border_brightness,
     compare,
     drift,
+    odd_parts,
     pixel_range,
     profile_images,
     read_profile,
     reference_profile,
+    standardized,
     write_profile,
 )
 from tasks.publish import publish_markdown, publish_table
@@ -166,11 +169,12 @@ def champion_profile(artifacts_dir: Path, dataset: str, train: ParquetSplit) -> 
 class Sample:
     """Of a split of the contract's form: the images that figures are taken from, and what is known of all rows.
 
-    images uint8 (n, pixels) and labels uint8 (n,), n at most `SAMPLE_ROWS`, in file order.
+    images uint8 (n, pixels) and labels uint8 (n,), n at most `SAMPLE_ROWS`, in file order; rows int64 (n,) says which.
     """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
+    rows: npt.NDArray[np.int64]
     sketches: Sketches
 
 
@@ -256,24 +260,37 @@ def measure(
             (again := repeated(sample.sketches)) / scan.rows, f"{again} of {scan.rows} images repeat an earlier row"
         ),
     }
+    if blank > scan.rows / 2:
+        return figures  # of the rest nothing that is said of images would be true
+    ends = pixel_range(sample.images, contract)
     reference = reference_profile(contract)
     if reference is not None:
         bright = border_brightness(sample.images, contract) > 0.5
         figures["inverted_images"] = Figure(
             float(bright.mean()), f"{int(bright.sum())} of {len(bright)} images looked at have a bright border"
         )
-        compared = compare(sample.images, sample.labels, contract, reference, profile.label_relation)
-        if contract.check("likeness").fails(compared["likeness"].value):
+        known, looks = Known(reference, contract), standardized(sample.images)
+        compared = compare(sample.images, looks, sample.labels, contract, known, profile.label_relation)
+        refused = {name for name, figure in {**ends, **compared}.items() if contract.check(name).fails(figure.value)}
+        odd = odd_parts(sample.images, looks, sample.labels, sample.rows, contract, known, refused)
+        some_inverted = contract.check("inverted_images").fails(figures["inverted_images"].value)
+        of_two_kinds = some_inverted and not {"polarity", "likeness"} & refused
+        # Where all parts are odd, and the split is, it is so as a whole.
+        if odd is not None and (odd.value < 1 or not (refused or of_two_kinds)):
+            figures["odd_parts"] = odd
+            of_two_kinds |= odd.value > 0
+        if of_two_kinds:
+            pass  # what is said of all together would be true of neither kind
+        elif "likeness" in refused:
             # Of other images, how they stand and what their labels mean is no question.
             figures["likeness"] = compared["likeness"]
         else:
-            # Its words are for images that are not alike.
-            figures |= {**compared, "likeness": replace(compared["likeness"], says="")}
-        if not contract.check("orientation").fails(compared["orientation"].value):
+            figures |= compared
+        if not {"polarity", "orientation"} & refused:
             figures["constant_columns"] = _constant_columns(scan, contract, reference)
     # The ends of the range have changed places in inverted images.
     if "polarity" not in figures or not contract.check("polarity").fails(figures["polarity"].value):
-        figures |= pixel_range(sample.images, contract)
+        figures |= ends
     baseline, whose = (champion, "the champion's train split") if champion is not None else (reference, "the reference")
     if baseline is not None:
         figures["drift"] = Figure(
@@ -283,10 +300,14 @@ def measure(
 
 
 def _constant_columns(scan: Scan, contract: DatasetContract, reference: ImageProfile) -> Figure:
-    """Of the pixels that the reference says should vary in as many rows."""
+    """Of the pixels that the reference says should vary in as many rows, and of those that are not even background."""
     pixels = scan.columns.iloc[1:]
     by_chance = (1 - np.asarray(reference.varying)) ** scan.rows * contract.pixels
-    constant = pixels["column"][(pixels["minimum"] == pixels["maximum"]).to_numpy() & (by_chance < 1e-6)].tolist()
+    # The smallest value that there is: that of another background is told by a check of its own.
+    lit = (pixels["minimum"] > pixels["minimum"].min()).to_numpy()
+    constant = pixels["column"][
+        (pixels["minimum"] == pixels["maximum"]).to_numpy() & (lit | (by_chance < 1e-6))
+    ].tolist()
     shown = ", ".join(constant[:5]) + (f" and {len(constant) - 5} more" if len(constant) > 5 else "")
     return Figure(len(constant) / contract.pixels, shown)
 
@@ -401,7 +422,7 @@ class _Gathered:
 
     def sample(self) -> Sample:
         kept = np.concatenate(self._kept)
-        return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], self._sketches)
+        return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], self._drawn, self._sketches)
 
 
 class _ColumnProfile:

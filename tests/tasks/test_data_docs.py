@@ -2,6 +2,7 @@
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +36,7 @@ def test_the_index_leads_to_a_page_of_each_verdict_and_its_checks(
             text = (index.parent / page).read_text(encoding="utf-8")
             assert validated.record.path.name in page
             assert "Succeeded" in text
-            assert re.findall(r'<script|<link|(?:src|url)[=(]["\']?http[^"\']*', text) == []
+            assert re.findall(r'<script|<link| on\w+="|(?:src|url)[=(]["\']?http[^"\']*', text) == []
         assert "orientation: How much better they agree turned" in text
         assert "At most 0, else the split is refused." in text
 
@@ -56,6 +57,42 @@ def test_a_page_of_a_broken_verdict_says_where_and_what_was_found(
     assert re.search(r"pixel400 +int16 +uint8", words)
     assert re.search(r"pixel400 +300 +255", words)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize(
+    ("blank", "marks", "told"),
+    [
+        (1, {"exclamation-triangle text-warning": ["blank_images"]}, "expectations met, 1 warned of<"),
+        # Both of its bounds are passed, and that of the repeated ones which warns.
+        (
+            9,
+            {
+                "times text-danger": ["blank_images"],
+                "exclamation-triangle text-warning": ["blank_images", "repeated_images"],
+            },
+            "expectations met, 2 warned of, refused for 1<",
+        ),
+    ],
+)
+def test_what_is_only_warned_of_has_another_mark_than_what_refuses(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path, blank: int, marks: dict[str, list[str]], told: str
+) -> None:
+    frame = pd.read_parquet(sample_data["test"].data.path)
+    frame.iloc[:blank, 1:] = 0
+    path = tmp_path / "test.parquet"
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    data = sample_data["test"].data.model_copy(update={"path": path})
+    with suppress(DataContractError):
+        validate.fn(data, "fashion-mnist", tmp_path)
+    index = tmp_path / "data_docs" / "index.html"
+    (page,) = (link for link in _linked(index) if "classes" in link)
+    text = (index.parent / page).read_text(encoding="utf-8")
+    rows = re.findall(r'<i class="fas fa-([a-z -]+)"[^>]*></i>\s*</span>.*?(\w+): ', text, re.DOTALL)
+    found: dict[str, list[str]] = {}
+    for mark, check in rows:
+        found.setdefault(mark, []).append(check)
+    assert {mark: checks for mark, checks in found.items() if "success" not in mark} == marks
+    assert told in index.read_text(encoding="utf-8")
 
 
 def test_a_newer_verdict_takes_the_place_of_the_one_before_and_leaves_the_others(
