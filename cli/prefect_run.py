@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from filelock import BaseFileLock, FileLock
 
 from cli.server_process import (
     HOST,
@@ -28,6 +30,8 @@ from schemas.references import ModelVersion
 from tasks.progress import Begun, tell
 
 _SECONDS_TO_END = 5
+_SHOW_CURSOR = "\n\x1b[?25h"
+_KILLED = " (SIGKILL, as the system does when memory runs out)"
 
 
 def run_training_flow(
@@ -86,7 +90,7 @@ def _configured_api() -> bool:
 
 
 @contextmanager
-def _prefect_api(server: tuple[subprocess.Popen[bytes], str] | None, log: IO[bytes]) -> Iterator[None]:
+def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | None, log: IO[bytes]) -> Iterator[None]:
     """An API for the flows of this process: the configured one, else that of ``server``, which writes to ``log``.
 
     It is the server that Prefect itself would embed, started by us for three reasons: it boots while this process is
@@ -108,19 +112,50 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str] | None, log: IO[byt
     if server is None:
         yield
         return
-    process, url = server
+    process, url, starting = server
     from tasks.expectations import import_great_expectations
 
     threading.Thread(target=import_great_expectations, daemon=True).start()
     _demand_health(process, url, get_current_settings().server.ephemeral.startup_timeout_seconds, log)
+    starting.release()
+    done = threading.Event()
+    threading.Thread(target=_end_with_server, args=(process, done), daemon=True).start()
     # Nobody is left to hear a heartbeat when this process dies, and ending its thread costs a second a flow.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
+        try:
+            yield
+        finally:
+            done.set()
 
 
-def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
+def _end_with_server(process: subprocess.Popen[bytes], done: threading.Event) -> None:
+    """End at once when the server does before ``done``: Prefect's client tries for minutes to reach it, and names no
+    cause. It is as if this process had been killed, which every stage is made for; what it started ends with it."""
+    process.wait()
+    if done.is_set():
+        return
+    # The display may have hidden the cursor.
+    print(
+        f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}fashion-ann: The embedded Prefect server ended with status "
+        f"{process.returncode} while it was in use{_KILLED if process.returncode == -signal.SIGKILL else ''}. What was "
+        "finished is kept; run again to go on.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFileLock]:
+    """Process, address, and the lock that is to be released once it answers: of two servers that start at once on a new
+    database, one fails on the tables that the other is making."""
     import prefect
+    from prefect.settings import get_current_settings
 
+    home = get_current_settings().home
+    starting = FileLock(home / ".fashion-ann-starts.lock")
+    with suppress(OSError):  # a home that cannot be written to is the server's to tell
+        home.mkdir(parents=True, exist_ok=True)
+        starting.acquire()
     port = free_port()
     process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
         [
@@ -139,7 +174,7 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     # Not before the exit: Prefect sends the last logs and events from hooks that run just before `atexit`'s, and would
     # try for a minute to reach a server that is gone.
     atexit.register(stop_tree, process.pid, _SECONDS_TO_END)
-    return process, f"http://{HOST}:{port}/api"
+    return process, f"http://{HOST}:{port}/api", starting
 
 
 def _end_with_parent() -> None:

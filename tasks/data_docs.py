@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from schemas.contract import Split
 from tasks.expectations import fresh_context
-from tasks.stage import digest_of
+from tasks.stage import digest_of, remove_path
 
 DATA_DOCS_FOLDER = "data_docs"
 INDEX_NAME = "index.html"
@@ -63,6 +63,8 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
     with FileLock(artifacts_dir / f".{DATA_DOCS_FOLDER}.lock"):
         if verdict.exists() and verdict.read_text() == content and (docs / INDEX_NAME).exists():
             return docs / INDEX_NAME
+        for left in artifacts_dir.glob(f".{DATA_DOCS_FOLDER}.????????"):  # by a killed run: the lock is ours
+            remove_path(left)
         with tempfile.TemporaryDirectory(prefix=f".{DATA_DOCS_FOLDER}.", dir=artifacts_dir) as folder:
             site = Path(folder)
             (site / _VERDICTS_FOLDER).mkdir()

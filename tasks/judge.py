@@ -50,37 +50,37 @@ def judge(folder: Path, prepared: Path | None = None) -> Answer:
 @contextmanager
 def judging(folder: Path, prepared: Path | None) -> Iterator[Callable[[], Answer]]:
     """`judge`, begun when the block is entered; what it yields waits for the answer."""
-    with tempfile.TemporaryDirectory() as scratch:
-        said = Path(scratch) / "probabilities.npy"
-        job = {
-            "folder": str(folder.absolute()),
-            "prepared": None if prepared is None else str(prepared.absolute()),
-            "probabilities": str(said),
-        }
-        with own_process(__name__, job) as process:
+    job = {
+        "folder": str(folder.absolute()),
+        "prepared": None if prepared is None else str(prepared.absolute()),
+    }
+    with own_process(__name__, job) as process:
 
-            def wait() -> Answer:
-                found = process.result()
-                if prepared is None:
-                    return Answer(**found, probabilities=np.zeros((0, 1), np.float32), labels=np.zeros(0, np.int32))
-                return Answer(**found, probabilities=np.load(said), labels=np.load(prepared / "test_labels.npy"))
+        def wait() -> Answer:
+            found = process.result()
+            said = found.pop("probabilities")
+            if prepared is None:
+                return Answer(**found, probabilities=np.zeros((0, 1), np.float32), labels=np.zeros(0, np.int32))
+            return Answer(**found, probabilities=np.load(said), labels=np.load(prepared / "test_labels.npy"))
 
-            yield wait
+        yield wait
 
 
-def main(job: dict[str, Any], tell: Tell) -> dict[str, float | None]:
+def main(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     set_up_backend(seed=0)
     folder = Path(job["folder"])
     model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
-    loss = None
+    loss = said = None
     if job["prepared"] is not None:
         images = np.load(Path(job["prepared"]) / "test_images.npy", mmap_mode="r")
         labels = np.load(Path(job["prepared"]) / "test_labels.npy")
-        np.save(job["probabilities"], predict_rows(model, images))
+        # In the folder for temporary files of this process, which is gone once the answer is read.
+        said = str(Path(tempfile.mkdtemp()) / "probabilities.npy")
+        np.save(said, predict_rows(model, images))
         model.compile(loss="sparse_categorical_crossentropy")
         # Keras's own figure, so that anyone's model.evaluate gives the same.
         loss = float(judge_rows(model, images, labels)["loss"])
-    return {"golden_difference": largest_difference(model, folder), "loss": loss}
+    return {"golden_difference": largest_difference(model, folder), "loss": loss, "probabilities": said}
 
 
 if __name__ == "__main__":

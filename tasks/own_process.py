@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from schemas import errors
 from schemas.config import PROJECT_ROOT
@@ -123,8 +127,9 @@ def _end(started: OwnProcess) -> None:
 def _start(module: str) -> OwnProcess:
     # Closed with the process, by whoever has that.
     said = tempfile.TemporaryFile()  # noqa: SIM115
+    _sweep_scratch(module)
     # What a process that it started writes there while we remove it must not stand in the place of the result.
-    scratch = tempfile.TemporaryDirectory(prefix=f"{module}-", ignore_cleanup_errors=True)
+    scratch = tempfile.TemporaryDirectory(prefix=f"{module}-{os.getpid()}-", ignore_cleanup_errors=True)
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-m", module],
         cwd=PROJECT_ROOT,
@@ -138,6 +143,14 @@ def _start(module: str) -> OwnProcess:
         process_group=0,
     )
     return OwnProcess(module, process, said, scratch)
+
+
+def _sweep_scratch(module: str) -> None:
+    """Remove what killed processes of this machine left of theirs."""
+    for left in Path(tempfile.gettempdir()).glob(f"{module}-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)  # somebody else's, perhaps
 
 
 def answer(work: Callable[[dict[str, Any], Tell], Any], prepare: Callable[[], object] = lambda: None) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -118,7 +119,7 @@ def sample_version(
 
 
 @pytest.fixture(scope="module")
-def in_this_process() -> Iterator[None]:
+def in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What has a process of its own runs here all the same: each process imports the backend, which takes seconds."""
 
     @contextmanager
@@ -129,6 +130,7 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for starter in ("tasks.train", "tasks.judge"):
             patch.setattr(f"{starter}.own_process", here)
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a process would take it with it
         patch.setattr("tasks.ahead.begin", lambda module: None)
         yield
 

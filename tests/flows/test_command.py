@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from tasks.store import list_versions, show_version, store_folder
 from tests.conftest import SAMPLE
@@ -113,26 +114,69 @@ def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_o
     assert not list(artifacts.rglob(".*.tmp"))
 
 
-def test_the_embedded_server_ends_with_a_command_that_is_killed(command: Command, tmp_path: Path) -> None:
-    without_api = Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home")})
-    del without_api.environment["PREFECT_API_URL"]
+@pytest.fixture
+def without_api(command: Command, tmp_path: Path) -> Command:
+    """One that brings its own server, on a database that is not there yet."""
+    environment = {**command.environment, "PREFECT_HOME": str(tmp_path / "home")}
+    del environment["PREFECT_API_URL"]
+    return Command(environment)
+
+
+def _servers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    assert process.poll() is None, process.communicate()
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "uvicorn" in child.cmdline()]
+
+
+def test_the_embedded_server_ends_with_a_command_that_is_killed(without_api: Command) -> None:
     process = without_api.start("train", "--epochs", "1", *FLAGS)
-    children: list[psutil.Process] = []
-    while not any("uvicorn" in argument for child in children for argument in child.cmdline()):
-        assert process.poll() is None, process.communicate()
-        children = psutil.Process(process.pid).children(recursive=True)
+    while not (servers := _servers(process)):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    _, alive = psutil.wait_procs(servers, timeout=30)
+    assert alive == []
+
+
+def test_a_command_whose_embedded_server_is_killed_ends_at_once_and_says_so(
+    without_api: Command, tmp_path: Path
+) -> None:
+    process = without_api.start("train", "--epochs", "10000", *FLAGS)
+    while not list((tmp_path / "artifacts").glob("checkpoints/*.npz")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    for server in _servers(process):
+        server.kill()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    said = "fashion-ann: The embedded Prefect server ended with status -9 while it was in use (SIGKILL, "
+    assert said in err.splitlines()[-1]
+    assert "Traceback" not in err
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
 
 
+def test_embedded_servers_on_one_database_start_one_after_the_other(without_api: Command, tmp_path: Path) -> None:
+    """Two that make the tables of a new one at once would fail."""
+    (tmp_path / "home").mkdir()
+    with FileLock(tmp_path / "home" / ".fashion-ann-starts.lock"):
+        process = without_api.start("train", "--epochs", "1", *FLAGS)
+        while not list((tmp_path / "artifacts").glob("logs/*")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(1)
+        assert _servers(process) == []
+    other = without_api.start("train", "--epochs", "1", "--seed", "1", *FLAGS)
+    for both in (process, other):
+        _, err = both.communicate(timeout=240)
+        assert both.returncode == 0, err
+    assert len(list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist"))) == 2
+
+
 def test_without_a_configured_api_the_command_brings_its_own_and_quiet_says_the_answer_alone(
-    command: Command, tmp_path: Path
+    without_api: Command, tmp_path: Path
 ) -> None:
-    without_api = Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home")})
-    del without_api.environment["PREFECT_API_URL"]
     done = without_api.run("train", "--epochs", "1", "--quiet", *FLAGS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("version 1 made, champion")
@@ -216,10 +260,8 @@ def test_on_a_terminal_the_stages_are_shown_live_and_nothing_else_is_said(comman
         assert noise not in text
 
 
-def test_a_prefect_home_that_cannot_be_written_is_told(command: Command, tmp_path: Path) -> None:
+def test_a_prefect_home_that_cannot_be_written_is_told(without_api: Command, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
-    without_api = Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home")})
-    del without_api.environment["PREFECT_API_URL"]
     done = without_api.run("train", *FLAGS)
     assert done.returncode == 1
     assert "PREFECT_HOME" in done.stderr

@@ -102,6 +102,7 @@ def test_a_newer_verdict_takes_the_place_of_the_one_before_and_leaves_the_others
     write_data_docs(tmp_path, "fashion-mnist", "train", results["train"], "first")
     index = write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "second")
     before = _linked(index)
+    (tmp_path / ".data_docs.abcdefgh" / "verdicts").mkdir(parents=True)  # as a killed run leaves it
     write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "third")
     after = _linked(index)
     assert {link for link in before if "second" in link} == before - after

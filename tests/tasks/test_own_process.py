@@ -174,3 +174,17 @@ def test_ctrl_c_on_the_terminal_is_left_to_whoever_started_it() -> None:
         groups: list[int] = []
         process.result(lambda event: groups.append(os.getpgid(event)) if isinstance(event, int) else None)
     assert groups != [os.getpgid(0)]
+
+
+def test_what_a_killed_process_left_for_temporary_files_is_removed_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, used = (tmp_path / f"{WORKER}-{pid}-abcdefgh" for pid in (dead.pid, os.getpid()))
+    for folder in (left, used):
+        (folder / "below").mkdir(parents=True)
+    with own_process(WORKER, {}) as process:
+        assert Path(process.result()["left"]).exists()
+    assert list(tmp_path.iterdir()) == [used]
