@@ -69,7 +69,7 @@ def profile_images(images: Images, labels: Labels, contract: DatasetContract) ->
     """The profile of labelled images, of one at least."""
     means = mean_images(images, labels)
     present = sorted(means)
-    alike = np.array(present)[likeness(images, np.stack([means[label] for label in present])).argmax(axis=1)]
+    alike = np.array(present)[most_alike(images, standardized(np.stack([means[label] for label in present])))]
     return ImageProfile(
         class_rows=np.bincount(labels, minlength=contract.classes).tolist(),
         mean_images={str(label): np.round(means[label].astype(float), 1).tolist() for label in present},
@@ -129,6 +129,14 @@ def standardized(images: npt.NDArray[Any]) -> Floats:
     return centred
 
 
+def most_alike(images: Images, others: Floats) -> npt.NDArray[np.int64]:
+    """Which of ``others``, (M, pixels) and `standardized`, each image correlates with most; int64 (N,).
+
+    Brightness and contrast of an image change its products with all of them alike, so that it is taken as it is.
+    """
+    return np.asarray((images.astype(np.float32) @ others.T).argmax(axis=1))
+
+
 def variance_explained(images: Images, labels: Labels) -> float:
     """Omega squared (Hays 1963): the share of the pixels' variance between classes, 0 on average for labels that have
     nothing to do with the images, however few they are.
@@ -183,7 +191,6 @@ class Known:
 
 def compare(
     images: Images,
-    looks: Floats,
     labels: Labels,
     contract: DatasetContract,
     known: Known,
@@ -191,8 +198,8 @@ def compare(
 ) -> dict[str, Figure]:
     """How labelled images differ from the reference: upside down, inverted, relabelled, or something else altogether.
 
-    looks: the images `standardized`. relation: the share of the images' variance that labels explain, as their profile
-    keeps it; without it, whether it is enough is not asked.
+    relation: the share of the images' variance that labels explain, as their profile keeps it; without it, whether that
+    is enough is not asked.
 
     Each question is asked after the answers before it: orientation of images put back into the right polarity, labels
     of images put back into the right orientation, agreement of labels that were put back. So each fault is named once.
@@ -231,7 +238,7 @@ def compare(
     gained = max(fit(found @ view.T) for view in known.moved) - fits[stand] if upright else -1.0
     figures["position"] = Figure(gained, "the images look moved by a pixel or more" if gained > 0 else "")
     # Rows: the label that an image has; columns: the class that it is most like.
-    alike = known.labels[(looks @ known.turned[stand].T * (-1 if inverted else 1)).argmax(axis=1)]
+    alike = known.labels[most_alike(images, known.turned[stand] * np.float32(-1 if inverted else 1))]
     table = np.zeros((contract.classes, contract.classes), np.int64)
     np.add.at(table, (labels, alike), 1)
     _, like_class = linear_sum_assignment(table, maximize=True)
@@ -257,7 +264,6 @@ def compare(
 
 def odd_parts(
     images: Images,
-    looks: Floats,
     labels: Labels,
     rows: npt.NDArray[np.int64],
     contract: DatasetContract,
@@ -280,7 +286,7 @@ def odd_parts(
             continue
         figures = {
             **pixel_range(images[here], contract),
-            **compare(images[here], looks[here], labels[here], contract, known),
+            **compare(images[here], labels[here], contract, known),
         }
         faults = (
             (place, figures[name].says)

@@ -49,7 +49,6 @@ from tasks.profile import (
     profile_images,
     read_profile,
     reference_profile,
-    standardized,
     write_profile,
 )
 from tasks.publish import publish_markdown, publish_table
@@ -269,10 +268,10 @@ def measure(
         figures["inverted_images"] = Figure(
             float(bright.mean()), f"{int(bright.sum())} of {len(bright)} images looked at have a bright border"
         )
-        known, looks = Known(reference, contract), standardized(sample.images)
-        compared = compare(sample.images, looks, sample.labels, contract, known, profile.label_relation)
+        known = Known(reference, contract)
+        compared = compare(sample.images, sample.labels, contract, known, profile.label_relation)
         refused = {name for name, figure in {**ends, **compared}.items() if contract.check(name).fails(figure.value)}
-        odd = odd_parts(sample.images, looks, sample.labels, sample.rows, contract, known, refused)
+        odd = odd_parts(sample.images, sample.labels, sample.rows, contract, known, refused)
         some_inverted = contract.check("inverted_images").fails(figures["inverted_images"].value)
         of_two_kinds = some_inverted and not {"polarity", "likeness"} & refused
         # Where all parts are odd, and the split is, it is so as a whole.

@@ -14,9 +14,11 @@ from tasks.profile import (
     PROFILE_NAME,
     histogram,
     likeness,
+    most_alike,
     orientations,
     profile_images,
     read_profile,
+    standardized,
     variance_explained,
     write_profile,
 )
@@ -28,6 +30,13 @@ def test_likeness_is_pearsons_correlation_whatever_the_brightness() -> None:
     expected = np.corrcoef(images)
     np.testing.assert_allclose(likeness(images, images * 2 + 7), expected, atol=1e-5)
     assert likeness(np.zeros((1, 50)), images).tolist() == [[0, 0, 0]]
+
+
+def test_the_most_alike_is_that_with_the_largest_correlation() -> None:
+    generator = np.random.default_rng(0)
+    images, others = generator.integers(0, 256, (500, 50), np.uint8), generator.random((7, 50))
+    expected = np.corrcoef(images, others)[:500, 500:].argmax(axis=1)
+    assert most_alike(images, standardized(others)).tolist() == expected.tolist()
 
 
 def test_variance_explained_is_all_nothing_or_what_analysis_of_variance_says() -> None:
