@@ -132,7 +132,8 @@ def _end_with_server(process: subprocess.Popen[bytes], done: threading.Event) ->
     """End at once when the server does before ``done``: Prefect's client tries for minutes to reach it, and names no
     cause. It is as if this process had been killed, which every stage is made for; what it started ends with it."""
     process.wait()
-    if done.is_set():
+    # SIGTERM may have gone to all processes of a group: then this one is about to end, and says so itself.
+    if done.wait(0 if process.returncode == -signal.SIGKILL else _SECONDS_TO_END):
         return
     # The display may have hidden the cursor.
     print(
@@ -146,16 +147,18 @@ def _end_with_server(process: subprocess.Popen[bytes], done: threading.Event) ->
 
 
 def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFileLock]:
-    """Process, address, and the lock that is to be released once it answers: of two servers that start at once on a new
-    database, one fails on the tables that the other is making."""
+    """Process, address, and the lock that is to be released once it answers: of two servers that start at once on the
+    new database of a home, one fails on the tables that the other is making."""
     import prefect
     from prefect.settings import get_current_settings
 
-    home = get_current_settings().home
-    starting = FileLock(home / ".fashion-ann-starts.lock")
-    with suppress(OSError):  # a home that cannot be written to is the server's to tell
-        home.mkdir(parents=True, exist_ok=True)
-        starting.acquire()
+    settings = get_current_settings()
+    starting = FileLock(settings.home / ".fashion-ann-starts.lock")
+    # Of a home that cannot be written to the server tells; one that takes longer to start than it may is waited for no
+    # longer, either.
+    with suppress(OSError):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        starting.acquire(timeout=settings.server.ephemeral.startup_timeout_seconds)
     port = free_port()
     process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
         [

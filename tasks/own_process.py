@@ -8,9 +8,11 @@ module imports, which is Prefect's engine: a second and 60 MB.
 """
 
 import gc
+import glob
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -129,7 +131,7 @@ def _start(module: str) -> OwnProcess:
     said = tempfile.TemporaryFile()  # noqa: SIM115
     _sweep_scratch(module)
     # What a process that it started writes there while we remove it must not stand in the place of the result.
-    scratch = tempfile.TemporaryDirectory(prefix=f"{module}-{os.getpid()}-", ignore_cleanup_errors=True)
+    scratch = tempfile.TemporaryDirectory(prefix=f"{_scratch_of(module)}{os.getpid()}-", ignore_cleanup_errors=True)
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-m", module],
         cwd=PROJECT_ROOT,
@@ -145,10 +147,14 @@ def _start(module: str) -> OwnProcess:
     return OwnProcess(module, process, said, scratch)
 
 
+def _scratch_of(module: str) -> str:
+    return f"{module}-{platform.node()}-"
+
+
 def _sweep_scratch(module: str) -> None:
     """Remove what killed processes of this machine left of theirs."""
-    for left in Path(tempfile.gettempdir()).glob(f"{module}-*-*"):
-        owner = left.name.split("-")[1]
+    for left in Path(tempfile.gettempdir()).glob(f"{glob.escape(_scratch_of(module))}*"):
+        owner = left.name.split("-")[-2]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)  # somebody else's, perhaps
 

@@ -23,7 +23,7 @@ _BINS = 16
 _AS_IT_IS = "as it is"
 _SHUFFLED = 0.1  # relation to the images, relative to the reference, below which labels are called so
 _WILSON_Z = 4.0  # one in 30,000, on one side
-# A part of a split: enough images for bounds that were found on 100, few enough to lie within a shard of ten.
+# A part of a split: enough images for bounds that were found on 100, few enough that a shard of ten is most of one.
 _PART_IMAGES = 128
 _LEAST_OF_A_CLASS = 3
 # What a part is asked, in the order of the answers: of images that are other ones it is no question how they stand.
@@ -32,10 +32,13 @@ _OF_PARTS = (
     "polarity",
     "orientation",
     "position",
+    "background",
     "brightest_pixel",
     "label_permutation",
     "label_agreement",
 )
+# Of these the words have numbers in them, which differ from part to part.
+_COUNTED = ("background", "brightest_pixel", "label_agreement")
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,8 @@ def drift(found: ImageProfile, baseline: ImageProfile) -> float:
     return float(jensenshannon(found.histogram, baseline.histogram, base=2))
 
 
-class Known:
-    """The mean images of a reference, standardized: as they are, and as they would look laid or moved otherwise."""
+class ReferenceImages:
+    """The mean images of a reference: as they are; and `standardized`, as they would look laid or moved otherwise."""
 
     def __init__(self, reference: ImageProfile, contract: DatasetContract) -> None:
         self.profile = reference
@@ -193,7 +196,7 @@ def compare(
     images: Images,
     labels: Labels,
     contract: DatasetContract,
-    known: Known,
+    known: ReferenceImages,
     relation: float | None = None,
 ) -> dict[str, Figure]:
     """How labelled images differ from the reference: upside down, inverted, relabelled, or something else altogether.
@@ -220,8 +223,8 @@ def compare(
     inverse = {name: fit(-table) for name, table in likes.items()}
     inverted = max(inverse.values()) > max(right.values())
     fits = inverse if inverted else right
-    stand = max(fits, key=lambda name: fits[name])
-    other = contract.check("likeness").fails(fits[stand])
+    orientation = max(fits, key=lambda name: fits[name])
+    other = contract.check("likeness").fails(fits[orientation])
     figures = {
         "polarity": Figure(
             max(inverse.values()) - max(right.values()),
@@ -229,16 +232,16 @@ def compare(
         ),
         "orientation": Figure(
             max(value for name, value in fits.items() if name != _AS_IT_IS) - fits[_AS_IT_IS],
-            f"the images look {stand}" if stand != _AS_IT_IS else "",
+            f"the images look {orientation}" if orientation != _AS_IT_IS else "",
         ),
-        "likeness": Figure(fits[stand], _unlike(known.images, means, contract) if other else ""),
+        "likeness": Figure(fits[orientation], _unlike(known.images, means, contract) if other else ""),
     }
     # Of images that stand otherwise it is no question.
-    upright = stand == _AS_IT_IS and not inverted
-    gained = max(fit(found @ view.T) for view in known.moved) - fits[stand] if upright else -1.0
+    upright = orientation == _AS_IT_IS and not inverted
+    gained = max(fit(found @ view.T) for view in known.moved) - fits[orientation] if upright else -1.0
     figures["position"] = Figure(gained, "the images look moved by a pixel or more" if gained > 0 else "")
     # Rows: the label that an image has; columns: the class that it is most like.
-    alike = known.labels[most_alike(images, known.turned[stand] * np.float32(-1 if inverted else 1))]
+    alike = known.labels[most_alike(images, known.turned[orientation] * np.float32(-1 if inverted else 1))]
     table = np.zeros((contract.classes, contract.classes), np.int64)
     np.add.at(table, (labels, alike), 1)
     _, like_class = linear_sum_assignment(table, maximize=True)
@@ -267,7 +270,7 @@ def odd_parts(
     labels: Labels,
     rows: npt.NDArray[np.int64],
     contract: DatasetContract,
-    known: Known,
+    known: ReferenceImages,
     refused: Collection[str],
 ) -> Figure | None:
     """Of a split cut into parts, in file order, the share that would be refused by themselves, as a bad shard would.
@@ -276,39 +279,40 @@ def odd_parts(
     few images are less sure of what all say together. A part with hardly any images of a class, as of a file that is
     sorted, is left out; None where no two are left.
     """
-    asked = set(_OF_PARTS) - ({"position", "label_permutation"} & set(refused))
+    unsure = {"position", "label_permutation"} & set(refused)
     if {"label_permutation", "label_relation", "label_agreement"} & set(refused):
-        asked.remove("label_agreement")
-    told: list[tuple[tuple[int, str] | None, npt.NDArray[np.int64]]] = []
+        unsure.add("label_agreement")
+    asked = [name for name in _OF_PARTS if name not in unsure]
+    # Of each part its fault, in words and in what it has in common with others: "" for none, None where it is left out.
+    told: list[tuple[str | None, str, npt.NDArray[np.int64]]] = []
     for part in np.array_split(np.arange(len(labels)), max(1, len(labels) // _PART_IMAGES)):
         here = slice(part[0], part[-1] + 1)
-        if np.bincount(labels[here], minlength=contract.classes).min() < _LEAST_OF_A_CLASS:
+        blank = images[here].min(axis=1) == images[here].max(axis=1)  # told by a check of their own
+        few = np.bincount(labels[here], minlength=contract.classes).min() < _LEAST_OF_A_CLASS
+        if few or blank.mean() > 0.5:
+            told.append((None, "", rows[here]))
             continue
-        figures = {
-            **pixel_range(images[here], contract),
-            **compare(images[here], labels[here], contract, known),
-        }
-        faults = (
-            (place, figures[name].says)
-            for place, name in enumerate(_OF_PARTS)
-            if name in asked and contract.check(name).fails(figures[name].value)
-        )
-        told.append((next(faults, None), rows[here]))
-    if len(told) < 2:
+        figures = compare(images[here], labels[here], contract, known)
+        if contract.check("label_permutation").tells(figures["label_permutation"].value):
+            # Also of shuffled labels some renaming is the best.
+            relation = variance_explained(images[here], labels[here])
+            figures = compare(images[here], labels[here], contract, known, relation)
+        figures |= pixel_range(images[here], contract)
+        fault = next((name for name in asked if contract.check(name).fails(figures[name].value)), "")
+        says = figures[fault].says if fault else ""
+        told.append((fault if fault in _COUNTED else says, says, rows[here]))
+    judged = [fault for fault, _, _ in told if fault is not None]
+    if len(judged) < 2:
         return None
-    runs = []
-    for odd, run in groupby(told, key=lambda part: part[0] is not None):
-        if not odd:
-            continue
-        parts = list(run)
-        says = {fault[0]: fault[1] for fault, _ in parts if fault is not None}  # one sentence a check
-        if len(says) > 1:
-            # Parts at the ends of the run, of which some is right, have labels that agree with few images.
-            says.pop(_OF_PARTS.index("label_agreement"), None)
-        named = ", and ".join(says[place] for place in sorted(says))
-        runs.append(f"about rows {parts[0][1][0] + 1:,} to {parts[-1][1][-1] + 1:,}: {named}")
-    shown = "; ".join(runs[:3]) + (f"; and {len(runs) - 3} more" if len(runs) > 3 else "")
-    return Figure(sum(fault is not None for fault, _ in told) / len(told), shown)
+    runs = [(fault, list(parts)) for fault, parts in groupby(told, key=lambda part: part[0])]
+    found = []
+    for place, (fault, parts) in enumerate(runs):
+        beside = [runs[at][0] for at in (place - 1, place + 1) if 0 <= at < len(runs)]
+        # A part of which some is right, at the end of others with a fault that has a name, agrees with few images.
+        if fault and not (fault == "label_agreement" and len(parts) == 1 and any(beside)):
+            found.append(f"about rows {parts[0][2][0] + 1:,} to {parts[-1][2][-1] + 1:,}: {parts[0][1]}")
+    shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    return Figure(sum(map(bool, judged)) / len(judged), shown)
 
 
 def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]:

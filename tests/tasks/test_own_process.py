@@ -1,4 +1,5 @@
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -182,7 +183,7 @@ def test_what_a_killed_process_left_for_temporary_files_is_removed_with_the_next
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left, used = (tmp_path / f"{WORKER}-{pid}-abcdefgh" for pid in (dead.pid, os.getpid()))
+    left, used = (tmp_path / f"{WORKER}-{platform.node()}-{pid}-abcdefgh" for pid in (dead.pid, os.getpid()))
     for folder in (left, used):
         (folder / "below").mkdir(parents=True)
     with own_process(WORKER, {}) as process:

@@ -1,6 +1,7 @@
 """Each clause of the contract, broken once; Great Expectations is the judge, never a stand-in."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -416,7 +417,7 @@ _MIXED = np.random.default_rng(0).permutation
         ),
         pytest.param(
             _part(lambda rows: (rows[0] // 2, rows[1]), 715, 1_000), {"odd_parts": "fail", "drift": "warn"},
-            "about rows 715 to 1,000: the largest pixel of the median image is 127", id="half the range in a part",
+            "about rows 716 to 1,000: the largest pixel of the median image is 127", id="half the range in a part",
         ),
         pytest.param(
             _part(_labelled(lambda labels: (labels + 1) % 10), 143, 429), {"odd_parts": "fail"},
@@ -465,6 +466,46 @@ def test_wrong_data_is_named_for_what_it_is_and_for_nothing_else(
     figures = _figures(change(real["train"]), tmp_path)
     assert _past(figures) == past
     assert says in "; ".join(figures[name].says for name in past)
+
+
+def test_the_rows_of_a_part_are_those_of_the_file_where_not_all_are_looked_at(
+    real: dict[Split, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.validate.SAMPLE_ROWS", 512)
+    rows = tuple(np.concatenate([part] * 2) for part in real["train"])
+    change = _part(_turned(lambda image: image[:, ::-1]), 1_400, 2_000)
+    says = _figures(change((rows[0], rows[1])), tmp_path)["odd_parts"].says
+    found = re.fullmatch(r"about rows ([\d,]+) to ([\d,]+): the images look mirrored top to bottom", says)
+    assert found is not None
+    first, last = (int(number.replace(",", "")) for number in found.groups())
+    assert 1_400 < first < 1_600
+    assert 1_980 < last <= 2_000
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_labels_are_told_as_such_and_not_by_parts(real: dict[Split, Rows], tmp_path: Path, seed: int) -> None:
+    shuffled = np.random.default_rng(seed).permutation(real["train"][1])
+    figures = _figures((real["train"][0], shuffled), tmp_path)
+    assert "the labels look shuffled" in figures["label_relation"].says
+    assert figures.get("odd_parts", Figure(0)).value == 0
+
+
+def test_parts_that_touch_are_each_named_for_what_they_are(real: dict[Split, Rows], tmp_path: Path) -> None:
+    turned = _part(_turned(lambda image: image.transpose(0, 2, 1)), 143, 286)
+    shifted = _part(_labelled(lambda labels: (labels + 1) % 10), 286, 429)
+    says = _figures(shifted(turned(real["train"])), tmp_path)["odd_parts"].says
+    assert re.fullmatch("about rows 144 to 286: .* transposed .*; about rows 287 to 429: .* shifted by one: .*", says)
+
+
+def test_a_blank_part_is_told_as_blank_alone(real: dict[Split, Rows], tmp_path: Path) -> None:
+    figures = _figures(_part(lambda rows: (rows[0] * 0, rows[1]), 143, 286)(real["train"]), tmp_path)
+    assert {name for name, word in _past(figures).items() if word == "fail"} == {"blank_images", "repeated_images"}
+
+
+def test_a_few_inverted_images_hide_nothing_else(real: dict[Split, Rows], tmp_path: Path) -> None:
+    turned = _turned(lambda image: image.transpose(0, 2, 1))(real["train"])
+    past = _past(_figures(_some(turned, 20, lambda images: 255 - images), tmp_path))
+    assert past == {"orientation": "fail", "inverted_images": "fail", "background": "warn"}
 
 
 def _figures(rows: Rows, folder: Path, champion: ImageProfile | None = None) -> dict[str, Figure]:
