@@ -280,13 +280,9 @@ def measure(
         if odd is not None and (odd.value < 1 or not (refused or of_two_kinds)):
             figures["odd_parts"] = odd
             of_two_kinds |= odd.value > 0
-        if of_two_kinds:
-            pass  # what is said of all together would be true of neither kind
-        elif "likeness" in refused:
+        if not of_two_kinds:  # of two, what is said of all together would be true of neither
             # Of other images, how they stand and what their labels mean is no question.
-            figures["likeness"] = compared["likeness"]
-        else:
-            figures |= compared
+            figures |= {"likeness": compared["likeness"]} if "likeness" in refused else compared
         if not {"polarity", "orientation"} & refused:
             figures["constant_columns"] = _constant_columns(scan, contract, reference)
     # The ends of the range have changed places in inverted images.

@@ -78,13 +78,18 @@ def test_within_the_budget_the_good_rows_are_trained_on_and_the_manifest_counts_
     assert quarantine.name == f"train-{stated['train']['csv_sha256']}.parquet"
 
 
-def _kill_when(process: subprocess.Popen[str], artifacts: Path, sign: str) -> str:
-    """SIGKILL as soon as the file that stands for a moment of the run is there; returns what it said until then."""
+def _wait_for(process: subprocess.Popen[str], artifacts: Path, sign: str) -> None:
+    """Until the file that stands for a moment of the run is there."""
     deadline = time.monotonic() + 120
     while not list(artifacts.glob(sign)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"{sign} never appeared"
         time.sleep(0.002)
+
+
+def _kill_when(process: subprocess.Popen[str], artifacts: Path, sign: str) -> str:
+    """SIGKILL at once when ``sign`` is there; returns what it said until then."""
+    _wait_for(process, artifacts, sign)
     os.kill(process.pid, signal.SIGKILL)
     return process.communicate()[1]
 
@@ -142,9 +147,7 @@ def test_a_command_whose_embedded_server_is_killed_ends_at_once_and_says_so(
     without_api: Command, tmp_path: Path
 ) -> None:
     process = without_api.start("train", "--epochs", "10000", *FLAGS)
-    while not list((tmp_path / "artifacts").glob("checkpoints/*.npz")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    _wait_for(process, tmp_path / "artifacts", "checkpoints/*.npz")
     children = psutil.Process(process.pid).children(recursive=True)
     for server in _servers(process):
         server.kill()
@@ -162,9 +165,7 @@ def test_embedded_servers_on_one_database_start_one_after_the_other(without_api:
     (tmp_path / "home").mkdir()
     with FileLock(tmp_path / "home" / ".fashion-ann-starts.lock"):
         process = without_api.start("train", "--epochs", "1", *FLAGS)
-        while not list((tmp_path / "artifacts").glob("logs/*")):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        _wait_for(process, tmp_path / "artifacts", "logs/*")
         time.sleep(1)
         assert _servers(process) == []
     other = without_api.start("train", "--epochs", "1", "--seed", "1", *FLAGS)
