@@ -124,14 +124,14 @@ def fit_network(
         trainer.compile(
             optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
             loss="sparse_categorical_crossentropy",
-            weighted_metrics=["accuracy"],
+            weighted_metrics=[_accuracy()],
             # Several at once fail on several devices, in Keras itself: keras-team/keras issue 19246.
             steps_per_execution=min(_STEPS_PER_EXECUTION, steps) if shared_by == 1 else 1,
         )
         trainer.optimizer.build(trainer.trainable_variables)
     # What is judged and handed out: a network that was built for several devices gives each answer as often.
     judged = build_network(contract, config.dropout)
-    judged.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    judged.compile(loss="sparse_categorical_crossentropy", metrics=[_accuracy()])
     state = _State(network, trainer.optimizer, checkpoint)
     state.restore()
 
@@ -190,6 +190,15 @@ def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
         warmup_target=config.learning_rate if warm_up else None,
         warmup_steps=warm_up,
     )
+
+
+def _accuracy() -> Any:
+    """The metric with its variables. By its name alone Keras makes them in the first step, which is then traced twice:
+    0.6 s of a training.
+    """
+    import keras
+
+    return keras.metrics.SparseCategoricalAccuracy("accuracy")
 
 
 def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, folder: Path) -> None:
