@@ -1,5 +1,6 @@
 """What every test may use: the committed sample of the real data, and the stages' outputs made from it."""
 
+import gc
 import importlib
 import os
 import tempfile
@@ -39,11 +40,20 @@ SAMPLE = Path(__file__).parent / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file stays with one worker, for its fixtures; tests/flows/ with two, for a server each.
 
-    With one server for all of them a core would wait for the other in the end.
+    With one server for all of them a core would wait for the other in the end. Files that name a group of their own
+    stay with it.
     """
     for item in items:
+        if item.get_closest_marker("xdist_group") is not None:
+            continue
         flows = item.path.parent.name == "flows" and item.path.name != "test_command.py"
         item.add_marker(pytest.mark.xdist_group("flows" if flows else item.path.name))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: looking through it for garbage, again and again, takes a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -67,8 +77,12 @@ def small_config() -> TrainingConfig:
 
 @pytest.fixture(scope="session")
 def sample_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artifacts folder that the session's stage outputs lie in; read it, do not write it."""
-    return tmp_path_factory.mktemp("artifacts")
+    """The artifacts folder that the session's stage outputs lie in; read it, do not write it.
+
+    One for all workers of pytest-xdist: as with any runs at once, whoever comes first makes an output for the others.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "sample-artifacts"
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 import pytest
 
-from schemas.errors import DataContractError
 from tasks import ahead
 from tasks.progress import Begun, Ended, Trained, tell
-from tests.tasks.test_own_process import WORKER, _children
 
 
 @pytest.fixture
@@ -37,23 +35,6 @@ def test_after_training_nothing_that_trains_is_begun(begun: list[str]) -> None:
         tell(_ended("train", reused=True))
         tell(_ended("evaluate", reused=False))
     assert begun == []
-
-
-def test_what_was_begun_is_ended_once_training_is_reused_and_with_the_block_also_after_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = _children()
-    monkeypatch.setattr(ahead.fit, "__name__", WORKER)
-    with ahead.begun_ahead(train_here=True):
-        tell(_ended("ingest", reused=False))
-        assert len(_children() - before) == 1
-        tell(_ended("train", reused=True))
-        assert _children() == before
-    with pytest.raises(DataContractError), ahead.begun_ahead(train_here=True):
-        tell(_ended("ingest", reused=False))
-        assert len(_children() - before) == 1
-        raise DataContractError("for this test")
-    assert _children() == before
 
 
 def test_a_machine_that_can_begin_no_process_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,6 @@
 """Promotions and rollbacks on a store of real small models."""
 
-import json
-import multiprocessing
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -131,29 +126,3 @@ def test_what_is_not_as_it_was_is_named_and_what_was_not_recorded_is_not(sample_
     assert _differences({"lineage": lineage, "device": {**device, "driver": "560.3"}}, record, device) == [
         "device: driver 560.3, now 570.1"
     ]
-
-
-def _promote_for_ever(store: str) -> None:
-    import tasks.champion
-
-    tasks.champion.verify_version = lambda root, version: {}  # seconds, and not what is killed here
-    for turn in range(1_000):
-        promote(Path(store), 2 + turn % 2, "back and forth")
-
-
-@pytest.mark.usefixtures("in_this_process")
-def test_a_promotion_killed_at_any_moment_leaves_a_whole_log(store: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    for _ in range(3):
-        process = context.Process(target=_promote_for_ever, args=(str(store),))
-        process.start()
-        events = len(read_alias_log(store))
-        deadline = time.monotonic() + 120
-        while len(read_alias_log(store)) == events and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        moved = promote(store, 1, "by hand")
-        assert moved["to"] == champions(read_alias_log(store))[-1] == 1
-        assert all(json.loads(line) for line in (store / "aliases.jsonl").read_text().splitlines())

@@ -1,11 +1,7 @@
-"""What gc removes, what it never removes, and what a kill in the middle of it leaves."""
+"""What gc removes and what it never removes."""
 
 import errno
-import multiprocessing
 import os
-import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +12,14 @@ from hypothesis import strategies as st
 from schemas.errors import StoredArtifactError, WrongUsage
 from tasks.gc import collect, plan
 from tasks.gpu_worker import RETURNED_FOLDER
-from tasks.stage import in_use, run_stage
+from tasks.stage import in_use
 from tasks.store import (
     add_version,
     alias_values,
     append_event,
     champions,
-    list_versions,
     read_alias_log,
     read_manifest,
-    settle,
-    show_version,
     store_folder,
     store_lock,
     version_folder,
@@ -226,26 +219,6 @@ def test_while_a_run_goes_on_versions_go_and_outputs_of_stages_stay(tmp_path: Pa
     assert not any(folder.exists() for folder in _folders(tmp_path, "old"))
 
 
-def _run_a_stage(artifacts: Path) -> None:
-    with in_use(artifacts):
-        run_stage(artifacts / "trained", "tasks.evaluate", {}, lambda folder: {})
-
-
-def test_a_run_waits_for_the_end_of_gc(tmp_path: Path) -> None:
-    run = multiprocessing.get_context("spawn").Process(target=_run_a_stage, args=(tmp_path,))
-    with in_use(tmp_path, alone=True) as held:
-        assert held
-        with in_use(tmp_path, alone=True) as second:
-            assert not second
-        run.start()
-        run.join(timeout=2)
-        assert run.is_alive()
-        assert not (tmp_path / "trained").exists()
-    run.join()
-    assert run.exitcode == 0
-    assert (tmp_path / "trained").exists()
-
-
 @pytest.mark.parametrize("damage", ["{}", None])
 def test_a_damaged_version_stays_and_keeps_all_that_it_may_need(tmp_path: Path, damage: str | None) -> None:
     root = store_folder(tmp_path, DATASET)
@@ -326,71 +299,6 @@ def test_the_newest_version_cannot_be_given_away(tmp_path: Path, keep: int) -> N
     for do in (plan, collect):
         with pytest.raises(WrongUsage, match="--keep"):
             do(tmp_path, DATASET, keep)
-
-
-def _collect_and_hang(artifacts: Path, at: str, number: int) -> None:
-    """gc that stops for ever at the ``number``-th rename or deletion: before it, or when a file of it is gone."""
-    real_rename, real_rmtree = Path.rename, shutil.rmtree
-    count = 0
-
-    def reached() -> bool:
-        nonlocal count
-        count += 1
-        return count == number
-
-    def hang() -> None:
-        (artifacts / "hangs").touch()
-        time.sleep(600)
-
-    def rename(self: Path, target: Path) -> Path:
-        if at == "rename" and reached():
-            hang()
-        return real_rename(self, target)
-
-    def rmtree(path: Path) -> None:
-        if at == "rmtree" and reached():
-            next(file for file in path.rglob("*") if file.is_file()).unlink()
-            hang()
-        real_rmtree(path)
-
-    Path.rename = rename  # type: ignore[assignment, method-assign]
-    shutil.rmtree = rmtree  # type: ignore[assignment, attr-defined]
-    collect(artifacts, DATASET, keep=1)
-
-
-@pytest.mark.parametrize(("at", "number"), [("rename", 1), ("rmtree", 1), ("rename", 2), ("rmtree", 2), ("rmtree", 4)])
-def test_killed_at_any_moment_gc_leaves_a_whole_store_and_the_next_one_ends_it(
-    tmp_path: Path, at: str, number: int
-) -> None:
-    root = store_folder(tmp_path, DATASET)
-    for name in ("a", "b", "c"):
-        _add(tmp_path, stages=name, promoted=name == "c")
-    process = multiprocessing.get_context("spawn").Process(target=_collect_and_hang, args=(tmp_path, at, number))
-    process.start()
-    while not (tmp_path / "hangs").exists():
-        assert process.is_alive()
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-
-    # Readers see whole versions alone, before anybody cleans.
-    for row in list_versions(root):
-        show_version(root, row["version"])
-    assert version_numbers(root)[-1] == 3
-    for path in (path for path in tmp_path.glob("*/*") if not path.name.startswith(".") and path.parent.name in KINDS):
-        assert (path / "stage.json").exists()
-    with store_lock(root):
-        cleaned = settle(root)
-    assert len(cleaned) == (1 if at == "rmtree" and number <= 2 else 0)
-    assert not list(root.rglob(".*.tmp"))
-
-    collect(tmp_path, DATASET, keep=1)
-    assert [row["version"] for row in list_versions(root)] == [3]
-    assert not list(tmp_path.rglob(".*.tmp"))
-    assert not any(folder.exists() for name in "ab" for folder in _folders(tmp_path, name))
-    assert all(folder.exists() for folder in _folders(tmp_path, "c"))
-    assert _add(tmp_path) == 4
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])

@@ -1,9 +1,5 @@
 import ast
 import json
-import multiprocessing
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,44 +80,6 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         run_stage(tmp_path, MODULE, {}, fail)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-
-
-def _slow(folder: Path) -> dict[str, Any]:
-    (folder / "half").write_text("half")
-    time.sleep(60)
-    return {}
-
-
-def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
-    child = multiprocessing.get_context("spawn").Process(target=run_stage, args=(tmp_path, MODULE, {}, _slow))
-    child.start()
-    while not list(tmp_path.glob(".*.tmp/half")):
-        time.sleep(0.01)
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    record, _ = run_stage(tmp_path, MODULE, {}, _write())
-    assert not record.reused
-    assert list(tmp_path.glob(".*.tmp")) == []
-
-
-def _count(folder: Path) -> dict[str, Any]:
-    with (folder.parent / "made.txt").open("a") as log:
-        log.write("made\n")
-    time.sleep(0.3)
-    (folder / "output.txt").write_text("made")
-    return {}
-
-
-def test_two_runs_at_once_make_an_output_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=run_stage, args=(tmp_path, MODULE, {}, _count)) for _ in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
-    assert (tmp_path / "made.txt").read_text() == "made\n"
 
 
 def test_the_code_of_a_stage_includes_what_it_imports() -> None:

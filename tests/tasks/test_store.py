@@ -1,9 +1,6 @@
 import errno
 import json
-import multiprocessing
 import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,50 +76,6 @@ def test_a_removed_version_that_was_champion_never_gives_its_number_away(tmp_pat
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    assert _add(tmp_path)["version"] == 2
-
-
-def _add_many(root: Path) -> None:
-    for _ in range(5):
-        _add(root)
-
-
-def test_two_writers_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_add_many, args=(tmp_path,)) for _ in range(3)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-    assert version_numbers(tmp_path) == list(range(1, 16))
-    assert [row["version"] for row in list_versions(tmp_path)] == list(range(1, 16))
-
-
-def _add_slowly(root: Path) -> None:
-    def write(folder: Path, number: int) -> dict[str, Any]:
-        (folder / "metrics.json").write_text("{}")
-        time.sleep(60)
-        return {}
-
-    with store_lock(root):
-        add_version(root, write)
-
-
-def test_a_killed_writer_leaves_no_version_and_the_next_one_says_what_it_cleaned(tmp_path: Path) -> None:
-    _add(tmp_path)
-    writer = multiprocessing.get_context("spawn").Process(target=_add_slowly, args=(tmp_path,))
-    writer.start()
-    while not list(tmp_path.glob("versions/.*.tmp/metrics.json")):
-        time.sleep(0.01)
-    assert writer.pid is not None
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.join()
-    assert version_numbers(tmp_path) == [1]
-    with store_lock(tmp_path):
-        done = settle(tmp_path)
-    assert len(done) == 1
-    assert ".0002." in done[0]
     assert _add(tmp_path)["version"] == 2
 
 

@@ -15,7 +15,7 @@ from schemas.config import PROJECT_ROOT
 from schemas.errors import DeviceUnavailable, ProcessDied
 from tasks.own_process import begin, end_waiting, own_process
 
-WORKER = "tests.tasks.worker_for_tests"
+WORKER = "tests.processes.worker_for_tests"
 
 
 def _gone(pid: int) -> bool:

@@ -1,0 +1,107 @@
+"""gc beside a run, and what a kill in the middle of it leaves."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.gc import collect
+from tasks.stage import in_use, run_stage
+from tasks.store import (
+    list_versions,
+    settle,
+    show_version,
+    store_folder,
+    store_lock,
+    version_numbers,
+)
+from tests.tasks.test_gc import DATASET, KINDS, _add, _folders
+
+
+def _run_a_stage(artifacts: Path) -> None:
+    with in_use(artifacts):
+        run_stage(artifacts / "trained", "tasks.evaluate", {}, lambda folder: {})
+
+
+def test_a_run_waits_for_the_end_of_gc(tmp_path: Path) -> None:
+    run = multiprocessing.get_context("spawn").Process(target=_run_a_stage, args=(tmp_path,))
+    with in_use(tmp_path, alone=True) as held:
+        assert held
+        with in_use(tmp_path, alone=True) as second:
+            assert not second
+        run.start()
+        run.join(timeout=2)
+        assert run.is_alive()
+        assert not (tmp_path / "trained").exists()
+    run.join()
+    assert run.exitcode == 0
+    assert (tmp_path / "trained").exists()
+
+
+def _collect_and_hang(artifacts: Path, at: str, number: int) -> None:
+    """gc that stops for ever at the ``number``-th rename or deletion: before it, or when a file of it is gone."""
+    real_rename, real_rmtree = Path.rename, shutil.rmtree
+    count = 0
+
+    def reached() -> bool:
+        nonlocal count
+        count += 1
+        return count == number
+
+    def hang() -> None:
+        (artifacts / "hangs").touch()
+        time.sleep(600)
+
+    def rename(self: Path, target: Path) -> Path:
+        if at == "rename" and reached():
+            hang()
+        return real_rename(self, target)
+
+    def rmtree(path: Path) -> None:
+        if at == "rmtree" and reached():
+            next(file for file in path.rglob("*") if file.is_file()).unlink()
+            hang()
+        real_rmtree(path)
+
+    Path.rename = rename  # type: ignore[assignment, method-assign]
+    shutil.rmtree = rmtree  # type: ignore[assignment, attr-defined]
+    collect(artifacts, DATASET, keep=1)
+
+
+@pytest.mark.parametrize(("at", "number"), [("rename", 1), ("rmtree", 1), ("rename", 2), ("rmtree", 2), ("rmtree", 4)])
+def test_killed_at_any_moment_gc_leaves_a_whole_store_and_the_next_one_ends_it(
+    tmp_path: Path, at: str, number: int
+) -> None:
+    root = store_folder(tmp_path, DATASET)
+    for name in ("a", "b", "c"):
+        _add(tmp_path, stages=name, promoted=name == "c")
+    process = multiprocessing.get_context("spawn").Process(target=_collect_and_hang, args=(tmp_path, at, number))
+    process.start()
+    while not (tmp_path / "hangs").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+    # Readers see whole versions alone, before anybody cleans.
+    for row in list_versions(root):
+        show_version(root, row["version"])
+    assert version_numbers(root)[-1] == 3
+    for path in (path for path in tmp_path.glob("*/*") if not path.name.startswith(".") and path.parent.name in KINDS):
+        assert (path / "stage.json").exists()
+    with store_lock(root):
+        cleaned = settle(root)
+    assert len(cleaned) == (1 if at == "rmtree" and number <= 2 else 0)
+    assert not list(root.rglob(".*.tmp"))
+
+    collect(tmp_path, DATASET, keep=1)
+    assert [row["version"] for row in list_versions(root)] == [3]
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert not any(folder.exists() for name in "ab" for folder in _folders(tmp_path, name))
+    assert all(folder.exists() for folder in _folders(tmp_path, "c"))
+    assert _add(tmp_path) == 4
