@@ -400,7 +400,6 @@ class CsvRows:
     def _too_long(self, line: int, text: bytes) -> DataContractError:
         """The column is that of the cell in which the limit is passed."""
         path, text = self._raw.path, text[: _LINE_BYTES + 1]
-        at = len(_cells(text[: _open_quote(text)])) - 1
         hint = (
             " (it holds NUL bytes: the file is binary, or has a hole)"
             if b"\0" in text
@@ -410,7 +409,7 @@ class CsvRows:
         )
         problem = CellProblem(
             line,
-            _column_at(self._in_file, at),
+            _column_at(self._in_file, _last_cell(text[: _open_quote(text)])),
             f"more than {_LINE_BYTES} bytes",
             f"expected the end of the line{hint}",
             path.name,
@@ -664,10 +663,9 @@ class _BlockReader:
         at = _open_quote(text)
         if at is None:
             raise TypeError(f"{text!r} was expected to end within quotes.")
-        number = len(_cells(text[:at])) - 1
         problem = CellProblem(
             self._open_line + text.count(b"\n", 0, at),
-            _column_at(self._columns, number),
+            _column_at(self._columns, _last_cell(text[:at])),
             _shown(text[at : at + _VALUE_CHARACTERS + 1].decode("utf-8", "backslashreplace")),
             f"expected the quote that opens here to be closed {where}",
             self._path.name,
@@ -780,6 +778,13 @@ def _open_quote(text: bytes) -> int | None:
         if cell[1] is not None:
             return text.index(b'"', cell.start())
     return None
+
+
+def _last_cell(text: bytes) -> int:
+    """The number, from 0, of the cell in which ``text`` ends. A lone carriage return begins none: whatever follows it
+    up to the next comma belongs to the cell that it stands in.
+    """
+    return sum(cell[0].endswith(b",") for cell in _CELL_OR_OPEN.finditer(text))
 
 
 def _lone_return(line: bytes) -> int | None:
