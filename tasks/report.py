@@ -4,8 +4,9 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_pict
 from tasks.judged import Judged, as_published, read_predictions
 from tasks.network import HIDDEN_UNITS, WEIGHTS_NAME
 from tasks.store import MANIFEST_NAME, METRICS_NAME, PREDICTIONS_NAME, REPORT_NAME, VERDICT_NAME
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _DATA_DOCS = f"{DATA_DOCS_FOLDER}/{INDEX_NAME}"
 _MISTAKES = 25
@@ -105,17 +109,22 @@ def write_report(
 
 def render(template: str, **values: Any) -> str:
     """An HTML page of ``tasks/templates``."""
+    return _templates().get_template(template).render(**values)
+
+
+@cache
+def _templates() -> "Environment":
+    """Kept, since it keeps what it has compiled: most of what a page costs."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Autoescape: file names and messages are people's input.
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
 
 
 def most_confident_mistakes(judged: Judged) -> npt.NDArray[np.int64]:
