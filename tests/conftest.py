@@ -23,6 +23,7 @@ import pytest
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
 from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
+from tasks.device import set_up_backend
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
@@ -38,16 +39,18 @@ SAMPLE = Path(__file__).parent / "data"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file stays with one worker, for its fixtures; tests/flows/ with two, for a server each.
-
-    With one server for all of them a core would wait for the other in the end. Files that name a group of their own
-    stay with it.
+    """Under pytest-xdist a file stays with one worker, for its fixtures; tests/flows/ with two, for a server each: with
+    one server for all of them a core would wait for the other in the end. Files of task tests that use the backend stay
+    with one, too: to import it takes as long as a dozen of its trainings.
     """
+    backend = {item.path for item in items if "backend" in item.fixturenames}
     for item in items:
-        if item.get_closest_marker("xdist_group") is not None:
-            continue
-        flows = item.path.parent.name == "flows" and item.path.name != "test_command.py"
-        item.add_marker(pytest.mark.xdist_group("flows" if flows else item.path.name))
+        group = item.path.name
+        if item.path.parent.name == "flows" and group != "test_command.py":
+            group = "flows"
+        elif item.path.parent.name == "tasks" and item.path in backend:
+            group = "backend"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish() -> None:
@@ -112,8 +115,21 @@ def sample_prepared(
 
 
 @pytest.fixture(scope="session")
-def sample_trained(sample_prepared: PreparedData, sample_artifacts: Path, small_config: TrainingConfig) -> TrainedModel:
-    return train.fn(sample_prepared, small_config, sample_artifacts)
+def backend() -> None:
+    """What imports the backend as whoever trains does: by itself Keras imports all that it finds, for seconds."""
+    set_up_backend(0)
+
+
+@pytest.fixture(scope="session")
+def sample_trained(
+    backend: None,
+    sample_prepared: PreparedData,
+    sample_artifacts: Path,
+    small_config: TrainingConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrainedModel:
+    with _here(tmp_path_factory):
+        return train.fn(sample_prepared, small_config, sample_artifacts)
 
 
 @pytest.fixture(scope="session")
@@ -133,9 +149,14 @@ def sample_version(
 
 
 @pytest.fixture(scope="module")
-def in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def in_this_process(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What has a process of its own runs here all the same: each process imports the backend, which takes seconds."""
+    with _here(tmp_path_factory):
+        yield
 
+
+@contextmanager
+def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     @contextmanager
     def here(module: str, job: dict[str, Any]) -> Iterator[SimpleNamespace]:
         main = importlib.import_module(module).main
@@ -150,17 +171,15 @@ def in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_versions(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifacts folder whose store holds two untrained versions that disagree, 1 of them champion; read it only."""
-    import keras
-
     from tasks.network import build_network, topology_bytes
 
     artifacts = tmp_path_factory.mktemp("two-versions")
     root = store_folder(artifacts, FASHION_MNIST.name)
 
     def write(folder: Path, number: int) -> dict[str, Any]:
-        keras.utils.set_random_seed(number)
+        set_up_backend(number)
         model = build_network(FASHION_MNIST, dropout=0.5)
         (folder / "topology.json").write_bytes(topology_bytes(model))
         model.save_weights(folder / "model.weights.h5")

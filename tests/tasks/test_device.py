@@ -9,6 +9,8 @@ from tasks.device import backend_name, feed, gpu_in_sight, nvidia_driver, on_eve
 from tasks.fit import row_batches
 from tasks.stage import accelerator_extra
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def test_a_backend_that_is_not_known_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "abacus")

@@ -2,13 +2,13 @@ import json
 import math
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 from schemas.contract import DatasetContract
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.evaluate import calibration_bins, evaluate, expected_calibration_error, measure, without_duplicates
+from tests.plain_keras import plain_network
 
 
 def test_figures_of_six_rows_worked_by_hand(tiny_contract: DatasetContract) -> None:
@@ -56,9 +56,7 @@ def evaluation(sample_prepared: PreparedData, sample_trained: TrainedModel, samp
 def test_plain_keras_on_the_stored_files_gives_the_same_figures(
     evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel
 ) -> None:
-    model = keras.models.model_from_json((sample_trained.record.path / "topology.json").read_text())
-    model.load_weights(sample_trained.record.path / "model.weights.h5")
-    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    model = plain_network(sample_trained.record.path)
     images = np.load(sample_prepared.record.path / "test_images.npy")
     labels = np.load(sample_prepared.record.path / "test_labels.npy")
     loss, accuracy = model.evaluate(images, labels, verbose=0)

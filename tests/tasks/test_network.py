@@ -11,6 +11,8 @@ from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError
 from tasks.network import build_network, check_topology, load_network, topology_bytes
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def test_the_network_is_784_128_10_with_101770_parameters() -> None:
     model = build_network(FASHION_MNIST, dropout=0.2)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -26,6 +25,7 @@ from tasks.stage import sha256_file
 from tasks.store import read_manifest, store_folder, version_folder
 from tests.conftest import SAMPLE
 from tests.memory import peak_bytes
+from tests.plain_keras import plain_network
 
 LINES = gzip.decompress((SAMPLE / "fashion-mnist_test.csv.gz").read_bytes()).splitlines()  # a header, 200 rows
 PROBABILITIES = [f"p{label}" for label in range(10)]
@@ -55,8 +55,7 @@ def run(images: Path, artifacts: Path, output: str = "out.parquet", version: str
 def plain_keras(images: Path, artifacts: Path, version: int) -> npt.NDArray[np.float32]:
     """What anyone gets who reads the CSV by pandas and the version by Keras."""
     folder = version_folder(store_folder(artifacts, "fashion-mnist"), version)
-    model = keras.models.model_from_json((folder / "topology.json").read_text())
-    model.load_weights(folder / "model.weights.h5")
+    model = plain_network(folder)
     frame = pd.read_csv(images).drop(columns="label", errors="ignore")
     probabilities: npt.NDArray[np.float32] = model.predict(frame.to_numpy(np.float32) / 255, verbose=0)
     return probabilities

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from schemas.errors import StoredArtifactError, VersionNotFound
 from tasks import device, serve
 from tasks.serve import load_version
 from tasks.store import store_folder, version_folder
+from tests.plain_keras import plain_network
 
 
 @pytest.fixture
@@ -22,8 +22,7 @@ def root(two_versions: Path) -> Path:
 def test_the_named_version_is_loaded_with_its_own_weights(root: Path, name: str, number: int) -> None:
     manifest, model = load_version(root, name)
     folder = version_folder(root, number)
-    plain = keras.models.model_from_json((folder / "topology.json").read_text())
-    plain.load_weights(folder / "model.weights.h5")
+    plain = plain_network(folder)
     assert manifest["version"] == number
     images = np.random.default_rng(0).random((32, 784), dtype=np.float32)
     np.testing.assert_array_equal(model.predict(images, verbose=0), plain.predict(images, verbose=0))
