@@ -41,7 +41,8 @@ SAMPLE = Path(__file__).parent / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file stays with one worker, for its fixtures; tests/flows/ with two, for a server each: with
     one server for all of them a core would wait for the other in the end. Files of task tests that use the backend stay
-    with one, too: to import it takes as long as a dozen of its trainings.
+    with one, too: to import it takes as long as several of its trainings. There the sample comes last, and first
+    everywhere else, so that nobody waits for it.
     """
     backend = {item.path for item in items if "backend" in item.fixturenames}
     for item in items:
@@ -51,6 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif item.path.parent.name == "tasks" and item.path in backend:
             group = "backend"
         item.add_marker(pytest.mark.xdist_group(group))
+    sample = {item.path for item in items if "sample_data" in item.fixturenames}
+    # The order of files and of a file's tests is kept.
+    items.sort(key=lambda item: (item.path in sample) == (item.path in backend))
 
 
 def pytest_collection_finish() -> None:
@@ -143,9 +147,10 @@ def sample_version(
 ) -> Path:
     """The folder of a version that the stages made of the sample; read it only."""
     artifacts = tmp_path_factory.mktemp("version")
-    judged = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
     floor = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
-    return version.fn(sample_data, sample_prepared, sample_trained, judged, small_config, floor, artifacts).path
+    with _here(tmp_path_factory):
+        judged = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
+        return version.fn(sample_data, sample_prepared, sample_trained, judged, small_config, floor, artifacts).path
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.evaluate import calibration_bins, evaluate, expected_calibration_error, measure, without_duplicates
 from tests.plain_keras import plain_network
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 def test_figures_of_six_rows_worked_by_hand(tiny_contract: DatasetContract) -> None:
     labels = np.array([0, 0, 0, 1, 1, 2], dtype=np.int32)
@@ -49,7 +51,9 @@ def test_full_confidence_falls_into_the_last_bin() -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluation(sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path) -> Evaluation:
+def evaluation(
+    in_this_process: None, sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
+) -> Evaluation:
     return evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
 
 

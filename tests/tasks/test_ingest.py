@@ -118,11 +118,11 @@ BYTES = [case for case in CASES if isinstance(case.made, bytes)]
 @pytest.mark.parametrize("case", BYTES, ids=[case.name for case in BYTES])
 def test_each_form_has_its_verdict_when_it_is_packed_and_when_bad_rows_are_allowed(case: Case, tmp_path: Path) -> None:
     assert isinstance(case.made, bytes)
-    assert demand_the_verdict_of_csv(case.made, tmp_path) == case.verdict
-    if not case.made.startswith(b"\x1f\x8b"):
+    packed = case.made.startswith(b"\x1f\x8b")
+    for content in [case.made] if packed else [case.made, gzip.compress(case.made)]:
         (tmp_path / QUARANTINE).unlink(missing_ok=True)
         (tmp_path / TARGET).unlink(missing_ok=True)
-        assert demand_the_verdict_of_csv(gzip.compress(case.made), tmp_path) == case.verdict
+        assert demand_the_verdict_of_csv(content, tmp_path) == case.verdict
 
 
 def test_a_file_that_this_user_may_not_read_is_refused_in_words() -> None:
@@ -265,7 +265,7 @@ def test_memory_does_not_grow_with_the_file(
         text = b"".join((b"-" if at and at % 2 else b"") + line for at, line in enumerate(text.splitlines(True)))
     header, _, body = text.partition(b"\n")
     peaks = []
-    for times in (6, 18):
+    for times in (2, 18):
         (tmp_path / "train.csv").write_bytes(pack(header + b"\n") + pack(body) * times)
         csv = supplied(tmp_path / "train.csv", split="test")
         ingested = partial(ingest_csv, csv, tmp_path / TARGET, tmp_path / QUARANTINE, narrow, "50%")

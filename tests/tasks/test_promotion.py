@@ -2,7 +2,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from schemas.config import PromotionConfig
 from tasks.promotion import Measured, PairedTest, decide, mcnemar
@@ -136,6 +135,8 @@ def test_a_champion_that_cannot_be_measured_stays_and_the_verdict_says_why(polic
 @pytest.mark.parametrize(("fixed", "broken"), [(0, 1), (3, 9), (40, 70), (500, 500), (12, 0)])
 def test_mcnemar_is_scipy_s_exact_test_of_the_table(fixed: int, broken: int) -> None:
     """Against the sum of the binomial's two tails, which scipy's other function gives."""
+    import scipy.stats
+
     candidate = np.array([True] * fixed + [False] * broken + [True] * 5)
     champion = np.array([False] * fixed + [True] * broken + [True] * 5)
     tails = 2 * scipy.stats.binom.cdf(min(fixed, broken), fixed + broken, 0.5)

@@ -265,7 +265,8 @@ def real(sample_data: dict[Split, ValidatedSplit]) -> dict[Split, Rows]:
 
 def _write(rows: Rows, path: Path) -> Path:
     columns = np.column_stack([rows[1], rows[0]]).T
-    pq.write_table(pa.table(dict(zip(FASHION_MNIST.columns, map(np.ascontiguousarray, columns), strict=True))), path)
+    table = pa.table(dict(zip(FASHION_MNIST.columns, map(np.ascontiguousarray, columns), strict=True)))
+    pq.write_table(table, path, use_dictionary=False, compression="none")
     return path
 
 
