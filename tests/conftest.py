@@ -41,20 +41,22 @@ SAMPLE = Path(__file__).parent / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file stays with one worker, for its fixtures; tests/flows/ with two, for a server each: with
     one server for all of them a core would wait for the other in the end. Files of task tests that use the backend stay
-    with one, too: to import it takes as long as several of its trainings. There the sample comes last, and first
-    everywhere else, so that nobody waits for it.
+    with one, too: to import it takes as long as several of its trainings. Of those the ones with the sample come last,
+    of other task tests first, so that nobody waits for it.
     """
-    backend = {item.path for item in items if "backend" in item.fixturenames}
+    tasks = [item for item in items if item.path.parent.name == "tasks"]
+    backend, sample = (
+        {item.path for item in tasks if name in item.fixturenames} for name in ("backend", "sample_data")
+    )
     for item in items:
-        group = item.path.name
+        group = "backend" if item.path in backend else item.path.name
         if item.path.parent.name == "flows" and group != "test_command.py":
             group = "flows"
-        elif item.path.parent.name == "tasks" and item.path in backend:
-            group = "backend"
         item.add_marker(pytest.mark.xdist_group(group))
-    sample = {item.path for item in items if "sample_data" in item.fixturenames}
-    # The order of files and of a file's tests is kept.
-    items.sort(key=lambda item: (item.path in sample) == (item.path in backend))
+    # The order within a file is kept. Elsewhere are the files that take longest: they come before all of these.
+    items.sort(
+        key=lambda item: item.path.parent.name == "tasks" and 1 + ((item.path in sample) == (item.path in backend))
+    )
 
 
 def pytest_collection_finish() -> None:
