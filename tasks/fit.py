@@ -193,9 +193,7 @@ def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
 
 
 def _accuracy() -> Any:
-    """The metric with its variables. By its name alone Keras makes them in the first step, which is then traced twice:
-    0.6 s of a training.
-    """
+    """The metric with its variables. By its name alone Keras makes them in the first step, which is then traced twice."""
     import keras
 
     return keras.metrics.SparseCategoricalAccuracy("accuracy")

@@ -409,7 +409,7 @@ class CsvRows:
         )
         problem = CellProblem(
             line,
-            _column_at(self._in_file, _last_cell(text[: _open_quote(text)])),
+            _column_at(self._in_file, len(_cells(text[: _open_quote(text)])) - 1),
             f"more than {_LINE_BYTES} bytes",
             f"expected the end of the line{hint}",
             path.name,
@@ -665,7 +665,7 @@ class _BlockReader:
             raise TypeError(f"{text!r} was expected to end within quotes.")
         problem = CellProblem(
             self._open_line + text.count(b"\n", 0, at),
-            _column_at(self._columns, _last_cell(text[:at])),
+            _column_at(self._columns, len(_cells(text[:at])) - 1),
             _shown(text[at : at + _VALUE_CHARACTERS + 1].decode("utf-8", "backslashreplace")),
             f"expected the quote that opens here to be closed {where}",
             self._path.name,
@@ -769,7 +769,26 @@ def _cells(line: bytes) -> list[str]:
     whole = text.startswith('"') and text.endswith('"') and len(text) > 1
     if whole and text.count('"') == 2 * len(cells) == 2 * (text.count(",") + 1):
         return cells
+    return _cells_with_returns(line) if "\r" in text else _unquoted(text)
+
+
+def _unquoted(text: str) -> list[str]:
     return [quoted.replace('""', '"') or plain for quoted, plain in _CELL.findall(text + ",")]
+
+
+def _cells_with_returns(line: bytes) -> list[str]:
+    """As `_cells`. A lone carriage return belongs to the cell that it stands in, with all that follows up to the next
+    comma; quotes behind it may hold commas, as they do for csv, to which it ends a row.
+    """
+    cells: list[str] = []
+    parts: list[str] = []
+    for part in _CELL_OR_OPEN.finditer(line + b","):
+        parts.append(part[0].decode("utf-8", "backslashreplace"))
+        if parts[-1].endswith(","):
+            cell = "".join(parts)[:-1]
+            cells += _unquoted(cell) if len(parts) == 1 else [cell]
+            parts = []
+    return cells
 
 
 def _open_quote(text: bytes) -> int | None:
@@ -778,13 +797,6 @@ def _open_quote(text: bytes) -> int | None:
         if cell[1] is not None:
             return text.index(b'"', cell.start())
     return None
-
-
-def _last_cell(text: bytes) -> int:
-    """The number, from 0, of the cell in which ``text`` ends. A lone carriage return begins none: whatever follows it
-    up to the next comma belongs to the cell that it stands in.
-    """
-    return sum(cell[0].endswith(b",") for cell in _CELL_OR_OPEN.finditer(text))
 
 
 def _lone_return(line: bytes) -> int | None:

@@ -49,18 +49,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         {item.path for item in tasks if name in item.fixturenames} for name in ("backend", "sample_data")
     )
     for item in items:
-        group = "backend" if item.path in backend else item.path.name
-        if item.path.parent.name == "flows" and group != "test_command.py":
+        group = "backend" if item.path in backend else str(item.path)
+        if item.path.parent.name == "flows" and item.path.name != "test_command.py":
             group = "flows"
         item.add_marker(pytest.mark.xdist_group(group))
-    # The order within a file is kept. Elsewhere are the files that take longest: they come before all of these.
-    items.sort(
-        key=lambda item: item.path.parent.name == "tasks" and 1 + ((item.path in sample) == (item.path in backend))
-    )
+
+    def turn(item: pytest.Item) -> int:
+        if item.path.parent.name != "tasks":
+            return 0
+        return 2 if (item.path in sample) == (item.path in backend) else 1
+
+    # The order within a file is kept. The files that take longest are not those of tasks.
+    items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: looking through it for garbage, again and again, takes a tenth of the tests' time."""
+    """What was imported stays: it need not be looked through for garbage, again and again."""
     gc.collect()
     gc.freeze()
 
@@ -86,7 +90,7 @@ def small_config() -> TrainingConfig:
 
 @pytest.fixture(scope="session")
 def sample_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artifacts folder that the session's stage outputs lie in; read it, do not write it.
+    """The artifacts folder that the session's stage outputs lie in; stages add to it, nothing takes from it.
 
     One for all workers of pytest-xdist: as with any runs at once, whoever comes first makes an output for the others.
     """
@@ -164,6 +168,8 @@ def in_this_process(backend: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @contextmanager
 def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """As `in_this_process`, for as long as the block lasts."""
+
     @contextmanager
     def here(module: str, job: dict[str, Any]) -> Iterator[SimpleNamespace]:
         main = importlib.import_module(module).main

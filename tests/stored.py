@@ -1,9 +1,10 @@
 """Versions that hold no network, for what the store does whatever is in its files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from tasks.store import STORED_NAMES
+from tasks.store import STORED_NAMES, add_version, store_lock
 
 DIGEST = "0" * 64
 
@@ -54,3 +55,15 @@ def verdict(number: int, promoted: bool) -> dict[str, Any]:
         "reason": "a test",
         "event": event(number) if promoted else None,
     }
+
+
+def add_stored(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "key") -> dict[str, Any]:
+    """Add such a version; returns its manifest. Its promotion, if any, is not in the log yet."""
+
+    def write(folder: Path, number: int) -> dict[str, Any]:
+        (folder / "metrics.json").write_text(json.dumps({"test_accuracy": accuracy}))
+        fill(folder)
+        return stated(made_from=key, test_accuracy=accuracy, verdict=verdict(number, promoted))
+
+    with store_lock(root):
+        return add_version(root, write)

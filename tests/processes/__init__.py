@@ -1,3 +1,3 @@
-"""What only other processes can show: kills, several at once, a fresh interpreter, another backend. Seconds each, so
-apart from tests/tasks/, whose tests run in one process.
+"""What only other Python processes can show: kills, several at once, a fresh interpreter, another backend. Seconds
+each, so apart from tests/tasks/.
 """

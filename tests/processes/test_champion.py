@@ -10,7 +10,7 @@ import pytest
 import tasks.champion
 from tasks.champion import promote
 from tasks.store import append_event, champions, read_alias_log
-from tests.tasks.test_store import _add
+from tests.stored import add_stored
 
 
 def _promote_for_ever(root: Path) -> None:
@@ -21,9 +21,9 @@ def _promote_for_ever(root: Path) -> None:
 
 def test_a_promotion_killed_at_any_moment_leaves_a_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.champion.verify_version", lambda root, version: {})
-    append_event(tmp_path, _add(tmp_path, promoted=True)["verdict"]["event"])
+    append_event(tmp_path, add_stored(tmp_path, promoted=True)["verdict"]["event"])
     for _ in range(2):
-        _add(tmp_path)
+        add_stored(tmp_path)
     context = multiprocessing.get_context("spawn")
     for _ in range(3):
         process = context.Process(target=_promote_for_ever, args=(tmp_path,))

@@ -19,7 +19,7 @@ from tasks.store import (
     store_lock,
     version_numbers,
 )
-from tests.tasks.test_gc import DATASET, KINDS, _add, _folders
+from tests.tasks.test_gc import DATASET, KINDS, add_run, stage_folders
 
 
 def _run_a_stage(artifacts: Path) -> None:
@@ -78,7 +78,7 @@ def test_killed_at_any_moment_gc_leaves_a_whole_store_and_the_next_one_ends_it(
 ) -> None:
     root = store_folder(tmp_path, DATASET)
     for name in ("a", "b", "c"):
-        _add(tmp_path, stages=name, promoted=name == "c")
+        add_run(tmp_path, stages=name, promoted=name == "c")
     process = multiprocessing.get_context("spawn").Process(target=_collect_and_hang, args=(tmp_path, at, number))
     process.start()
     while not (tmp_path / "hangs").exists():
@@ -102,6 +102,6 @@ def test_killed_at_any_moment_gc_leaves_a_whole_store_and_the_next_one_ends_it(
     collect(tmp_path, DATASET, keep=1)
     assert [row["version"] for row in list_versions(root)] == [3]
     assert not list(tmp_path.rglob(".*.tmp"))
-    assert not any(folder.exists() for name in "ab" for folder in _folders(tmp_path, name))
-    assert all(folder.exists() for folder in _folders(tmp_path, "c"))
-    assert _add(tmp_path) == 4
+    assert not any(folder.exists() for name in "ab" for folder in stage_folders(tmp_path, name))
+    assert all(folder.exists() for folder in stage_folders(tmp_path, "c"))
+    assert add_run(tmp_path) == 4

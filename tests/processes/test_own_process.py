@@ -70,28 +70,28 @@ def test_what_cannot_be_removed_does_not_stand_in_the_place_of_the_result(
         assert process.result()["job"] == {"end": "grandchild"}
 
 
-def _children() -> set[int]:
+def children() -> set[int]:
     return {child.pid for child in psutil.Process().children() if not _gone(child.pid)}
 
 
 def test_one_that_was_begun_is_given_the_next_job_and_the_one_after_it_is_another() -> None:
-    before = _children()
+    before = children()
     begin(WORKER)
     begin(WORKER)
-    (begun,) = _children() - before
+    (begun,) = children() - before
     found = []
     for number in range(2):
         with own_process(WORKER, {"number": number}) as process:
             found.append(process.result())
     assert found[0]["pid"] == begun != found[1]["pid"]
     assert found[0]["prepared"] == ["before the job"]
-    assert _children() == before
+    assert children() == before
 
 
 def test_one_that_was_begun_and_not_needed_is_ended() -> None:
-    before = _children()
+    before = children()
     begin(WORKER)
-    (pid,) = _children() - before
+    (pid,) = children() - before
     end_waiting()
     assert _gone(pid)
     with own_process(WORKER, {}) as process:
@@ -99,9 +99,9 @@ def test_one_that_was_begun_and_not_needed_is_ended() -> None:
 
 
 def test_one_that_died_before_its_job_is_replaced() -> None:
-    before = _children()
+    before = children()
     begin(WORKER)
-    (pid,) = _children() - before
+    (pid,) = children() - before
     os.kill(pid, signal.SIGKILL)
     _wait_until_gone(pid)
     with own_process(WORKER, {}) as process:
@@ -112,9 +112,9 @@ def test_how_one_that_cannot_start_ended_is_told_also_when_the_job_never_reached
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(subprocess.Popen, "poll", lambda self: None)  # it dies just after it was looked at
-    before = _children()
+    before = children()
     begin("tasks.nowhere")
-    while _children() - before:
+    while children() - before:
         time.sleep(0.02)
     with pytest.raises(ProcessDied, match="No module named"), own_process("tasks.nowhere", {}) as process:
         process.result()

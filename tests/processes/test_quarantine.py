@@ -9,18 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from schemas import contract as contracts
 from schemas.config import PROJECT_ROOT
 from tasks.fetch import fetch_data
 from tasks.quarantine import quarantine_path
 from tests.tasks.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
 from tests.tasks.csv_oracle import quarantined, values
-from tests.tasks.test_quarantine import TWO_BAD, put, run
+from tests.tasks.test_quarantine import TWO_BAD, put, run, tiny_is_a_dataset
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contracts, "CONTRACTS", {"tiny": TINY})
+__all__ = ["tiny_is_a_dataset"]  # a fixture that is used by being here
 
 
 def documented(language: str) -> str:

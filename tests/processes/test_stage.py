@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.stage import run_stage
-from tests.tasks.test_stage import MODULE, _write
+from tests.tasks.test_stage import MODULE, write
 
 
 def _slow(folder: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> Non
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    record, _ = run_stage(tmp_path, MODULE, {}, write())
     assert not record.reused
     assert list(tmp_path.glob(".*.tmp")) == []
 

@@ -12,12 +12,12 @@ from tasks.store import (
     store_lock,
     version_numbers,
 )
-from tests.tasks.test_store import _add
+from tests.stored import add_stored
 
 
 def _add_many(root: Path) -> None:
     for _ in range(5):
-        _add(root)
+        add_stored(root)
 
 
 def test_two_writers_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def _add_slowly(root: Path) -> None:
 
 
 def test_a_killed_writer_leaves_no_version_and_the_next_one_says_what_it_cleaned(tmp_path: Path) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     writer = multiprocessing.get_context("spawn").Process(target=_add_slowly, args=(tmp_path,))
     writer.start()
     while not list(tmp_path.glob("versions/.*.tmp/metrics.json")):
@@ -56,4 +56,4 @@ def test_a_killed_writer_leaves_no_version_and_the_next_one_says_what_it_cleaned
         done = settle(tmp_path)
     assert len(done) == 1
     assert ".0002." in done[0]
-    assert _add(tmp_path)["version"] == 2
+    assert add_stored(tmp_path)["version"] == 2

@@ -19,8 +19,7 @@ from tasks.store import (
     store_lock,
     version_numbers,
 )
-from tests.stored import event, fill, stated, verdict
-from tests.tasks.test_store import _add
+from tests.stored import add_stored, event, fill, stated, verdict
 
 
 def _train_often(root: Path, together: Any) -> None:
@@ -59,7 +58,7 @@ def _roll_back_often(root: Path, together: Any) -> None:
 def test_two_trainings_a_promotion_and_a_rollback_at_once_leave_one_history(tmp_path: Path) -> None:
     root = store_folder(tmp_path, "fashion-mnist")
     for _ in range(2):
-        append_event(root, _add(root, promoted=True)["verdict"]["event"])
+        append_event(root, add_stored(root, promoted=True)["verdict"]["event"])
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(4)
     writers = [

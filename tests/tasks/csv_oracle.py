@@ -220,33 +220,34 @@ def _named(number: int, names: list[str]) -> str:
 
 
 def _columns_of_the_fault(record: Record, names: list[str]) -> set[str]:
-    """That of the first fault. Behind quotes that are wrong, where cells end is open; with a lone carriage return, a
-    fault in itself, so is whether their number is right, and with that which fault is the first.
-    """
-    # A CR belongs to the cell that it ends, as does what follows up to the next comma.
-    wide = sum(len(row) - 1 for row in record.rows) + 1 == len(names)
-    either = record.lone_return and _malformed(record) is not None
-    return {_column_of_the_first_fault(record, names, wide) for wide in ({True, False} if either else {wide})}
+    """That of the first fault; behind quotes that are wrong, where cells end is open, and a lone carriage return is one
+    as well."""
+    first = {_column_of_the_first_fault(record, names)}
+    if record.lone_return and _malformed(record) is not None:
+        return first | {_named(len(record.cells) - 1, names)}
+    return first
 
 
-def _column_of_the_first_fault(record: Record, names: list[str], wide: bool) -> str:
+def _column_of_the_first_fault(record: Record, names: list[str]) -> str:
     if record.blank:
         return names[0]
     number = len(record.cells) - 1  # with a lone carriage return behind it
     cells = record.cells
     if record.lone_return:
+        # A CR belongs to the cell that it ends, as does what follows up to the next comma.
+        wide = sum(len(row) - 1 for row in record.rows) + 1 == len(names)
         if not wide:
             return _named(number, names)
         cells = cells[:-1]
     elif len(cells) != len(names):
         return _named(len(cells), names)
-    wrong = [at for at, cell in enumerate(cells[: len(names)]) if _number(cell, names[at]) is None]
+    wrong = [at for at, cell in enumerate(cells) if _number(cell, names[at]) is None]
     if record.lone_return:
         wrong.append(number)
     if (malformed := _malformed(record)) is not None:
         wrong.append(malformed)
     assert wrong, "csv sees nothing wrong"
-    return _named(min(wrong), names)
+    return names[min(wrong)]
 
 
 def _malformed(record: Record) -> int | None:

@@ -14,26 +14,26 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return modules
 
 
-def _ended(stage: str, *, reused: bool) -> Ended:
+def ended(stage: str, *, reused: bool) -> Ended:
     return Ended(stage, "train", reused, 1.0, {})
 
 
 def test_training_is_begun_with_the_first_stage_that_makes_something_anew_and_not_before(begun: list[str]) -> None:
     with ahead.begun_ahead(train_here=True):
-        for event in (Begun("ingest", "train"), _ended("ingest", reused=True), _ended("validate", reused=True)):
+        for event in (Begun("ingest", "train"), ended("ingest", reused=True), ended("validate", reused=True)):
             tell(event)
         assert begun == []
         for stage in ("prepare", "train", "evaluate"):
-            tell(_ended(stage, reused=False))
+            tell(ended(stage, reused=False))
         assert begun == ["tasks.fit"]
-    tell(_ended("ingest", reused=False))
+    tell(ended("ingest", reused=False))
     assert begun == ["tasks.fit"]
 
 
 def test_after_training_nothing_that_trains_is_begun(begun: list[str]) -> None:
     with ahead.begun_ahead(train_here=True):
-        tell(_ended("train", reused=True))
-        tell(_ended("evaluate", reused=False))
+        tell(ended("train", reused=True))
+        tell(ended("evaluate", reused=False))
     assert begun == []
 
 
@@ -43,12 +43,12 @@ def test_a_machine_that_can_begin_no_process_goes_on_without(monkeypatch: pytest
 
     monkeypatch.setattr(ahead, "begin", full)
     with ahead.begun_ahead(train_here=True):
-        tell(_ended("ingest", reused=False))
+        tell(ended("ingest", reused=False))
 
 
 def test_what_trains_elsewhere_is_not_begun_here(begun: list[str]) -> None:
     with ahead.begun_ahead(train_here=False):
-        tell(_ended("ingest", reused=False))
+        tell(ended("ingest", reused=False))
     assert begun == []
 
 

@@ -35,7 +35,7 @@ def _key(name: str) -> str:
     return name.encode().hex().ljust(64, "0")
 
 
-def _folders(artifacts: Path, name: str) -> list[Path]:
+def stage_folders(artifacts: Path, name: str) -> list[Path]:
     """The stage folders of the run called ``name``, its verdict last."""
     key = _key(name)[:16]
     return [*(artifacts / kind / key for kind in KINDS), artifacts / "data" / key / "validation" / key]
@@ -43,7 +43,7 @@ def _folders(artifacts: Path, name: str) -> list[Path]:
 
 def _stages(artifacts: Path, name: str) -> list[dict[str, Any]]:
     """Outputs as a run leaves them, locks and all; returns their lineage."""
-    for folder in _folders(artifacts, name):
+    for folder in stage_folders(artifacts, name):
         folder.mkdir(parents=True)
         (folder / "stage.json").write_text("{}")
         (folder.parent / f".{folder.name}.lock").touch()
@@ -53,7 +53,7 @@ def _stages(artifacts: Path, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _add(
+def add_run(
     artifacts: Path,
     stages: str | None = None,
     promoted: bool = False,
@@ -86,7 +86,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 def test_old_versions_go_and_the_champion_its_predecessor_aliases_and_the_newest_stay(tmp_path: Path) -> None:
     root = store_folder(tmp_path, DATASET)
     for _ in range(9):
-        _add(tmp_path)
+        add_run(tmp_path)
     for number in (1, 2, 4):
         _move(root, number)
     _move(root, 6, alias="candidate")
@@ -103,7 +103,7 @@ def test_old_versions_go_and_the_champion_its_predecessor_aliases_and_the_newest
 def test_after_a_rollback_the_predecessor_is_the_one_before_it(tmp_path: Path) -> None:
     root = store_folder(tmp_path, DATASET)
     for _ in range(6):
-        _add(tmp_path)
+        add_run(tmp_path)
     for number in (1, 3, 4):
         _move(root, number)
     _move(root, 3, by="rollback")
@@ -125,7 +125,7 @@ def test_whatever_happened_what_is_needed_survives_and_numbers_only_rise(
     artifacts = tmp_path_factory.mktemp("artifacts")
     root = store_folder(artifacts, DATASET)
     for number in range(1, versions + 1):
-        _add(artifacts, stages=f"run{number}")
+        add_run(artifacts, stages=f"run{number}")
     for alias, to, back in moves:
         if to <= versions:
             _move(root, to, by="rollback" if back else "promote", alias=alias)
@@ -141,16 +141,16 @@ def test_whatever_happened_what_is_needed_survives_and_numbers_only_rise(
     assert {number: _content(version_folder(root, number)) for number in left} == {n: before[n] for n in left}
     assert read_alias_log(root) == log
     for number in before:
-        assert {folder.exists() for folder in _folders(artifacts, f"run{number}")} == {number in needed}
-    made = [_add(artifacts) for _ in range(again)]
+        assert {folder.exists() for folder in stage_folders(artifacts, f"run{number}")} == {number in needed}
+    made = [add_run(artifacts) for _ in range(again)]
     assert made == list(range(versions + 1, versions + 1 + again))
 
 
 def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftovers(tmp_path: Path) -> None:
-    _add(tmp_path, stages="old")
-    _add(tmp_path, stages="new", promoted=True)
+    add_run(tmp_path, stages="old")
+    add_run(tmp_path, stages="new", promoted=True)
     _stages(tmp_path, "killed")
-    kept, judged = _folders(tmp_path, "new")[0], _key("other")[:16]
+    kept, judged = stage_folders(tmp_path, "new")[0], _key("other")[:16]
     (kept / "validation" / judged).mkdir()
     (tmp_path / "prepared" / f".{_key('half')[:16]}.77.tmp").mkdir()
     (tmp_path / "checkpoints").mkdir()
@@ -161,14 +161,14 @@ def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftov
         (tmp_path / "quarantine" / name).write_bytes(b"bad rows")
     (tmp_path / RETURNED_FOLDER).mkdir()
     (tmp_path / RETURNED_FOLDER / "0123").write_text("{}")
-    whole = {path: _content(path) for path in _folders(tmp_path, "new")}
+    whole = {path: _content(path) for path in stage_folders(tmp_path, "new")}
 
     done = collect(tmp_path, DATASET, keep=1)
 
     assert done.kept_versions == (2,)
     assert [path.name for path in (tmp_path / "quarantine").iterdir()] == ["train-1.parquet"]
     for name in ("old", "killed"):
-        assert not any(folder.exists() for folder in _folders(tmp_path, name))
+        assert not any(folder.exists() for folder in stage_folders(tmp_path, name))
     assert not (kept / "validation" / judged).exists()
     assert {path: _content(path) for path in whole} == whole
     assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == sorted(
@@ -183,7 +183,7 @@ def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftov
 
 def test_a_removed_folder_is_named_once_with_all_that_lies_in_it(tmp_path: Path) -> None:
     _stages(tmp_path, "killed")
-    data, *_, verdict = _folders(tmp_path, "killed")
+    data, *_, verdict = stage_folders(tmp_path, "killed")
     (data / "train.parquet").write_bytes(b"x" * 100)
     (verdict / "more").write_bytes(b"x" * 20)
     removed = {gone.path: gone.bytes for gone in collect(tmp_path, DATASET).removed}
@@ -192,17 +192,17 @@ def test_a_removed_folder_is_named_once_with_all_that_lies_in_it(tmp_path: Path)
 
 
 def test_what_versions_of_another_dataset_were_made_from_stays(tmp_path: Path) -> None:
-    _add(tmp_path)
-    _add(tmp_path, stages="other", dataset="kmnist")
-    _add(tmp_path, dataset="kmnist")
+    add_run(tmp_path)
+    add_run(tmp_path, stages="other", dataset="kmnist")
+    add_run(tmp_path, dataset="kmnist")
     collect(tmp_path, DATASET, keep=1)
-    assert all(folder.exists() for folder in _folders(tmp_path, "other"))
+    assert all(folder.exists() for folder in stage_folders(tmp_path, "other"))
     assert version_numbers(store_folder(tmp_path, "kmnist")) == [1, 2]
 
 
 def test_while_a_run_goes_on_versions_go_and_outputs_of_stages_stay(tmp_path: Path) -> None:
-    _add(tmp_path, stages="old")
-    _add(tmp_path, stages="new")
+    add_run(tmp_path, stages="old")
+    add_run(tmp_path, stages="new")
     (tmp_path / "trained" / ".0123456789abcdef.77.tmp").mkdir()
     (tmp_path / RETURNED_FOLDER).mkdir()
     (tmp_path / RETURNED_FOLDER / "0123").write_text("{}")
@@ -212,18 +212,18 @@ def test_while_a_run_goes_on_versions_go_and_outputs_of_stages_stay(tmp_path: Pa
         done = collect(tmp_path, DATASET, keep=1)
     assert [gone.path.name for gone in done.removed] == ["0001"]
     assert "run is going on" in " ".join(done.notes)
-    assert all(folder.exists() for folder in _folders(tmp_path, "old"))
+    assert all(folder.exists() for folder in stage_folders(tmp_path, "old"))
     assert (tmp_path / "trained" / ".0123456789abcdef.77.tmp").exists()
     assert (tmp_path / RETURNED_FOLDER / "0123").exists()
     collect(tmp_path, DATASET, keep=1)
-    assert not any(folder.exists() for folder in _folders(tmp_path, "old"))
+    assert not any(folder.exists() for folder in stage_folders(tmp_path, "old"))
 
 
 @pytest.mark.parametrize("damage", ["{}", None])
 def test_a_damaged_version_stays_and_keeps_all_that_it_may_need(tmp_path: Path, damage: str | None) -> None:
     root = store_folder(tmp_path, DATASET)
     for name in ("a", "b", "c", "d"):
-        _add(tmp_path, stages=name)
+        add_run(tmp_path, stages=name)
     manifest = version_folder(root, 2) / "manifest.json"
     manifest.write_text(damage) if damage is not None else manifest.unlink()
     done = collect(tmp_path, DATASET, keep=1)
@@ -232,12 +232,12 @@ def test_a_damaged_version_stays_and_keeps_all_that_it_may_need(tmp_path: Path, 
     assert any("ersion 2 is damaged" in note for note in done.notes)
     assert any("Outputs of stages were left" in note for note in done.notes)
     for name in ("a", "b", "c", "d"):
-        assert all(folder.exists() for folder in _folders(tmp_path, name))
+        assert all(folder.exists() for folder in stage_folders(tmp_path, name))
 
 
 def test_a_kept_version_that_does_not_say_what_it_was_made_from_keeps_all_outputs(tmp_path: Path) -> None:
     _stages(tmp_path, "old")
-    _add(tmp_path, made={"lineage": None})
+    add_run(tmp_path, made={"lineage": None})
     done = collect(tmp_path, DATASET)
     assert done.removed == ()
     assert any("Outputs of stages were left" in note for note in done.notes)
@@ -246,7 +246,7 @@ def test_a_kept_version_that_does_not_say_what_it_was_made_from_keeps_all_output
 def test_an_alias_log_that_cannot_be_read_stops_gc_before_it_removes_anything(tmp_path: Path) -> None:
     root = store_folder(tmp_path, DATASET)
     for _ in range(3):
-        _add(tmp_path)
+        add_run(tmp_path)
     (root / "aliases.jsonl").write_text("nobody knows\n")
     for do in (plan, collect):
         with pytest.raises(StoredArtifactError, match="line 1"):
@@ -257,10 +257,10 @@ def test_an_alias_log_that_cannot_be_read_stops_gc_before_it_removes_anything(tm
 def test_a_promotion_that_a_kill_cut_off_counts(tmp_path: Path) -> None:
     root = store_folder(tmp_path, DATASET)
     for _ in range(3):
-        _add(tmp_path)
+        add_run(tmp_path)
     for number in (1, 2):
         _move(root, number)
-    _add(tmp_path, promoted=True)
+    add_run(tmp_path, promoted=True)
     log = root / "aliases.jsonl"
     log.write_bytes(log.read_bytes()[:-5])
     assert plan(tmp_path, DATASET, 1).kept_versions == (2, 4)
@@ -273,7 +273,7 @@ def test_a_promotion_that_a_kill_cut_off_counts(tmp_path: Path) -> None:
 def test_a_dry_run_tells_the_same_and_changes_nothing(tmp_path: Path) -> None:
     root = store_folder(tmp_path, DATASET)
     for name in ("a", "b", "c"):
-        _add(tmp_path, stages=name)
+        add_run(tmp_path, stages=name)
     (root / "versions" / ".0004.77.tmp").mkdir()
     (root / "versions" / ".0004.77.tmp" / "metrics.json").write_text("123")
     # No lock either: a plan must not need a folder that can be written to.
@@ -307,7 +307,7 @@ def test_a_disk_that_refuses_leaves_the_store_whole(
 ) -> None:
     root = store_folder(tmp_path, DATASET)
     for name in ("a", "b", "c"):
-        _add(tmp_path, stages=name)
+        add_run(tmp_path, stages=name)
     before = _content(tmp_path / "models"), _content(tmp_path / "trained")
 
     def refuse(self: Path, target: Path) -> Path:

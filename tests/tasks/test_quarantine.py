@@ -21,7 +21,7 @@ TWO_BAD = GOOD + b"10,1,256,x,-1\r\n" + b"1,2,3,\xff,5"
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_is_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contracts, "CONTRACTS", {"tiny": TINY})
 
 

@@ -11,7 +11,7 @@ from tasks.stage import RECORD_NAME, code_digest, digest_of, read_stage, replace
 MODULE = "tasks.prepare"
 
 
-def _write(text: str = "made") -> Any:
+def write(text: str = "made") -> Any:
     def produce(folder: Path) -> dict[str, Any]:
         (folder / "output.txt").write_text(text)
         return {"length": len(text)}
@@ -24,7 +24,7 @@ def _refuse(folder: Path) -> dict[str, Any]:
 
 
 def test_a_second_run_reuses_the_output_and_its_facts(tmp_path: Path) -> None:
-    first, facts = run_stage(tmp_path, MODULE, {"data": "abc"}, _write())
+    first, facts = run_stage(tmp_path, MODULE, {"data": "abc"}, write())
     second, again = run_stage(tmp_path, MODULE, {"data": "abc"}, _refuse)
     assert (first.reused, second.reused) == (False, True)
     assert second.model_copy(update={"reused": False}) == first
@@ -32,29 +32,29 @@ def test_a_second_run_reuses_the_output_and_its_facts(tmp_path: Path) -> None:
 
 
 def test_other_inputs_make_another_output(tmp_path: Path) -> None:
-    first, _ = run_stage(tmp_path, MODULE, {"data": "abc"}, _write())
-    second, _ = run_stage(tmp_path, MODULE, {"data": "abd"}, _write())
+    first, _ = run_stage(tmp_path, MODULE, {"data": "abc"}, write())
+    second, _ = run_stage(tmp_path, MODULE, {"data": "abd"}, write())
     assert first.path != second.path
     assert not second.reused
 
 
 def test_other_code_makes_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(tmp_path, MODULE, {}, _write())
+    run_stage(tmp_path, MODULE, {}, write())
     monkeypatch.setattr("tasks.stage.code_digest", lambda module: "edited")
-    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    record, _ = run_stage(tmp_path, MODULE, {}, write())
     assert not record.reused
 
 
 def test_another_lock_makes_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(tmp_path, MODULE, {}, _write())
+    run_stage(tmp_path, MODULE, {}, write())
     monkeypatch.setattr("tasks.stage.lock_digest", lambda: "newer")
-    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    record, _ = run_stage(tmp_path, MODULE, {}, write())
     assert not record.reused
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "record", "facts"])
 def test_a_damaged_output_is_made_anew(tmp_path: Path, damage: str) -> None:
-    record, _ = run_stage(tmp_path, MODULE, {}, _write())
+    record, _ = run_stage(tmp_path, MODULE, {}, write())
     output = record.path / "output.txt"
     if damage == "changed":
         output.write_text("mase")
@@ -67,7 +67,7 @@ def test_a_damaged_output_is_made_anew(tmp_path: Path, damage: str) -> None:
         (record.path / RECORD_NAME).write_text("{")
     with pytest.raises(StoredArtifactError):
         read_stage(record.path)
-    again, _ = run_stage(tmp_path, MODULE, {}, _write())
+    again, _ = run_stage(tmp_path, MODULE, {}, write())
     assert not again.reused
     assert output.read_text() == "made"
 

@@ -10,7 +10,6 @@ import pytest
 from schemas.errors import StoredArtifactError, VersionNotFound
 from tasks.stage import digest_of, write_json
 from tasks.store import (
-    add_version,
     alias_values,
     append_event,
     champions,
@@ -24,26 +23,15 @@ from tasks.store import (
     resolve,
     settle,
     show_version,
-    store_lock,
     version_folder,
     version_numbers,
 )
-from tests.stored import DIGEST, event, fill, stated, verdict
-
-
-def _add(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "key") -> dict[str, Any]:
-    def write(folder: Path, number: int) -> dict[str, Any]:
-        (folder / "metrics.json").write_text(json.dumps({"test_accuracy": accuracy}))
-        fill(folder)
-        return stated(made_from=key, test_accuracy=accuracy, verdict=verdict(number, promoted))
-
-    with store_lock(root):
-        return add_version(root, write)
+from tests.stored import DIGEST, add_stored, event
 
 
 def test_numbers_rise_and_versions_are_listed(tmp_path: Path) -> None:
     for accuracy in (0.8, 0.9):
-        _add(tmp_path, accuracy)
+        add_stored(tmp_path, accuracy)
     append_event(tmp_path, event(2))
     assert list_versions(tmp_path) == [
         {
@@ -61,7 +49,7 @@ def test_numbers_rise_and_versions_are_listed(tmp_path: Path) -> None:
 
 
 def test_show_has_the_metrics_under_their_key(tmp_path: Path) -> None:
-    _add(tmp_path, 0.8)
+    add_stored(tmp_path, 0.8)
     assert show_version(tmp_path, 1)["metrics"] == {"test_accuracy": 0.8}
 
 
@@ -70,17 +58,17 @@ def test_an_empty_store_has_no_versions(tmp_path: Path) -> None:
 
 
 def test_a_removed_version_that_was_champion_never_gives_its_number_away(tmp_path: Path) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     append_event(tmp_path, event(1))
     folder = version_folder(tmp_path, 1)
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    assert _add(tmp_path)["version"] == 2
+    assert add_stored(tmp_path)["version"] == 2
 
 
 def test_a_promotion_cut_off_after_its_version_is_logged_by_the_next_writer(tmp_path: Path) -> None:
-    _add(tmp_path, promoted=True)
+    add_stored(tmp_path, promoted=True)
     assert read_alias_log(tmp_path) == []
     assert "version 1" in settle(tmp_path)[0]
     assert alias_values(read_alias_log(tmp_path)) == {"champion": 1}
@@ -88,7 +76,7 @@ def test_a_promotion_cut_off_after_its_version_is_logged_by_the_next_writer(tmp_
 
 
 def test_a_line_cut_off_by_a_kill_never_happened(tmp_path: Path) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     append_event(tmp_path, event(1))
     log = tmp_path / "aliases.jsonl"
     whole = log.read_bytes()
@@ -99,7 +87,7 @@ def test_a_line_cut_off_by_a_kill_never_happened(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_no_event_is_told_by_its_number(tmp_path: Path) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     append_event(tmp_path, event(1))
     with (tmp_path / "aliases.jsonl").open("a") as log:
         log.write('{"alias": 1}\n')
@@ -150,7 +138,7 @@ def test_champions_one_after_the_other(moves: list[tuple[int, str]], stack: list
 
 
 def test_a_changed_file_is_refused_with_both_digests(tmp_path: Path) -> None:
-    manifest = _add(tmp_path)
+    manifest = add_stored(tmp_path)
     path = checked_path(tmp_path, manifest, "metrics.json")
     path.write_text('{"test_accuracy": 1.0}')
     with pytest.raises(StoredArtifactError, match=manifest["files"]["metrics.json"]["sha256"]):
@@ -158,19 +146,19 @@ def test_a_changed_file_is_refused_with_both_digests(tmp_path: Path) -> None:
 
 
 def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
-    _add(tmp_path, 0.8)
+    add_stored(tmp_path, 0.8)
     path = version_folder(tmp_path, 1) / "manifest.json"
     path.write_text(path.read_text().replace("0.8", "0.9"))
     with pytest.raises(StoredArtifactError, match=r"manifest\.json: expected content with sha256"):
         read_manifest(tmp_path, 1)
-    _add(tmp_path, 0.7)
+    add_stored(tmp_path, 0.7)
     damaged, whole = list_versions(tmp_path)
     assert "manifest.json" in damaged["damaged"]
     assert (whole["test_accuracy"], whole["damaged"]) == (0.7, None)
 
 
 def test_every_changed_byte_of_a_version_is_refused(tmp_path: Path) -> None:
-    manifest = _add(tmp_path)
+    manifest = add_stored(tmp_path)
     check_version(tmp_path, manifest)
     for name in ("manifest.json", "metrics.json"):
         path = version_folder(tmp_path, 1) / name
@@ -183,7 +171,7 @@ def test_every_changed_byte_of_a_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_no_manifest_names_and_links_are_refused(tmp_path: Path) -> None:
-    manifest = _add(tmp_path)
+    manifest = add_stored(tmp_path)
     folder = version_folder(tmp_path, 1)
     (folder / "model.pkl").write_bytes(b"")
     with pytest.raises(StoredArtifactError, match=r"model\.pkl is not named"):
@@ -196,15 +184,15 @@ def test_files_that_no_manifest_names_and_links_are_refused(tmp_path: Path) -> N
 
 
 def test_a_version_under_another_number_is_refused(tmp_path: Path) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     version_folder(tmp_path, 1).rename(version_folder(tmp_path, 2))
     with pytest.raises(StoredArtifactError, match=r"0002/manifest\.json"):
         read_manifest(tmp_path, 2)
 
 
 def test_a_damaged_version_is_said_and_keeps_no_new_one_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _add(tmp_path, key="a")
-    _add(tmp_path, key="b")
+    add_stored(tmp_path, key="a")
+    add_stored(tmp_path, key="b")
     (version_folder(tmp_path, 2) / "manifest.json").write_text("{}")
     assert settle(tmp_path) == []
     assert find_made_from(tmp_path, "a") == 1
@@ -212,11 +200,11 @@ def test_a_damaged_version_is_said_and_keeps_no_new_one_out(tmp_path: Path, capl
     assert "0002" in caplog.text
     (version_folder(tmp_path, 1) / "metrics.json").write_text("{}")
     assert find_made_from(tmp_path, "a") is None
-    assert _add(tmp_path)["version"] == 3
+    assert add_stored(tmp_path)["version"] == 3
 
 
 def test_a_file_that_no_manifest_names_and_a_link_are_not_opened(tmp_path: Path) -> None:
-    manifest = _add(tmp_path)
+    manifest = add_stored(tmp_path)
     folder = version_folder(tmp_path, 1)
     (folder / "extra.pkl").write_bytes(b"\x80")
     with pytest.raises(StoredArtifactError, match="not named"):
@@ -230,21 +218,21 @@ def test_a_file_that_no_manifest_names_and_a_link_are_not_opened(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["1", "0001", "v1", "v0001", "champion"])
 def test_a_version_has_several_names(tmp_path: Path, name: str) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     append_event(tmp_path, event(1))
     assert resolve(tmp_path, name) == 1
 
 
 @pytest.mark.parametrize("name", ["2", "v0", "challenger", "", "-1", "../1", "²"])
 def test_a_name_that_names_nothing_is_told(tmp_path: Path, name: str) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     with pytest.raises(VersionNotFound, match="versions 1 to 1"):
         resolve(tmp_path, name)
 
 
 def test_the_newest_version_of_the_same_inputs_is_found(tmp_path: Path) -> None:
     for key in ("a", "b", "a"):
-        _add(tmp_path, key=key)
+        add_stored(tmp_path, key=key)
     assert find_made_from(tmp_path, "a") == 3
     assert find_made_from(tmp_path, "c") is None
 
@@ -277,7 +265,7 @@ def _state(root: Path, change: Callable[[dict[str, Any]], Any], version: int = 1
     ],
 )
 def test_a_manifest_of_another_shape_is_refused_though_its_digest_fits(tmp_path: Path, change: Any) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     _state(tmp_path, change)
     with pytest.raises(StoredArtifactError, match=r"0001/manifest\.json"):
         read_manifest(tmp_path, 1)
@@ -287,7 +275,7 @@ def test_a_manifest_of_another_shape_is_refused_though_its_digest_fits(tmp_path:
 
 def test_a_version_or_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    _add(root)
+    add_stored(root)
     version_folder(root, 1).rename(tmp_path / "elsewhere")
     version_folder(root, 1).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoredArtifactError, match="is a link"):
@@ -321,8 +309,8 @@ def test_a_log_that_lost_its_last_line_end_alone_says_what_it_said(tmp_path: Pat
 @pytest.mark.parametrize("left", [None, b""])
 def test_a_lost_log_is_told_from_what_the_manifests_state(tmp_path: Path, left: bytes | None) -> None:
     for _ in range(2):
-        append_event(tmp_path, _add(tmp_path, promoted=True)["verdict"]["event"])
-    _add(tmp_path)
+        append_event(tmp_path, add_stored(tmp_path, promoted=True)["verdict"]["event"])
+    add_stored(tmp_path)
     history(tmp_path)
     if left is None:
         (tmp_path / "aliases.jsonl").unlink()
@@ -365,7 +353,7 @@ def test_a_full_disk_leaves_the_log_as_it_was_and_is_named(tmp_path: Path, monke
 
 
 def test_names_that_no_version_has_are_not_taken_for_one(tmp_path: Path) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     for name in ("00001", "١٢٣٤", "1"):
         (tmp_path / "versions" / name).mkdir()
     assert version_numbers(tmp_path) == [1]
@@ -374,7 +362,7 @@ def test_names_that_no_version_has_are_not_taken_for_one(tmp_path: Path) -> None
 
 
 def test_an_alias_of_a_version_that_is_gone_says_so(tmp_path: Path) -> None:
-    _add(tmp_path)
+    add_stored(tmp_path)
     append_event(tmp_path, event(2))
     with pytest.raises(VersionNotFound, match="champion names version 2, which is gone"):
         resolve(tmp_path, "champion")
@@ -382,7 +370,7 @@ def test_an_alias_of_a_version_that_is_gone_says_so(tmp_path: Path) -> None:
 
 def test_a_pair_of_files_swapped_between_two_versions_is_refused_in_both(tmp_path: Path) -> None:
     for accuracy in (0.8, 0.9):
-        _add(tmp_path, accuracy)
+        add_stored(tmp_path, accuracy)
     paths = [version_folder(tmp_path, number) / "metrics.json" for number in (1, 2)]
     first, second = (path.read_bytes() for path in paths)
     paths[0].write_bytes(second)

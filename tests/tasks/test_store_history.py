@@ -22,7 +22,7 @@ from tasks.store import (
     store_folder,
     version_numbers,
 )
-from tests.tasks.test_store import _add
+from tests.stored import add_stored
 
 STEPS = st.lists(
     st.one_of(
@@ -37,7 +37,7 @@ STEPS = st.lists(
 
 def _step(artifacts: Path, root: Path, what: str, number: int) -> None:
     if what == "add":
-        manifest = _add(root, promoted=bool(number))
+        manifest = add_stored(root, promoted=bool(number))
         if manifest["verdict"]["event"] is not None:
             append_event(root, manifest["verdict"]["event"])
     elif what == "promote":
@@ -83,7 +83,7 @@ def test_the_champion_is_there_and_whole_and_a_rollback_gives_the_one_before(ste
 def test_a_rollback_passes_over_a_version_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.champion.verify_version", lambda root, number: {})
     for _ in range(3):
-        append_event(tmp_path, _add(tmp_path, promoted=True)["verdict"]["event"])
+        append_event(tmp_path, add_stored(tmp_path, promoted=True)["verdict"]["event"])
     shutil.rmtree(tmp_path / "versions" / "0002")
     assert rollback(tmp_path, "a test")["to"] == 1
     assert champions(read_alias_log(tmp_path)) == [1]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from tasks.network import build_network, judge_rows, load_network
 from tasks.stage import sha256_file
 from tasks.train import is_trained, train
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("in_this_process")
 without_a_gpu = pytest.mark.skipif(gpu_in_sight(), reason="says what a machine without a GPU does")
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
@@ -116,19 +117,48 @@ def test_training_resumed_from_its_checkpoint_ends_in_the_same_weights(
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b""])
-def test_a_damaged_checkpoint_is_said_and_left_out(
-    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_damaged_checkpoint_is_said_and_training_starts_anew(
+    fit: Callable[..., tuple[Any, list[Figures]]],
+    baseline: tuple[Any, list[Figures]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
-    checkpoint.write_bytes(content)
-    network = build_network(FASHION_MNIST, dropout=0)
-    before = _weights(network)
-    state = _State(network, SimpleNamespace(variables=[]), checkpoint)
-    state.restore()
+    checkpoint.write_bytes(b"PK\x03\x04 cut off")
+    model, history = fit(checkpoint=checkpoint)
     assert f"{checkpoint} is damaged, training starts anew" in caplog.text
+    assert len(history) == 3
+    assert _weights(model) == _weights(baseline[0])
+
+
+def _empty(path: Path) -> None:
+    path.touch()
+
+
+def _of_another_network(path: Path) -> None:
+    """Whole, with what belongs to this network first and a variable of another shape last."""
+    network = build_network(FASHION_MNIST, dropout=0)
+    values = [np.ones(variable.shape, np.float32) for variable in network.variables]
+    history = np.frombuffer(b"[]", np.uint8)
+    arrays = {f"{place:02d}": value for place, value in enumerate([*values, np.ones(3, np.float32)])}
+    np.savez(path, history=history, **arrays)  # type: ignore[arg-type]  # allow_pickle is none of ours
+
+
+@pytest.mark.parametrize("damage", [_empty, _of_another_network])
+def test_of_a_damaged_checkpoint_nothing_is_taken(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "checkpoint.npz"
+    damage(checkpoint)
+    network, other = (build_network(FASHION_MNIST, dropout=0) for _ in range(2))
+    # A variable stands for the optimizer's.
+    state = _State(network, SimpleNamespace(variables=other.variables[:1]), checkpoint)
+    before = [np.array(variable) for variable in state._variables().values()]
+    state.restore()
+    assert "damaged" in caplog.text
     assert (state.history, state.best) == ([], {})
-    assert _weights(network) == before
+    for value, was in zip(state._variables().values(), before, strict=True):
+        np.testing.assert_array_equal(value, was)
 
 
 def test_early_stopping_keeps_the_best_epoch(
@@ -244,7 +274,7 @@ def test_the_stage_keeps_topology_weights_and_history(
     images, labels = _split(sample_prepared, "validation")
     right = model.predict(images, verbose=0).argmax(axis=1) == labels
     assert history[-1]["val_accuracy"] == pytest.approx(right.mean())
-    assert list((sample_artifacts / "checkpoints").iterdir()) == []
+    assert not list((sample_artifacts / "checkpoints").glob(f"{sample_trained.record.key}*"))
     assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
 
 
@@ -262,7 +292,6 @@ def test_what_is_trained_is_known_by_all_that_it_depends_on(
     assert not is_trained(sample_prepared, small_config, sample_artifacts / "elsewhere", "cpu")
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_changed_seed_trains_anew_to_other_weights(
     sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
 ) -> None:
@@ -293,16 +322,15 @@ def test_the_cpu_where_there_is_nothing_else_is_what_auto_comes_to(
 
 @without_a_gpu
 def test_a_gpu_that_is_not_there_is_refused_before_the_first_epoch_and_not_replaced_by_what_a_cpu_made(
-    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
+    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, tmp_path: Path
 ) -> None:
-    before = sorted(path.name for path in (sample_artifacts / "trained").iterdir())
+    by_a_cpu = sample_trained.record.path
+    shutil.copytree(by_a_cpu, tmp_path / "trained" / by_a_cpu.name)
+    assert train.fn(sample_prepared, small_config, tmp_path, "cpu").record.reused
     with pytest.raises(DeviceUnavailable, match="nvidia-smi"):
-        train.fn(sample_prepared, small_config, sample_artifacts, "gpu")
-    assert [path for path in (sample_artifacts / "trained").iterdir() if path.suffix == ".tmp"] == []
-    assert [path.name for path in sorted((sample_artifacts / "trained").iterdir()) if path.suffix != ".lock"] == [
-        name for name in before if not name.endswith(".lock")
-    ]
-    assert list((sample_artifacts / "checkpoints").iterdir()) == []
+        train.fn(sample_prepared, small_config, tmp_path, "gpu")
+    assert [path.name for path in (tmp_path / "trained").iterdir() if path.suffix != ".lock"] == [by_a_cpu.name]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize(
