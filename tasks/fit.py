@@ -193,7 +193,7 @@ def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
 
 
 def _accuracy() -> Any:
-    """The metric with its variables: by its name alone Keras makes them in the first step, which is traced twice then."""
+    """The metric with its variables. By its name alone Keras makes them in the first step, which is traced twice."""
     import keras
 
     return keras.metrics.SparseCategoricalAccuracy("accuracy")
