@@ -17,8 +17,7 @@ from cli.main import main
 from schemas.config import PROJECT_ROOT
 from tasks.store import append_event, store_folder, version_folder
 from tests.conftest import SAMPLE
-from tests.stored import event
-from tests.tasks.test_store import _add
+from tests.stored import add_stored, event
 
 NAMES = ["python", "lock", "gpu", "prefect", "pools", "disk", "data", "store"]
 DEAD = "http://127.0.0.1:9/api"
@@ -202,7 +201,7 @@ def test_data_is_whole_absent_or_broken(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_whole_store_is_told_with_its_champion(tmp_path: Path) -> None:
     assert "no version" in doctor.check_store(tmp_path).says
     root = store_folder(tmp_path, "fashion-mnist")
-    _add(root)
+    add_stored(root)
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all whole, no champion")
     append_event(root, event(1))
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all whole, champion 1")
@@ -210,7 +209,7 @@ def test_a_whole_store_is_told_with_its_champion(tmp_path: Path) -> None:
 
 def test_leftovers_are_told_and_are_not_broken(tmp_path: Path) -> None:
     root = store_folder(tmp_path, "fashion-mnist")
-    _add(root)
+    add_stored(root)
     (root / "versions" / ".0002.77.tmp").mkdir()
     (root / "aliases.jsonl").write_text('{"cut off')
     check = doctor.check_store(tmp_path)
@@ -221,7 +220,7 @@ def test_leftovers_are_told_and_are_not_broken(tmp_path: Path) -> None:
 def test_damaged_versions_are_broken_and_the_champion_is_told_first(tmp_path: Path) -> None:
     root = store_folder(tmp_path, "fashion-mnist")
     for _ in range(3):
-        _add(root)
+        add_stored(root)
     append_event(root, event(3))
     (version_folder(root, 1) / "metrics.json").write_text("{}")
     _demand_broken(doctor.check_store(tmp_path), "version 1 is damaged:", "expected sha256")
@@ -233,7 +232,7 @@ def test_damaged_versions_are_broken_and_the_champion_is_told_first(tmp_path: Pa
 
 def test_a_champion_that_is_not_there_and_a_log_that_cannot_be_read_are_broken(tmp_path: Path) -> None:
     root = store_folder(tmp_path, "fashion-mnist")
-    _add(root)
+    add_stored(root)
     append_event(root, event(7))
     _demand_broken(doctor.check_store(tmp_path), "version 7, is not there")
     (root / "aliases.jsonl").write_text("nobody knows\n")
@@ -281,7 +280,7 @@ def test_all_well_ends_with_0_a_line_each(quick: Path, capsys: pytest.CaptureFix
 
 def test_one_broken_ends_with_1_and_what_to_do(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = store_folder(quick, "fashion-mnist")
-    _add(root)
+    add_stored(root)
     (version_folder(root, 1) / "metrics.json").write_text("{}")
     status, out, err = _doctor(capsys)
     assert status == 1

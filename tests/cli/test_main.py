@@ -13,8 +13,7 @@ from cli.main import main
 from schemas.config import TrainingConfig
 from schemas.contract_page import PAGE
 from tasks.store import append_event, store_folder
-from tests.stored import event
-from tests.tasks.test_store import _add
+from tests.stored import add_stored, event
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -81,7 +80,7 @@ def test_versions_of_an_empty_store(capsys: pytest.CaptureFixture[str], store: P
 
 
 def test_versions_and_show_speak_json(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    _add(store, 0.9)
+    add_stored(store, 0.9)
     append_event(store, event(1))
     status, out, _ = _run(capsys, "versions", "--json")
     (row,) = json.loads(out)
@@ -93,7 +92,7 @@ def test_versions_and_show_speak_json(capsys: pytest.CaptureFixture[str], store:
 
 
 def test_the_flag_wins_over_the_variable(capsys: pytest.CaptureFixture[str], store: Path, tmp_path: Path) -> None:
-    _add(store)
+    add_stored(store)
     assert json.loads(_run(capsys, "versions", "--json", "--artifacts-dir", str(tmp_path / "other"))[1]) == []
 
 
@@ -104,7 +103,7 @@ def test_a_version_that_is_not_there_ends_with_1(capsys: pytest.CaptureFixture[s
 
 
 def test_a_damaged_version_ends_with_5(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    _add(store)
+    add_stored(store)
     (store / "versions" / "0001" / "metrics.json").write_text("{}")
     status, out, err = _run(capsys, "show", "1")
     assert (status, out) == (5, "")
@@ -125,7 +124,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], store: Pa
 
 def test_gc_says_what_it_would_remove_and_then_removes_it(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     for _ in range(3):
-        _add(store)
+        add_stored(store)
     append_event(store, event(1))
     size = sum(path.stat().st_size for path in (store / "versions" / "0002").iterdir())
     told = {"removed": [{"kind": "version", "path": str(store / "versions" / "0002"), "bytes": size}]}
@@ -147,7 +146,7 @@ def test_gc_on_a_read_only_store_is_one_clear_line(
     capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
-        _add(store)
+        add_stored(store)
 
     def refuse(self: Path, target: Path) -> Path:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
@@ -160,7 +159,7 @@ def test_gc_on_a_read_only_store_is_one_clear_line(
 
 
 def test_gc_of_an_alias_log_that_cannot_be_read_ends_with_5(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    _add(store)
+    add_stored(store)
     (store / "aliases.jsonl").write_text("nobody knows\n")
     status, out, err = _run(capsys, "gc")
     assert (status, out) == (5, "")
@@ -180,7 +179,7 @@ def test_listing_versions_imports_neither_prefect_nor_a_backend(store: Path) -> 
 
 
 def test_each_dataset_has_a_store_of_its_own(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    _add(store)
+    add_stored(store)
     assert [row["version"] for row in json.loads(_run(capsys, "versions", "--json")[1])] == [1]
     assert json.loads(_run(capsys, "versions", "--dataset", "digits", "--json")[1]) == []
     assert "digits" in _run(capsys, "show", "1", "--dataset", "digits")[2]
