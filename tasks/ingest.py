@@ -91,9 +91,11 @@ _DIGITS_QUOTES_SPACES = b'0123456789," '
 _ZERO = ord("0")
 _NUMBER = re.compile(" *[0-9]+ *")
 # A cell and the comma after it. What stands behind closed quotes belongs to the cell, as csv has it; such a cell is
-# taken as it stands, and refused as a number.
+# taken as it stands, and refused as a number. So is one with a lone carriage return, to which all that follows up to
+# the next comma belongs; quotes behind it may hold commas, as they do for csv, to which it ends a row.
 _QUOTED = '"[^"]*+(?:""[^"]*+)*+'
-_CELL = re.compile(f' *"([^"]*+(?:""[^"]*+)*+)" *,|( *{_QUOTED}"[^,]*|[^,]*),')
+_PART = rf'(?: *+{_QUOTED}"[^,\r]*+|[^,\r]*+)'
+_CELL = re.compile(rf' *"([^"]*+(?:""[^"]*+)*+)" *,|({_PART}(?:\r{_PART})*+),')
 # A cell and what ends it, to csv a lone carriage return, too. The group is there where its quotes are left open.
 _CELL_OR_OPEN = re.compile(rf' *+{_QUOTED}(?:"[^,\r]*+|(\Z))[,\r]?|[^,\r]*+[,\r]?'.encode())
 _CARRIAGE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
@@ -769,26 +771,7 @@ def _cells(line: bytes) -> list[str]:
     whole = text.startswith('"') and text.endswith('"') and len(text) > 1
     if whole and text.count('"') == 2 * len(cells) == 2 * (text.count(",") + 1):
         return cells
-    return _cells_with_returns(line) if "\r" in text else _unquoted(text)
-
-
-def _unquoted(text: str) -> list[str]:
     return [quoted.replace('""', '"') or plain for quoted, plain in _CELL.findall(text + ",")]
-
-
-def _cells_with_returns(line: bytes) -> list[str]:
-    """As `_cells`. A lone carriage return belongs to the cell that it stands in, with all that follows up to the next
-    comma; quotes behind it may hold commas, as they do for csv, to which it ends a row.
-    """
-    cells: list[str] = []
-    parts: list[str] = []
-    for part in _CELL_OR_OPEN.finditer(line + b","):
-        parts.append(part[0].decode("utf-8", "backslashreplace"))
-        if parts[-1].endswith(","):
-            cell = "".join(parts)[:-1]
-            cells += _unquoted(cell) if len(parts) == 1 else [cell]
-            parts = []
-    return cells
 
 
 def _open_quote(text: bytes) -> int | None:

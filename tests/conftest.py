@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         {item.path for item in tasks if name in item.fixturenames} for name in ("backend", "sample_data")
     )
     for item in items:
-        group = "backend" if item.path in backend else str(item.path)
+        group = "backend" if item.path in backend else f"{item.path.parent.name}/{item.path.name}"
         if item.path.parent.name == "flows" and item.path.name != "test_command.py":
             group = "flows"
         item.add_marker(pytest.mark.xdist_group(group))
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             return 0
         return 2 if (item.path in sample) == (item.path in backend) else 1
 
-    # The order within a file is kept. The files that take longest are not those of tasks.
+    # The order within a file is kept. The files that take longest lie outside tests/tasks/.
     items.sort(key=turn)
 
 
