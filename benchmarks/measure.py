@@ -1,5 +1,6 @@
 """Measuring: rounds that take turns, child processes with their whole tree, and how figures are written."""
 
+import gc
 import os
 import statistics
 import subprocess
@@ -58,6 +59,7 @@ def interleaved(name: str, rounds: int, **calls: Callable[[int], T]) -> dict[str
 
 
 def seconds(call: Callable[[], object]) -> float:
+    gc.collect()  # what calls before it have left is not for this one to clear
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

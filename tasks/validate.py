@@ -384,7 +384,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     sample = gathered.sample() if gathered is not None and in_range else None
     as_they_are = pd.DataFrame(columns, dtype=object)
     # Great Expectations takes hashes of the frame, those of objects in several times the time of numbers. Beside a
-    # floating number, though, pandas would make whole numbers such ones, too.
+    # floating number or none at all, though, pandas would make whole numbers floating ones, too.
     typed = as_they_are.infer_objects()
     return Scan(rows, as_they_are if typed.select_dtypes("float64").size else typed, classes, sample)
 
@@ -520,7 +520,7 @@ def _validate_frame(
     from great_expectations.datasource.fluent.pandas_datasource import DataFrameAsset
 
     # Not by `context.data_sources`, nor with a batch definition: with each thing that is added there the whole context,
-    # which is gone after the verdict, is written out as YAML, in an eighth of the time that the verdict takes.
+    # which is gone after the verdict, is written out as YAML.
     source = PandasDatasource(name=name, assets=[DataFrameAsset(name=name)])
     asset = context._add_fluent_datasource(source, save_changes=False).get_asset(name)
     batch = asset.get_batch(asset.build_batch_request({"dataframe": frame}))
