@@ -1,6 +1,5 @@
 """Measuring: rounds that take turns, child processes with their whole tree, and how figures are written."""
 
-import gc
 import os
 import statistics
 import subprocess
@@ -59,7 +58,6 @@ def interleaved(name: str, rounds: int, **calls: Callable[[int], T]) -> dict[str
 
 
 def seconds(call: Callable[[], object]) -> float:
-    gc.collect()  # what calls before it have left is not for this one to clear
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
