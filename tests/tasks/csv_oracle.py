@@ -275,7 +275,8 @@ def _demand_a_reason(text: bytes, error: DataContractError) -> None:
         return
     header, *records = _records(text)
     names = [name.strip(" ") for name in header.cells]
-    if _stripped(header.raw).find(b"\r") >= 0 or _complaint(header.raw) or sorted(names) != sorted(TINY.columns):
+    malformed = header.open or _malformed(header) is not None  # spaces behind quotes are fine
+    if _stripped(header.raw).find(b"\r") >= 0 or malformed or sorted(names) != sorted(TINY.columns):
         if not error.problems:  # known by its first bytes for something that is no CSV
             return
         (problem,) = error.problems
