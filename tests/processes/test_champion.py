@@ -1,8 +1,5 @@
 import json
-import multiprocessing
-import os
-import signal
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import pytest
 import tasks.champion
 from tasks.champion import promote
 from tasks.store import append_event, champions, read_alias_log
+from tests.processes.kill import killed_when
 from tests.stored import add_stored
 
 
@@ -19,23 +17,18 @@ def _promote_for_ever(root: Path) -> None:
         promote(root, 2 + turn % 2, "back and forth")
 
 
+def _longer_than(root: Path, events: int) -> bool:
+    return len(read_alias_log(root)) > events
+
+
 def test_a_promotion_killed_at_any_moment_leaves_a_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.champion.verify_version", lambda root, version: {})
     append_event(tmp_path, add_stored(tmp_path, promoted=True)["verdict"]["event"])
     for _ in range(2):
         add_stored(tmp_path)
-    context = multiprocessing.get_context("spawn")
     for _ in range(3):
-        process = context.Process(target=_promote_for_ever, args=(tmp_path,))
-        process.start()
         events = len(read_alias_log(tmp_path))
-        deadline = time.monotonic() + 120
-        while len(read_alias_log(tmp_path)) == events:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        killed_when(partial(_longer_than, tmp_path, events), _promote_for_ever, tmp_path)
         moved = promote(tmp_path, 1, "by hand")
         assert moved["to"] == champions(read_alias_log(tmp_path))[-1] == 1
         assert all(json.loads(line) for line in (tmp_path / "aliases.jsonl").read_text().splitlines())

@@ -1,9 +1,7 @@
 """gc beside a run, and what a kill in the middle of it leaves."""
 
 import multiprocessing
-import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from tasks.store import (
     store_lock,
     version_numbers,
 )
+from tests.processes.kill import killed_when
 from tests.tasks.test_gc import DATASET, KINDS, add_run, stage_folders
 
 
@@ -79,14 +78,7 @@ def test_killed_at_any_moment_gc_leaves_a_whole_store_and_the_next_one_ends_it(
     root = store_folder(tmp_path, DATASET)
     for name in ("a", "b", "c"):
         add_run(tmp_path, stages=name, promoted=name == "c")
-    process = multiprocessing.get_context("spawn").Process(target=_collect_and_hang, args=(tmp_path, at, number))
-    process.start()
-    while not (tmp_path / "hangs").exists():
-        assert process.is_alive()
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    killed_when((tmp_path / "hangs").exists, _collect_and_hang, tmp_path, at, number)
 
     # Readers see whole versions alone, before anybody cleans.
     for row in list_versions(root):

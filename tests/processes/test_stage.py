@@ -1,11 +1,10 @@
 import multiprocessing
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from tasks.stage import run_stage
+from tests.processes.kill import killed_when
 from tests.tasks.test_stage import MODULE, write
 
 
@@ -16,13 +15,7 @@ def _slow(folder: Path) -> dict[str, Any]:
 
 
 def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
-    child = multiprocessing.get_context("spawn").Process(target=run_stage, args=(tmp_path, MODULE, {}, _slow))
-    child.start()
-    while not list(tmp_path.glob(".*.tmp/half")):
-        time.sleep(0.01)
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, MODULE, {}, _slow)
     record, _ = run_stage(tmp_path, MODULE, {}, write())
     assert not record.reused
     assert list(tmp_path.glob(".*.tmp")) == []

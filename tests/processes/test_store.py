@@ -1,6 +1,4 @@
 import multiprocessing
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from tasks.store import (
     store_lock,
     version_numbers,
 )
+from tests.processes.kill import killed_when
 from tests.stored import add_stored
 
 
@@ -44,13 +43,7 @@ def _add_slowly(root: Path) -> None:
 
 def test_a_killed_writer_leaves_no_version_and_the_next_one_says_what_it_cleaned(tmp_path: Path) -> None:
     add_stored(tmp_path)
-    writer = multiprocessing.get_context("spawn").Process(target=_add_slowly, args=(tmp_path,))
-    writer.start()
-    while not list(tmp_path.glob("versions/.*.tmp/metrics.json")):
-        time.sleep(0.01)
-    assert writer.pid is not None
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.join()
+    killed_when(lambda: list(tmp_path.glob("versions/.*.tmp/metrics.json")), _add_slowly, tmp_path)
     assert version_numbers(tmp_path) == [1]
     with store_lock(tmp_path):
         done = settle(tmp_path)

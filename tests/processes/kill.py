@@ -1,0 +1,26 @@
+"""SIGKILL at a moment of a process's work."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+_PATIENCE_SECONDS = 120
+
+
+def killed_when(reached: Callable[[], object], target: Callable[..., object], *arguments: Any) -> None:
+    """Run ``target`` in a process of its own until ``reached`` says so, and kill it then; a process that ended before
+    that fails the test."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not reached():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
