@@ -9,6 +9,7 @@ ingested is shared by what they make.
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -22,14 +23,15 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
+from tasks import fit
 from tasks.store import check_version, read_manifest, store_folder, version_numbers
 from tests.deployed.conftest import Deployed, deployed_at, stop
 from tests.deployed.postgres import Postgres
 from tests.deployed.table import Row
 
 ON_DEMAND = "train-fashion-mnist/on-demand"
-# Short, because the second run has to end it: a kill is felt at once. What takes longer to be felt has more of them.
-EPOCHS = 30
+# Long enough that a fault comes before the last of them, short because the second run has to end it.
+EPOCHS = 100
 _numbers = count(1)
 
 
@@ -73,10 +75,9 @@ def site(
 class Scene:
     """A run whose training goes on on the gpu worker."""
 
-    def __init__(self, site: Site, epochs: int, artifacts: Path | None = None) -> None:
+    def __init__(self, site: Site, artifacts: Path | None = None) -> None:
         self.site = site
         self.deployed = site.deployed
-        self.epochs = epochs
         self.seed = next(_numbers)
         self.artifacts = artifacts or site.deployed.artifacts
         self.worker = site.demand_worker()
@@ -86,7 +87,7 @@ class Scene:
         (self.child,) = self.deployed.children(self.parent)
 
     def start(self) -> FlowRun:
-        parameters = _parameters(self.seed, self.epochs, self.artifacts)
+        parameters = _parameters(self.seed, EPOCHS, self.artifacts)
         return self.deployed.client.read_flow_run(self.deployed.start(ON_DEMAND, **parameters))
 
     def _checkpoints(self) -> list[Path]:
@@ -114,8 +115,22 @@ class Scene:
                 continue
         return sorted(found, key=lambda process: process.create_time())
 
-    def kill_flow_process(self, run: FlowRun) -> None:
-        self.processes(run)[0].kill()
+    def flow_process(self, run: FlowRun) -> psutil.Process:
+        return self.processes(run)[0]
+
+    @contextmanager
+    def training_held(self) -> Iterator[None]:
+        """What happens in the block finds training at work, however long it takes to arrive: the process that trains
+        stands still until the one that has it train has ended."""
+        flow = self.flow_process(self.child)
+        (trainer,) = (each for each in self.processes(self.child) if fit.__name__ in each.cmdline())
+        trainer.suspend()
+        try:
+            yield
+            self.deployed.soon(lambda: _has_ended(flow))
+        finally:
+            with suppress(psutil.NoSuchProcess):  # it was killed where it stood
+                trainer.resume()
 
     def demand_no_process_left(self, *runs: FlowRun) -> None:
         # Its last word and its end are not one moment.
@@ -148,8 +163,8 @@ class Scene:
             return "used what was trained"
         (next_child,) = self.deployed.children(again)
         epoch = int(self.said(next_child, "resuming after epoch ").partition(" ")[0])
-        assert self.epochs_done <= epoch < self.epochs
-        return f"went on after epoch {epoch} of {self.epochs}"
+        assert self.epochs_done <= epoch < EPOCHS
+        return f"went on after epoch {epoch} of {EPOCHS}"
 
 
 def _parameters(seed: int, epochs: int, artifacts: Path) -> dict[str, Any]:
@@ -159,6 +174,13 @@ def _parameters(seed: int, epochs: int, artifacts: Path) -> dict[str, Any]:
         "training": {"epochs": epochs, "validation_size": 100, "seed": seed},
         "promotion": {"minimum_accuracy": 0, "minimum_recall": 0},
     }
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _whole_store(artifacts: Path) -> list[dict[str, Any]]:
@@ -171,11 +193,11 @@ def _whole_store(artifacts: Path) -> list[dict[str, Any]]:
 
 
 def _kill_flow_process(now: Scene) -> None:
-    now.kill_flow_process(now.child)
+    now.flow_process(now.child).kill()
 
 
 def _kill_parents_flow_process(now: Scene) -> None:
-    now.kill_flow_process(now.parent)
+    now.flow_process(now.parent).kill()
 
 
 def _kill_worker(now: Scene) -> None:
@@ -185,7 +207,7 @@ def _kill_worker(now: Scene) -> None:
 def _kill_both(now: Scene) -> None:
     # The worker first: it would tell the server of the other's end.
     now.worker.kill()
-    now.kill_flow_process(now.child)
+    now.flow_process(now.child).kill()
 
 
 def _terminate_worker(now: Scene) -> None:
@@ -214,34 +236,35 @@ def _cancel_child(now: Scene) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, how child and parent have to end, and whether the automation for dead runs has to tell so."""
+    """What happens, how child and parent have to end, whether the automation for dead runs has to tell so, and whether
+    training has to be held until the fault arrives: else it may be over by then."""
 
     name: str
     happen: Callable[[Scene], None]
     child: str
     parent: str
     marked_by_automation: bool = False
-    epochs: int = EPOCHS
+    arrives_late: bool = False
 
 
 FAULTS = [
     Fault("kill -9 of the training's process", _kill_flow_process, "Crashed", "Failed"),
     Fault("kill -9 of the main flow's process", _kill_parents_flow_process, "Completed", "Crashed"),
-    Fault("kill -9 of the gpu worker", _kill_worker, "Crashed", "Failed", epochs=150),
+    Fault("kill -9 of the gpu worker", _kill_worker, "Crashed", "Failed"),
     Fault("kill -9 of the training's process and the gpu worker", _kill_both, "Crashed", "Failed", True),
-    Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, epochs=500),
+    Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, arrives_late=True),
     Fault("kill -9 of the server, started again", _kill_server, "Completed", "Completed"),
-    # Prefect takes half a minute to cancel a child whose parent was cancelled.
-    Fault("cancel of the main flow's run", _cancel_parent, "Cancelled", "Cancelled", epochs=700),
-    Fault("cancel of the training's run", _cancel_child, "Cancelled", "Failed", epochs=150),
+    Fault("cancel of the main flow's run", _cancel_parent, "Cancelled", "Cancelled", arrives_late=True),
+    Fault("cancel of the training's run", _cancel_child, "Cancelled", "Failed", arrives_late=True),
 ]
 RESTART = Fault("Postgres restarted, 5 s away", _restart_postgres, "Completed", "Completed")
 
 
 def _is_felt(fault: Fault, site: Site, record_row: Callable[[Row], None]) -> None:
-    now = Scene(site, fault.epochs)
+    now = Scene(site)
     happened = datetime.now(UTC)
-    fault.happen(now)
+    with now.training_held() if fault.arrives_late else nullcontext():
+        fault.happen(now)
     child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
     assert (child.state_name, parent.state_name) == (fault.child, fault.parent), (child.state, parent.state)
     assert ("No heartbeat for" in str(child.state and child.state.message)) == fault.marked_by_automation, child.state
@@ -299,7 +322,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_fails_both_runs_with_its_name_and_the_next_goes_on(
     site: Site, small_disk: Path, record_row: Callable[[Row], None]
 ) -> None:
-    now = Scene(site, EPOCHS, small_disk / "artifacts")
+    now = Scene(site, small_disk / "artifacts")
     happened = datetime.now(UTC)
     filler = _fill(small_disk)
     child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
@@ -322,7 +345,7 @@ def _fill(disk: Path) -> Path:
 
 
 def test_two_runs_of_the_same_at_once_train_once(site: Site, record_row: Callable[[Row], None]) -> None:
-    now = Scene(site, 2 * EPOCHS)
+    now = Scene(site)
     happened = datetime.now(UTC)
     second = now.start()
     parent, other = site.deployed.end_of(now.parent.id), site.deployed.end_of(second.id)
