@@ -253,7 +253,7 @@ def _column_of_the_first_fault(record: Record, names: list[str]) -> str:
 def _malformed(record: Record) -> int | None:
     """The number of the first cell in whose quotes something is wrong, or behind them."""
     text = _stripped(record.raw)
-    while True:
+    while b'"' in text:
         at = bisect_left(range(len(text)), True, key=lambda at: _complains(text[: at + 1]))
         if at == len(text):
             return None
@@ -262,6 +262,7 @@ def _malformed(record: Record) -> int | None:
         if behind is None:
             return sum(max(0, len(row) - 1) for row in csv.reader(_pieces(text[:at]), skipinitialspace=True))
         text = text[:at] + text[behind.end() :]
+    return None
 
 
 def _complains(text: bytes) -> bool:
