@@ -102,12 +102,6 @@ def _build(site: Path) -> None:
     for path in sorted((site / _VERDICTS_FOLDER).glob("*.json")):
         stored = json.loads(path.read_bytes())
         for profile, verdict in stored["verdict"].items():
-            for entry in verdict["results"]:
-                # What is unexpected is drawn with its share of all, which Great Expectations' expectation of a set
-                # lacks; the observed values, drawn anyway, are enough.
-                if "unexpected_percent" not in entry["result"]:
-                    for part in ("unexpected_count", "partial_unexpected_list"):
-                        entry["result"].pop(part, None)
             name = f"{stored['dataset']}-{stored['split']}-{profile}"
             key = ValidationResultIdentifier(
                 expectation_suite_identifier=ExpectationSuiteIdentifier(name=name),

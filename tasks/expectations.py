@@ -85,10 +85,16 @@ class Own(NamedTuple):
     one value, is at least ``min_value`` and at most ``max_value``, where these are given.
     columns: ``ExpectEveryColumnToBe(found, relation, owed)``: of every column of a split, a row of the frame, what was
     found is ``"=="``, ``">="`` or ``"<="`` what is owed, where both are there.
+    summary: ``ExpectSummaryToBeBetween(column, summary, min_value, max_value)``: the ``"largest"`` value of a column of
+    the frame, where there is one, or the ``"sum"`` of all is between the two, where these are given.
+    values: ``ExpectValuesToBe(column, value_set)``: the values of a column of the frame are those of the set, all of
+    them and no others.
     """
 
     figure: "type[Expectation]"
     columns: "type[Expectation]"
+    summary: "type[Expectation]"
+    values: "type[Expectation]"
 
 
 @cache
@@ -126,10 +132,42 @@ def own_expectations() -> Own:
 
         def _validate(self, metrics: dict[str, Any], **_: Any) -> dict[str, Any]:
             value = metrics[Frame.metric_name][self.figure].iloc[0].item()  # in every row the same
-            enough = self.min_value is None or value >= self.min_value
             return {
-                "success": enough and (self.max_value is None or value <= self.max_value),
+                "success": _within(value, self.min_value, self.max_value),
                 "result": {"observed_value": value},
+            }
+
+    class ExpectSummaryToBeBetween(OfFrame):
+        column: str
+        summary: Literal["largest", "sum"]
+        min_value: float | None = None
+        max_value: float | None = None
+
+        success_keys: ClassVar[tuple[str, ...]] = ("column", "summary", "min_value", "max_value")
+
+        def _validate(self, metrics: dict[str, Any], **_: Any) -> dict[str, Any]:
+            values = metrics[Frame.metric_name][self.column].tolist()
+            value = sum(values) if self.summary == "sum" else max(values, default=None)
+            return {
+                "success": value is None or _within(value, self.min_value, self.max_value),
+                "result": {"observed_value": value},
+            }
+
+    class ExpectValuesToBe(OfFrame):
+        column: str
+        value_set: list[str]
+
+        success_keys: ClassVar[tuple[str, ...]] = ("column", "value_set")
+
+        def _validate(self, metrics: dict[str, Any], **_: Any) -> dict[str, Any]:
+            found, owed = set(metrics[Frame.metric_name][self.column]), set(self.value_set)
+            return {
+                "success": found == owed,
+                "result": {
+                    "observed_value": sorted(found),
+                    "missing": sorted(owed - found),
+                    "unexpected": sorted(found - owed),
+                },
             }
 
     class ExpectEveryColumnToBe(OfFrame):
@@ -156,7 +194,11 @@ def own_expectations() -> Own:
                 },
             }
 
-    return Own(ExpectFigureToBeBetween, ExpectEveryColumnToBe)
+    return Own(ExpectFigureToBeBetween, ExpectEveryColumnToBe, ExpectSummaryToBeBetween, ExpectValuesToBe)
+
+
+def _within(value: float, least: float | None, most: float | None) -> bool:
+    return (least is None or value >= least) and (most is None or value <= most)
 
 
 def _as_json(value: Any) -> Any:

@@ -469,21 +469,25 @@ def column_expectations() -> "Sequence[Expectation]":
 
 def class_expectations(contract: DatasetContract, least: int, most: int | None) -> "Sequence[Expectation]":
     """What the labels owe together: every class there and no other, none with more than its share, enough rows."""
-    import great_expectations.expectations as gxe
-
+    own = own_expectations()
     return [
-        gxe.ExpectColumnDistinctValuesToEqualSet(
+        own.values(
             column="label",
             value_set=[str(label) for label in range(contract.classes)],
             description="classes: each should be there, and no other label",
         ),
-        gxe.ExpectColumnMaxToBeBetween(
+        own.summary(
             column="share",
+            summary="largest",
             max_value=contract.maximum_class_share,
             description=f"shares: no class should have more than {contract.maximum_class_share:.0%} of the rows",
         ),
-        gxe.ExpectColumnSumToBeBetween(
-            column="rows", min_value=least, max_value=most, description="rows: there should be enough, of all classes"
+        own.summary(
+            column="rows",
+            summary="sum",
+            min_value=least,
+            max_value=most,
+            description="rows: there should be enough, of all classes",
         ),
     ]
 
@@ -616,7 +620,7 @@ def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[s
         most = "least" if end == "min_value" else "most"
         return f"{subject}: {found}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
     if "value_set" in kwargs:
-        lacking, strange = (", ".join(sorted(result[f"partial_{which}_list"])) for which in ("missing", "unexpected"))
+        lacking, strange = (", ".join(result[which]) for which in ("missing", "unexpected"))
         received = " and ".join([*([f"no {lacking}"] if lacking else []), *([f"{strange} besides"] if strange else [])])
         return f"{says}; expected {', '.join(kwargs['value_set'])}, received {received}"
     return f"{says}; expected {_bound(kwargs)}, received {result.get('observed_value')}"
