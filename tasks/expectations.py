@@ -87,8 +87,8 @@ class Own(NamedTuple):
     found is ``"=="``, ``">="`` or ``"<="`` what is owed, where both are there.
     summary: ``ExpectSummaryToBeBetween(column, summary, min_value, max_value)``: the ``"largest"`` value of a column of
     the frame, where there is one, or the ``"sum"`` of all is between the two, where these are given.
-    values: ``ExpectValuesToBe(column, value_set)``: the values of a column of the frame are those of the set, all of
-    them and no others.
+    values: ``ExpectValuesToBe(column, value_set)``: the values of a column of the frame, text, are those of the set,
+    all of them and no others.
     """
 
     figure: "type[Expectation]"
@@ -164,9 +164,9 @@ def own_expectations() -> Own:
             return {
                 "success": found == owed,
                 "result": {
-                    "observed_value": sorted(found),
-                    "missing": sorted(owed - found),
-                    "unexpected": sorted(found - owed),
+                    "observed_value": _listed(found),
+                    "missing": _listed(owed - found),
+                    "unexpected": _listed(found - owed),
                 },
             }
 
@@ -195,6 +195,12 @@ def own_expectations() -> Own:
             }
 
     return Own(ExpectFigureToBeBetween, ExpectEveryColumnToBe, ExpectSummaryToBeBetween, ExpectValuesToBe)
+
+
+def _listed(values: set[str]) -> str:
+    """Whole numbers by their size. A column of something else, such as ids, may have as many as there are rows."""
+    ordered = sorted(values, key=lambda value: (len(value), value))
+    return ", ".join(ordered[:_SHOWN]) + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
 
 
 def _within(value: float, least: float | None, most: float | None) -> bool:

@@ -620,7 +620,7 @@ def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[s
         most = "least" if end == "min_value" else "most"
         return f"{subject}: {found}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
     if "value_set" in kwargs:
-        lacking, strange = (", ".join(result[which]) for which in ("missing", "unexpected"))
+        lacking, strange = result["missing"], result["unexpected"]
         received = " and ".join([*([f"no {lacking}"] if lacking else []), *([f"{strange} besides"] if strange else [])])
         return f"{says}; expected {', '.join(kwargs['value_set'])}, received {received}"
     return f"{says}; expected {_bound(kwargs)}, received {result.get('observed_value')}"

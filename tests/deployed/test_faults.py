@@ -123,7 +123,8 @@ class Scene:
         """What happens in the block finds training at work, however long it takes to arrive: the process that trains
         stands still until the one that has it train has ended."""
         flow = self.flow_process(self.child)
-        (trainer,) = (each for each in self.processes(self.child) if fit.__name__ in each.cmdline())
+        trainer = next((each for each in self.processes(self.child) if _runs(each, fit.__name__)), None)
+        assert trainer is not None, "training was over before it could be held"
         trainer.suspend()
         try:
             yield
@@ -176,9 +177,16 @@ def _parameters(seed: int, epochs: int, artifacts: Path) -> dict[str, Any]:
     }
 
 
+def _runs(process: psutil.Process, module: str) -> bool:
+    try:
+        return module in process.cmdline()
+    except psutil.Error:
+        return False
+
+
 def _has_ended(process: psutil.Process) -> bool:
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
@@ -250,6 +258,7 @@ class Fault:
 FAULTS = [
     Fault("kill -9 of the training's process", _kill_flow_process, "Crashed", "Failed"),
     Fault("kill -9 of the main flow's process", _kill_parents_flow_process, "Completed", "Crashed"),
+    # Training is not held: the flow's process learns of it only when training next tells it something.
     Fault("kill -9 of the gpu worker", _kill_worker, "Crashed", "Failed"),
     Fault("kill -9 of the training's process and the gpu worker", _kill_both, "Crashed", "Failed", True),
     Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, arrives_late=True),

@@ -90,7 +90,6 @@ def _with(column: str, value: object, dtype: str) -> Callable[[pd.DataFrame], pd
             ["rows: there should be enough, of all classes; expected >= 6, received 5"],
             id="too few rows",
         ),
-        pytest.param(lambda frame: frame[:0], ["rows"], id="no rows"),
     ],
 )  # fmt: skip
 def test_a_broken_clause_is_named(
@@ -170,6 +169,14 @@ _LARGEST = "largest values: none should be above the bound of its column; broken
             ],
             id="many columns too many",
         ),
+        pytest.param(
+            lambda frame: frame[:0],
+            [
+                "classes: each should be there, and no other label; expected 0, 1, 2, received no 0, 1, 2",
+                "rows: there should be enough, of all classes; expected >= 6, received 0",
+            ],
+            id="no rows",
+        ),
     ],
 )
 def test_what_is_not_broken_is_not_named(
@@ -182,6 +189,12 @@ def test_labels_that_are_lists_are_told(tiny_contract: DatasetContract, tmp_path
     broken = _judge(_table().assign(label=[[0]] * 12), tiny_contract, tmp_path)
     assert broken[0].startswith(f"{_TYPES} label (type list")
     assert "received no 0, 1, 2 and [0] besides" in "; ".join(broken)
+
+
+def test_of_many_labels_that_are_none_the_first_are_told(tiny_contract: DatasetContract, tmp_path: Path) -> None:
+    broken = _judge(_table(3000).assign(label=np.arange(3000)), tiny_contract, tmp_path)
+    told = ", ".join(str(label) for label in range(3, 23))
+    assert f"no other label; expected 0, 1, 2, received {told} and 2977 more besides" in "; ".join(broken)
 
 
 def test_an_expectation_that_cannot_be_judged_is_broken_and_says_why() -> None:
