@@ -154,14 +154,14 @@ def end(processes: Sequence[psutil.Process], patience: float) -> None:
 
 def _left_of(processes: Sequence[psutil.Process], patience: float) -> list[psutil.Process]:
     deadline = time.monotonic() + patience
-    left = [process for process in processes if not _ended(process)]
+    left = [process for process in processes if not has_ended(process)]
     while left and time.monotonic() < deadline:
         time.sleep(_SECONDS_BETWEEN_QUESTIONS)
-        left = [process for process in left if not _ended(process)]
+        left = [process for process in left if not has_ended(process)]
     return left
 
 
-def _ended(process: psutil.Process) -> bool:
+def has_ended(process: psutil.Process) -> bool:
     """A zombie has: nobody but its parent can do more about it."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

@@ -23,6 +23,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
+from cli.server_process import has_ended
 from tasks import fit
 from tasks.store import check_version, read_manifest, store_folder, version_numbers
 from tests.deployed.conftest import Deployed, deployed_at, stop
@@ -128,7 +129,7 @@ class Scene:
         trainer.suspend()
         try:
             yield
-            self.deployed.soon(lambda: _has_ended(flow))
+            self.deployed.soon(lambda: has_ended(flow))
         finally:
             with suppress(psutil.NoSuchProcess):  # it was killed where it stood
                 trainer.resume()
@@ -182,13 +183,6 @@ def _runs(process: psutil.Process, module: str) -> bool:
         return module in process.cmdline()
     except psutil.Error:
         return False
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _whole_store(artifacts: Path) -> list[dict[str, Any]]:
