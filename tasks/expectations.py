@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -200,7 +200,12 @@ def own_expectations() -> Own:
 def _listed(values: set[str]) -> str:
     """Whole numbers by their size. A column of something else, such as ids, may have as many as there are rows."""
     ordered = sorted(values, key=lambda value: (len(value), value))
-    return ", ".join(ordered[:_SHOWN]) + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
+    return first_of(ordered, _SHOWN)
+
+
+def first_of(values: Sequence[str], shown: int) -> str:
+    """As many as are ``shown``, and how many more there are."""
+    return ", ".join(values[:shown]) + (f" and {len(values) - shown} more" if len(values) > shown else "")
 
 
 def _within(value: float, least: float | None, most: float | None) -> bool:

@@ -35,7 +35,7 @@ from tasks.duplicates import (
     report,
     sketch,
 )
-from tasks.expectations import fresh_context, own_expectations
+from tasks.expectations import first_of, fresh_context, own_expectations
 from tasks.profile import (
     PROFILE_NAME,
     Figure,
@@ -305,8 +305,7 @@ def _constant_columns(scan: Scan, contract: DatasetContract, reference: ImagePro
     constant = pixels["column"][
         (pixels["minimum"] == pixels["maximum"]).to_numpy() & (lit | (by_chance < 1e-6))
     ].tolist()
-    shown = ", ".join(constant[:5]) + (f" and {len(constant) - 5} more" if len(constant) > 5 else "")
-    return Figure(len(constant) / contract.pixels, shown)
+    return Figure(len(constant) / contract.pixels, first_of(constant, 5))
 
 
 def leak_figures(found: npt.NDArray[np.uint8]) -> dict[str, Figure]:
@@ -607,13 +606,11 @@ def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[s
             return f"{config['type']} of {profile}.{subject} could not be judged: {info['exception_message']}"
     says = config["description"]
     if "owed" in kwargs:
-        places = result["unexpected_index_list"]
-        shown = []
-        for row in places[:5]:
+        places = []
+        for row in result["unexpected_index_list"]:
             of, value, bound = _place(kwargs, row)
-            shown.append(f"{row['column']} ({f'{of}{value}, ' if of else ''}expected {bound})")
-        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        return f"{says}; broken by {', '.join(shown)}{more}"
+            places.append(f"{row['column']} ({f'{of}{value}, ' if of else ''}expected {bound})")
+        return f"{says}; broken by {first_of(places, 5)}"
     if "figure" in kwargs:
         (end, bound) = next((end, kwargs[end]) for end in ("min_value", "max_value") if kwargs.get(end) is not None)
         found = f"{config['notes']}; " if config.get("notes") else ""
