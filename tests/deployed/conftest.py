@@ -136,11 +136,11 @@ class Deployed:
 
         return self.soon(ended)
 
-    def soon(self, look: Callable[[], Any], seconds: float = _SECONDS_FOR_A_RUN) -> Any:
+    def soon(self, look: Callable[[], Any], seconds: float = _SECONDS_FOR_A_RUN, every: float = 0.3) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := look()):
             assert time.monotonic() < deadline, "it never happened"
-            time.sleep(0.3)
+            time.sleep(every)
         return found
 
     def runs_of(self, name: str) -> list[FlowRun]:

@@ -30,10 +30,10 @@ After each of them, which the tests demand:
 What waits about two minutes waits for the automation that marks runs without a heartbeat crashed
 ([events.md](events.md)): neither the process nor its worker was left to tell the server, and Prefect alone would leave
 them running for ever. While the server or its database is away, a run tries again for about a minute. A cancelled
-parent takes its child along at the server's next round. A cancel and a SIGTERM find training held (SIGSTOP) until they
-have arrived: that of the sample would be over by then. All versions of a database are in one store, whose files are
-hashed after each fault; `fashion-ann verify --all` loads them at the end. The full disk is a small tmpfs that holds the
-artifacts, which needs root.
+parent takes its child along at the server's next round. Training is held (SIGSTOP) after a few epochs and goes on with
+the fault; a cancel and a SIGTERM find it held until they have arrived: that of the sample would be over by then. All
+versions of a database are in one store, whose files are hashed after each fault; `fashion-ann verify --all` loads them
+at the end. The full disk is a small tmpfs that holds the artifacts, which needs root.
 
 {rows}
 

@@ -9,7 +9,7 @@ ingested is shared by what they make.
 import json
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -74,7 +74,8 @@ def site(
 
 
 class Scene:
-    """A run whose training goes on on the gpu worker."""
+    """A run in the middle of its training on the gpu worker: the process that trains stands still (SIGSTOP) until it is
+    told to go on, so that no speed of the machine decides what a fault finds."""
 
     def __init__(self, site: Site, artifacts: Path | None = None) -> None:
         self.site = site
@@ -84,7 +85,11 @@ class Scene:
         self.worker = site.demand_worker()
         before = set(self._checkpoints())
         self.parent = self.start()
-        self.epochs_done = self.deployed.soon(lambda: self._epochs_kept(before))
+        # Seconds before its first epoch. From there on the server is not asked: its answer may take all of training.
+        self.trainer = self.deployed.soon(self._trainer)
+        self.epochs_done = self.deployed.soon(lambda: self._epochs_kept(before), every=0.01)
+        self.trainer.suspend()
+        self.deployed.soon(self._trainer_stands, every=0.01)
         (self.child,) = self.deployed.children(self.parent)
 
     def start(self) -> FlowRun:
@@ -94,15 +99,30 @@ class Scene:
     def _checkpoints(self) -> list[Path]:
         return list(self.artifacts.glob("checkpoints/*.npz"))
 
+    def _trainer(self) -> psutil.Process | None:
+        """The process that trains for this server; there is one run at a time."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if fit.__name__ in process.cmdline() and process.environ().get("PREFECT_API_URL") == self.deployed.url:
+                    return process
+        return None
+
+    def _trainer_stands(self) -> bool:
+        assert not has_ended(self.trainer), "training was over before it could be held"
+        return bool(self.trainer.status() == psutil.STATUS_STOPPED)
+
     def _epochs_kept(self, before: set[Path]) -> int:
         """How many epochs the checkpoint holds; a fault comes after some of them."""
+        assert not has_ended(self.trainer), "training was over before it could be held"
         for checkpoint in set(self._checkpoints()) - before:
             with np.load(checkpoint, allow_pickle=False) as saved:
                 epochs = len(json.loads(saved["history"].tobytes()))
             return epochs if epochs >= 3 else 0
-        parent = self.deployed.client.read_flow_run(self.parent.id)
-        assert parent.state is None or not parent.state.is_final(), parent.state
         return 0
+
+    def let_train(self) -> None:
+        with suppress(psutil.NoSuchProcess):  # it was killed where it stood
+            self.trainer.resume()
 
     def processes(self, *runs: FlowRun) -> list[psutil.Process]:
         """Those that a worker started for the runs, and what these started, whoever their parents are by now."""
@@ -118,21 +138,6 @@ class Scene:
 
     def flow_process(self, run: FlowRun) -> psutil.Process:
         return self.processes(run)[0]
-
-    @contextmanager
-    def training_held(self) -> Iterator[None]:
-        """What happens in the block finds training at work, however long it takes to arrive: the process that trains
-        stands still until the one that has it train has ended."""
-        flow = self.flow_process(self.child)
-        trainer = next((each for each in self.processes(self.child) if _runs(each, fit.__name__)), None)
-        assert trainer is not None, "training was over before it could be held"
-        trainer.suspend()
-        try:
-            yield
-            self.deployed.soon(lambda: has_ended(flow))
-        finally:
-            with suppress(psutil.NoSuchProcess):  # it was killed where it stood
-                trainer.resume()
 
     def demand_no_process_left(self, *runs: FlowRun) -> None:
         # Its last word and its end are not one moment.
@@ -178,13 +183,6 @@ def _parameters(seed: int, epochs: int, artifacts: Path) -> dict[str, Any]:
     }
 
 
-def _runs(process: psutil.Process, module: str) -> bool:
-    try:
-        return module in process.cmdline()
-    except psutil.Error:
-        return False
-
-
 def _whole_store(artifacts: Path) -> list[dict[str, Any]]:
     """The manifests of all versions, each file of which has its digest."""
     root = store_folder(artifacts, "fashion-mnist")
@@ -217,6 +215,7 @@ def _terminate_worker(now: Scene) -> None:
 
 
 def _kill_server(now: Scene) -> None:
+    now.let_train()  # what it tells of itself finds no server
     now.deployed.server.kill()
     now.deployed.server.wait()
     now.deployed.start_server()
@@ -224,6 +223,7 @@ def _kill_server(now: Scene) -> None:
 
 def _restart_postgres(now: Scene) -> None:
     assert now.site.postgres is not None
+    now.let_train()
     now.site.postgres.restart(seconds_away=5)
     now.deployed.await_server()
 
@@ -238,8 +238,8 @@ def _cancel_child(now: Scene) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, how child and parent have to end, whether the automation for dead runs has to tell so, and whether
-    training has to be held until the fault arrives: else it may be over by then."""
+    """What happens while training stands still, how child and parent have to end, whether the automation for dead runs
+    has to tell so, and whether it takes a while to arrive: training stands still until then, as it would be over."""
 
     name: str
     happen: Callable[[Scene], None]
@@ -252,7 +252,7 @@ class Fault:
 FAULTS = [
     Fault("kill -9 of the training's process", _kill_flow_process, "Crashed", "Failed"),
     Fault("kill -9 of the main flow's process", _kill_parents_flow_process, "Completed", "Crashed"),
-    # Training is not held: the flow's process learns of it only when training next tells it something.
+    # The flow's process learns of it only when training next tells it something.
     Fault("kill -9 of the gpu worker", _kill_worker, "Crashed", "Failed"),
     Fault("kill -9 of the training's process and the gpu worker", _kill_both, "Crashed", "Failed", True),
     Fault("SIGTERM to the gpu worker", _terminate_worker, "Crashed", "Failed", True, arrives_late=True),
@@ -266,8 +266,13 @@ RESTART = Fault("Postgres restarted, 5 s away", _restart_postgres, "Completed", 
 def _is_felt(fault: Fault, site: Site, record_row: Callable[[Row], None]) -> None:
     now = Scene(site)
     happened = datetime.now(UTC)
-    with now.training_held() if fault.arrives_late else nullcontext():
+    flow = now.flow_process(now.child)
+    try:
         fault.happen(now)
+        if fault.arrives_late:
+            site.deployed.soon(lambda: has_ended(flow))
+    finally:
+        now.let_train()
     child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
     assert (child.state_name, parent.state_name) == (fault.child, fault.parent), (child.state, parent.state)
     assert ("No heartbeat for" in str(child.state and child.state.message)) == fault.marked_by_automation, child.state
@@ -328,6 +333,7 @@ def test_a_full_disk_fails_both_runs_with_its_name_and_the_next_goes_on(
     now = Scene(site, small_disk / "artifacts")
     happened = datetime.now(UTC)
     filler = _fill(small_disk)
+    now.let_train()
     child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
     assert (child.state_name, parent.state_name) == ("Failed", "Failed"), (child.state, parent.state)
     assert "No space left on device" in str(parent.state and parent.state.message)
@@ -351,6 +357,7 @@ def test_two_runs_of_the_same_at_once_train_once(site: Site, record_row: Callabl
     now = Scene(site)
     happened = datetime.now(UTC)
     second = now.start()
+    now.let_train()
     parent, other = site.deployed.end_of(now.parent.id), site.deployed.end_of(second.id)
     assert (parent.state_name, other.state_name) == ("Completed", "Nothing new"), (parent.state, other.state)
     child = site.deployed.end_of(now.child.id)
