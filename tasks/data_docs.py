@@ -11,14 +11,18 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from schemas.contract import Split
 from tasks.expectations import fresh_context
 from tasks.stage import digest_of, remove_path
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 DATA_DOCS_FOLDER = "data_docs"
 INDEX_NAME = "index.html"
@@ -89,15 +93,8 @@ def _build(site: Path) -> None:
         ExpectationSuiteIdentifier,
         ValidationResultIdentifier,
     )
+    from great_expectations.render.renderer.site_builder import SiteBuilder
 
-    context.variables.data_docs_sites = {
-        "artifacts": {
-            "class_name": "SiteBuilder",
-            "show_how_to_buttons": False,
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)},
-        }
-    }
     links = []
     for path in sorted((site / _VERDICTS_FOLDER).glob("*.json")):
         stored = json.loads(path.read_bytes())
@@ -117,7 +114,11 @@ def _build(site: Path) -> None:
                     suite_name=name,
                 ),
             )
-    context.build_data_docs()
+    pages = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)}
+    builder = SiteBuilder(context, pages, site_name="artifacts", show_how_to_buttons=False)
+    for section in (*builder.site_section_builders.values(), builder.site_index_builder):
+        section.view_class.env = _templates()
+    builder.build()
     style = _style()
     for page in site.rglob("*.html"):
         up = "../" * (len(page.relative_to(site).parts) - 1)
@@ -128,6 +129,15 @@ def _build(site: Path) -> None:
         for address, name, verdict in links
     )
     index.write_text(_TITLE_END.sub(rf"<ul>{listed}</ul>\1", index.read_text("utf-8"), count=1), "utf-8")
+
+
+@cache
+def _templates() -> "Environment":
+    """Those of all views, kept, since it keeps what it has compiled: most of what a page costs."""
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    environment: Environment = DefaultJinjaPageView().env
+    return environment
 
 
 def _told(verdict: Mapping[str, Any]) -> str:
