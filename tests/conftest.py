@@ -1,15 +1,8 @@
-"""What every test may use: the committed sample of the real data, and the stages' outputs made from it."""
+"""How the tests run, whoever runs them; what they are given is in tests/sample.py."""
 
 import gc
 import importlib
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
-from typing import Any
 
 # Before anything imports a backend or Great Expectations.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,21 +13,12 @@ for name in ("FASHION_ANN_DATA_DIR", "FASHION_ANN_ARTIFACTS_DIR", "PREFECT_API_U
 
 import pytest
 
-from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
-from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
-from tasks.device import set_up_backend
-from tasks.evaluate import evaluate
-from tasks.fetch import fetch
-from tasks.ingest import ingest
-from tasks.prepare import prepare
-from tasks.store import add_version, append_event, store_folder, store_lock
-from tasks.train import train
-from tasks.validate import validate
-from tasks.version import version
-from tests.stored import event, fill, stated
 
-SAMPLE = Path(__file__).parent / "data"
+def pytest_configure(config: pytest.Config) -> None:
+    # One that only hands tests out to others, pytest-xdist's first process, would import all stages for nothing, and
+    # the others start only then.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.register(importlib.import_module("tests.sample"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,140 +51,3 @@ def pytest_collection_finish() -> None:
     """What was imported stays: it need not be looked through for garbage, again and again."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture
-def tiny_contract() -> DatasetContract:
-    """Images of 2 x 2 pixels in 3 classes, 6 rows at least."""
-    return replace(
-        FASHION_MNIST,
-        height=2,
-        width=2,
-        class_names=("a", "b", "c"),
-        minimum_rows=MappingProxyType({"train": 6, "test": 6}),
-        reference=None,
-    )
-
-
-@pytest.fixture(scope="session")
-def small_config() -> TrainingConfig:
-    """Quick to train, with a validation split of 100 rows."""
-    return TrainingConfig(epochs=3, batch_size=64, validation_size=100, seed=7)
-
-
-@pytest.fixture(scope="session")
-def sample_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artifacts folder that the session's stage outputs lie in; stages add to it, nothing takes from it.
-
-    One for all workers of pytest-xdist: as with any runs at once, whoever comes first makes an output for the others.
-    """
-    folder = tmp_path_factory.getbasetemp()
-    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "sample-artifacts"
-
-
-@pytest.fixture(scope="session")
-def sample_csvs() -> dict[Split, CsvFile]:
-    return fetch.fn("fashion-mnist", SAMPLE)
-
-
-@pytest.fixture(scope="session")
-def sample_data(sample_csvs: dict[Split, CsvFile], sample_artifacts: Path) -> dict[Split, ValidatedSplit]:
-    parquet = {split: ingest.fn(sample_csvs[split], "fashion-mnist", sample_artifacts) for split in SPLITS}
-    train = validate.fn(parquet["train"], "fashion-mnist", sample_artifacts)
-    return {"train": train, "test": validate.fn(parquet["test"], "fashion-mnist", sample_artifacts, train)}
-
-
-@pytest.fixture(scope="session")
-def sample_prepared(
-    sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path, small_config: TrainingConfig
-) -> PreparedData:
-    return prepare.fn(
-        sample_data["train"],
-        sample_data["test"],
-        "fashion-mnist",
-        small_config.validation_size,
-        small_config.seed,
-        sample_artifacts,
-    )
-
-
-@pytest.fixture(scope="session")
-def backend() -> None:
-    """What imports the backend as whoever trains does: by itself Keras imports all that it finds, for seconds."""
-    set_up_backend(0)
-
-
-@pytest.fixture(scope="session")
-def sample_trained(
-    backend: None,
-    sample_prepared: PreparedData,
-    sample_artifacts: Path,
-    small_config: TrainingConfig,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> TrainedModel:
-    with _here(tmp_path_factory):
-        return train.fn(sample_prepared, small_config, sample_artifacts)
-
-
-@pytest.fixture(scope="session")
-def sample_version(
-    sample_data: dict[Split, ValidatedSplit],
-    sample_prepared: PreparedData,
-    sample_trained: TrainedModel,
-    small_config: TrainingConfig,
-    sample_artifacts: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """The folder of a version that the stages made of the sample; read it only."""
-    artifacts = tmp_path_factory.mktemp("version")
-    floor = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
-    with _here(tmp_path_factory):
-        judged = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
-        return version.fn(sample_data, sample_prepared, sample_trained, judged, small_config, floor, artifacts).path
-
-
-@pytest.fixture(scope="module")
-def in_this_process(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What has a process of its own runs here all the same: each process imports the backend, which takes seconds."""
-    with _here(tmp_path_factory):
-        yield
-
-
-@contextmanager
-def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """As `in_this_process`, for as long as the block lasts."""
-
-    @contextmanager
-    def here(module: str, job: dict[str, Any]) -> Iterator[SimpleNamespace]:
-        main = importlib.import_module(module).main
-        yield SimpleNamespace(result=lambda on_event=lambda event: None: main(job, on_event))
-
-    with pytest.MonkeyPatch.context() as patch:
-        for starter in ("tasks.train", "tasks.judge"):
-            patch.setattr(f"{starter}.own_process", here)
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a process would take it with it
-        patch.setattr("tasks.ahead.begin", lambda module: None)
-        yield
-
-
-@pytest.fixture(scope="session")
-def two_versions(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifacts folder whose store holds two untrained versions that disagree, 1 of them champion; read it only."""
-    from tasks.network import build_network, topology_bytes
-
-    artifacts = tmp_path_factory.mktemp("two-versions")
-    root = store_folder(artifacts, FASHION_MNIST.name)
-
-    def write(folder: Path, number: int) -> dict[str, Any]:
-        set_up_backend(number)
-        model = build_network(FASHION_MNIST, dropout=0.5)
-        (folder / "topology.json").write_bytes(topology_bytes(model))
-        model.save_weights(folder / "model.weights.h5")
-        fill(folder)
-        return stated()
-
-    with store_lock(root):
-        for _ in range(2):
-            add_version(root, write)
-        append_event(root, event(1))
-    return artifacts

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from cli.server_process import environment, free_port, stop_tree, wait_until_healthy
 from schemas.config import PROJECT_ROOT
-from tests.conftest import SAMPLE
+from tests.sample import SAMPLE
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS_FOR_THE_SERVER = 120

@@ -16,7 +16,7 @@ from cli.doctor import Check, Pool, examine
 from cli.main import main
 from schemas.config import PROJECT_ROOT
 from tasks.store import append_event, store_folder, version_folder
-from tests.conftest import SAMPLE
+from tests.sample import SAMPLE
 from tests.stored import add_stored, event
 
 NAMES = ["python", "lock", "gpu", "prefect", "pools", "disk", "data", "store"]

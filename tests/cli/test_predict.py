@@ -15,7 +15,7 @@ import pytest
 from tasks import predict
 from tasks.store import store_folder, version_folder
 from tests.cli.test_main import _run
-from tests.conftest import SAMPLE
+from tests.sample import SAMPLE
 
 IMAGES = str(SAMPLE / "fashion-mnist_test.csv.gz")
 

@@ -23,9 +23,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from cli.server_process import free_port, hear_interrupts
 from schemas.config import PROJECT_ROOT
-from tests.conftest import SAMPLE
 from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluster
 from tests.deployed.table import DATABASES, Row, write_table
+from tests.sample import SAMPLE
 
 _SECONDS_FOR_A_RUN = 600
 _FAULTS, _ROW = "test_faults.py", "row of the table of faults"

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect.client.schemas.objects import FlowRun
 
-from tests.conftest import SAMPLE
 from tests.deployed.conftest import Deployed
+from tests.sample import SAMPLE
 
 NIGHTLY, ON_NEW_DATA = "train-fashion-mnist/nightly", "train-fashion-mnist/on-new-data"
 QUICK = {

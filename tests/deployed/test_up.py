@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import SAMPLE
 from tests.deployed.postgres import Postgres
+from tests.sample import SAMPLE
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "artifacts", "data", "*.egg-info", "prefect.toml")

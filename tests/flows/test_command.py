@@ -18,8 +18,8 @@ import pytest
 from filelock import FileLock
 
 from tasks.store import list_versions, show_version, store_folder
-from tests.conftest import SAMPLE
 from tests.flows.conftest import Command
+from tests.sample import SAMPLE
 
 # The floor is for 60,000 images: a thousand teach less.
 NO_FLOOR = ("--minimum-accuracy", "0", "--minimum-recall", "0")

@@ -22,7 +22,7 @@ from flows.endings import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch import EVENT
-from tests.conftest import SAMPLE
+from tests.sample import SAMPLE
 
 DEPLOYMENTS = {
     "train-fashion-mnist/on-demand",

@@ -14,7 +14,7 @@ from flows.predict_fashion_mnist import predict_fashion_mnist
 from schemas.errors import DataContractError
 from schemas.references import Predictions
 from tasks.predict import predict_csv
-from tests.conftest import SAMPLE
+from tests.sample import SAMPLE
 
 IMAGES = SAMPLE / "fashion-mnist_test.csv.gz"
 

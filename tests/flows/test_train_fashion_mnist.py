@@ -17,7 +17,7 @@ from schemas.errors import DeviceUnavailable
 from schemas.references import ModelVersion
 from tasks.device import gpu_in_sight
 from tasks.store import list_versions, show_version, store_folder
-from tests.conftest import SAMPLE
+from tests.sample import SAMPLE
 
 STAGES = ["ingest", "validate", "ingest", "validate", "prepare", "train", "evaluate"]
 

@@ -16,7 +16,7 @@ from flows.watch_data import watch_data
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import SPLITS
 from tasks.watch import EVENT
-from tests.conftest import SAMPLE
+from tests.sample import SAMPLE
 
 
 @pytest.fixture

@@ -79,9 +79,11 @@ def demand_the_verdict_of_csv(content: bytes, folder: Path) -> Verdict:
     header, *records = _records(text)
     names = [name.strip(" ") for name in header.cells]
     assert sorted(names) == sorted(TINY.columns)
-    bad = {row["line"]: row for row in quarantined(quarantine)} if quarantine.exists() else {}
+    set_aside = quarantined(quarantine) if quarantine.exists() else []
+    bad = {row["line"]: row for row in set_aside}
     assert len(bad) == facts.quarantined
-    rows = iter(values(target))
+    kept = values(target)
+    rows = iter(kept)
     if facts.quarantined + facts.rows < len(records):
         records = records[: _end_of_rows(records)]
     assert facts.quarantined + facts.rows == len(records)
@@ -98,21 +100,20 @@ def demand_the_verdict_of_csv(content: bytes, folder: Path) -> Verdict:
     assert not bad
     assert next(rows, None) is None
     if not facts.quarantined:
-        return "taken" if _whole(text) == values(target) else _fail("csv reads the whole file in another way")
+        return "taken" if _whole(text) == kept else _fail("csv reads the whole file in another way")
 
-    before = quarantined(quarantine)
     target.unlink()
     quarantine.unlink()
     try:
         ingest_csv(reference, target, quarantine, TINY)
     except DataContractError as error:
         first = error.problems[0]
-        assert (first.line, first.column, first.file) == (before[0]["line"], before[0]["column"], source.name)
-        assert error.count == sum(row["bad_cells"] for row in before)
+        assert (first.line, first.column, first.file) == (set_aside[0]["line"], set_aside[0]["column"], source.name)
+        assert error.count == sum(row["bad_cells"] for row in set_aside)
     else:
         _fail("bad rows were taken")
     assert {path.name for path in folder.iterdir()} == {source.name, quarantine.name}
-    assert quarantined(quarantine) == before
+    assert quarantined(quarantine) == set_aside
     return "bad row"
 
 

@@ -3,8 +3,9 @@
 import gzip
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from tasks import predict as module
 from tasks.predict import in_batches, predict, predict_csv
 from tasks.stage import sha256_file
 from tasks.store import read_manifest, store_folder, version_folder
-from tests.conftest import SAMPLE
 from tests.memory import peak_bytes
 from tests.plain_keras import plain_network
+from tests.sample import SAMPLE
 
 LINES = gzip.decompress((SAMPLE / "fashion-mnist_test.csv.gz").read_bytes()).splitlines()  # a header, 200 rows
 PROBABILITIES = [f"p{label}" for label in range(10)]
@@ -39,6 +40,19 @@ def put(folder: Path, lines: list[bytes], name: str = "images.csv") -> Path:
     path = folder / name
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once(two_versions: Path) -> Iterator[None]:
+    """Nothing changes these two versions, so each is loaded once and not with each of the tests."""
+    load, kept = module.load_version, cache(module.load_version)
+
+    def load_or_kept(root: Path, version: str) -> Any:
+        return (kept if root.is_relative_to(two_versions) else load)(root, version)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_version", load_or_kept)
+        yield
 
 
 @pytest.fixture

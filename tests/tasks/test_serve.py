@@ -25,7 +25,7 @@ def test_the_named_version_is_loaded_with_its_own_weights(root: Path, name: str,
     plain = plain_network(folder)
     assert manifest["version"] == number
     images = np.random.default_rng(0).random((32, 784), dtype=np.float32)
-    np.testing.assert_array_equal(model.predict(images, verbose=0), plain.predict(images, verbose=0))
+    np.testing.assert_array_equal(model(images), plain(images))
 
 
 def test_the_backend_is_set_up_before_the_network_is_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def baseline(fit: Callable[..., tuple[Any, list[Figures]]]) -> tuple[Any, list[F
 
 # A learning rate that soon overshoots on 900 images.
 STOPS_EARLY = TrainingConfig(
-    epochs=60, batch_size=32, learning_rate=0.02, weight_decay=0, dropout=0, early_stopping=2, seed=7
+    epochs=60, batch_size=32, learning_rate=0.02, weight_decay=0, dropout=0.1, early_stopping=2, seed=7
 )
 
 
@@ -92,47 +92,12 @@ def test_a_seed_gives_the_same_weights_again(baseline: tuple[Any, list[Figures]]
     assert _weights(load_network(folder / "topology.json", folder / "model.weights.h5")) == _weights(baseline[0])
 
 
-class _Killed(Exception):
-    pass
-
-
-def test_training_resumed_from_its_checkpoint_ends_in_the_same_weights(
-    fit: Callable[..., tuple[Any, list[Figures]]], baseline: tuple[Any, list[Figures]], tmp_path: Path
-) -> None:
-    uninterrupted, figures = baseline
-    epochs: list[int] = []
-
-    def stop_after_two(epoch: int, _: Figures) -> None:
-        epochs.append(epoch)
-        if epoch == 2:
-            raise _Killed
-
-    checkpoint = tmp_path / "checkpoint.npz"
-    with pytest.raises(_Killed):
-        fit(checkpoint=checkpoint, on_epoch=stop_after_two)
-    resumed, history = fit(checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
-    assert epochs == [1, 2, 3]
-    assert _weights(resumed) == _weights(uninterrupted)
-    for one, other in zip(history, figures, strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
-
-
-def test_a_damaged_checkpoint_is_said_and_training_starts_anew(
-    fit: Callable[..., tuple[Any, list[Figures]]],
-    baseline: tuple[Any, list[Figures]],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    checkpoint = tmp_path / "checkpoint.npz"
-    checkpoint.write_bytes(b"PK\x03\x04 cut off")
-    model, history = fit(checkpoint=checkpoint)
-    assert f"{checkpoint} is damaged, training starts anew" in caplog.text
-    assert len(history) == 3
-    assert _weights(model) == _weights(baseline[0])
-
-
 def _empty(path: Path) -> None:
     path.touch()
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(b"PK\x03\x04 cut off")
 
 
 def _of_another_network(path: Path) -> None:
@@ -144,7 +109,7 @@ def _of_another_network(path: Path) -> None:
     np.savez(path, **arrays, **{"best.00": values[0], "history": np.frombuffer(history, np.uint8)})
 
 
-@pytest.mark.parametrize("damage", [_empty, _of_another_network])
+@pytest.mark.parametrize("damage", [_empty, _cut_off, _of_another_network])
 def test_of_a_damaged_checkpoint_nothing_is_taken(
     damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,6 +126,16 @@ def test_of_a_damaged_checkpoint_nothing_is_taken(
         np.testing.assert_array_equal(value, was)
 
 
+def test_another_seed_gives_other_first_weights_and_another_order() -> None:
+    weights, orders = [], []
+    for seed in (7, 9):
+        set_up_backend(seed)
+        weights.append(_weights(build_network(FASHION_MNIST, dropout=0)))
+        orders.append(row_batches(np.zeros(100, np.int32), TrainingConfig(seed=seed))[0][0].tolist())
+    assert weights[0] != weights[1]
+    assert orders[0] != orders[1]
+
+
 def test_early_stopping_keeps_the_best_epoch(
     stopped_early: tuple[Any, list[Figures]], sample_prepared: PreparedData
 ) -> None:
@@ -172,44 +147,48 @@ def test_early_stopping_keeps_the_best_epoch(
     assert model.evaluate(images, labels, batch_size=1_000, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_early_stopping_resumed_after_its_best_epoch_keeps_that_epoch(
+class _Stopped(Exception):
+    pass
+
+
+def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_stopped(
     fit: Callable[..., tuple[Any, list[Figures]]], stopped_early: tuple[Any, list[Figures]], tmp_path: Path
 ) -> None:
-    uninterrupted, history = stopped_early
-    last = len(history)
+    uninterrupted, figures = stopped_early
+    last = len(figures)
+    checkpoint = tmp_path / "checkpoint.npz"
+    epochs: list[int] = []
 
     def stop_one_before_the_last(epoch: int, _: Figures) -> None:
+        epochs.append(epoch)
         if epoch == last - 1:  # the best epoch is two before the last, so it is over
-            raise _Killed
+            raise _Stopped
 
-    with pytest.raises(_Killed):
-        fit(STOPS_EARLY, checkpoint=tmp_path / "checkpoint.npz", on_epoch=stop_one_before_the_last)
-    resumed, again = fit(STOPS_EARLY, checkpoint=tmp_path / "checkpoint.npz")
-    assert len(again) == last
+    with pytest.raises(_Stopped):
+        fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=stop_one_before_the_last)
+    resumed, history = fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
+    assert epochs == list(range(1, last + 1))
     assert _weights(resumed) == _weights(uninterrupted)
-    # Killed after the last epoch and before the stage was written: nothing is left to train.
-    over, once_more = fit(STOPS_EARLY, checkpoint=tmp_path / "checkpoint.npz")
-    assert once_more == again
+    assert [{**one, "seconds": 0} for one in history] == [{**one, "seconds": 0} for one in figures]
+    # Stopped after the last epoch and before the stage was written: nothing is left to train.
+    over, once_more = fit(STOPS_EARLY, checkpoint=checkpoint)
+    assert once_more == history
     assert _weights(over) == _weights(uninterrupted)
 
 
-def test_the_schedule_is_what_the_optimizer_follows(
+def test_the_optimizer_gets_the_schedule_and_the_weight_decay(
     fit: Callable[..., tuple[Any, list[Figures]]], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.fit.learning_rate_schedule", lambda config, steps: 0.0)
-    set_up_backend(small_config.seed)
-    untouched = build_network(FASHION_MNIST, small_config.dropout)
-    assert _weights(fit()[0]) == _weights(untouched)
+    import keras
 
+    def told(schedule: Any, weight_decay: float) -> None:
+        assert schedule.get_config() == learning_rate_schedule(small_config, steps=25).get_config()  # 900 rows, 36 each
+        assert weight_decay == 0.25
+        raise _Stopped
 
-def test_weight_decay_makes_weights_smaller(
-    fit: Callable[..., tuple[Any, list[Figures]]],
-    baseline: tuple[Any, list[Figures]],
-    small_config: TrainingConfig,
-) -> None:
-    decayed = fit(small_config.model_copy(update={"weight_decay": 1.0}))[0]
-    norms = [sum(float(np.square(array).sum()) for array in model.get_weights()) for model in (decayed, baseline[0])]
-    assert norms[0] < norms[1]
+    monkeypatch.setattr(keras.optimizers, "AdamW", told)
+    with pytest.raises(_Stopped):
+        fit(small_config.model_copy(update={"weight_decay": 0.25}))
 
 
 def test_validation_figures_are_those_of_keras_over_all_rows(
@@ -290,15 +269,6 @@ def test_what_is_trained_is_known_by_all_that_it_depends_on(
     changed = sample_prepared.model_copy(update={"record": other})
     assert not is_trained(changed, small_config, sample_artifacts, "cpu")
     assert not is_trained(sample_prepared, small_config, sample_artifacts / "elsewhere", "cpu")
-
-
-def test_a_changed_seed_trains_anew_to_other_weights(
-    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, sample_artifacts: Path
-) -> None:
-    other = train.fn(sample_prepared, small_config.model_copy(update={"seed": 9}), sample_artifacts)
-    assert not other.record.reused
-    assert other.weights_sha256 != sample_trained.weights_sha256
-    assert other.topology_sha256 == sample_trained.topology_sha256
 
 
 @without_a_gpu
