@@ -95,17 +95,22 @@ def _collect_code(module: str, seen: dict[str, str]) -> None:
     path = PROJECT_ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if module in seen or not path.is_file():
         return
+    seen[module], imported = _code(path)
+    for name in imported:
+        _collect_code(name, seen)
+
+
+@cache
+def _code(path: Path) -> tuple[str, list[str]]:
+    """A module without comments and layout, and what of the project it may import. Kept: most belong to many stages."""
     tree = _parsed(path)
-    seen[module] = ast.dump(tree)
+    names: list[str] = []
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            if name.partition(".")[0] in _PROJECT_PACKAGES:
-                _collect_code(name, seen)
+            names += [alias.name for alias in node.names]
+    return ast.dump(tree), [name for name in names if name.partition(".")[0] in _PROJECT_PACKAGES]
 
 
 def _parsed(path: Path) -> ast.Module:

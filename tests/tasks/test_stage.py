@@ -1,12 +1,13 @@
 import ast
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.errors import StoredArtifactError
-from tasks.stage import RECORD_NAME, code_digest, digest_of, read_stage, replaced, run_stage
+from tasks.stage import RECORD_NAME, _code, code_digest, digest_of, read_stage, replaced, run_stage
 
 MODULE = "tasks.prepare"
 
@@ -82,6 +83,12 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
+def _code_digest_anew(module: str) -> str:
+    for kept in (code_digest, _code):
+        kept.cache_clear()
+    return code_digest(module)
+
+
 def test_the_code_of_a_stage_includes_what_it_imports() -> None:
     # tasks.prepare imports schemas.contract, tasks.network does too; neither imports the other.
     assert code_digest("tasks.prepare") != code_digest("tasks.network")
@@ -99,8 +106,7 @@ def test_parsing_that_another_thread_disturbed_is_done_again(monkeypatch: pytest
         return parse(source)
 
     monkeypatch.setattr(ast, "parse", disturbed)
-    code_digest.cache_clear()
-    assert code_digest("tasks.prepare") == expected
+    assert _code_digest_anew("tasks.prepare") == expected
     assert calls > 3
 
 
@@ -109,10 +115,7 @@ def test_comments_and_layout_are_not_code(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "tasks").mkdir()
     (tmp_path / "schemas").mkdir()
     stage, imported = tmp_path / "tasks" / "some.py", tmp_path / "schemas" / "facts.py"
-
-    def digest() -> str:
-        code_digest.cache_clear()
-        return code_digest("tasks.some")
+    digest = partial(_code_digest_anew, "tasks.some")
 
     stage.write_text("from schemas.facts import A\nB = A\n")
     imported.write_text("A = 1\n")
@@ -121,7 +124,6 @@ def test_comments_and_layout_are_not_code(tmp_path: Path, monkeypatch: pytest.Mo
     assert digest() == before
     imported.write_text("A = 2\n")
     assert digest() != before
-    code_digest.cache_clear()
 
 
 def test_the_digest_of_a_value_does_not_depend_on_the_order_of_keys() -> None:

@@ -57,7 +57,7 @@ def baseline(fit: Callable[..., tuple[Any, list[Figures]]]) -> tuple[Any, list[F
 
 # A learning rate that soon overshoots on 900 images.
 STOPS_EARLY = TrainingConfig(
-    epochs=60, batch_size=32, learning_rate=0.02, weight_decay=0, dropout=0.1, early_stopping=2, seed=7
+    epochs=60, batch_size=64, learning_rate=0.03, weight_decay=0, dropout=0.1, early_stopping=2, seed=7
 )
 
 
