@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+from collections import Counter
 
 # Before anything imports a backend or Great Expectations.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file stays with one worker, for its fixtures; tests/flows/ with two, for a server each: with
     one server for all of them a core would wait for the other in the end. Files of task tests that use the backend stay
     with one, too: to import it takes as long as several of its trainings. Of those the ones with the sample come last,
-    of other task tests first, so that nobody waits for it.
+    of other task tests first, so that nobody waits for it; and files with many tests before others, so that none of
+    them begins when all else is done.
     """
     tasks = [item for item in items if item.path.parent.name == "tasks"]
     backend, sample = (
@@ -38,12 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = "flows"
         item.add_marker(pytest.mark.xdist_group(group))
 
-    def turn(item: pytest.Item) -> int:
-        if item.path.parent.name != "tasks":
-            return 0
-        return 2 if (item.path in sample) == (item.path in backend) else 1
+    length = Counter(item.path for item in items)
 
-    # The order within a file is kept. The files that take longest lie outside tests/tasks/.
+    def turn(item: pytest.Item) -> tuple[int, int]:
+        if item.path.parent.name != "tasks":
+            return 0, 0
+        return 2 if (item.path in sample) == (item.path in backend) else 1, -length[item.path]
+
+    # The order within a file is kept, and of those outside tests/tasks/, which take longest, that of their names.
     items.sort(key=turn)
 
 

@@ -118,6 +118,14 @@ def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_o
     assert len(shown["metrics"]["history"]) == 60
     assert not list(artifacts.rglob(".*.tmp"))
 
+    # As if it had never been killed: what trains it again from its manifest is not.
+    again = command.run("reproduce", "1", "--json")
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["identical"]
+    assert found["test_accuracy"]["found"] == found["test_accuracy"]["expected"] == made["test_accuracy"]
+    assert (found["paired"]["fixed"], found["paired"]["broken"], found["differs"]) == (0, 0, [])
+
 
 @pytest.fixture
 def without_api(command: Command, tmp_path: Path) -> Command:

@@ -13,7 +13,7 @@ from schemas.config import PROJECT_ROOT
 from tasks.fetch import fetch_data
 from tasks.quarantine import quarantine_path
 from tests.tasks.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
-from tests.tasks.csv_oracle import quarantined, values
+from tests.tasks.csv_oracle import rows_of, values
 from tests.tasks.test_quarantine import TWO_BAD, put, run, tiny_is_a_dataset
 
 __all__ = ["tiny_is_a_dataset"]  # a fixture that is used by being here
@@ -50,7 +50,7 @@ def test_corrected_rows_come_back_once_as_the_documentation_says(tmp_path: Path,
     follow_the_documentation(quarantine, data)
     corrected = data / "fashion-mnist_train-corrected.csv"
     text = corrected.read_bytes()
-    bad = [row["raw_text"].rstrip() for row in quarantined(quarantine)]
+    bad = [row["raw_text"].rstrip() for row in rows_of(quarantine)]
     assert text.splitlines()[1:] == [row for row in bad if row]
     for wrong, right in ((b"10,", b"1,"), (b"256,x,-1", b"25,3,1"), (b"\xff", b"4")):
         text = text.replace(wrong, right)

@@ -42,7 +42,7 @@ from tests.tasks.csv_cases import (
     Case,
     quoted,
 )
-from tests.tasks.csv_oracle import QUARANTINE, TARGET, demand_the_verdict_of_csv, quarantined, supplied, values
+from tests.tasks.csv_oracle import QUARANTINE, TARGET, demand_the_verdict_of_csv, rows_of, supplied, values
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 
@@ -291,7 +291,7 @@ def test_first_ten_problems_are_named_in_order_and_all_are_counted(tmp_path: Pat
 def test_blank_lines_before_the_last_row_are_bad_rows(tmp_path: Path, blank: bytes, count: int) -> None:
     error = refusal(tmp_path, GOOD + blank * count + BODY)
     assert (error.count, len(error.problems), error.problems[0].line) == (count, 10, 5)
-    rows = quarantined(tmp_path / QUARANTINE)
+    rows = rows_of(tmp_path / QUARANTINE)
     assert [row["line"] for row in rows] == list(range(5, 5 + count))
     assert {row["raw_text"] for row in rows} == {blank}
 
@@ -628,7 +628,7 @@ def test_every_bad_cell_is_counted_and_the_first_ten_are_named(
     cells = [[damage.get((y, x), str(value)) for x, value in enumerate(row)] for y, row in enumerate(rows)]
     with tempfile.TemporaryDirectory() as folder:
         error = refusal(Path(folder), HEADER + "\n".join(map(",".join, cells)).encode())
-        rejected = quarantined(Path(folder) / QUARANTINE)
+        rejected = rows_of(Path(folder) / QUARANTINE)
     assert error.count == len(damage)
     places = [(y + 2, TINY.columns[x]) for y, x in sorted(damage)]
     assert [(problem.line, problem.column) for problem in error.problems] == places[:10]

@@ -14,7 +14,7 @@ from tasks import quarantine as module
 from tasks.ingest import ingest, ingest_csv
 from tasks.quarantine import SCHEMA, quarantine_path
 from tests.tasks.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
-from tests.tasks.csv_oracle import QUARANTINE, TARGET, quarantined, supplied, values
+from tests.tasks.csv_oracle import QUARANTINE, TARGET, rows_of, supplied, values
 
 # 2 of 5 rows are bad, with four bad cells and one.
 TWO_BAD = GOOD + b"10,1,256,x,-1\r\n" + b"1,2,3,\xff,5"
@@ -43,7 +43,7 @@ def test_a_bad_row_stands_there_to_the_byte_with_what_is_wrong_first(tmp_path: P
     assert (facts.rows, facts.quarantined, facts.count) == (3, 2, 5)
     assert values(tmp_path / TARGET) == ROWS
     assert pq.read_schema(tmp_path / QUARANTINE).equals(SCHEMA)
-    assert quarantined(tmp_path / QUARANTINE) == [
+    assert rows_of(tmp_path / QUARANTINE) == [
         {
             "source_file": "tiny_train.csv",
             "line": 5,
@@ -77,7 +77,7 @@ def test_however_it_is_written_no_row_is_lost(
     bad = [b"%d,x\n" % number for number in range(20)]
     ingest_csv(put(tmp_path, GOOD + b"".join(bad)), tmp_path / TARGET, tmp_path / QUARANTINE, TINY, 20)
     assert pq.ParquetFile(tmp_path / QUARANTINE).num_row_groups > 1
-    assert [row["raw_text"] for row in quarantined(tmp_path / QUARANTINE)] == bad
+    assert [row["raw_text"] for row in rows_of(tmp_path / QUARANTINE)] == bad
 
 
 def test_a_file_that_is_refused_as_a_whole_leaves_no_quarantine(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_up_to_the_budget_good_rows_go_on_and_past_it_none(
         assert places[:2] == [(5, "label"), (5, "pixel2")]
         assert not [path for path in (artifacts / "data").iterdir() if path.suffix != ".lock"]
     assert quarantine_path(artifacts, csv) == artifacts / "quarantine" / f"train-{csv.sha256}.parquet"
-    assert len(quarantined(quarantine_path(artifacts, csv))) == 2
+    assert len(rows_of(quarantine_path(artifacts, csv))) == 2
     assert len(list((artifacts / "quarantine").iterdir())) == 1
 
 
@@ -183,7 +183,7 @@ def test_shards_are_one_split_and_each_bad_row_names_its_shard_and_line(tmp_path
     assert values(made.path) == [*ROWS, ROWS[0], ROWS[2], [3, 1, 2, 3, 4]]
     assert [
         (row["source_file"], row["line"], row["column"])
-        for row in quarantined(quarantine_path(tmp_path / "artifacts", csv))
+        for row in rows_of(quarantine_path(tmp_path / "artifacts", csv))
     ] == [
         ("tiny_train-2.csv.gz", 3, "pixel3"),
         ("tiny_train-2.csv.gz", 5, "pixel3"),
