@@ -1,5 +1,4 @@
 import pytest
-from scipy.stats import binomtest, norm
 
 from tasks.proportions import sign_test, wilson_interval
 
@@ -23,11 +22,15 @@ def test_a_wilson_interval_ends_at_the_ends() -> None:
 @pytest.mark.parametrize(("count", "rows"), [(0, 10), (7, 10), (10, 10), (680, 1_000)])
 @pytest.mark.parametrize("z", [1.0, 4.0])
 def test_wilson_intervals_of_whole_counts_are_scipys(count: int, rows: int, z: float) -> None:
+    from scipy.stats import binomtest, norm
+
     expected = binomtest(count, rows).proportion_ci(1 - 2 * norm.sf(z), method="wilson")
     assert wilson_interval(count, rows, z) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize(("of", "against"), [(0, 0), (0, 7), (1, 0), (5, 2), (40, 70), (500, 480), (4_000, 0)])
 def test_the_sign_test_is_scipys_binomial_test_of_one_side(of: int, against: int) -> None:
+    from scipy.stats import binomtest
+
     expected = binomtest(of, of + against, alternative="greater").pvalue if of + against else 1
     assert sign_test(of, against) == pytest.approx(expected, rel=1e-9)
