@@ -9,7 +9,7 @@ ingested is shared by what they make.
 import json
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -74,55 +74,60 @@ def site(
 
 
 class Scene:
-    """A run in the middle of its training on the gpu worker: the process that trains stands still (SIGSTOP) until it is
-    told to go on, so that no speed of the machine decides what a fault finds."""
+    """A run that `in_training` has begun: training goes on on the gpu worker, or stands still in the middle of it."""
 
-    def __init__(self, site: Site, artifacts: Path | None = None) -> None:
+    def __init__(self, site: Site, artifacts: Path | None) -> None:
         self.site = site
         self.deployed = site.deployed
         self.seed = next(_numbers)
         self.artifacts = artifacts or site.deployed.artifacts
         self.worker = site.demand_worker()
-        before = set(self._checkpoints())
+        self._before = {*self._trainers(), *self._checkpoints()}
         self.parent = self.start()
-        # Seconds before its first epoch. From there on the server is not asked: its answer may take all of training.
-        self.trainer = self.deployed.soon(self._trainer)
-        self.epochs_done = self.deployed.soon(lambda: self._epochs_kept(before), every=0.01)
-        self.trainer.suspend()
+
+    def hold(self) -> None:
+        """Stop the process that trains (SIGSTOP) after its third epoch or soon after."""
+        # Found seconds before its first epoch. From there on the server is not asked: its answer may take all of
+        # training.
+        (self.trainer,) = self.deployed.soon(lambda: self._trainers() - self._before)
+        self.epochs_done = self.deployed.soon(self._epochs_kept, every=0.01)
+        with suppress(psutil.NoSuchProcess):
+            self.trainer.suspend()
         self.deployed.soon(self._trainer_stands, every=0.01)
         (self.child,) = self.deployed.children(self.parent)
+
+    def let_train(self) -> None:
+        with suppress(AttributeError, psutil.NoSuchProcess):  # it never came, or was killed where it stood
+            self.trainer.resume()
 
     def start(self) -> FlowRun:
         parameters = _parameters(self.seed, EPOCHS, self.artifacts)
         return self.deployed.client.read_flow_run(self.deployed.start(ON_DEMAND, **parameters))
 
-    def _checkpoints(self) -> list[Path]:
-        return list(self.artifacts.glob("checkpoints/*.npz"))
+    def _checkpoints(self) -> set[Path]:
+        return set(self.artifacts.glob("checkpoints/*.npz"))
 
-    def _trainer(self) -> psutil.Process | None:
-        """The process that trains for this server; there is one run at a time."""
+    def _trainers(self) -> set[psutil.Process]:
+        """The processes that train for this server."""
+        found = set()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if fit.__name__ in process.cmdline() and process.environ().get("PREFECT_API_URL") == self.deployed.url:
-                    return process
-        return None
+                    found.add(process)
+        return found
 
     def _trainer_stands(self) -> bool:
         assert not has_ended(self.trainer), "training was over before it could be held"
         return bool(self.trainer.status() == psutil.STATUS_STOPPED)
 
-    def _epochs_kept(self, before: set[Path]) -> int:
+    def _epochs_kept(self) -> int:
         """How many epochs the checkpoint holds; a fault comes after some of them."""
         assert not has_ended(self.trainer), "training was over before it could be held"
-        for checkpoint in set(self._checkpoints()) - before:
-            with np.load(checkpoint, allow_pickle=False) as saved:
+        for checkpoint in self._checkpoints() - self._before:
+            with suppress(FileNotFoundError), np.load(checkpoint, allow_pickle=False) as saved:
                 epochs = len(json.loads(saved["history"].tobytes()))
-            return epochs if epochs >= 3 else 0
+                return epochs if epochs >= 3 else 0
         return 0
-
-    def let_train(self) -> None:
-        with suppress(psutil.NoSuchProcess):  # it was killed where it stood
-            self.trainer.resume()
 
     def processes(self, *runs: FlowRun) -> list[psutil.Process]:
         """Those that a worker started for the runs, and what these started, whoever their parents are by now."""
@@ -172,6 +177,18 @@ class Scene:
         epoch = int(self.said(next_child, "resuming after epoch ").partition(" ")[0])
         assert self.epochs_done <= epoch < EPOCHS
         return f"went on after epoch {epoch} of {EPOCHS}"
+
+
+@contextmanager
+def in_training(site: Site, artifacts: Path | None = None) -> Iterator[Scene]:
+    """A run whose training stands still in the middle, so that no speed of the machine decides what a fault finds. It
+    goes on when it is let, and at the latest behind the block: one that stood still would keep the gpu pool's place."""
+    now = Scene(site, artifacts)
+    try:
+        now.hold()
+        yield now
+    finally:
+        now.let_train()
 
 
 def _parameters(seed: int, epochs: int, artifacts: Path) -> dict[str, Any]:
@@ -238,8 +255,8 @@ def _cancel_child(now: Scene) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens while training stands still, how child and parent have to end, whether the automation for dead runs
-    has to tell so, and whether it takes a while to arrive: training stands still until then, as it would be over."""
+    """What happens to a training that stands still, how child and parent have to end, whether the automation for dead
+    runs has to tell so, and whether it takes a while to arrive: training stands until then, as it would be over."""
 
     name: str
     happen: Callable[[Scene], None]
@@ -264,16 +281,14 @@ RESTART = Fault("Postgres restarted, 5 s away", _restart_postgres, "Completed", 
 
 
 def _is_felt(fault: Fault, site: Site, record_row: Callable[[Row], None]) -> None:
-    now = Scene(site)
-    happened = datetime.now(UTC)
-    flow = now.flow_process(now.child)
-    try:
+    with in_training(site) as now:
+        happened = datetime.now(UTC)
+        flow = now.flow_process(now.child)
         fault.happen(now)
         if fault.arrives_late:
             site.deployed.soon(lambda: has_ended(flow))
-    finally:
         now.let_train()
-    child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
+        child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
     assert (child.state_name, parent.state_name) == (fault.child, fault.parent), (child.state, parent.state)
     assert ("No heartbeat for" in str(child.state and child.state.message)) == fault.marked_by_automation, child.state
     now.demand_no_process_left(child, parent)
@@ -330,11 +345,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_fails_both_runs_with_its_name_and_the_next_goes_on(
     site: Site, small_disk: Path, record_row: Callable[[Row], None]
 ) -> None:
-    now = Scene(site, small_disk / "artifacts")
-    happened = datetime.now(UTC)
-    filler = _fill(small_disk)
-    now.let_train()
-    child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
+    with in_training(site, small_disk / "artifacts") as now:
+        happened = datetime.now(UTC)
+        filler = _fill(small_disk)
+        now.let_train()
+        child, parent = site.deployed.end_of(now.child.id), site.deployed.end_of(now.parent.id)
     assert (child.state_name, parent.state_name) == ("Failed", "Failed"), (child.state, parent.state)
     assert "No space left on device" in str(parent.state and parent.state.message)
     now.demand_no_process_left(child, parent)
@@ -354,11 +369,13 @@ def _fill(disk: Path) -> Path:
 
 
 def test_two_runs_of_the_same_at_once_train_once(site: Site, record_row: Callable[[Row], None]) -> None:
-    now = Scene(site)
-    happened = datetime.now(UTC)
-    second = now.start()
-    now.let_train()
-    parent, other = site.deployed.end_of(now.parent.id), site.deployed.end_of(second.id)
+    with in_training(site) as now:
+        happened = datetime.now(UTC)
+        second = now.start()
+        # It has come to its own training, too.
+        site.deployed.soon(lambda: site.deployed.children(second))
+        now.let_train()
+        parent, other = site.deployed.end_of(now.parent.id), site.deployed.end_of(second.id)
     assert (parent.state_name, other.state_name) == ("Completed", "Nothing new"), (parent.state, other.state)
     child = site.deployed.end_of(now.child.id)
     assert child.state_name == "Completed"

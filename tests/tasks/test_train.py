@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from schemas.config import TrainingConfig
-from schemas.contract import FASHION_MNIST
+from schemas.contract import FASHION_MNIST, DatasetContract
 from schemas.errors import DeviceUnavailable
 from schemas.references import PreparedData, TrainedModel
 from tasks.device import gpu_in_sight, set_up_backend
@@ -22,6 +22,7 @@ from tasks.fit import (
     fit_network,
     images_a_step,
     learning_rate_schedule,
+    main,
     row_batches,
 )
 from tasks.network import build_network, judge_rows, load_network
@@ -115,14 +116,38 @@ def test_of_a_damaged_checkpoint_nothing_is_taken(
         np.testing.assert_array_equal(value, was)
 
 
-def test_another_seed_gives_other_first_weights_and_another_order() -> None:
+class _Stopped(Exception):
+    pass
+
+
+def test_another_seed_gives_other_first_weights_and_another_order_of_each_epoch() -> None:
     weights, orders = [], []
     for seed in (7, 9):
         set_up_backend(seed)
         weights.append(_weights(build_network(FASHION_MNIST, dropout=0)))
-        orders.append(row_batches(np.zeros(100, np.int32), TrainingConfig(seed=seed))[0][0].tolist())
+        batches = row_batches(np.zeros(100, np.int32), TrainingConfig(seed=seed))
+        for epoch in range(2):
+            batches.shuffle(epoch)
+            orders.append(tuple(batches.order))
     assert weights[0] != weights[1]
-    assert orders[0] != orders[1]
+    assert len(set(orders)) == 4
+
+
+def test_the_process_that_trains_is_set_up_for_the_seed_and_the_device_of_its_job(
+    sample_prepared: PreparedData, small_config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, str]] = []
+
+    def told(seed: int, device: str) -> None:
+        given.append((seed, device))
+        raise _Stopped
+
+    monkeypatch.setattr("tasks.fit.set_up_backend", told)
+    places = {"folder": tmp_path, "checkpoint": tmp_path / "checkpoint.npz", "prepared": sample_prepared.record.path}
+    job = {"dataset": "fashion-mnist", "training": small_config.model_dump(), "device": "cpu", **places}
+    with pytest.raises(_Stopped):
+        main(job, lambda event: None)
+    assert given == [(7, "cpu")]
 
 
 def test_early_stopping_keeps_the_best_epoch(
@@ -136,17 +161,30 @@ def test_early_stopping_keeps_the_best_epoch(
     assert model.evaluate(images, labels, batch_size=1_000, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
 
 
-class _Stopped(Exception):
-    pass
-
-
 def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_stopped(
-    fit: Callable[..., tuple[Any, list[Figures]]], stopped_early: tuple[Any, list[Figures]], tmp_path: Path
+    fit: Callable[..., tuple[Any, list[Figures]]],
+    stopped_early: tuple[Any, list[Figures]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uninterrupted, figures = stopped_early
     last = len(figures)
     checkpoint = tmp_path / "checkpoint.npz"
     epochs: list[int] = []
+    orders: list[int] = []
+
+    def watched(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
+        batches = row_batches(labels, config)
+        shuffle = batches.shuffle
+
+        def note(epoch: int) -> None:
+            orders.append(epoch)
+            shuffle(epoch)
+
+        batches.shuffle = note
+        return batches
+
+    monkeypatch.setattr("tasks.fit.row_batches", watched)
 
     def stop_one_before_the_last(epoch: int, _: Figures) -> None:
         epochs.append(epoch)
@@ -157,6 +195,7 @@ def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_st
         fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=stop_one_before_the_last)
     resumed, history = fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
     assert epochs == list(range(1, last + 1))
+    assert orders == list(range(last))  # each epoch's own, whoever trains it
     assert _weights(resumed) == _weights(uninterrupted)
     assert [{**one, "seconds": 0} for one in history] == [{**one, "seconds": 0} for one in figures]
     # Stopped after the last epoch and before the stage was written: nothing is left to train.
@@ -165,19 +204,28 @@ def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_st
     assert _weights(over) == _weights(uninterrupted)
 
 
-def test_the_optimizer_gets_the_schedule_and_the_weight_decay(
+def test_network_and_optimizer_are_made_as_configured(
     fit: Callable[..., tuple[Any, list[Figures]]], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
 
+    config = small_config.model_copy(update={"weight_decay": 0.25, "dropout": 0.3})
+    rates: list[float] = []
+
+    def built(contract: DatasetContract, dropout: float) -> Any:
+        rates.append(dropout)
+        return build_network(contract, dropout)
+
     def told(schedule: Any, weight_decay: float) -> None:
-        assert schedule.get_config() == learning_rate_schedule(small_config, steps=25).get_config()  # 900 rows, 36 each
+        assert schedule.get_config() == learning_rate_schedule(config, steps=25).get_config()  # 900 rows, 36 each
         assert weight_decay == 0.25
         raise _Stopped
 
+    monkeypatch.setattr("tasks.fit.build_network", built)
     monkeypatch.setattr(keras.optimizers, "AdamW", told)
     with pytest.raises(_Stopped):
-        fit(small_config.model_copy(update={"weight_decay": 0.25}))
+        fit(config)
+    assert rates == [0.3]
 
 
 def test_validation_figures_are_those_of_keras_over_all_rows(
