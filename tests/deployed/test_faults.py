@@ -84,12 +84,12 @@ class Scene:
         self.worker = site.demand_worker()
         self._before = {*self._trainers(), *self._checkpoints()}
         self.parent = self.start()
-
-    def hold(self) -> None:
-        """Stop the process that trains (SIGSTOP) after its third epoch or soon after."""
         # Found seconds before its first epoch. From there on the server is not asked: its answer may take all of
         # training.
         (self.trainer,) = self.deployed.soon(lambda: self._trainers() - self._before)
+
+    def hold(self) -> None:
+        """Stop the process that trains (SIGSTOP) after its third epoch or soon after."""
         self.epochs_done = self.deployed.soon(self._epochs_kept, every=0.01)
         with suppress(psutil.NoSuchProcess):
             self.trainer.suspend()
@@ -97,7 +97,7 @@ class Scene:
         (self.child,) = self.deployed.children(self.parent)
 
     def let_train(self) -> None:
-        with suppress(AttributeError, psutil.NoSuchProcess):  # it never came, or was killed where it stood
+        with suppress(psutil.NoSuchProcess):  # it was killed where it stood
             self.trainer.resume()
 
     def start(self) -> FlowRun:
