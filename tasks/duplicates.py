@@ -27,6 +27,9 @@ _IN_A_TREE = 65_536  # 8 MB, since a tree holds float64
 _ASKED_AT_ONCE = 16_384
 _COMPARED_AT_ONCE = 4096
 _PIXELS_COMPARED = 98
+# What lies between stays in the processor's cache; and for more rows BLAS would wake threads that go on to spin for a
+# while, on the core that decodes the next rows.
+_SUMMED_UP_AT_ONCE = 1024
 _FNV_PRIME = np.uint32(16_777_619)
 _FNV_PRIME_64 = np.uint64(1_099_511_628_211)
 _FNV_START = np.uint32(2_166_136_261)
@@ -82,14 +85,19 @@ def sketch(pixels: Bytes, contract: DatasetContract) -> Sketches:
     for of_cell in sums:
         numbers ^= of_cell
         numbers *= _FNV_PRIME_64
-    # Equal pixels give cells of one mean; the few images that have such are looked at whole.
     size = np.bincount(cells).astype(np.uint32)[:, None]
-    blank = (sums * size[0] == sums[:1] * size).all(axis=0)
+    frequencies = _frequencies(contract) / (np.sqrt(size.T) * _unit(contract)).astype(np.float32)
+    blank = np.empty(pixels.shape[1], np.bool_)
+    kept = np.empty((pixels.shape[1], len(frequencies)), np.int16)
+    for start in range(0, pixels.shape[1], _SUMMED_UP_AT_ONCE):
+        rows = slice(start, start + _SUMMED_UP_AT_ONCE)
+        some = sums[:, rows]
+        blank[rows] = (some * size[0] == some[:1] * size).all(axis=0)
+        kept[rows] = np.rint(frequencies @ some.astype(np.float32)).T
+    # Equal pixels give cells of one mean; the few images that have such are looked at whole.
     even = np.flatnonzero(blank)
     blank[even] = (pixels[:, even] == pixels[:1, even]).all(axis=0)
-    frequencies = _frequencies(contract) @ (sums.astype(np.float32) / np.sqrt(size, dtype=np.float32))
-    frequencies /= np.float32(_unit(contract))
-    return Sketches(numbers, np.ascontiguousarray(np.rint(frequencies, out=frequencies).T.astype(np.int16)), blank)
+    return Sketches(numbers, kept, blank)
 
 
 def _unit(contract: DatasetContract) -> float:
