@@ -55,3 +55,8 @@ def pytest_collection_finish() -> None:
     """What was imported stays: it need not be looked through for garbage, again and again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Nor is what the tests imported meanwhile, in a process that ends: with TensorFlow that takes a second."""
+    gc.freeze()

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import stat
 import struct
 import sys
@@ -15,8 +16,10 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +28,6 @@ import pytest
 from schemas.contract import DIGITS, FASHION_MNIST, SPLITS, DatasetContract, IdxFile, PublishedSplit, Split
 from schemas.errors import DataContractError, DataUnavailable
 from tasks.fetch import (
-    DEFAULT_LIMITS,
     DebianPackage,
     IdxFolder,
     IdxMirror,
@@ -137,9 +139,9 @@ class Server:
     answers: dict[str, Answer]
     asked: list[str]
 
-    def mirror(self, files: Mapping[str, Answer]) -> IdxMirror:
-        self.answers.update({f"/{name}": answer for name, answer in files.items()})
-        return IdxMirror(self.address)
+    def mirror(self, files: Mapping[str, Answer], folder: str = "") -> IdxMirror:
+        self.answers.update({f"{folder}/{name}": answer for name, answer in files.items()})
+        return IdxMirror(self.address + folder)
 
     def kaggle(self, answer: Answer) -> KaggleZip:
         self.answers["/download"] = answer
@@ -247,10 +249,10 @@ def assert_published(data_dir: Path, rows: Mapping[Split, Rows] = GOOD.rows) -> 
         assert record["files"][split] == {"rows": len(rows[split]), "sha256": sha256(content)}
 
 
-def refusal(data_dir: Path, *sources: Source, limits: Limits = DEFAULT_LIMITS) -> str:
+def refusal(data_dir: Path, *sources: Source) -> str:
     """Why nothing was fetched; the data folder is left without a trace."""
     with pytest.raises(DataUnavailable) as caught:
-        fetch_data(CONTRACT, data_dir, sources, limits)
+        fetch_data(CONTRACT, data_dir, sources)
     assert [path.name for path in data_dir.iterdir()] == [".fashion-mnist.lock"]
     return str(caught.value)
 
@@ -597,16 +599,10 @@ FAULTS: dict[str, tuple[Callable[[bytes], Answer | None], str]] = {
     "a flipped byte": (lambda content: content[:-20] + bytes([content[-20] ^ 1]) + content[-19:], "damaged|other data"),
     "cut, length declared": (lambda content: truncated(content, declared=True), "RemoteProtocolError"),
     "cut, no length declared": (lambda content: truncated(content, declared=False), "damaged"),
-    "dribbled": (lambda content: dribbled(content, 0.02), r"too slow: \d+ bytes in 0.3 s, at least 6000"),
-    "stalled": (stalled, "too slow|ReadTimeout"),
-    "header byte by byte": (lambda content: header_byte_by_byte, "no answer within 0.5 s"),
     "far too large": (lambda content: content + bytes(len(content) + 1), "at most .* bytes were expected"),
     "hung up": (lambda content: lambda handler: None, "RemoteProtocolError"),
     "not HTTP": (lambda content: lambda handler: _say(handler, b"220 ftp ready\r\n"), "RemoteProtocolError"),
 }
-
-
-SLOW_FAULTS = ("dribbled", "stalled", "header byte by byte")
 
 
 def _say(handler: BaseHTTPRequestHandler, what: bytes) -> None:
@@ -618,35 +614,66 @@ def test_a_server_at_fault_is_given_up_on_and_the_next_source_tried(
     tmp_path: Path, server: Server, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, reason = FAULTS[fault]
-    limits = QUICK if fault in SLOW_FAULTS else DEFAULT_LIMITS
     answer = make(GOOD.files[TRAIN_IMAGES])
     files: dict[str, Answer] = {**GOOD.files}
     del files[TRAIN_IMAGES]
     if answer is not None:
         files[TRAIN_IMAGES] = answer
     caplog.set_level(logging.INFO, "tasks.fetch")
-    started = time.monotonic()
-    fetch_data(CONTRACT, tmp_path / "data", [server.mirror(files), idx_folder(tmp_path / "idx", GOOD.files)], limits)
-    assert time.monotonic() - started < 20
+    fetch_data(CONTRACT, tmp_path / "data", [server.mirror(files), idx_folder(tmp_path / "idx", GOOD.files)])
     assert_published(tmp_path / "data")
     assert any(re.search(f"does not do: {TRAIN_IMAGES}.*({reason})", message) for message in caplog.messages), (
         caplog.text
     )
 
 
+def test_sources_that_keep_one_waiting_are_given_up_on_and_the_next_one_tried(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All at once: until a limit is over takes each of them its time."""
+    over = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def looked_up(host: str, *args: Any, **options: Any) -> Any:
+        return over.wait(5) and [] if host == "slow.invalid" else look_up(host, *args, **options)
+
+    monkeypatch.setattr("socket.getaddrinfo", looked_up)
+    programs(tmp_path, monkeypatch, apt_get="sleep 30 & wait")
+    content = GOOD.files[TRAIN_IMAGES]
+    slow: dict[str, tuple[Answer, str]] = {
+        "/dribbled": (dribbled(content, 0.02), rf"{TRAIN_IMAGES}.* too slow: \d+ bytes in 0.3 s, at least 6000"),
+        "/stalled": (stalled(content), f"{TRAIN_IMAGES}.*(too slow|ReadTimeout)"),
+        "/header": (header_byte_by_byte, f"{TRAIN_IMAGES}.* no answer within 0.5 s"),
+    }
+    sources: dict[Source, str] = {
+        **{server.mirror({**GOOD.files, TRAIN_IMAGES: answer}, at): reason for at, (answer, reason) in slow.items()},
+        IdxMirror("http://slow.invalid"): "no answer within 0.5 s",
+        PACKAGE: "apt-get was not done within 0.5 s",
+    }
+    folders = [tmp_path / f"data {number}" for number in range(len(sources))]
+    caplog.set_level(logging.INFO, "tasks.fetch")
+    good = idx_folder(tmp_path / "idx", GOOD.files)
+    started = time.monotonic()
+    try:
+        with ThreadPoolExecutor(len(sources)) as at_once:
+            done = at_once.map(
+                lambda source, folder: fetch_data(CONTRACT, folder, [source, good], QUICK), sources, folders
+            )
+            assert len([*done]) == len(sources)
+    finally:
+        over.set()
+    assert time.monotonic() - started < 20
+    for folder in folders:
+        assert_published(folder)
+    for source, reason in sources.items():
+        told = f"{re.escape(source.name)} does not do: .*{reason}"
+        assert any(re.search(told, message) for message in caplog.messages), caplog.text
+
+
 def test_a_server_that_nobody_runs_is_given_up_on(tmp_path: Path) -> None:
     message = refusal(tmp_path, IdxMirror("http://127.0.0.1:1"), IdxMirror("gopher://127.0.0.1"))
     assert "(1) http://127.0.0.1:1: train-labels-idx1-ubyte.gz: ConnectError" in message
     assert "(2) gopher://127.0.0.1: train-labels-idx1-ubyte.gz: UnsupportedProtocol" in message
-
-
-def test_a_name_that_is_looked_up_for_ever_is_given_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    over = threading.Event()
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: over.wait(5) and [])
-    try:
-        assert "no answer within 0.5 s" in refusal(tmp_path, IdxMirror("http://slow.invalid"), limits=QUICK)
-    finally:
-        over.set()
 
 
 def test_progress_is_logged(
@@ -808,19 +835,18 @@ def test_package_lists_that_lack_it_are_fetched_to_a_folder_of_our_own(
 
 
 @pytest.mark.parametrize(
-    ("apt_get", "reason", "limits"),
+    ("apt_get", "reason"),
     [
-        ("echo 'E: no network'; exit 100", "apt-get ended with status 100: E: no network", DEFAULT_LIMITS),
-        ("echo 'E: Unable to locate package x'; exit 100", "Unable to locate package x", DEFAULT_LIMITS),
-        ("exit 0", "one package, 0 are there", DEFAULT_LIMITS),
-        ("sleep 30 & wait", "apt-get was not done within 0.5 s", QUICK),
+        ("echo 'E: no network'; exit 100", "apt-get ended with status 100: E: no network"),
+        ("echo 'E: Unable to locate package x'; exit 100", "Unable to locate package x"),
+        ("exit 0", "one package, 0 are there"),
     ],
 )
 def test_apt_at_fault_is_given_up_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apt_get: str, reason: str, limits: Limits
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apt_get: str, reason: str
 ) -> None:
     programs(tmp_path, monkeypatch, apt_get=apt_get)
-    assert reason in refusal(tmp_path / "data", PACKAGE, limits=limits)
+    assert reason in refusal(tmp_path / "data", PACKAGE)
 
 
 def test_a_machine_without_apt_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -955,7 +981,9 @@ def test_of_two_at_once_one_fetches_and_the_other_finds(
     caplog.set_level(logging.INFO, "tasks.fetch")
 
     def slowly(handler: BaseHTTPRequestHandler) -> None:
-        time.sleep(0.3)
+        deadline = time.monotonic() + 10
+        while "waiting for it" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
         handler.send_response(200)
         handler.end_headers()
         handler.wfile.write(GOOD.files[TEST_LABELS])

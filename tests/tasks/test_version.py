@@ -14,11 +14,14 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRefused, StoredArtifactError
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
+from tasks.device import set_up_backend
 from tasks.evaluate import evaluate
+from tasks.fit import HISTORY_NAME, save_model
+from tasks.golden import write_golden
 from tasks.judged import Judged, read_predictions, write_predictions
+from tasks.network import WEIGHTS_NAME, build_network
 from tasks.stage import sha256_file
 from tasks.store import alias_values, list_versions, read_alias_log, show_version, store_folder
-from tasks.train import train
 from tasks.version import _measure, code_revision, version
 from tests.plain_keras import plain_network
 
@@ -39,9 +42,22 @@ def sample_evaluation(
 
 
 @pytest.fixture(scope="module")
-def worse_trained(sample_prepared: PreparedData, sample_artifacts: Path, small_config: TrainingConfig) -> TrainedModel:
-    config = small_config.model_copy(update={"epochs": 1, "learning_rate": 1e-5})
-    return train.fn(sample_prepared, config, sample_artifacts)
+def worse_trained(
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    small_config: TrainingConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrainedModel:
+    """The network with its first weights, as if they were what training came to."""
+    folder = tmp_path_factory.mktemp("worse")
+    set_up_backend(small_config.seed)
+    network = build_network(FASHION_MNIST, small_config.dropout)
+    save_model(network, FASHION_MNIST, small_config, folder)
+    write_golden(network, np.load(sample_prepared.record.path / "validation_images.npy"), folder)
+    shutil.copy(sample_trained.record.path / HISTORY_NAME, folder)
+    record = sample_trained.record.model_copy(update={"path": folder, "key": "2" * 64, "digest": "2" * 64})
+    weights = sha256_file(folder / WEIGHTS_NAME)
+    return sample_trained.model_copy(update={"record": record, "weights_sha256": weights})
 
 
 @pytest.fixture
