@@ -84,7 +84,11 @@ def test_an_unchanged_model_is_not_evaluated_again(
 
 
 def test_another_test_split_is_evaluated_anew(
-    evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
+    evaluation: Evaluation,
+    undrawn: None,
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    sample_artifacts: Path,
 ) -> None:
     record = sample_prepared.record.model_copy(update={"digest": "0" * 64})
     changed = sample_prepared.model_copy(update={"record": record})
