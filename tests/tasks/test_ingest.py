@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import contract as contracts
@@ -584,23 +584,30 @@ def test_reader_without_a_label_names_what_else_is_missing(tmp_path: Path, heade
 
 # --- any file --------------------------------------------------------------------------------------------------------
 
-GOOD_ROW = st.tuples(st.integers(0, 9), *[st.integers(0, 255)] * 4)
+
+def _as_rows(content: bytes) -> list[list[int]]:
+    """Five bytes a row, of which the first becomes a label."""
+    return [[content[at] % 10, *content[at + 1 : at + 5]] for at in range(0, len(content) - 4, 5)]
+
+
+# Drawn as bytes: to draw each number by itself takes longer than to ingest them.
+GOOD_ROWS = st.binary(min_size=3 * 5, max_size=30 * 5).map(_as_rows)
 SPELLINGS = ("{}", "{}", "{}", '"{}"', " {}", "{} ", '"{}" ', ' "{}"', '" {} "', "0{}", "000{}")
 
 
 @st.composite
 def spelled(draw: st.DrawFn) -> tuple[list[list[int]], bytes]:
     """A table, and one of the many ways to write it."""
-    rows = draw(st.lists(GOOD_ROW, min_size=3, max_size=30))
+    rows = draw(GOOD_ROWS)
     order = draw(st.permutations(range(5)) | st.just(range(5)))
-    cell = draw(st.sampled_from([st.just("{}"), st.sampled_from(SPELLINGS)]))
+    cells = iter(draw(st.just(bytes(150)) | st.binary(min_size=150, max_size=150)))
     end = st.just(draw(st.sampled_from(["\n", "\r\n"]))) if draw(st.booleans()) else st.sampled_from(["\n", "\r\n"])
-    table = [[draw(cell).format(row[at]) for at in order] for row in rows]
+    table = [[SPELLINGS[next(cells) % len(SPELLINGS)].format(row[at]) for at in order] for row in rows]
     lines = [[TINY.columns[at] for at in order], *table]
     text = "".join(",".join(line) + draw(end) for line in lines)
     text = text.rstrip("\r\n") if draw(st.booleans()) else text + draw(st.sampled_from(["", "\n", "\r\n\n"]))
     content = draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + text.encode()
-    return [list(row) for row in rows], gzip.compress(content, 1) if draw(st.booleans()) else content
+    return rows, gzip.compress(content, 1) if draw(st.booleans()) else content
 
 
 @settings(deadline=None, max_examples=150)
@@ -614,17 +621,17 @@ def test_any_spelling_of_a_table_is_read_as_that_table(table: tuple[list[list[in
 
 @settings(deadline=None, max_examples=100)
 @given(
-    st.lists(GOOD_ROW, min_size=3, max_size=30),
+    GOOD_ROWS,
     st.dictionaries(
         st.tuples(st.integers(0, 29), st.integers(0, 4)),
         st.sampled_from(["256", "-1", "", "x", "1.0", "1e1", "\u0661"]),
+        min_size=1,
     ),
 )
 def test_every_bad_cell_is_counted_and_the_first_ten_are_named(
-    rows: list[tuple[int, ...]], damage: dict[tuple[int, int], str]
+    rows: list[list[int]], damage: dict[tuple[int, int], str]
 ) -> None:
-    damage = {at: cell for at, cell in damage.items() if at[0] < len(rows)}
-    assume(damage)
+    damage = {(y % len(rows), x): cell for (y, x), cell in damage.items()}
     cells = [[damage.get((y, x), str(value)) for x, value in enumerate(row)] for y, row in enumerate(rows)]
     with tempfile.TemporaryDirectory() as folder:
         error = refusal(Path(folder), HEADER + "\n".join(map(",".join, cells)).encode())

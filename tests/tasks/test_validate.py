@@ -25,6 +25,15 @@ from tasks.validate import champion_profile, judge, measure, scan_parquet, summa
 from tests.stored import event, fill, stated
 
 
+@pytest.fixture
+def _without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.validate.write_data_docs", lambda artifacts_dir, *_: artifacts_dir / "index.html")
+
+
+# What the stage makes of a verdict, but for its pages: they are test_data_docs.py's, and take half of the time.
+without_pages = pytest.mark.usefixtures("_without_pages")
+
+
 def _table(rows: int = 12) -> pd.DataFrame:
     """A frame that keeps the tiny contract: 3 classes, 4 pixels."""
     generator = np.random.default_rng(0)
@@ -564,6 +573,7 @@ def test_drift_is_told_from_the_champions_data(real: dict[Split, Rows], tmp_path
     )
 
 
+@without_pages
 def test_a_failing_check_is_an_error_and_a_warning_one_is_told(
     real: dict[Split, Rows], sample_data: dict[Split, ValidatedSplit], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -588,6 +598,7 @@ def test_a_failing_check_is_an_error_and_a_warning_one_is_told(
     assert [entry["expectation_config"]["severity"] for entry in broken] == ["critical"]
 
 
+@without_pages
 def test_train_rows_in_the_test_file_are_named(
     real: dict[Split, Rows], sample_data: dict[Split, ValidatedSplit], tmp_path: Path
 ) -> None:
@@ -645,6 +656,7 @@ def test_the_champions_profile_is_found_by_its_manifest(
             assert champion_profile(tmp_path, "fashion-mnist", data) == b"{}"
 
 
+@without_pages
 def test_a_parquet_with_a_300_goes_straight_to_validate_and_is_refused(
     sample_data: dict[Split, ValidatedSplit], tmp_path: Path
 ) -> None:
@@ -666,6 +678,7 @@ def test_a_parquet_with_a_300_goes_straight_to_validate_and_is_refused(
     assert len(kept) == 1
 
 
+@without_pages
 def test_a_parquet_that_is_changed_in_place_is_judged_anew(
     sample_data: dict[Split, ValidatedSplit], tmp_path: Path
 ) -> None:
@@ -680,6 +693,7 @@ def test_a_parquet_that_is_changed_in_place_is_judged_anew(
         validate.fn(data, "fashion-mnist", tmp_path)
 
 
+@without_pages
 def test_fetched_data_must_have_the_published_rows(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
     path = tmp_path / "test.parquet"
     path.write_bytes(sample_data["test"].data.path.read_bytes())
