@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,20 @@ def test_after_a_rollback_the_predecessor_is_the_one_before_it(tmp_path: Path) -
     assert collect(tmp_path, DATASET, keep=1).kept_versions == (1, 3, 6)
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """An artifacts folder with so many runs, run1, run2, ..; to be copied."""
+
+    @cache
+    def made(count: int) -> Path:
+        artifacts = tmp_path_factory.mktemp("runs")
+        for number in range(1, count + 1):
+            add_run(artifacts, stages=f"run{number}")
+        return artifacts
+
+    return made
+
+
 _MOVES = st.tuples(st.sampled_from(["champion", "champion", "candidate"]), st.integers(1, 6), st.booleans())
 
 
@@ -117,6 +134,7 @@ _MOVES = st.tuples(st.sampled_from(["champion", "champion", "candidate"]), st.in
 @given(versions=st.integers(1, 6), moves=st.lists(_MOVES, max_size=5), keep=st.integers(1, 4), again=st.integers(1, 3))
 def test_whatever_happened_what_is_needed_survives_and_numbers_only_rise(
     tmp_path_factory: pytest.TempPathFactory,
+    runs: Callable[[int], Path],
     versions: int,
     moves: list[tuple[str, int, bool]],
     keep: int,
@@ -124,8 +142,7 @@ def test_whatever_happened_what_is_needed_survives_and_numbers_only_rise(
 ) -> None:
     artifacts = tmp_path_factory.mktemp("artifacts")
     root = store_folder(artifacts, DATASET)
-    for number in range(1, versions + 1):
-        add_run(artifacts, stages=f"run{number}")
+    shutil.copytree(runs(versions), artifacts, dirs_exist_ok=True)
     for alias, to, back in moves:
         if to <= versions:
             _move(root, to, by="rollback" if back else "promote", alias=alias)
