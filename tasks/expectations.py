@@ -84,7 +84,8 @@ class Own(NamedTuple):
     figure: ``ExpectFigureToBeBetween(figure, min_value, max_value)``: a figure about all images of a split, a column of
     one value, is at least ``min_value`` and at most ``max_value``, where these are given.
     columns: ``ExpectEveryColumnToBe(found, relation, owed)``: of every column of a split, a row of the frame, what was
-    found is ``"=="``, ``">="`` or ``"<="`` what is owed, where both are there.
+    found is ``"=="``, ``">="`` or ``"<="`` what is owed, where both are there: what is not is None or NaN. Values are
+    Python's own, or columns of numbers or text.
     summary: ``ExpectSummaryToBeBetween(column, summary, min_value, max_value)``: the ``"largest"`` value of a column of
     the frame, where there is one, or the ``"sum"`` of all is between the two, where these are given.
     values: ``ExpectValuesToBe(column, value_set)``: the values of a column of the frame, text, are those of the set,

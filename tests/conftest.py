@@ -1,5 +1,6 @@
 """How the tests run, whoever runs them; what they are given is in tests/sample.py."""
 
+import atexit
 import gc
 import importlib
 import os
@@ -13,6 +14,10 @@ for name in ("FASHION_ANN_DATA_DIR", "FASHION_ANN_ARTIFACTS_DIR", "PREFECT_API_U
     os.environ.pop(name, None)
 
 import pytest
+
+# When the interpreter ends, after pytest's own last look for garbage, it looks through all that was ever imported: with
+# TensorFlow for a second.
+atexit.register(gc.freeze)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,9 +59,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What was imported stays: it need not be looked through for garbage, again and again."""
     gc.collect()
-    gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Nor is what the tests imported meanwhile, in a process that ends: with TensorFlow that takes a second."""
     gc.freeze()

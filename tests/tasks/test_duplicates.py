@@ -50,6 +50,31 @@ def test_duplicates_are_counted_by_hand() -> None:
     assert (counted.test_rows_in_train, counted.test_rows_near_train) == (2, 1)
 
 
+@pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
+def test_each_image_has_the_sketch_that_it_has_alone(
+    contract: DatasetContract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.fft import dctn
+
+    monkeypatch.setattr(module, "_SUMMED_UP_AT_ONCE", 7)
+    images = np.random.default_rng(0).integers(0, 256, (23, contract.pixels), np.uint8)
+    images[[2, 11, 22]] = np.array([[0], [200], [255]], np.uint8)  # blank, one in each of three pieces
+    together = sketch(np.ascontiguousarray(images.T), contract)
+    alone = [sketch(image[:, None], contract) for image in images]
+    assert together.numbers.tolist() == [one.numbers.item() for one in alone]
+    assert together.blank.tolist() == [at in (2, 11, 22) for at in range(23)]
+    assert together.frequencies.dtype == np.int16
+    # The lowest of a cosine transform of sums over cells, by scipy in float64; half a unit is rounding.
+    side = min(7, contract.height)
+    of_cell = np.arange(contract.height) * side // contract.height
+    sums = np.zeros((23, side, side))
+    np.add.at(sums, np.s_[:, of_cell[:, None], of_cell], images.reshape(23, contract.height, contract.width))
+    size = np.outer(np.bincount(of_cell), np.bincount(of_cell))
+    exact = dctn(sums / np.sqrt(size), axes=(1, 2), norm="ortho")[:, :3, :3].reshape(23, 9)
+    unit = 255 * contract.pixels**0.5 / 32_767
+    np.testing.assert_allclose(together.frequencies, exact / unit, atol=0.52, rtol=0)
+
+
 @pytest.mark.parametrize(("compared_at_once", "in_a_tree"), [(7, 50), (4096, 65_536)])
 @pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
 def test_the_same_and_nearly_the_same_are_told_from_others(

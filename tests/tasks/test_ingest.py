@@ -631,7 +631,10 @@ def test_every_bad_cell_is_counted_and_the_first_ten_are_named(
     rows: list[list[int]], damage: dict[tuple[int, int], str]
 ) -> None:
     damage = {(y % len(rows), x): cell for (y, x), cell in damage.items()}
-    cells = [[damage.get((y, x), str(value)) for x, value in enumerate(row)] for y, row in enumerate(rows)]
+    good = [
+        [SPELLINGS[(y + x) % len(SPELLINGS)].format(value) for x, value in enumerate(row)] for y, row in enumerate(rows)
+    ]
+    cells = [[damage.get((y, x), cell) for x, cell in enumerate(row)] for y, row in enumerate(good)]
     with tempfile.TemporaryDirectory() as folder:
         error = refusal(Path(folder), HEADER + "\n".join(map(",".join, cells)).encode())
         rejected = rows_of(Path(folder) / QUARANTINE)

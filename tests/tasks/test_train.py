@@ -178,6 +178,7 @@ def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_st
     fit: Callable[..., tuple[Any, list[Figures]]],
     stopped_early: tuple[Any, list[Figures]],
     checkpoints: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uninterrupted, figures = stopped_early
@@ -198,7 +199,8 @@ def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_st
 
     monkeypatch.setattr("tasks.fit.row_batches", watched)
     # Stopped one epoch before the last: the best one is two before it, so it is over.
-    checkpoint = checkpoints / f"{last - 1}.npz"
+    checkpoint = tmp_path / "checkpoint.npz"
+    shutil.copy(checkpoints / f"{last - 1}.npz", checkpoint)
     resumed, history = fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
     assert (epochs, orders) == ([last], [last - 1])  # the epoch's own order, whoever trains it
     assert _weights(resumed) == _weights(uninterrupted)

@@ -113,6 +113,7 @@ def test_a_broken_clause_is_named(
 _ORDER = "order: the columns should be the contract's, each in its place; broken by"
 _TYPES = "types: every column should be uint8; broken by"
 _NULLS = "nulls: no value should be missing; broken by"
+_TEXTS = ("label", "pixel1", "pixel2", "pixel3")
 _LARGEST = "largest values: none should be above the bound of its column; broken by"
 
 
@@ -131,6 +132,14 @@ _LARGEST = "largest values: none should be above the bound of its column; broken
                 f"{_LARGEST} pixel3 (maximum 1234567, expected <= 255)",
             ],
             id="text beside a large number",
+        ),
+        pytest.param(
+            lambda frame: frame.drop(columns="pixel4").astype(str),
+            [
+                f"{_ORDER} (no column) (expected pixel4)",
+                f"{_TYPES} {', '.join(f'{name} (type large_string, expected uint8)' for name in _TEXTS)}",
+            ],
+            id="text alone, and a column missing",
         ),
         pytest.param(
             lambda frame: frame.assign(pixel2=255.0001),
