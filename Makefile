@@ -15,15 +15,14 @@ run: .venv/$(ACCELERATOR).stamp
 up down status: .venv/$(ACCELERATOR).stamp
 	$(BIN)/fashion-ann $@
 
-# Files in their order: by their number of tests, which is the default, the files that take longest would come last.
 test: .venv/dev.stamp
-	$(BIN)/pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest
 
 # Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
 # faults were tried and passed. Three at a time, whatever the cores: each mostly waits.
 FAULTS_TABLE ?= docs/faults.md
 test-deployed: .venv/dev.stamp postgresql
-	FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest --numprocesses 3 --dist loadgroup tests/deployed
+	FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest --numprocesses 3 --loadscope-reorder tests/deployed
 
 # Debian's, installed where there is none, as root.
 postgresql:
@@ -39,7 +38,7 @@ fuzz: .venv/dev.stamp
 
 # The report and Prefect's UI in a real browser.
 test-browser: .venv/dev.stamp chromium
-	$(BIN)/pytest tests/browser
+	$(BIN)/pytest --numprocesses 0 tests/browser
 
 # Debian's, installed where there is none. CHROMIUM names another one.
 chromium:
