@@ -19,7 +19,8 @@ test: .venv/dev.stamp
 	$(BIN)/pytest
 
 # Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
-# faults were tried and passed. Three at a time, whatever the cores: each mostly waits.
+# faults were tried and passed. Three at a time, whatever the cores: each mostly waits;
+# of files those with many tests first.
 FAULTS_TABLE ?= docs/faults.md
 test-deployed: .venv/dev.stamp postgresql
 	FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest --numprocesses 3 --loadscope-reorder tests/deployed
@@ -36,7 +37,7 @@ fuzz: .venv/dev.stamp
 	$(BIN)/python -m tests.fuzz.fuzz_ingest -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -dict=tests/fuzz/csv.dict \
 		-artifact_prefix=tests/fuzz/found- .venv/fuzz tests/fuzz/corpus
 
-# The report and Prefect's UI in a real browser.
+# The report and Prefect's UI in a real browser, which is started once.
 test-browser: .venv/dev.stamp chromium
 	$(BIN)/pytest --numprocesses 0 tests/browser
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.deployed.postgres import Postgres
+from tests.processes.kill import wait_until_gone
 from tests.sample import SAMPLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,8 +110,7 @@ def _pids(told: dict[str, Any]) -> dict[str, int]:
 
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
+    wait_until_gone(pid)
 
 
 def _runs(url: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""SIGKILL at a moment of a process's work."""
+"""SIGKILL at a moment of a process's work, and the end of processes that others started."""
 
 import multiprocessing
 import os
@@ -6,6 +6,8 @@ import signal
 import time
 from collections.abc import Callable
 from typing import Any
+
+import psutil
 
 _PATIENCE_SECONDS = 120
 
@@ -24,3 +26,18 @@ def killed_when(reached: Callable[[], object], target: Callable[..., object], *a
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+def gone(pid: int) -> bool:
+    """A process that nobody has waited for yet has ended, too."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while not gone(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

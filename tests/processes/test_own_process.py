@@ -14,23 +14,9 @@ import pytest
 from schemas.config import PROJECT_ROOT
 from schemas.errors import DeviceUnavailable, ProcessDied
 from tasks.own_process import begin, end_waiting, own_process
+from tests.processes.kill import gone, wait_until_gone
 
 WORKER = "tests.processes.worker_for_tests"
-
-
-def _gone(pid: int) -> bool:
-    """A process that nobody has waited for yet has ended, too."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 30
-    while not _gone(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_the_job_goes_there_and_events_and_the_result_come_back_whatever_is_printed() -> None:
@@ -71,7 +57,7 @@ def test_what_cannot_be_removed_does_not_stand_in_the_place_of_the_result(
 
 
 def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children() if not _gone(child.pid)}
+    return {child.pid for child in psutil.Process().children() if not gone(child.pid)}
 
 
 def test_one_that_was_begun_is_given_the_next_job_and_the_one_after_it_is_another() -> None:
@@ -93,7 +79,7 @@ def test_one_that_was_begun_and_not_needed_is_ended() -> None:
     begin(WORKER)
     (pid,) = children() - before
     end_waiting()
-    assert _gone(pid)
+    assert gone(pid)
     with own_process(WORKER, {}) as process:
         assert process.result()["pid"] != pid
 
@@ -103,7 +89,7 @@ def test_one_that_died_before_its_job_is_replaced() -> None:
     begin(WORKER)
     (pid,) = children() - before
     os.kill(pid, signal.SIGKILL)
-    _wait_until_gone(pid)
+    wait_until_gone(pid)
     with own_process(WORKER, {}) as process:
         assert process.result()["pid"] != pid
 
@@ -131,9 +117,9 @@ def test_one_that_was_begun_ends_when_whoever_began_it_is_killed(tmp_path: Path)
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, env=environment, **pipes) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert not _gone(pid)
+        assert not gone(pid)
         parent.kill()
-    _wait_until_gone(pid)
+    wait_until_gone(pid)
 
 
 def test_a_module_that_is_not_there_is_told() -> None:
@@ -150,7 +136,7 @@ def test_it_ends_with_the_block_that_started_it() -> None:
 
     with pytest.raises(KeyboardInterrupt), own_process(WORKER, {"sleep": 600}) as process:
         process.result(stop)
-    assert _gone(pids[0])
+    assert gone(pids[0])
 
 
 def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
@@ -163,11 +149,11 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, **pipes)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    assert not _gone(pid)
+    assert not gone(pid)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _wait_until_gone(pid)
+    wait_until_gone(pid)
 
 
 def test_ctrl_c_on_the_terminal_is_left_to_whoever_started_it() -> None:
