@@ -16,8 +16,10 @@ from tasks.judge import judging
 from tasks.judged import Judged, image_digests, write_predictions
 from tasks.proportions import wilson_interval
 from tasks.publish import publish_markdown, publish_png, publish_table
-from tasks.stage import run_stage, write_json
+from tasks.stage import Stage, run_stage, write_json
 from tasks.store import METRICS_NAME, PREDICTIONS_NAME
+
+STAGE = Stage("evaluate", core=("tasks.evaluate",))
 
 CONFUSION_NAME = "confusion_matrix.png"
 LEARNING_NAME = "learning_curve.png"
@@ -34,7 +36,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
     """
     contract = contract_of(prepared.dataset)
 
-    def produce(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, Any]:
         with judging(trained.record.path, prepared.record.path) as answer:
             history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
             draw_learning(history, folder / LEARNING_NAME)  # while the process starts
@@ -58,9 +60,9 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
 
     record, facts = run_stage(
         artifacts_dir / "evaluated",
-        __name__,
+        STAGE,
         {"dataset": prepared.dataset, "prepared": prepared.record.digest, "trained": trained.record.digest},
-        produce,
+        build,
     )
     _publish(prepared.dataset, record.path)
     return Evaluation(record=record, **facts)

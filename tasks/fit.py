@@ -24,8 +24,8 @@ from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, judge_rows
 from tasks.own_process import Tell, answer
 from tasks.stage import replaced, write_json
 
-# It speaks for that stage; its own name is another one under ``python -m``, which nobody listens to.
-logger = logging.getLogger("tasks.train")
+# Not __name__, which is "__main__" under ``python -m``: only loggers below "tasks" are forwarded.
+logger = logging.getLogger("tasks.fit")
 
 HISTORY_NAME = "history.json"
 

@@ -46,9 +46,11 @@ from schemas.errors import CellProblem, DataContractError, UnreadableData
 from schemas.references import CsvFile, CsvSplit, ParquetSplit
 from tasks.blocks import BLOCK_ROWS
 from tasks.quarantine import BadRow, Quarantine, open_quarantine, quarantine_path
-from tasks.stage import replaced, run_stage, sha256_file
+from tasks.stage import Stage, replaced, run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
+
+STAGE = Stage("ingest", core=("tasks.ingest",))
 
 Rows = npt.NDArray[np.uint8]  # (N, columns)
 
@@ -131,7 +133,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     name = f"{csv.split}.parquet"
     quarantine = quarantine_path(artifacts_dir, csv)
 
-    def produce(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path) -> Mapping[str, Any]:
         facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
         if facts.quarantined:
             # The stage's own, checked with it: the other one may be lost.
@@ -142,7 +144,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     # Not the budget: it decides whether there is an output, not what is in it. The names stand in what is told of it.
     names = [file.path.name for file in csv.files]
     inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "dataset": dataset, "origin": csv.origin}
-    record, stored = run_stage(artifacts_dir / "data", __name__, inputs, produce)
+    record, stored = run_stage(artifacts_dir / "data", STAGE, inputs, build)
     sha256 = stored.pop("sha256")
     problems = tuple(CellProblem(**problem) for problem in stored["problems"])
     facts = IngestFacts(**{**stored, "problems": problems, "reordered": tuple(stored["reordered"])})

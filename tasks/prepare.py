@@ -16,9 +16,11 @@ from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
 from tasks.blocks import blocks, open_parquet, row_count, taken_of
 from tasks.duplicates import TEST_IN_TRAIN_NAME
-from tasks.stage import run_stage, sha256_file
+from tasks.stage import Stage, run_stage, sha256_file
 
 logger = logging.getLogger(__name__)
+
+STAGE = Stage("prepare", core=("tasks.prepare",))
 
 _SCALED_AT_ONCE = 1024  # images; scaled they take four times the memory
 
@@ -43,7 +45,7 @@ def prepare(
                 "Run again: it will be made anew."
             )
 
-    def produce(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, Any]:
         train_labels, test_labels = (read_labels(data.path, contract) for data in (train.data, test.data))
         kept, held_out = stratified_split(train_labels, validation_size, seed)
         write_arrays(train.data.path, {"train": kept, "validation": held_out}, folder, contract)
@@ -59,7 +61,7 @@ def prepare(
 
     record, facts = run_stage(
         artifacts_dir / "prepared",
-        __name__,
+        STAGE,
         {
             "dataset": dataset,
             "train": train.data.sha256,
@@ -68,7 +70,7 @@ def prepare(
             "validation_size": validation_size,
             "seed": seed,
         },
-        produce,
+        build,
     )
     prepared = PreparedData(record=record, **facts)
     if prepared.validation_rows < validation_size:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,13 @@ RECORD_NAME = "stage.json"
 LOCK_NAME = ".in-use"
 _PARSING_TRIES = 10
 _PROJECT_PACKAGES = ("schemas", "tasks")
+# Code that a stage runs but whose text cannot change its output: events, UI artifacts, pages, processes, this cache.
+_NOT_PART_OF_A_KEY = frozenset(
+    {
+        *("tasks.ahead", "tasks.data_docs", "tasks.figures", "tasks.own_process", "tasks.progress", "tasks.publish"),
+        *("tasks.report", "tasks.stage"),
+    }
+)
 # What the numbers of a model can depend on.
 _PACKAGES = (
     *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
@@ -80,30 +88,46 @@ def to_disk(path: Path) -> None:
         os.close(opened)
 
 
-@cache
-def code_digest(module: str) -> str:
-    """Digest of a module's code and of all project code that it imports.
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline whose output is cached.
 
-    Comments and layout do not count: a reformatted file makes nothing anew.
+    name: identifies the stage in records, events and manifests.
+    core: modules whose code decides the output. They and the project modules that they import are part of the key.
+    """
+
+    name: str
+    core: tuple[str, ...]
+
+
+@cache
+def code_digest(core: tuple[str, ...], root: Path = PROJECT_ROOT) -> str:
+    """Return the digest of the code of ``core`` and of the project modules that it imports, in the checkout ``root``.
+
+    Docstrings, comments, layout and log calls are excluded: rewording them leaves every cache key as it is.
     """
     seen: dict[str, str] = {}
-    _collect_code(module, seen)
+    for module in core:
+        _collect_code(module, root, seen)
     return digest_of(seen)
 
 
-def _collect_code(module: str, seen: dict[str, str]) -> None:
-    path = PROJECT_ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    if module in seen or not path.is_file():
+def _collect_code(module: str, root: Path, seen: dict[str, str]) -> None:
+    path = root.joinpath(*module.split(".")).with_suffix(".py")
+    if module in seen or module in _NOT_PART_OF_A_KEY or not path.is_file():
         return
     seen[module], imported = _code(path)
     for name in imported:
-        _collect_code(name, seen)
+        _collect_code(name, root, seen)
 
 
 @cache
 def _code(path: Path) -> tuple[str, list[str]]:
-    """A module without comments and layout, and what of the project it may import. Kept: most belong to many stages."""
-    tree = _parsed(path)
+    """Return a module's code in a normal form, and the names of the project modules that it may import.
+
+    Cached, because most modules belong to several stages.
+    """
+    tree = _Normalizer().visit(_parsed(path))
     names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -111,6 +135,33 @@ def _code(path: Path) -> tuple[str, list[str]]:
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
     return ast.dump(tree), [name for name in names if name.partition(".")[0] in _PROJECT_PACKAGES]
+
+
+class _Normalizer(ast.NodeTransformer):
+    """Remove docstrings and calls of ``logger``: neither can change what a module computes."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [statement for statement in body if not _is_text(statement) and not _is_log_call(statement)]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+
+def _is_text(statement: ast.AST) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _is_log_call(statement: ast.AST) -> bool:
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="logger")))):
+            return True
+    return False
 
 
 def _parsed(path: Path) -> ast.Module:
@@ -178,9 +229,9 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def stage_key(module: str, inputs: Mapping[str, Any]) -> str:
-    """Digest of all that a stage's output depends on."""
-    return digest_of(_hung_on(module, inputs))
+def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
+    """Return the digest of everything that a stage's output depends on."""
+    return digest_of(_cache_inputs(stage, inputs))
 
 
 def output_folder(folder: Path, key: str) -> Path:
@@ -188,65 +239,71 @@ def output_folder(folder: Path, key: str) -> Path:
     return folder / key[:16]
 
 
-def _hung_on(module: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _cache_inputs(stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "stage": module.rpartition(".")[2],
+        "stage": stage.name,
         "inputs": dict(inputs),
-        "code": code_digest(module),
+        "code": code_digest(stage.core),
         "lock": lock_digest(),
     }
 
 
 def run_stage(
     folder: Path,
-    module: str,
+    stage: Stage,
     inputs: Mapping[str, Any],
-    produce: Callable[[Path], Mapping[str, Any]],
+    build: Callable[[Path], Mapping[str, Any]],
 ) -> tuple[StageRecord, dict[str, Any]]:
-    """Run a stage, or find what it made before.
+    """Build a stage's output, or return the one that an earlier run built for the same key.
 
-    folder: where outputs of this stage lie, one folder a key.
-    module: ``__name__`` of the stage, whose code is part of the key.
-    inputs: all else that the output depends on, as JSON: digests of data, parameters. No paths of this machine.
-    produce: writes the output into the empty folder that it is handed and returns facts about it, as JSON.
+    folder: holds the outputs of this stage, one folder per key.
+    stage: its name and the code of its core modules are part of the key.
+    inputs: everything else that the output depends on, as JSON: digests of data, parameters. No paths.
+    build: writes the output into the empty folder that it receives and returns facts about it, as JSON.
 
-    Returns the record and the facts. Whatever `produce` raises passes through, and leaves nothing behind.
+    Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains.
     """
-    hung_on = _hung_on(module, inputs)
-    stage, key = hung_on["stage"], digest_of(hung_on)
+    cache_inputs = _cache_inputs(stage, inputs)
+    name, key = stage.name, digest_of(cache_inputs)
     final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     split = inputs.get("split")
-    tell(Begun(stage, split))
-    with _only_maker(folder / f".{key[:16]}.lock", stage):
+    tell(Begun(name, split))
+    with _only_maker(folder / f".{key[:16]}.lock", name):
         _sweep(folder, key)
         if final.exists():
             try:
                 record = read_stage(final)
             except StoredArtifactError as error:
-                logger.warning("%s: an earlier output is damaged and is made anew. %s", stage, error)
+                logger.warning("%s: an earlier output is damaged and is rebuilt. %s", name, error)
                 shutil.rmtree(final)
             else:
-                logger.info("%s: reused %s", stage, final.name)
-                tell(Ended(stage, split, True, record["seconds"], record["facts"]))
+                logger.info("%s: reused %s", name, final.name)
+                tell(Ended(name, split, True, record["seconds"], record["facts"]))
                 return _reference(record, final, reused=True), record["facts"]
         temporary = folder / f".{key[:16]}.{os.getpid()}.tmp"
         temporary.mkdir()
         started = time.monotonic()
         try:
-            facts = dict(produce(temporary))
+            facts = dict(build(temporary))
             seconds = round(time.monotonic() - started, 3)
-            record = {**hung_on, "key": key, "facts": facts, "seconds": seconds, "files": describe_files(temporary)}
+            record = {
+                **cache_inputs,
+                "key": key,
+                "facts": facts,
+                "seconds": seconds,
+                "files": describe_files(temporary),
+            }
             write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
             temporary.rename(final)
         except OSError as error:
             if error.filename is not None:
                 raise
             # A full disk, mostly: numpy and pyarrow do not say which.
-            raise StageNotWritten(f"{stage} could not write to {folder}: {error.strerror or error}.") from error
+            raise StageNotWritten(f"{name} could not write to {folder}: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        tell(Ended(stage, split, False, seconds, facts))
+        tell(Ended(name, split, False, seconds, facts))
         return _reference(record, final, reused=False), facts
 
 

@@ -18,9 +18,20 @@ from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.own_process import own_process
 from tasks.progress import Trained, tell
 from tasks.publish import publish_progress
-from tasks.stage import lock_digest, output_folder, package_versions, run_stage, sha256_file, stage_key, sweep_replaced
+from tasks.stage import (
+    Stage,
+    lock_digest,
+    output_folder,
+    package_versions,
+    run_stage,
+    sha256_file,
+    stage_key,
+    sweep_replaced,
+)
 
 logger = logging.getLogger(__name__)
+
+STAGE = Stage("train", core=("tasks.fit",))
 
 _FOLDER = "trained"
 
@@ -50,7 +61,7 @@ def is_trained(
 
     With "auto" and a GPU in sight that cannot be used the answer is no, whatever the CPU has trained.
     """
-    key = stage_key(__name__, _inputs(prepared, config, _kind(device)))
+    key = stage_key(STAGE, _inputs(prepared, config, _kind(device)))
     return output_folder(artifacts_dir / _FOLDER, key).exists()
 
 
@@ -64,9 +75,9 @@ def _train(
 ) -> TrainedModel:
     inputs = _inputs(prepared, config, kind)
     # Named by what it depends on, as the stage's own folder is: another seed or recipe never resumes from it.
-    checkpoint = artifacts_dir / "checkpoints" / f"{stage_key(__name__, inputs)}.npz"
+    checkpoint = artifacts_dir / "checkpoints" / f"{stage_key(STAGE, inputs)}.npz"
 
-    def produce(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, Any]:
         device: dict[str, Any] = {}
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         job = {
@@ -110,7 +121,7 @@ def _train(
             "packages": package_versions(),
         }
 
-    record, facts = run_stage(artifacts_dir / _FOLDER, __name__, inputs, produce)
+    record, facts = run_stage(artifacts_dir / _FOLDER, STAGE, inputs, build)
     # The stage is whole: its checkpoint has done its work.
     checkpoint.unlink(missing_ok=True)
     sweep_replaced(checkpoint)

@@ -52,7 +52,7 @@ from tasks.profile import (
     write_profile,
 )
 from tasks.publish import publish_markdown, publish_table
-from tasks.stage import run_stage, sha256_file, write_json
+from tasks.stage import Stage, run_stage, sha256_file, write_json
 from tasks.store import champions, read_alias_log, read_file, read_manifest, store_folder, version_numbers
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
 logger = logging.getLogger(__name__)
+
+STAGE = Stage("validate", core=("tasks.validate",))
 
 RESULT_NAME = "great_expectations.json"
 _TYPE = "uint8"
@@ -82,7 +84,7 @@ def validate(
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
     champion = champion_profile(artifacts_dir, dataset, data if train is None else train.data)
 
-    def produce(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, Any]:
         beside = None if train is None else (Sketches.load(train.record.path / SKETCHES_NAME), train.data.path)
         judged = judge(
             data.path,
@@ -104,7 +106,7 @@ def validate(
 
     record, facts = run_stage(
         data.path.parent / "validation",
-        __name__,
+        STAGE,
         {
             "dataset": dataset,
             "split": data.split,
@@ -115,7 +117,7 @@ def validate(
             "champion": None if champion is None else hashlib.sha256(champion).hexdigest(),
             "train": None if train is None else train.data.sha256,
         },
-        produce,
+        build,
     )
     docs = write_data_docs(artifacts_dir, dataset, data.split, record.path / RESULT_NAME, record.path.name)
     publish_markdown(

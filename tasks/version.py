@@ -27,7 +27,7 @@ from tasks.progress import Begun, tell
 from tasks.promotion import Measured, decide, mcnemar
 from tasks.publish import name_flow_run, publish_file_link, publish_markdown, publish_table
 from tasks.report import commands, write_report
-from tasks.stage import sha256_file, stage_key, write_json
+from tasks.stage import Stage, sha256_file, stage_key, write_json
 from tasks.store import (
     CHAMPION,
     METRICS_NAME,
@@ -53,6 +53,8 @@ from tasks.store import (
 
 logger = logging.getLogger(__name__)
 
+STAGE = Stage("version", core=("tasks.version",))
+
 
 @task(name="version", task_run_name="version")
 def version(
@@ -71,7 +73,7 @@ def version(
     tell(Begun("version", None))
     root = store_folder(artifacts_dir, prepared.dataset)
     key = stage_key(
-        __name__,
+        STAGE,
         {
             "prepared": prepared.record.digest,
             "trained": trained.record.key,

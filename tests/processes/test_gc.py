@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.gc import collect
-from tasks.stage import in_use, run_stage
+from tasks.stage import Stage, in_use, run_stage
 from tasks.store import (
     list_versions,
     settle,
@@ -23,7 +23,7 @@ from tests.tasks.test_gc import DATASET, KINDS, add_run, stage_folders
 
 def _run_a_stage(artifacts: Path) -> None:
     with in_use(artifacts):
-        run_stage(artifacts / "trained", "tasks.evaluate", {}, lambda folder: {})
+        run_stage(artifacts / "trained", Stage("train", core=()), {}, lambda folder: {})
 
 
 def test_a_run_waits_for_the_end_of_gc(tmp_path: Path) -> None:

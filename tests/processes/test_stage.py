@@ -5,7 +5,7 @@ from typing import Any
 
 from tasks.stage import run_stage
 from tests.processes.kill import killed_when
-from tests.tasks.test_stage import MODULE, write
+from tests.tasks.test_stage import STAGE, write
 
 
 def _slow(folder: Path) -> dict[str, Any]:
@@ -15,8 +15,8 @@ def _slow(folder: Path) -> dict[str, Any]:
 
 
 def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
-    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, MODULE, {}, _slow)
-    record, _ = run_stage(tmp_path, MODULE, {}, write())
+    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, STAGE, {}, _slow)
+    record, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not record.reused
     assert list(tmp_path.glob(".*.tmp")) == []
 
@@ -31,7 +31,7 @@ def _count(folder: Path) -> dict[str, Any]:
 
 def test_two_runs_at_once_make_an_output_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=run_stage, args=(tmp_path, MODULE, {}, _count)) for _ in range(2)]
+    children = [context.Process(target=run_stage, args=(tmp_path, STAGE, {}, _count)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:

@@ -1,23 +1,22 @@
 import ast
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.errors import StoredArtifactError
-from tasks.stage import RECORD_NAME, _code, code_digest, digest_of, read_stage, replaced, run_stage
+from tasks.stage import RECORD_NAME, Stage, code_digest, digest_of, read_stage, replaced, run_stage
 
-MODULE = "tasks.prepare"
+STAGE = Stage("prepare", core=("tasks.prepare",))
 
 
 def write(text: str = "made") -> Any:
-    def produce(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, Any]:
         (folder / "output.txt").write_text(text)
         return {"length": len(text)}
 
-    return produce
+    return build
 
 
 def _refuse(folder: Path) -> dict[str, Any]:
@@ -25,37 +24,37 @@ def _refuse(folder: Path) -> dict[str, Any]:
 
 
 def test_a_second_run_reuses_the_output_and_its_facts(tmp_path: Path) -> None:
-    first, facts = run_stage(tmp_path, MODULE, {"data": "abc"}, write())
-    second, again = run_stage(tmp_path, MODULE, {"data": "abc"}, _refuse)
+    first, facts = run_stage(tmp_path, STAGE, {"data": "abc"}, write())
+    second, again = run_stage(tmp_path, STAGE, {"data": "abc"}, _refuse)
     assert (first.reused, second.reused) == (False, True)
     assert second.model_copy(update={"reused": False}) == first
     assert facts == again == {"length": 4}
 
 
 def test_other_inputs_make_another_output(tmp_path: Path) -> None:
-    first, _ = run_stage(tmp_path, MODULE, {"data": "abc"}, write())
-    second, _ = run_stage(tmp_path, MODULE, {"data": "abd"}, write())
+    first, _ = run_stage(tmp_path, STAGE, {"data": "abc"}, write())
+    second, _ = run_stage(tmp_path, STAGE, {"data": "abd"}, write())
     assert first.path != second.path
     assert not second.reused
 
 
 def test_other_code_makes_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(tmp_path, MODULE, {}, write())
-    monkeypatch.setattr("tasks.stage.code_digest", lambda module: "edited")
-    record, _ = run_stage(tmp_path, MODULE, {}, write())
+    run_stage(tmp_path, STAGE, {}, write())
+    monkeypatch.setattr("tasks.stage.code_digest", lambda core: "edited")
+    record, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not record.reused
 
 
 def test_another_lock_makes_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(tmp_path, MODULE, {}, write())
+    run_stage(tmp_path, STAGE, {}, write())
     monkeypatch.setattr("tasks.stage.lock_digest", lambda: "newer")
-    record, _ = run_stage(tmp_path, MODULE, {}, write())
+    record, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not record.reused
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "record", "facts"])
 def test_a_damaged_output_is_made_anew(tmp_path: Path, damage: str) -> None:
-    record, _ = run_stage(tmp_path, MODULE, {}, write())
+    record, _ = run_stage(tmp_path, STAGE, {}, write())
     output = record.path / "output.txt"
     if damage == "changed":
         output.write_text("mase")
@@ -68,7 +67,7 @@ def test_a_damaged_output_is_made_anew(tmp_path: Path, damage: str) -> None:
         (record.path / RECORD_NAME).write_text("{")
     with pytest.raises(StoredArtifactError):
         read_stage(record.path)
-    again, _ = run_stage(tmp_path, MODULE, {}, write())
+    again, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not again.reused
     assert output.read_text() == "made"
 
@@ -79,24 +78,57 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        run_stage(tmp_path, MODULE, {}, fail)
+        run_stage(tmp_path, STAGE, {}, fail)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
-def _code_digest_anew(module: str) -> str:
-    for kept in (code_digest, _code):
-        kept.cache_clear()
-    return code_digest(module)
+def _project(root: Path, **modules: str) -> Path:
+    """Write a checkout of modules of ``tasks``, and return its folder."""
+    (root / "tasks").mkdir(parents=True)
+    for name, code in modules.items():
+        (root / "tasks" / f"{name}.py").write_text(code)
+    return root
 
 
-def test_the_code_of_a_stage_includes_what_it_imports() -> None:
-    # tasks.prepare imports schemas.contract, tasks.network does too; neither imports the other.
-    assert code_digest("tasks.prepare") != code_digest("tasks.network")
-    assert code_digest("tasks.prepare") != code_digest("schemas.contract")
+CORE = ("tasks.some",)
+CODE = """from tasks.facts import A
+
+logger = print
 
 
-def test_parsing_that_another_thread_disturbed_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, parse, calls = code_digest("tasks.prepare"), ast.parse, 0
+def b():
+    return A
+"""
+REWORDED = {
+    "comment": CODE.replace("return A", "return A  # why"),
+    "layout": CODE.replace("return A", "return  (A)"),
+    "module docstring": f'"""Return A."""\n{CODE}',
+    "function docstring": CODE.replace("return A", '"""Return A."""\n    return A'),
+    "log call": CODE.replace("return A", 'logger.info("A is %s", A)\n    return A'),
+}
+
+
+@pytest.mark.parametrize("reworded", REWORDED.values(), ids=REWORDED)
+def test_wording_is_not_part_of_a_code_digest(tmp_path: Path, reworded: str) -> None:
+    before = _project(tmp_path / "before", some=CODE, facts="A = 1")
+    after = _project(tmp_path / "after", some=reworded, facts="A = 1")
+    assert code_digest(CORE, before) == code_digest(CORE, after)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"some": CODE.replace("return A", "return A + 1")}, {"facts": "A = 2"}],
+    ids=["own code", "imported code"],
+)
+def test_code_is_part_of_a_code_digest(tmp_path: Path, changed: dict[str, str]) -> None:
+    before = _project(tmp_path / "before", some=CODE, facts="A = 1")
+    after = _project(tmp_path / "after", **{"some": CODE, "facts": "A = 1", **changed})
+    assert code_digest(CORE, before) != code_digest(CORE, after)
+
+
+def test_parsing_disturbed_by_a_thread_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = [_project(tmp_path / name, some=CODE, facts="A = 1") for name in ("calm", "disturbed")]
+    expected, parse, calls = code_digest(CORE, roots[0]), ast.parse, 0
 
     def disturbed(source: str) -> ast.Module:
         nonlocal calls
@@ -106,24 +138,8 @@ def test_parsing_that_another_thread_disturbed_is_done_again(monkeypatch: pytest
         return parse(source)
 
     monkeypatch.setattr(ast, "parse", disturbed)
-    assert _code_digest_anew("tasks.prepare") == expected
-    assert calls > 3
-
-
-def test_comments_and_layout_are_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.stage.PROJECT_ROOT", tmp_path)
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "schemas").mkdir()
-    stage, imported = tmp_path / "tasks" / "some.py", tmp_path / "schemas" / "facts.py"
-    digest = partial(_code_digest_anew, "tasks.some")
-
-    stage.write_text("from schemas.facts import A\nB = A\n")
-    imported.write_text("A = 1\n")
-    before = digest()
-    stage.write_text("# why\nfrom schemas.facts import A\n\nB  =  A\n")
-    assert digest() == before
-    imported.write_text("A = 2\n")
-    assert digest() != before
+    assert code_digest(CORE, roots[1]) == expected
+    assert calls == 6
 
 
 def test_the_digest_of_a_value_does_not_depend_on_the_order_of_keys() -> None:
