@@ -16,8 +16,8 @@ import psutil
 from benchmarks.rows import ROWS, Bench
 from schemas.config import data_folder
 from schemas.contract import FASHION_MNIST
-from tasks.fetch import fetch_data
-from tasks.stage import package_versions
+from tasks.data.published_data import fetch_data
+from tasks.runtime.fingerprint import package_versions
 from tasks.version import code_revision
 
 

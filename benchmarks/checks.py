@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 
 from schemas.config import data_folder
 from schemas.contract import CONTRACTS, DatasetContract, contract_of
-from tasks.fetch import fetch_data
-from tasks.ingest import ingest_csv
-from tasks.prepare import read_images
-from tasks.profile import Figure, profile_images
-from tasks.validate import measure, scan_parquet
+from tasks.checks.image_checks import Measurement, measure_checks
+from tasks.checks.image_profile import profile_images
+from tasks.checks.scan import scan_parquet
+from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.published_data import fetch_data
+from tasks.data.splits import read_images
 
 Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # images (N, pixels), labels (N,)
 _SUBSETS = {100: 300, 200: 300, 1_000: 60}
@@ -47,7 +48,7 @@ def main() -> None:
             _print(name, [figures_of(change(rows), contract, parquet)], contract)
 
 
-def figures_of(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str, Figure]:
+def figures_of(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str, Measurement]:
     """As validate measures a split alone; ``path`` is written over."""
     table = np.ascontiguousarray(np.column_stack([rows[1], rows[0]]).T)
     pq.write_table(pa.table(dict(zip(contract.columns, table, strict=True))), path)
@@ -55,7 +56,7 @@ def figures_of(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str
     if scan.sample is None:
         raise ValueError("the data was expected to be of the contract's form")
     profile = profile_images(scan.sample.images, scan.sample.labels, contract)
-    return measure(scan, scan.sample, profile, contract, None)
+    return measure_checks(scan, scan.sample, profile, contract, None)
 
 
 def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
@@ -126,7 +127,7 @@ def _drawn(rows: Rows, size: int, seed: int) -> Rows:
     return rows[0][drawn], rows[1][drawn]
 
 
-def _print(what: str, found: list[Mapping[str, Figure]], contract: DatasetContract) -> None:
+def _print(what: str, found: list[Mapping[str, Measurement]], contract: DatasetContract) -> None:
     cells = []
     for check in contract.checks:
         values = [figures[check.name].value for figures in found if check.name in figures]

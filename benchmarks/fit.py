@@ -67,8 +67,8 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
     """`fit_network` as the train stage calls it, with a checkpoint every epoch."""
     from schemas.config import TrainingConfig
     from schemas.contract import FASHION_MNIST
-    from tasks import fit
-    from tasks.device import set_up_backend
+    from tasks.model import fit
+    from tasks.model.backend import set_up_backend
 
     config = TrainingConfig(epochs=how.epochs, batch_size=how.batch_size, dropout=how.dropout, seed=how.seed)
     set_up_backend(config.seed)

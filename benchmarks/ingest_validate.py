@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from schemas.contract import FASHION_MNIST, SPLITS, Split
-from tasks.expectations import fresh_context
-from tasks.fetch import fetch_data
-from tasks.ingest import ingest_csv
-from tasks.validate import Judged, judge
+from tasks.checks.expectations import fresh_context
+from tasks.checks.suite import ValidationResult, validate_parquet
+from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.published_data import fetch_data
 
 
-def judge_both(parquet: Mapping[Split, Path]) -> tuple[Judged, Judged]:
+def judge_both(parquet: Mapping[Split, Path]) -> tuple[ValidationResult, ValidationResult]:
     """The train split, and the test split compared with it."""
-    train = judge(parquet["train"], FASHION_MNIST, "train")
+    train = validate_parquet(parquet["train"], FASHION_MNIST, "train")
     if train.sketches is None:
         raise RuntimeError("our suite took the real data for other data")
-    return train, judge(parquet["test"], FASHION_MNIST, "test", train=(train.sketches, parquet["train"]))
+    return train, validate_parquet(parquet["test"], FASHION_MNIST, "test", train=(train.sketches, parquet["train"]))
 
 
 def main(data_dir: str, folder: str) -> None:

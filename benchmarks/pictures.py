@@ -18,7 +18,7 @@ from rich.console import Console
 from cli.prefect_run import run_training_flow
 from cli.terminal import Progress, _View
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
-from tasks.progress import Event, Trained
+from tasks.runtime.events import Event, TrainingProgress
 
 IMAGES = PROJECT_ROOT / "docs" / "images"
 
@@ -33,7 +33,7 @@ class _Photographed(Progress):
 
     def take(self, event: Event) -> None:
         super().take(event)
-        if self.picture is None and isinstance(event, Trained) and event.done > event.epochs * 2 / 3:
+        if self.picture is None and isinstance(event, TrainingProgress) and event.done > event.epochs * 2 / 3:
             self.picture = _svg(self)
 
 

@@ -19,10 +19,10 @@ from benchmarks.measure import spread
 from schemas.config import TrainingConfig, data_folder
 from schemas.contract import FASHION_MNIST, SPLITS
 from schemas.references import PreparedData
-from tasks.device import set_up_backend
-from tasks.fetch import fetch_data
-from tasks.fit import Figures, fit_network
+from tasks.data.published_data import fetch_data
 from tasks.ingest import ingest
+from tasks.model.backend import set_up_backend
+from tasks.model.fit import EpochMetrics, fit_network
 from tasks.prepare import prepare
 from tasks.validate import validate
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+", metavar="JSON")
     parser.add_argument("--seeds", type=int, default=6, metavar="N", help="fits of each recipe (default: 6)")
     options = parser.parse_args()
-    found: dict[str, list[Figures]] = {recipe: [] for recipe in options.recipes}
+    found: dict[str, list[EpochMetrics]] = {recipe: [] for recipe in options.recipes}
     csvs = fetch_data(FASHION_MNIST, data_folder())
     with tempfile.TemporaryDirectory(prefix="fashion-ann-recipes-") as folder:
         artifacts = Path(folder)
@@ -59,7 +59,7 @@ def main() -> None:
         )
 
 
-def _last_epoch(prepared: PreparedData, config: TrainingConfig) -> Figures:
+def _last_epoch(prepared: PreparedData, config: TrainingConfig) -> EpochMetrics:
     arrays = {
         name: np.load(prepared.record.path / f"{name}.npy")
         for name in ("train_images", "train_labels", "validation_images", "validation_labels")

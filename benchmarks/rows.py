@@ -22,7 +22,8 @@ from cli.server_process import HOST, free_port, stop_tree, wait_until_healthy
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, Split
 from schemas.references import CsvSplit, ParquetSplit, PreparedData
-from tasks.ingest import ingest, ingest_csv
+from tasks.data.csv_to_parquet import ingest_csv
+from tasks.ingest import ingest
 from tasks.prepare import prepare
 from tasks.validate import validate
 

@@ -333,7 +333,7 @@ def check_disk(artifacts_dir: Path) -> Check:
 
 def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Check:
     """The CSVs of both splits are there and can be read, or none is and the folder can be fetched into."""
-    from tasks.fetch import present_csvs
+    from tasks.data.data_folder import present_csvs
 
     present = present_csvs(contract, data_dir)
     paths = [path for shards in present.values() for path in shards]
@@ -369,12 +369,10 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Che
 
 def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check:
     """Every version is what its manifest says, and the champion is among them."""
-    from tasks.store import (
-        CHAMPION,
-        alias_values,
+    from tasks.registry.alias_log import CHAMPION, alias_values, read_alias_log
+    from tasks.registry.store import (
         check_version,
         history,
-        read_alias_log,
         read_manifest,
         store_folder,
         version_folder,

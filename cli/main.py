@@ -435,8 +435,8 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _contract(options: argparse.Namespace) -> None:
+    from cli.contract_page import contract_json, contract_text
     from schemas.contract import contract_of
-    from schemas.contract_page import contract_json, contract_text
 
     contract = contract_of(options.dataset)
     print(json.dumps(contract_json(contract), indent=2) if options.json else contract_text(contract).rstrip())
@@ -444,13 +444,13 @@ def _contract(options: argparse.Namespace) -> None:
 
 def _store(options: argparse.Namespace) -> Path:
     from schemas.config import artifacts_folder
-    from tasks.store import store_folder
+    from tasks.registry.store import store_folder
 
     return store_folder(artifacts_folder(options.artifacts_dir), options.dataset)
 
 
 def _versions(options: argparse.Namespace) -> None:
-    from tasks.store import list_versions
+    from tasks.registry.store import list_versions
 
     root = _store(options)
     rows = list_versions(root)
@@ -480,7 +480,7 @@ def _raise_damaged(rows: list[dict[str, Any]]) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from tasks.store import resolve, show_version
+    from tasks.registry.store import resolve, show_version
 
     root = _store(options)
     shown = show_version(root, resolve(root, options.version))
@@ -505,7 +505,8 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _why(options: argparse.Namespace) -> None:
-    from tasks.store import VERDICT_NAME, check_version, read_alias_log, read_file, read_manifest, resolve
+    from tasks.registry.alias_log import read_alias_log
+    from tasks.registry.store import VERDICT_NAME, check_version, read_file, read_manifest, resolve
 
     root = _store(options)
     version = resolve(root, options.version)
@@ -535,7 +536,7 @@ def _report(options: argparse.Namespace) -> None:
     import webbrowser
 
     from schemas.errors import FashionAnnError
-    from tasks.store import REPORT_NAME, checked_path, read_manifest, resolve
+    from tasks.registry.store import REPORT_NAME, checked_path, read_manifest, resolve
 
     root = _store(options)
     version = resolve(root, options.version)
@@ -547,8 +548,8 @@ def _report(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from schemas.config import artifacts_folder, data_folder
-    from tasks.compare import COMPARISONS_FOLDER, compare, write_comparison
-    from tasks.store import resolve
+    from tasks.registry.store import resolve
+    from tasks.reports.comparison import COMPARISONS_FOLDER, compare, write_comparison
 
     root, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
     before, after = resolve(root, options.before), resolve(root, options.after)
@@ -588,15 +589,15 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from tasks.champion import promote
-    from tasks.store import resolve
+    from tasks.registry.champion import promote
+    from tasks.registry.store import resolve
 
     root = _store(options)
     _moved(options, promote(root, resolve(root, options.version), options.reason, force=options.force))
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    from tasks.champion import rollback
+    from tasks.registry.champion import rollback
 
     _moved(options, rollback(_store(options), options.reason))
 
@@ -612,8 +613,8 @@ def _moved(options: argparse.Namespace, event: dict[str, Any]) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from tasks.store import history, resolve, version_numbers
-    from tasks.verify import verify_version
+    from tasks.registry.store import history, resolve, version_numbers
+    from tasks.registry.verify import verify_version
 
     root = _store(options)
     answers: list[dict[str, Any]] = []
@@ -647,10 +648,10 @@ def _verify(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     import tempfile
 
+    from cli.reproduce import reproduce
     from schemas.config import PromotionConfig, artifacts_folder
     from schemas.errors import NotReproduced
-    from tasks.reproduce import reproduce
-    from tasks.store import resolve
+    from tasks.registry.store import resolve
 
     root = _store(options)
     version = resolve(root, options.version)
@@ -686,7 +687,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _gc(options: argparse.Namespace) -> None:
     from schemas.config import artifacts_folder
-    from tasks.gc import collect, plan
+    from tasks.registry.gc import collect, plan
 
     do = plan if options.dry_run else collect
     done = do(artifacts_folder(options.artifacts_dir), options.dataset, options.keep)

@@ -27,7 +27,7 @@ from cli.terminal import Progress, Screen
 from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
 from schemas.contract import DatasetName
 from schemas.references import ModelVersion
-from tasks.progress import Begun, tell
+from tasks.runtime.events import StageStarted, emit
 
 _SECONDS_TO_END = 5
 _SHOW_CURSOR = "\n\x1b[?25h"
@@ -104,7 +104,7 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
         temporary_settings,
     )
 
-    tell(Begun("start", None))
+    emit(StageStarted("start", None))
     # While the server boots: the flows, and what the first stage with something to do will need. That one in a
     # thread, since a run that has nothing to do goes on without it.
     import flows.train_fashion_mnist  # noqa: F401
@@ -113,7 +113,7 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
         yield
         return
     process, url, starting = server
-    from tasks.expectations import import_great_expectations
+    from tasks.checks.expectations import import_great_expectations
 
     threading.Thread(target=import_great_expectations, daemon=True).start()
     _demand_health(process, url, get_current_settings().server.ephemeral.startup_timeout_seconds, log)

@@ -34,7 +34,7 @@ from cli.server_process import (
 )
 from schemas.config import PROJECT_ROOT, data_folder
 from schemas.errors import FashionAnnError
-from tasks.stage import replaced
+from tasks.runtime.files import atomic_write
 
 SERVER = "server"
 # Where Prefect listens unless it is told otherwise: the address that its documentation shows.
@@ -488,7 +488,7 @@ def remove_prefect_toml(path: Path, urls: set[str]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

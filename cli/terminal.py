@@ -21,7 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from tasks.progress import Begun, Ended, Event, Trained, watched_by
+from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, subscribe
 
 LOGS_FOLDER = "logs"
 
@@ -57,20 +57,20 @@ class Progress:
     """What a run has done so far, from the events that its stages tell."""
 
     rows: dict[str, _Row] = field(default_factory=lambda: {name: _Row() for name in _STAGES})
-    trained: Trained | None = None
+    trained: TrainingProgress | None = None
     _first: tuple[float, float] | None = None
 
     def take(self, event: Event) -> None:
-        if isinstance(event, Trained):
+        if isinstance(event, TrainingProgress):
             if self._first is None:
                 self._first = (time.monotonic(), event.done)
             # The figures of the validation split are told once an epoch, and hold until the next.
             figures = {**(self.trained.figures if self.trained else {}), **event.figures}
-            self.trained = Trained(event.done, event.epochs, figures)
+            self.trained = TrainingProgress(event.done, event.epochs, figures)
             return
         name = _name(event)
         row = self.rows.setdefault(name, _Row())
-        if isinstance(event, Begun):
+        if isinstance(event, StageStarted):
             self._end_those_before(name)
             row.since = time.monotonic()
             row.says = "Prefect and what the stages import" if event.stage == "start" else ""
@@ -115,11 +115,11 @@ class Progress:
         return f"{what} Nothing is half-written; the same command goes on from there."
 
 
-def _name(event: Begun | Ended) -> str:
+def _name(event: StageStarted | StageFinished) -> str:
     return f"{event.stage} {event.split}" if event.split else event.stage
 
 
-def _said(event: Ended) -> str:
+def _said(event: StageFinished) -> str:
     """What a stage did, in a few words, from its facts."""
     if event.reused:
         return "reused"
@@ -182,7 +182,7 @@ class _View:
             return self.spinner, Text(name, style="bold"), Text(row.says), seconds
         return self.spinner, Text(name, style="bold"), self._bar(trained), seconds
 
-    def _bar(self, trained: Trained) -> RenderableType:
+    def _bar(self, trained: TrainingProgress) -> RenderableType:
         left = self.progress.seconds_left()
         # On 80 columns 51 are left here: the bar takes what the words leave, and validation has a line of its own.
         figures = [
@@ -265,8 +265,8 @@ class Screen:
             self._say_log()
         view = Live(_View(self._progress, self.log_path), console=self._console, refresh_per_second=8)
         with (
-            watched_by(self._progress.take),
-            watched_by(self._tell_end),
+            subscribe(self._progress.take),
+            subscribe(self._tell_end),
             view if self._style == "live" else nullcontext(),
         ):
             try:
@@ -278,7 +278,7 @@ class Screen:
                 raise
 
     def _tell_end(self, event: Event) -> None:
-        if self._style == "plain" and isinstance(event, Ended):
+        if self._style == "plain" and isinstance(event, StageFinished):
             took = "" if event.reused else f" ({event.seconds:.1f} s)"
             _print(self._console, f"{_name(event)}: {_said(event)}{took}")
 

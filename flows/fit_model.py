@@ -7,7 +7,7 @@ from prefect import flow
 from flows.hooks import let_stages_speak
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.references import PreparedData, TrainedModel
-from tasks.stage import in_use
+from tasks.runtime.locks import artifacts_lock
 from tasks.train import train
 
 
@@ -23,5 +23,5 @@ def fit_model(
     prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> TrainedModel:
     """Train on the prepared splits; a reference comes back, not a model."""
-    with in_use(artifacts_dir):  # on a worker elsewhere the main flow's hold may not reach
+    with artifacts_lock(artifacts_dir):  # on a worker elsewhere the main flow's hold may not reach
         return train(prepared, training, artifacts_dir, device)

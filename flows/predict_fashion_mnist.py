@@ -9,7 +9,7 @@ from schemas.config import artifacts_folder
 from schemas.contract import DatasetName
 from schemas.references import Predictions
 from tasks.predict import predict
-from tasks.store import CHAMPION
+from tasks.registry.alias_log import CHAMPION
 
 
 @flow(

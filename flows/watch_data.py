@@ -9,7 +9,7 @@ from flows.hooks import let_stages_speak
 from schemas.config import artifacts_folder, data_folder
 from schemas.contract import DatasetName
 from schemas.references import WatchedData
-from tasks.watch import watch
+from tasks.watch_data import watch
 
 
 @flow(name="watch-data", flow_run_name="{dataset} watch", on_running=[let_stages_speak])

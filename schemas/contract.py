@@ -33,7 +33,7 @@ class IdxFile:
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """A split as its authors published it. ``rows_sha256`` is `tasks.fetch.rows_digest`: free of row order.
+    """A split as its authors published it. ``rows_sha256`` is `tasks.data.sources.rows_digest`: free of row order.
 
     ``images`` and ``labels`` where it was published as IDX.
     """
@@ -48,7 +48,7 @@ class PublishedSplit:
 class BundledData:
     """Images that come with scikit-learn, unsplit: ``loader`` of `sklearn.datasets`.
 
-    ``test_rows`` of them are the test split, every class in proportion, as `tasks.prepare.stratified_split` draws them
+    ``test_rows`` of them are the test split, every class in proportion, as `tasks.data.splits.stratified_split` draws them
     with ``seed``.
     """
 
@@ -104,7 +104,7 @@ class DatasetContract:
     # Root mean square difference of two images' pixels, as a share of the pixel range, up to which they are near
     # duplicates.
     near_duplicate: float
-    # Made from the published train split by `python -m tasks.reference`. Without one, what needs it is not judged.
+    # Made from the published train split by `python -m benchmarks.make_profile`. Without one, what needs it is not judged.
     reference: Path | None = None
     # Where the published data is to be had.
     kaggle_slug: str | None = None
@@ -173,7 +173,7 @@ CHECKS: tuple[Check, ...] = (
         fail=0.03,
     ),
     Check(
-        "likeness",
+        "similarity",
         "How well they agree in the orientation and polarity that fit best: mean correlation",
         "right data: 0.93 or more; pixels permuted, or noise: 0.23 or less; shuffled labels: 0.77",
         fail=0.6,
@@ -230,7 +230,7 @@ CHECKS: tuple[Check, ...] = (
         low_is_bad=True,
     ),
     Check(
-        "odd_parts",
+        "faulty_chunks",
         "Share of the parts of a split, each of 128 or more images that are looked at in file order, that would be "
         "refused by themselves for how they look, for the range of their pixels or for their labels; parts with less "
         "than 3 images of a class, or with more than half of them blank, are left out",

@@ -53,7 +53,7 @@ class NotReproduced(FashionAnnError):
     """A version trained again from its manifest is better or worse by more than noise."""
 
 
-class CandidateRefused(FashionAnnError):
+class CandidateRejected(FashionAnnError):
     """A new version is below the quality floor, or is not what was measured once it is loaded. It is in the store."""
 
     exit_status = 4

@@ -95,7 +95,7 @@ class DuplicateReport(Reference):
     test_rows_near_train: int
 
 
-class CheckedFigure(Reference):
+class CheckResult(Reference):
     """A figure of a split against one bound of its `schemas.contract.Check`, such as ``<= 0.1``; ``says`` explains it.
 
     ``severity``: whether what is past the bound is told or refused.
@@ -119,7 +119,7 @@ class ValidatedSplit(Reference):
     data: ParquetSplit
     result: Path
     expectations: int
-    checks: tuple[CheckedFigure, ...]
+    checks: tuple[CheckResult, ...]
     warnings: tuple[str, ...]
     duplicates: DuplicateReport | None
 

@@ -5,52 +5,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.references import Evaluation, PreparedData, TrainedModel
-from tasks.duplicates import TEST_IN_TRAIN_NAME
-from tasks.fit import HISTORY_NAME
-from tasks.judge import judging
-from tasks.judged import Judged, image_digests, write_predictions
-from tasks.proportions import wilson_interval
-from tasks.publish import publish_markdown, publish_png, publish_table
-from tasks.stage import Stage, run_stage, write_json
-from tasks.store import METRICS_NAME, PREDICTIONS_NAME
+from tasks.checks.near_duplicates import TEST_IN_TRAIN_NAME
+from tasks.model.fit import HISTORY_NAME
+from tasks.model.inference import start_stored_model
+from tasks.model.metrics import compute_metrics, without_duplicates
+from tasks.model.test_predictions import StoredPredictions, image_digests, write_predictions
+from tasks.registry.store import METRICS_NAME, PREDICTIONS_NAME
+from tasks.runtime.files import write_json
+from tasks.runtime.fingerprint import Stage
+from tasks.runtime.prefect_artifacts import publish_markdown, publish_png, publish_table
+from tasks.runtime.stage_cache import run_stage
 
-STAGE = Stage("evaluate", core=("tasks.evaluate",))
+STAGE = Stage("evaluate", core=("tasks.model.inference", "tasks.model.metrics", "tasks.model.test_predictions"))
 
 CONFUSION_NAME = "confusion_matrix.png"
 LEARNING_NAME = "learning_curve.png"
-
-_CALIBRATION_BINS = 15
 
 
 @task(name="evaluate", task_run_name="evaluate")
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
     """Have a fresh process load the model, repeat its golden predictions and predict the test split.
 
-    Writes metrics.json, test_predictions.parquet (`tasks.judged`), and two pictures. Raises `StoredArtifactError` when
+    Writes metrics.json, test_predictions.parquet (`tasks.model.test_predictions`), and two pictures. Raises `StoredArtifactError` when
     what was trained cannot be loaded.
     """
     contract = contract_of(prepared.dataset)
 
     def build(folder: Path) -> dict[str, Any]:
-        with judging(trained.record.path, prepared.record.path) as answer:
+        with start_stored_model(trained.record.path, prepared.record.path) as output_of_model:
             history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
             draw_learning(history, folder / LEARNING_NAME)  # while the process starts
             digests = image_digests(np.load(prepared.record.path / "test_images.npy", mmap_mode="r"), contract)
-            judged = answer()
+            judged = output_of_model()
         in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
         metrics = {
             "test_loss": judged.loss,
-            **measure(judged.probabilities, judged.labels, contract),
+            **compute_metrics(judged.probabilities, judged.labels, contract),
             **without_duplicates(judged.probabilities, judged.labels, in_train),
             "history": history,
         }
         write_json(folder / METRICS_NAME, metrics)
-        write_predictions(folder / PREDICTIONS_NAME, Judged(digests, judged.labels, judged.probabilities), contract)
+        write_predictions(
+            folder / PREDICTIONS_NAME, StoredPredictions(digests, judged.labels, judged.probabilities), contract
+        )
         draw_confusion(metrics["confusion_matrix"], contract, folder / CONFUSION_NAME)
         return {
             "test_accuracy": metrics["test_accuracy"],
@@ -66,87 +67,6 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
     )
     _publish(prepared.dataset, record.path)
     return Evaluation(record=record, **facts)
-
-
-def measure(
-    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], contract: DatasetContract
-) -> dict[str, Any]:
-    """Every figure but the loss, from probabilities float32 (N, classes) and labels int32 (N,).
-
-    confusion_matrix: rows are true labels, columns predicted ones. A class that was never predicted has precision 0.
-    Intervals are Wilson's of 95 %; that of a class without a row is null.
-    """
-    predicted = probabilities.argmax(axis=1)
-    confusion = np.zeros((contract.classes, contract.classes), dtype=np.int64)
-    np.add.at(confusion, (labels, predicted), 1)
-    right, given = confusion.diagonal(), confusion.sum(axis=1)
-    precision = right / np.maximum(confusion.sum(axis=0), 1)
-    recall = right / np.maximum(given, 1)
-    f1 = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
-    calibration = calibration_bins(probabilities.max(axis=1), predicted == labels)
-    return {
-        "test_accuracy": float(right.sum() / len(labels)),
-        "test_accuracy_interval": wilson_interval(int(right.sum()), len(labels)),
-        "test_rows": len(labels),
-        "per_class": [
-            {
-                "label": label,
-                "name": name,
-                "rows": int(given[label]),
-                "precision": float(precision[label]),
-                "recall": float(recall[label]),
-                "recall_interval": wilson_interval(int(right[label]), rows) if (rows := int(given[label])) else None,
-                "f1": float(f1[label]),
-            }
-            for label, name in enumerate(contract.class_names)
-        ],
-        "confusion_matrix": confusion.tolist(),
-        "expected_calibration_error": expected_calibration_error(calibration),
-        "calibration": calibration,
-    }
-
-
-def without_duplicates(
-    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], in_train: npt.NDArray[np.uint8]
-) -> dict[str, Any]:
-    """Test rows and accuracy without the images that stand in train, to the byte or nearly; null where none is left.
-
-    in_train: uint8 (N,), as `tasks.duplicates.find_in_train` makes it.
-    """
-    own = in_train == 0
-    right = probabilities[own].argmax(axis=1) == labels[own]
-    return {
-        "test_rows_without_duplicates": int(own.sum()),
-        "test_accuracy_without_duplicates": float(right.mean()) if own.any() else None,
-    }
-
-
-def calibration_bins(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Rows, mean confidence and accuracy in bins of equal width; bins without a row are left out.
-
-    confidence is the largest probability of a row, float32 (N,); right is bool (N,).
-    """
-    places = np.minimum((confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
-    return [
-        {
-            "from": place / _CALIBRATION_BINS,
-            "to": (place + 1) / _CALIBRATION_BINS,
-            "rows": int(inside.sum()),
-            "confidence": float(confidence[inside].mean(dtype=np.float64)),
-            "accuracy": float(right[inside].mean()),
-        }
-        for place in range(_CALIBRATION_BINS)
-        if (inside := places == place).any()
-    ]
-
-
-def expected_calibration_error(bins: list[dict[str, float]]) -> float:
-    """Mean gap between confidence and accuracy, weighted by rows.
-
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
-    """
-    rows = sum(bin_["rows"] for bin_ in bins)
-    return float(sum(bin_["rows"] * abs(bin_["confidence"] - bin_["accuracy"]) for bin_ in bins) / rows)
 
 
 def draw_confusion(confusion: list[list[int]], contract: DatasetContract, path: Path) -> None:

@@ -16,12 +16,12 @@ from prefect import task
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import StageNotWritten, WrongUsage
 from schemas.references import Predictions
-from tasks.ingest import Rows, open_csv
-from tasks.network import WEIGHTS_NAME
-from tasks.prepare import scale_pixels
-from tasks.serve import load_version
-from tasks.stage import replaced, sha256_file, sweep_replaced
-from tasks.store import store_folder
+from tasks.data.csv_reader import Rows, open_csv
+from tasks.data.splits import scale_pixels
+from tasks.model.network import WEIGHTS_NAME
+from tasks.registry.store import store_folder
+from tasks.registry.verify import load_version
+from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def predict_csv(images: Path, output: Path, version: str, dataset: str, artifact
         manifest, model = load_version(store_folder(artifacts_dir, dataset), version)
         schema = predictions_schema(contract, manifest)
         start = right = 0
-        sweep_replaced(output)
-        with _told_where(output), replaced(output) as temporary:
+        sweep_temporaries(output)
+        with _told_where(output), atomic_write(output) as temporary:
             with open_table(temporary, schema) as writer:
                 for rows in in_batches(csv, _BATCH_ROWS):
                     pixels = rows[:, 1:] if csv.labelled else rows

@@ -12,26 +12,19 @@ from prefect.runtime import flow_run
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import DeviceUnavailable
 from schemas.references import PreparedData, TrainedBy, TrainedModel
-from tasks import fit
-from tasks.device import backend_name, gpu_in_sight
-from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
-from tasks.own_process import own_process
-from tasks.progress import Trained, tell
-from tasks.publish import publish_progress
-from tasks.stage import (
-    Stage,
-    lock_digest,
-    output_folder,
-    package_versions,
-    run_stage,
-    sha256_file,
-    stage_key,
-    sweep_replaced,
-)
+from tasks.model import fit
+from tasks.model.backend import backend_name, gpu_driver_present
+from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.runtime.events import TrainingProgress, emit
+from tasks.runtime.files import sha256_file, sweep_temporaries
+from tasks.runtime.fingerprint import Stage, lock_digest, package_versions
+from tasks.runtime.prefect_artifacts import publish_progress
+from tasks.runtime.stage_cache import output_folder, run_stage, stage_key
+from tasks.runtime.worker_process import run_worker
 
 logger = logging.getLogger(__name__)
 
-STAGE = Stage("train", core=("tasks.fit",))
+STAGE = Stage("train", core=("tasks.model.fit",))
 
 _FOLDER = "trained"
 
@@ -67,7 +60,7 @@ def is_trained(
 
 def _kind(device: DeviceChoice) -> Literal["gpu", "cpu"]:
     """What is trained on, or tried first where a GPU is in sight."""
-    return "gpu" if device == "gpu" or (device == "auto" and gpu_in_sight()) else "cpu"
+    return "gpu" if device == "gpu" or (device == "auto" and gpu_driver_present()) else "cpu"
 
 
 def _train(
@@ -97,7 +90,7 @@ def _train(
                     device = event["device"]
                     logger.info("training on %d x %s (%s)", device["count"], device["name"], device["kind"])
                     return
-                tell(Trained(event["done"], config.epochs, event["figures"]))
+                emit(TrainingProgress(event["done"], config.epochs, event["figures"]))
                 show(event["done"] / config.epochs)
                 if "epoch" not in event:
                     return
@@ -108,7 +101,7 @@ def _train(
                     *(figures["val_loss"], figures["val_accuracy"], figures["seconds"]),
                 )
 
-            with own_process(fit.__name__, job) as process:
+            with run_worker(fit.__name__, job) as process:
                 fitted = process.result(on_event)
             show(1)  # also where it stopped early, or had nothing left to train
         return {
@@ -124,7 +117,7 @@ def _train(
     record, facts = run_stage(artifacts_dir / _FOLDER, STAGE, inputs, build)
     # The stage is whole: its checkpoint has done its work.
     checkpoint.unlink(missing_ok=True)
-    sweep_replaced(checkpoint)
+    sweep_temporaries(checkpoint)
     return TrainedModel(record=record, **facts)
 
 

@@ -16,44 +16,40 @@ from prefect.runtime import flow_run
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
-from schemas.errors import CandidateRefused, StoredArtifactError
+from schemas.errors import CandidateRejected, StoredArtifactError
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
-from tasks.golden import GOLDEN_NAME
-from tasks.judge import judge
-from tasks.judged import read_predictions
-from tasks.network import TOPOLOGY_NAME, WEIGHTS_NAME
-from tasks.profile import PROFILE_NAME
-from tasks.progress import Begun, tell
-from tasks.promotion import Measured, decide, mcnemar
-from tasks.publish import name_flow_run, publish_file_link, publish_markdown, publish_table
-from tasks.report import commands, write_report
-from tasks.stage import Stage, sha256_file, stage_key, write_json
-from tasks.store import (
-    CHAMPION,
+from tasks.checks.image_profile import PROFILE_NAME
+from tasks.model.inference import GOLDEN_NAME, run_stored_model
+from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.model.test_predictions import read_predictions
+from tasks.registry.alias_log import CHAMPION, alias_values, append_event, champion_event, read_alias_log, utc_now
+from tasks.registry.promotion import Measured, decide, mcnemar
+from tasks.registry.store import (
     METRICS_NAME,
     PREDICTIONS_NAME,
     REPORT_NAME,
     VERDICT_NAME,
     add_version,
-    alias_values,
-    append_event,
-    champion_event,
     check_version,
-    find_made_from,
-    read_alias_log,
+    find_by_inputs,
     read_file,
     read_manifest,
-    settle,
+    recover,
     store_folder,
     store_lock,
-    utc_now,
     version_folder,
     version_numbers,
 )
+from tasks.reports.version_report import commands, write_report
+from tasks.runtime.events import StageStarted, emit
+from tasks.runtime.files import sha256_file, write_json
+from tasks.runtime.fingerprint import Stage
+from tasks.runtime.prefect_artifacts import name_flow_run, publish_file_link, publish_markdown, publish_table
+from tasks.runtime.stage_cache import stage_key
 
 logger = logging.getLogger(__name__)
 
-STAGE = Stage("version", core=("tasks.version",))
+STAGE = Stage("version", core=("tasks.registry.promotion",))
 
 
 @task(name="version", task_run_name="version")
@@ -68,9 +64,9 @@ def version(
 ) -> ModelVersion:
     """Add a version, unless these very inputs made one before, and move `champion` if its verdict says so.
 
-    Raises `CandidateRefused` for a version below the quality floor, which is in the store all the same.
+    Raises `CandidateRejected` for a version below the quality floor, which is in the store all the same.
     """
-    tell(Begun("version", None))
+    emit(StageStarted("version", None))
     root = store_folder(artifacts_dir, prepared.dataset)
     key = stage_key(
         STAGE,
@@ -83,14 +79,14 @@ def version(
         },
     )
     with store_lock(root):
-        for line in settle(root):
+        for line in recover(root):
             logger.warning("%s", line)
-        number = find_made_from(root, key)
+        number = find_by_inputs(root, key)
         created = number is None
         if number is None:
             manifest = _add(root, key, data, prepared, trained, evaluation, config, promotion)
             number = manifest["version"]
-            # From here on the version exists. A kill before the next line is made good by the next `settle`.
+            # From here on the version exists. A kill before the next line is made good by the next `recover`.
             if manifest["verdict"]["event"] is not None:
                 append_event(root, manifest["verdict"]["event"])
         else:
@@ -119,7 +115,7 @@ def version(
         f"Version {number}: {verdict['reason']}",
     )
     if verdict["outcome"] == "refused":
-        raise CandidateRefused(f"Version {number} is kept in {path} and is not champion. {verdict['reason']}")
+        raise CandidateRejected(f"Version {number} is kept in {path} and is not champion. {verdict['reason']}")
     return ModelVersion(
         version=number,
         path=path,
@@ -211,7 +207,7 @@ def _measure(root: Path, prepared: PreparedData, evaluation: Evaluation, champio
     if champion is not None:
         try:
             check_version(root, read_manifest(root, champion))
-            right = judge(version_folder(root, champion), prepared.record.path).right
+            right = run_stored_model(version_folder(root, champion), prepared.record.path).right
         except StoredArtifactError as error:
             champion_fault = str(error)
         else:

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     of other task tests first, so that nobody waits for it; and files with many tests before others, so that none of
     them begins when all else is done.
     """
-    tasks = [item for item in items if item.path.parent.name == "tasks"]
+    tasks = [item for item in items if "tasks" in item.path.parts[-3:]]
     backend, sample = (
         {item.path for item in tasks if name in item.fixturenames} for name in ("backend", "sample_data")
     )
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     length = Counter(item.path for item in items)
 
     def turn(item: pytest.Item) -> tuple[int, int]:
-        if item.path.parent.name != "tasks":
+        if "tasks" not in item.path.parts[-3:]:
             return 0, 0
         return 2 if (item.path in sample) == (item.path in backend) else 1, -length[item.path]
 

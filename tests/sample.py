@@ -15,12 +15,13 @@ import pytest
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
 from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
-from tasks.device import set_up_backend
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
+from tasks.model.backend import set_up_backend
 from tasks.prepare import prepare
-from tasks.store import add_version, append_event, store_folder, store_lock
+from tasks.registry.alias_log import append_event
+from tasks.registry.store import add_version, store_folder, store_lock
 from tasks.train import train
 from tasks.validate import validate
 from tasks.version import version
@@ -143,17 +144,17 @@ def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield SimpleNamespace(result=lambda on_event=lambda event: None: main(job, on_event))
 
     with pytest.MonkeyPatch.context() as patch:
-        for starter in ("tasks.train", "tasks.judge"):
-            patch.setattr(f"{starter}.own_process", here)
+        for starter in ("tasks.train", "tasks.model.inference"):
+            patch.setattr(f"{starter}.run_worker", here)
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a process would take it with it
-        patch.setattr("tasks.ahead.begin", lambda module: None)
+        patch.setattr("tasks.model.warm_up.prestart", lambda module: None)
         yield
 
 
 @pytest.fixture(scope="session")
 def two_versions(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifacts folder whose store holds two untrained versions that disagree, 1 of them champion; read it only."""
-    from tasks.network import build_network, topology_bytes
+    from tasks.model.network import build_network, topology_bytes
 
     artifacts = tmp_path_factory.mktemp("two-versions")
     root = store_folder(artifacts, FASHION_MNIST.name)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.store import STORED_NAMES, add_version, store_lock
+from tasks.registry.store import STORED_NAMES, add_version, store_lock
 
 DIGEST = "0" * 64
 

@@ -86,7 +86,7 @@ def test_the_images_hold_what_the_stages_copy_and_nothing_private() -> None:
     assert lines.index("*") < min(number for number, line in enumerate(lines) if line.startswith("!"))
     let_in = {line[1:] for line in lines if line.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = set(project["tool"]["setuptools"]["packages"])
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert packages | {"requirements", "pyproject.toml", "prefect.yaml", project["project"]["readme"]} <= let_in
     assert not let_in & {".env", "data", "artifacts", "tests", ".git"}
 

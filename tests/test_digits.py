@@ -14,7 +14,7 @@ from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.store import store_folder, version_folder
+from tasks.registry.store import store_folder, version_folder
 from tasks.train import train
 from tasks.validate import validate
 from tasks.version import version

@@ -12,9 +12,9 @@ from axe_playwright_python.sync_playwright import Axe
 
 from schemas.contract import FASHION_MNIST, Split
 from schemas.references import ValidatedSplit
-from tasks.data_docs import write_data_docs
-from tasks.stage import write_json
-from tasks.validate import judge
+from tasks.checks.suite import validate_parquet
+from tasks.reports.data_docs import write_data_docs
+from tasks.runtime.files import write_json
 from tests.browser.test_pages import SCREENS
 
 
@@ -25,7 +25,7 @@ def index(sample_data: dict[Split, ValidatedSplit], tmp_path_factory: pytest.Tem
     table = pq.read_table(sample_data["test"].data.path)
     inverted = [table.column(0), *(pa.array(np.uint8(255) - column.to_numpy()) for column in table.columns[1:])]
     pq.write_table(pa.table(inverted, names=table.column_names), folder / "inverted.parquet")
-    result = judge(folder / "inverted.parquet", FASHION_MNIST, "test").result
+    result = validate_parquet(folder / "inverted.parquet", FASHION_MNIST, "test").result
     write_json(folder / "result.json", result)
     write_data_docs(folder, FASHION_MNIST.name, "train", sample_data["train"].result, "met")
     return write_data_docs(folder, FASHION_MNIST.name, "test", folder / "result.json", "inverted")

@@ -13,11 +13,11 @@ from playwright.sync_api import Page
 
 from schemas.contract import FASHION_MNIST
 from schemas.references import PreparedData
-from tasks.compare import write_comparison
-from tasks.report import write_report
-from tasks.stage import write_json
+from tasks.reports.comparison import write_comparison
+from tasks.reports.version_report import write_report
+from tasks.runtime.files import write_json
 from tests.browser.conftest import Run
-from tests.tasks.test_compare import _add, _compare
+from tests.tasks.reports.test_comparison import _add, _compare
 
 # One screen of a desk, one of a phone; both schemes.
 PAPER, PAPER_HEIGHT = 688, 1017  # pixels of A4 within the margins of 14 mm

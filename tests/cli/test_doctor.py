@@ -15,7 +15,8 @@ from cli import doctor
 from cli.doctor import Check, Pool, examine
 from cli.main import main
 from schemas.config import PROJECT_ROOT
-from tasks.store import append_event, store_folder, version_folder
+from tasks.registry.alias_log import append_event
+from tasks.registry.store import store_folder, version_folder
 from tests.sample import SAMPLE
 from tests.stored import add_stored, event
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cli.contract_page import PAGE
 from cli.main import main
 from schemas.config import TrainingConfig
-from schemas.contract_page import PAGE
-from tasks.store import append_event, store_folder
+from tasks.registry.alias_log import append_event
+from tasks.registry.store import store_folder
 from tests.stored import add_stored, event
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import predict
-from tasks.store import store_folder, version_folder
+from tasks.registry.store import store_folder, version_folder
 from tests.cli.test_main import _run
 from tests.sample import SAMPLE
 

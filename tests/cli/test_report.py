@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store import store_folder
+from tasks.registry.store import store_folder
 from tests.cli.test_main import _run
-from tests.tasks.test_compare import _add, _prepared
+from tests.tasks.reports.test_comparison import _add, _prepared
 
 
 @pytest.fixture

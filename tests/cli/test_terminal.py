@@ -12,7 +12,7 @@ from rich.console import Console
 from cli import terminal
 from cli.terminal import Progress, style_for
 from schemas.config import PROJECT_ROOT
-from tasks.progress import Begun, Ended, Event, Trained
+from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress
 
 INGESTED = {"rows": 60_000, "quarantined": 0, "sha256": "0" * 64}
 
@@ -51,9 +51,9 @@ def test_live_on_a_terminal_plain_in_a_pipe_and_quiet_on_demand(monkeypatch: pyt
 
 def test_a_stage_that_was_done_tells_its_rows_and_pace_and_a_reused_one_that_it_was() -> None:
     progress = _after(
-        Begun("ingest", "train"),
-        Ended("ingest", "train", False, 2.5, INGESTED),
-        Ended("ingest", "test", True, 0.5, INGESTED),
+        StageStarted("ingest", "train"),
+        StageFinished("ingest", "train", False, 2.5, INGESTED),
+        StageFinished("ingest", "test", True, 0.5, INGESTED),
     )
     assert "60,000 rows, 24,000 rows/s" in _line(progress, "ingest train")
     assert "2.5 s" in _line(progress, "ingest train")
@@ -61,7 +61,7 @@ def test_a_stage_that_was_done_tells_its_rows_and_pace_and_a_reused_one_that_it_
     assert _line(progress, "ingest test").startswith("=")
     assert "reused" in _line(progress, "ingest test")
     assert _line(progress, "evaluate").strip() == "evaluate"
-    progress.take(Ended("ingest", "test", False, 0.5, {**INGESTED, "quarantined": 3}))
+    progress.take(StageFinished("ingest", "test", False, 0.5, {**INGESTED, "quarantined": 3}))
     assert "3 bad ones set aside" in _line(progress, "ingest test")
     assert "artifacts/logs/train.log" in _drawn(progress)
 
@@ -70,10 +70,12 @@ def test_the_bar_tells_epoch_figures_and_time_left(monkeypatch: pytest.MonkeyPat
     now = 100.0
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
     figures = {"loss": 0.5, "accuracy": 0.8}
-    progress = _after(Begun("train", None), Trained(1.0, 10, {**figures, "val_loss": 0.4, "val_accuracy": 0.9}))
+    progress = _after(
+        StageStarted("train", None), TrainingProgress(1.0, 10, {**figures, "val_loss": 0.4, "val_accuracy": 0.9})
+    )
     assert progress.seconds_left() is None  # one moment is no pace
     now = 130.0
-    progress.take(Trained(4.0, 10, figures))
+    progress.take(TrainingProgress(4.0, 10, figures))
     assert progress.seconds_left() == pytest.approx(60)  # three epochs took 30 s, six are left
     drawn = _drawn(progress)
     for text in ("epoch 5/10", "40%", "ETA 1:00", "loss 0.5000", "accuracy 0.8000", "val accuracy 0.9000"):
@@ -85,9 +87,9 @@ def test_eighty_columns_are_enough_for_the_bar_and_all_figures(monkeypatch: pyte
     now = 100.0
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
     figures = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.4, "val_accuracy": 0.9}
-    progress = _after(Begun("train", None), Trained(1.0, epochs, figures))
+    progress = _after(StageStarted("train", None), TrainingProgress(1.0, epochs, figures))
     now = 130.0
-    progress.take(Trained(epochs - 1, epochs, {}))
+    progress.take(TrainingProgress(epochs - 1, epochs, {}))
     lines = _drawn(progress, width=80).splitlines()
     (at,) = (number for number, line in enumerate(lines) if " train   " in line and "epoch" in line)
     assert f"epoch {epochs}/{epochs} " in lines[at]
@@ -100,11 +102,11 @@ def test_eighty_columns_are_enough_for_the_bar_and_all_figures(monkeypatch: pyte
 
 
 def test_what_a_stage_says_is_not_taken_for_markup() -> None:
-    progress = _after(Begun("fetch", None))
+    progress = _after(StageStarted("fetch", None))
     for says in ("/d/[/x]/fashion-mnist_train.csv: found", "[bold]:smile:"):
         progress.heard("fetch", says)
         assert says in _line(progress, "fetch")
-    progress.take(Begun("ingest", "train"))  # which ends it
+    progress.take(StageStarted("ingest", "train"))  # which ends it
     assert "[bold]:smile:" in _line(progress, "fetch")
 
 
@@ -124,7 +126,7 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape_and_the_run_goes_on(tm
 
 
 def test_a_narrow_terminal_and_a_long_path_cost_no_mark_and_no_time() -> None:
-    progress = _after(Begun("ingest", "train"), Ended("ingest", "train", False, 2.5, INGESTED))
+    progress = _after(StageStarted("ingest", "train"), StageFinished("ingest", "train", False, 2.5, INGESTED))
     drawn = _drawn(progress, log="/folder" * 40, width=60)
     line = next(line for line in drawn.splitlines() if "ingest train" in line)
     assert line.startswith("✓")
@@ -133,12 +135,12 @@ def test_a_narrow_terminal_and_a_long_path_cost_no_mark_and_no_time() -> None:
 
 
 def test_a_stage_without_an_end_of_its_own_has_ended_when_the_next_begins_or_the_run_is_over() -> None:
-    progress = _after(Begun("start", None))
+    progress = _after(StageStarted("start", None))
     progress.heard("fetch", "found, supplied")
-    progress.take(Begun("ingest", "train"))
+    progress.take(StageStarted("ingest", "train"))
     assert _line(progress, "fetch").startswith("✓")
     assert "found, supplied" in _line(progress, "fetch")
-    progress.take(Begun("version", None))
+    progress.take(StageStarted("version", None))
     assert not _line(progress, "version").startswith("✓")
     progress.end()
     assert _line(progress, "version").startswith("✓")
@@ -146,12 +148,14 @@ def test_a_stage_without_an_end_of_its_own_has_ended_when_the_next_begins_or_the
 
 def test_a_stopped_run_says_what_is_kept() -> None:
     again = "Nothing is half-written; the same command goes on from there."
-    assert _after(Begun("start", None)).kept() == f"No stage was finished yet. {again}"
-    ingested = (Begun("ingest", "train"), Ended("ingest", "train", False, 2.5, INGESTED))
+    assert _after(StageStarted("start", None)).kept() == f"No stage was finished yet. {again}"
+    ingested = (StageStarted("ingest", "train"), StageFinished("ingest", "train", False, 2.5, INGESTED))
     assert _after(*ingested).kept() == f"Kept: ingest train. {again}"
-    within_an_epoch = _after(*ingested, Begun("train", None), Trained(12.4, 45, {"loss": 0.5}))
+    within_an_epoch = _after(*ingested, StageStarted("train", None), TrainingProgress(12.4, 45, {"loss": 0.5}))
     assert within_an_epoch.kept() == f"Kept: ingest train; training up to epoch 12 of 45. {again}"
-    assert "epoch" not in _after(*ingested, Begun("train", None), Trained(0.4, 45, {"loss": 0.5})).kept()
+    assert (
+        "epoch" not in _after(*ingested, StageStarted("train", None), TrainingProgress(0.4, 45, {"loss": 0.5})).kept()
+    )
 
 
 def test_plain_lines_are_of_stages_alone_and_few_of_epochs() -> None:

@@ -24,8 +24,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
 from cli.server_process import has_ended
-from tasks import fit
-from tasks.store import check_version, read_manifest, store_folder, version_numbers
+from tasks.model import fit
+from tasks.registry.store import check_version, read_manifest, store_folder, version_numbers
 from tests.deployed.conftest import Deployed, deployed_at, stop
 from tests.deployed.postgres import Postgres
 from tests.deployed.table import Row

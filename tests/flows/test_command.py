@@ -17,7 +17,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from tasks.store import list_versions, show_version, store_folder
+from tasks.registry.store import list_versions, show_version, store_folder
 from tests.flows.conftest import Command
 from tests.sample import SAMPLE
 

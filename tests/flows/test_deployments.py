@@ -21,7 +21,7 @@ from cli.server_process import project_settings
 from flows.endings import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
-from tasks.watch import EVENT
+from tasks.watch_data import EVENT
 from tests.sample import SAMPLE
 
 DEPLOYMENTS = {
@@ -258,7 +258,7 @@ def test_a_run_that_is_told_to_end_while_it_waits_for_a_worker_leaves_nothing_qu
         raise KeyboardInterrupt
 
     known = {run.id for run in _runs_on_gpu()}
-    monkeypatch.setattr("tasks.gpu_worker.time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
+    monkeypatch.setattr("tasks.train_on_worker.time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
     with pytest.raises(KeyboardInterrupt):
         _train_on_gpu(tmp_path)
     assert [run.state_name for run in _runs_on_gpu() if run.id not in known] == ["Cancelled"]

@@ -15,8 +15,8 @@ from flows.train_fashion_mnist import train_fashion_mnist
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import DeviceUnavailable
 from schemas.references import ModelVersion
-from tasks.device import gpu_in_sight
-from tasks.store import list_versions, show_version, store_folder
+from tasks.model.backend import gpu_driver_present
+from tasks.registry.store import list_versions, show_version, store_folder
 from tests.sample import SAMPLE
 
 STAGES = ["ingest", "validate", "ingest", "validate", "prepare", "train", "evaluate"]
@@ -132,7 +132,7 @@ def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(server: str, 
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.skipif(gpu_in_sight(), reason="says what a machine without a GPU does")
+@pytest.mark.skipif(gpu_driver_present(), reason="says what a machine without a GPU does")
 def test_a_demanded_gpu_that_is_not_there_fails_the_run_and_an_unknown_device_never_starts_one(artifacts: Path) -> None:
     before = len(list_versions(store_folder(artifacts, "fashion-mnist")))
     config = TrainingConfig(epochs=2, batch_size=64, validation_size=100)  # which a CPU has trained here

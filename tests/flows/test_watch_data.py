@@ -15,7 +15,7 @@ from flows.train_fashion_mnist import train_fashion_mnist
 from flows.watch_data import watch_data
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import SPLITS
-from tasks.watch import EVENT
+from tasks.watch_data import EVENT
 from tests.sample import SAMPLE
 
 
@@ -94,9 +94,9 @@ def test_half_of_the_data_is_not_announced(server: str, data: Path, tmp_path: Pa
 def test_an_announcement_that_the_server_did_not_take_is_made_again(
     server: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.watch
+    import tasks.watch_data
 
-    monkeypatch.setattr(tasks.watch, "EVENT", None)  # an event without a name cannot be sent
+    monkeypatch.setattr(tasks.watch_data, "EVENT", None)  # an event without a name cannot be sent
     assert _look(data, tmp_path / "artifacts").is_failed()
     monkeypatch.undo()
     assert _look(data, tmp_path / "artifacts").result().announced

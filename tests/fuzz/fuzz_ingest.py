@@ -11,15 +11,15 @@ from pathlib import Path
 import atheris
 
 # What is to be covered; the oracle's own branches would only distract.
-with atheris.instrument_imports(include=["tasks.ingest", "tasks.quarantine"]):
+with atheris.instrument_imports(include=["tasks.data"]):
     import tasks.ingest
 
-from tests.tasks.csv_oracle import demand_the_verdict_of_csv
+from tests.tasks.data.csv_oracle import demand_the_verdict_of_csv
 
 
 def one_input(content: bytes) -> None:
     # Lines of all lengths end anywhere in a block; a file as small as this would be a single one.
-    tasks.ingest._BLOCK_BYTES = 64
+    tasks.data.csv_reader._BLOCK_BYTES = 64
     with tempfile.TemporaryDirectory() as folder:
         demand_the_verdict_of_csv(content, Path(folder))
 

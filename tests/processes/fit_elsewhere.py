@@ -14,9 +14,9 @@ import numpy as np
 
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
-from tasks.device import backend_name, set_up_backend
-from tasks.fit import Figures, fit_network, save_model
-from tasks.golden import write_golden
+from tasks.model.backend import backend_name, set_up_backend
+from tasks.model.fit import EpochMetrics, fit_network, save_model
+from tasks.model.inference import write_golden
 
 
 def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> None:
@@ -35,8 +35,8 @@ def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> Non
     names = [f"CPU:{number}" for number in range(devices)] if devices > 1 else []
     device = set_up_backend(config.seed, "cpu")
 
-    def fit(checkpoint: Path) -> tuple[Any, list[Figures]]:
-        def keep(epoch: int, _: Figures) -> None:
+    def fit(checkpoint: Path) -> tuple[Any, list[EpochMetrics]]:
+        def keep(epoch: int, _: EpochMetrics) -> None:
             shutil.copyfile(checkpoint, out / f"after-{epoch}.npz")
 
         set_up_backend(config.seed, "cpu")

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-import tasks.champion
-from tasks.champion import promote
-from tasks.store import append_event, champions, read_alias_log
+import tasks.registry.champion
+from tasks.registry.alias_log import append_event, champions, read_alias_log
+from tasks.registry.champion import promote
 from tests.processes.kill import killed_when
 from tests.stored import add_stored
 
 
 def _promote_for_ever(root: Path) -> None:
-    tasks.champion.verify_version = lambda root, version: {}  # seconds, and not what is killed here
+    tasks.registry.champion.verify_version = lambda root, version: {}  # seconds, and not what is killed here
     for turn in range(1_000):
         promote(root, 2 + turn % 2, "back and forth")
 
@@ -22,7 +22,7 @@ def _longer_than(root: Path, events: int) -> bool:
 
 
 def test_a_promotion_killed_at_any_moment_leaves_a_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.champion.verify_version", lambda root, version: {})
+    monkeypatch.setattr("tasks.registry.champion.verify_version", lambda root, version: {})
     append_event(tmp_path, add_stored(tmp_path, promoted=True)["verdict"]["event"])
     for _ in range(2):
         add_stored(tmp_path)

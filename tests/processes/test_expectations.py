@@ -3,7 +3,7 @@ import sys
 
 _SCRIPT = """
 import inspect, sys
-from tasks.expectations import fresh_context
+from tasks.checks.expectations import fresh_context
 fresh_context()
 inspect.getmodule(fresh_context)
 loaded = [module for module in ("scipy.stats._stats_py", "altair.vegalite") if module in sys.modules]

@@ -7,30 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from tasks.gc import collect
-from tasks.stage import Stage, in_use, run_stage
-from tasks.store import (
-    list_versions,
-    settle,
-    show_version,
-    store_folder,
-    store_lock,
-    version_numbers,
-)
+from tasks.registry.gc import collect
+from tasks.registry.store import list_versions, recover, show_version, store_folder, store_lock, version_numbers
+from tasks.runtime.fingerprint import Stage
+from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.stage_cache import run_stage
 from tests.processes.kill import killed_when
-from tests.tasks.test_gc import DATASET, KINDS, add_run, stage_folders
+from tests.tasks.registry.test_gc import DATASET, KINDS, add_run, stage_folders
 
 
 def _run_a_stage(artifacts: Path) -> None:
-    with in_use(artifacts):
+    with artifacts_lock(artifacts):
         run_stage(artifacts / "trained", Stage("train", core=()), {}, lambda folder: {})
 
 
 def test_a_run_waits_for_the_end_of_gc(tmp_path: Path) -> None:
     run = multiprocessing.get_context("spawn").Process(target=_run_a_stage, args=(tmp_path,))
-    with in_use(tmp_path, alone=True) as held:
+    with artifacts_lock(tmp_path, alone=True) as held:
         assert held
-        with in_use(tmp_path, alone=True) as second:
+        with artifacts_lock(tmp_path, alone=True) as second:
             assert not second
         run.start()
         run.join(timeout=2)
@@ -87,7 +82,7 @@ def test_killed_at_any_moment_gc_leaves_a_whole_store_and_the_next_one_ends_it(
     for path in (path for path in tmp_path.glob("*/*") if not path.name.startswith(".") and path.parent.name in KINDS):
         assert (path / "stage.json").exists()
     with store_lock(root):
-        cleaned = settle(root)
+        cleaned = recover(root)
     assert len(cleaned) == (1 if at == "rmtree" and number <= 2 else 0)
     assert not list(root.rglob(".*.tmp"))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from schemas.config import PROJECT_ROOT
-from tasks.fetch import fetch_data
-from tasks.quarantine import quarantine_path
-from tests.tasks.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
-from tests.tasks.csv_oracle import rows_of, values
-from tests.tasks.test_quarantine import TWO_BAD, put, run, tiny_is_a_dataset
+from tasks.data.published_data import fetch_data
+from tasks.data.quarantine import quarantine_path
+from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
+from tests.tasks.data.csv_oracle import rows_of, values
+from tests.tasks.data.test_quarantine import TWO_BAD, put, run, tiny_is_a_dataset
 
 __all__ = ["tiny_is_a_dataset"]  # a fixture that is used by being here
 

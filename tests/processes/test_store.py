@@ -3,13 +3,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.store import (
-    add_version,
-    list_versions,
-    settle,
-    store_lock,
-    version_numbers,
-)
+from tasks.registry.store import add_version, list_versions, recover, store_lock, version_numbers
 from tests.processes.kill import killed_when
 from tests.stored import add_stored
 
@@ -46,7 +40,7 @@ def test_a_killed_writer_leaves_no_version_and_the_next_one_says_what_it_cleaned
     killed_when(lambda: list(tmp_path.glob("versions/.*.tmp/metrics.json")), _add_slowly, tmp_path)
     assert version_numbers(tmp_path) == [1]
     with store_lock(tmp_path):
-        done = settle(tmp_path)
+        done = recover(tmp_path)
     assert len(done) == 1
     assert ".0002." in done[0]
     assert add_stored(tmp_path)["version"] == 2

@@ -3,18 +3,15 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
-import tasks.champion
+import tasks.registry.champion
 from schemas.errors import WrongUsage
-from tasks.champion import NothingToRollBackTo, promote, rollback
-from tasks.store import (
-    CHAMPION,
+from tasks.registry.alias_log import CHAMPION, alias_values, append_event, read_alias_log
+from tasks.registry.champion import NothingToRollBackTo, promote, rollback
+from tasks.registry.store import (
     add_version,
-    alias_values,
-    append_event,
     check_version,
-    read_alias_log,
     read_manifest,
-    settle,
+    recover,
     store_folder,
     store_lock,
     version_numbers,
@@ -27,7 +24,7 @@ def _train_often(root: Path, together: Any) -> None:
     together.wait()
     for _ in range(8):
         with store_lock(root):
-            settle(root)
+            recover(root)
             champion = alias_values(read_alias_log(root)).get(CHAMPION)
 
             def write(folder: Path, number: int, champion: int | None = champion) -> dict[str, Any]:
@@ -40,7 +37,7 @@ def _train_often(root: Path, together: Any) -> None:
 
 def _move_often(root: Path, together: Any) -> None:
     # These versions hold no network; their digests are checked all the same.
-    tasks.champion.verify_version = lambda root, number: check_version(root, read_manifest(root, number))
+    tasks.registry.champion.verify_version = lambda root, number: check_version(root, read_manifest(root, number))
     together.wait()
     for turn in range(8):
         with contextlib.suppress(WrongUsage):  # it is champion already
@@ -48,7 +45,7 @@ def _move_often(root: Path, together: Any) -> None:
 
 
 def _roll_back_often(root: Path, together: Any) -> None:
-    tasks.champion.verify_version = lambda root, number: check_version(root, read_manifest(root, number))
+    tasks.registry.champion.verify_version = lambda root, number: check_version(root, read_manifest(root, number))
     together.wait()
     for _ in range(8):
         with contextlib.suppress(NothingToRollBackTo):

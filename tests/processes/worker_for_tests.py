@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 from schemas.errors import DeviceUnavailable
-from tasks.own_process import Tell, answer
+from tasks.runtime.worker_process import Emit, serve_job
 
 
-def main(job: dict[str, Any], tell: Tell) -> Any:
+def main(job: dict[str, Any], tell: Emit) -> Any:
     if "sleep" in job:
         tell(os.getpid())
         time.sleep(job["sleep"])
@@ -36,4 +36,4 @@ def main(job: dict[str, Any], tell: Tell) -> Any:
 _prepared: list[str] = []
 
 if __name__ == "__main__":
-    answer(main, lambda: _prepared.append("before the job"))
+    serve_job(main, lambda: _prepared.append("before the job"))

@@ -3,8 +3,8 @@ from typing import get_args
 
 import pytest
 
+from cli.contract_page import PAGE, page
 from schemas.contract import CONTRACTS, FASHION_MNIST, SPLITS, DatasetContract, DatasetName, contract_of
-from schemas.contract_page import PAGE, page
 from schemas.errors import WrongUsage
 
 
@@ -35,7 +35,7 @@ def test_a_contract_is_found_by_its_name_and_an_unknown_one_names_those_there_ar
 
 
 def test_the_page_in_docs_is_the_contracts_as_they_are() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "python -m schemas.contract_page > docs/contract.md"
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m cli.contract_page > docs/contract.md"
 
 
 @pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)

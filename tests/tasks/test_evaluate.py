@@ -7,7 +7,8 @@ import pytest
 
 from schemas.contract import DatasetContract
 from schemas.references import Evaluation, PreparedData, TrainedModel
-from tasks.evaluate import calibration_bins, evaluate, expected_calibration_error, measure, without_duplicates
+from tasks.evaluate import evaluate
+from tasks.model.metrics import calibration_bins, compute_metrics, expected_calibration_error, without_duplicates
 from tests.plain_keras import plain_network
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -18,7 +19,7 @@ def test_figures_of_six_rows_worked_by_hand(tiny_contract: DatasetContract) -> N
     predicted = [0, 0, 1, 1, 1, 0]
     probabilities = np.full((6, 3), 0.1, dtype=np.float32)
     probabilities[range(6), predicted] = 0.8
-    figures = measure(probabilities, labels, tiny_contract)
+    figures = compute_metrics(probabilities, labels, tiny_contract)
     assert figures["test_accuracy"] == pytest.approx(4 / 6)
     assert figures["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert [row["precision"] for row in figures["per_class"]] == pytest.approx([2 / 3, 2 / 3, 0])
@@ -33,7 +34,7 @@ def test_figures_of_six_rows_worked_by_hand(tiny_contract: DatasetContract) -> N
 
 
 def test_a_class_without_a_row_has_no_interval(tiny_contract: DatasetContract) -> None:
-    figures = measure(np.eye(3, dtype=np.float32)[[0, 1]], np.array([0, 1], dtype=np.int32), tiny_contract)
+    figures = compute_metrics(np.eye(3, dtype=np.float32)[[0, 1]], np.array([0, 1], dtype=np.int32), tiny_contract)
     assert [row["recall_interval"] is None for row in figures["per_class"]] == [False, False, True]
 
 

@@ -27,24 +27,21 @@ import pytest
 
 from schemas.contract import DIGITS, FASHION_MNIST, SPLITS, DatasetContract, IdxFile, PublishedSplit, Split
 from schemas.errors import DataContractError, DataUnavailable
-from tasks.fetch import (
+from tasks.data.download import Limits, SourceError, _certificates, download
+from tasks.data.published_data import fetch_data
+from tasks.data.sources import (
     DebianPackage,
     IdxFolder,
     IdxMirror,
     KaggleZip,
-    Limits,
     Source,
-    SourceError,
-    _certificates,
     default_sources,
-    download,
     extract,
-    fetch,
-    fetch_data,
     read_idx,
     rows_digest,
     write_csv,
 )
+from tasks.fetch import fetch
 from tests.processes.kill import wait_until_gone
 
 Rows = npt.NDArray[np.uint8]
@@ -392,7 +389,7 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatc
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("tasks.fetch.sha256_file", refuse)
+    monkeypatch.setattr("tasks.data.data_folder.sha256_file", refuse)
     with pytest.raises(DataContractError, match=rf"{tmp_path / TRAIN} cannot be read \(Permission denied\)"):
         fetch_data(CONTRACT, tmp_path, [Never()])
 
@@ -621,7 +618,7 @@ def test_a_server_at_fault_is_given_up_on_and_the_next_source_tried(
     del files[TRAIN_IMAGES]
     if answer is not None:
         files[TRAIN_IMAGES] = answer
-    caplog.set_level(logging.INFO, "tasks.fetch")
+    caplog.set_level(logging.INFO, "tasks.data")
     fetch_data(CONTRACT, tmp_path / "data", [server.mirror(files), idx_folder(tmp_path / "idx", GOOD.files)])
     assert_published(tmp_path / "data")
     assert any(re.search(f"does not do: {TRAIN_IMAGES}.*({reason})", message) for message in caplog.messages), (
@@ -653,7 +650,7 @@ def test_sources_that_keep_one_waiting_are_given_up_on_and_the_next_one_tried(
         PACKAGE: "apt-get was not done within 1 s",
     }
     folders = [tmp_path / f"data {number}" for number in range(len(sources))]
-    caplog.set_level(logging.INFO, "tasks.fetch")
+    caplog.set_level(logging.INFO, "tasks.data")
     good = idx_folder(tmp_path / "idx", GOOD.files)
     _certificates()  # else each of them would read these in the time that its source has
     started = time.monotonic()
@@ -683,8 +680,8 @@ def test_a_server_that_nobody_runs_is_given_up_on(tmp_path: Path) -> None:
 def test_progress_is_logged(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tasks.fetch._PROGRESS_SECONDS", 0.0)
-    caplog.set_level(logging.INFO, "tasks.fetch")
+    monkeypatch.setattr("tasks.data.download._PROGRESS_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, "tasks.data")
     server.answers["/big"] = bytes(300_000)
     download(f"{server.address}/big", tmp_path / "big", 300_000)
     assert (tmp_path / "big").read_bytes() == bytes(300_000)
@@ -982,7 +979,7 @@ def test_a_supplied_half_is_refused_even_beside_a_record_of_other_files(tmp_path
 def test_of_two_at_once_one_fetches_and_the_other_finds(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "tasks.fetch")
+    caplog.set_level(logging.INFO, "tasks.data")
 
     def slowly(handler: BaseHTTPRequestHandler) -> None:
         deadline = time.monotonic() + 10

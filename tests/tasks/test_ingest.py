@@ -23,11 +23,14 @@ from schemas import contract as contracts
 from schemas.contract import FASHION_MNIST, DatasetContract, Split
 from schemas.errors import DataContractError
 from schemas.references import CsvSplit, ParquetSplit
-from tasks import ingest as module
-from tasks import quarantine as quarantine_module
-from tasks.ingest import IngestFacts, ingest, ingest_csv, open_csv, parquet_schema
+from tasks.data import csv_reader as module
+from tasks.data import csv_to_parquet
+from tasks.data import quarantine as quarantine_module
+from tasks.data.csv_reader import open_csv
+from tasks.data.csv_to_parquet import IngestFacts, ingest_csv, parquet_schema
+from tasks.ingest import ingest
 from tests.memory import peak_bytes
-from tests.tasks.csv_cases import (
+from tests.tasks.data.csv_cases import (
     BODY,
     CASES,
     CRLF,
@@ -42,7 +45,7 @@ from tests.tasks.csv_cases import (
     Case,
     quoted,
 )
-from tests.tasks.csv_oracle import QUARANTINE, TARGET, demand_the_verdict_of_csv, rows_of, supplied, values
+from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, demand_the_verdict_of_csv, rows_of, supplied, values
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 
@@ -225,7 +228,7 @@ def test_both_ways_of_reading_give_the_same_785_columns(tmp_path: Path, monkeypa
 def test_parquet_has_the_contracts_columns_ranges_in_its_footer_and_bounded_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(csv_to_parquet, "BLOCK_ROWS", 100)
     rows = random_rows(250)
     (tmp_path / "test.csv").write_bytes(full_csv(rows))
     ingest_full(tmp_path)
@@ -248,7 +251,7 @@ def test_parquet_has_the_contracts_columns_ranges_in_its_footer_and_bounded_row_
 def test_memory_does_not_grow_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, pack: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(csv_to_parquet, "BLOCK_ROWS", 64)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1 << 13)
     monkeypatch.setattr(quarantine_module, "_BUFFER_ROWS", 64)
     narrow = replace(FASHION_MNIST, height=10, width=10)

@@ -19,11 +19,11 @@ import pytest
 from schemas.contract import FASHION_MNIST
 from schemas.errors import DataContractError, StageNotWritten, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.references import Predictions
-from tasks import ingest
 from tasks import predict as module
+from tasks.data import csv_reader as ingest
 from tasks.predict import in_batches, predict, predict_csv
-from tasks.stage import sha256_file
-from tasks.store import read_manifest, store_folder, version_folder
+from tasks.registry.store import read_manifest, store_folder, version_folder
+from tasks.runtime.files import sha256_file
 from tests.memory import peak_bytes
 from tests.plain_keras import plain_network
 from tests.sample import SAMPLE

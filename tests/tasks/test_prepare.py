@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import DataContractError, StoredArtifactError
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.duplicates import TEST_IN_TRAIN_NAME
-from tasks.prepare import prepare, read_images, scale_pixels, stratified_split, write_arrays
-from tasks.stage import sha256_file
+from tasks.checks.near_duplicates import TEST_IN_TRAIN_NAME
+from tasks.data.splits import read_images, scale_pixels, stratified_split, write_arrays
+from tasks.prepare import prepare
+from tasks.runtime.files import sha256_file
 from tests.memory import peak_bytes
 
 
@@ -87,8 +88,8 @@ def test_the_arrays_are_the_rows_of_the_data(
 
 
 def test_memory_does_not_grow_with_the_rows_that_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.blocks.BLOCK_ROWS", 100)
-    monkeypatch.setattr("tasks.prepare._SCALED_AT_ONCE", 30)
+    monkeypatch.setattr("tasks.data.parquet.BLOCK_ROWS", 100)
+    monkeypatch.setattr("tasks.data.splits._SCALED_AT_ONCE", 30)
     narrow = replace(FASHION_MNIST, height=10, width=10)
     peaks = []
     for rows in (400, 1_600):

@@ -14,23 +14,23 @@ from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetContract
 from schemas.errors import DeviceUnavailable
 from schemas.references import PreparedData, TrainedModel
-from tasks.device import gpu_in_sight, set_up_backend
-from tasks.fit import (
-    Figures,
+from tasks.model.backend import gpu_driver_present, set_up_backend
+from tasks.model.fit import (
+    EpochMetrics,
     _as_bytes,
     _State,
+    batch_size_for,
     fit_network,
-    images_a_step,
     learning_rate_schedule,
     main,
     row_batches,
 )
-from tasks.network import build_network, judge_rows, load_network
-from tasks.stage import sha256_file
+from tasks.model.network import build_network, evaluate_rows, load_network
+from tasks.runtime.files import sha256_file
 from tasks.train import is_trained, train
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
-without_a_gpu = pytest.mark.skipif(gpu_in_sight(), reason="says what a machine without a GPU does")
+without_a_gpu = pytest.mark.skipif(gpu_driver_present(), reason="says what a machine without a GPU does")
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -40,8 +40,8 @@ def _split(prepared: PreparedData, name: str) -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def fit(sample_prepared: PreparedData, small_config: TrainingConfig) -> Callable[..., tuple[Any, list[Figures]]]:
-    def run(config: TrainingConfig = small_config, **options: Any) -> tuple[Any, list[Figures]]:
+def fit(sample_prepared: PreparedData, small_config: TrainingConfig) -> Callable[..., tuple[Any, list[EpochMetrics]]]:
+    def run(config: TrainingConfig = small_config, **options: Any) -> tuple[Any, list[EpochMetrics]]:
         set_up_backend(config.seed)
         return fit_network(
             FASHION_MNIST, config, _split(sample_prepared, "train"), _split(sample_prepared, "validation"), **options
@@ -64,11 +64,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped_early(
-    fit: Callable[..., tuple[Any, list[Figures]]], checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, list[Figures]]:
+    fit: Callable[..., tuple[Any, list[EpochMetrics]]], checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, list[EpochMetrics]]:
     checkpoint = tmp_path_factory.mktemp("checkpoint") / "checkpoint.npz"
 
-    def keep(epoch: int, _: Figures) -> None:
+    def keep(epoch: int, _: EpochMetrics) -> None:
         shutil.copy(checkpoint, checkpoints / f"{epoch}.npz")
 
     return fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=keep)
@@ -155,7 +155,7 @@ def test_the_process_that_trains_is_set_up_for_the_seed_and_the_device_of_its_jo
         given.append((seed, device))
         raise _Stopped
 
-    monkeypatch.setattr("tasks.fit.set_up_backend", told)
+    monkeypatch.setattr("tasks.model.fit.set_up_backend", told)
     places = {"folder": tmp_path, "checkpoint": tmp_path / "checkpoint.npz", "prepared": sample_prepared.record.path}
     job = {"dataset": "fashion-mnist", "training": small_config.model_dump(), "device": "cpu", **places}
     with pytest.raises(_Stopped):
@@ -164,7 +164,7 @@ def test_the_process_that_trains_is_set_up_for_the_seed_and_the_device_of_its_jo
 
 
 def test_early_stopping_keeps_the_best_epoch(
-    stopped_early: tuple[Any, list[Figures]], sample_prepared: PreparedData
+    stopped_early: tuple[Any, list[EpochMetrics]], sample_prepared: PreparedData
 ) -> None:
     model, history = stopped_early
     losses = [figures["val_loss"] for figures in history]
@@ -175,8 +175,8 @@ def test_early_stopping_keeps_the_best_epoch(
 
 
 def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_stopped(
-    fit: Callable[..., tuple[Any, list[Figures]]],
-    stopped_early: tuple[Any, list[Figures]],
+    fit: Callable[..., tuple[Any, list[EpochMetrics]]],
+    stopped_early: tuple[Any, list[EpochMetrics]],
     checkpoints: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -197,7 +197,7 @@ def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_st
         batches.shuffle = note
         return batches
 
-    monkeypatch.setattr("tasks.fit.row_batches", watched)
+    monkeypatch.setattr("tasks.model.fit.row_batches", watched)
     # Stopped one epoch before the last: the best one is two before it, so it is over.
     checkpoint = tmp_path / "checkpoint.npz"
     shutil.copy(checkpoints / f"{last - 1}.npz", checkpoint)
@@ -212,7 +212,7 @@ def test_training_resumed_from_its_checkpoint_is_that_of_a_run_that_was_never_st
 
 
 def test_network_and_optimizer_are_made_as_configured(
-    fit: Callable[..., tuple[Any, list[Figures]]], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+    fit: Callable[..., tuple[Any, list[EpochMetrics]]], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
 
@@ -228,7 +228,7 @@ def test_network_and_optimizer_are_made_as_configured(
         assert weight_decay == 0.25
         raise _Stopped
 
-    monkeypatch.setattr("tasks.fit.build_network", built)
+    monkeypatch.setattr("tasks.model.fit.build_network", built)
     monkeypatch.setattr(keras.optimizers, "AdamW", told)
     with pytest.raises(_Stopped):
         fit(config)
@@ -236,13 +236,13 @@ def test_network_and_optimizer_are_made_as_configured(
 
 
 def test_validation_figures_are_those_of_keras_over_all_rows(
-    stopped_early: tuple[Any, list[Figures]], sample_prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+    stopped_early: tuple[Any, list[EpochMetrics]], sample_prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.network._ROWS_AT_ONCE", 64)  # of 100 rows: two calls of unlike size
+    monkeypatch.setattr("tasks.model.network._ROWS_AT_ONCE", 64)  # of 100 rows: two calls of unlike size
     network, _ = stopped_early
     images, labels = _split(sample_prepared, "validation")
     expected = network.evaluate(images, labels, verbose=0, return_dict=True)
-    assert judge_rows(network, images, labels) == pytest.approx(expected, abs=1e-5)
+    assert evaluate_rows(network, images, labels) == pytest.approx(expected, abs=1e-5)
 
 
 def test_images_become_bytes_and_back_without_a_difference() -> None:
@@ -328,7 +328,7 @@ def test_the_cpu_where_there_is_nothing_else_is_what_auto_comes_to(
         update={"reused": True}
     )
     # A driver, and nothing behind it that the backend can use.
-    monkeypatch.setattr("tasks.train.gpu_in_sight", lambda: True)
+    monkeypatch.setattr("tasks.train.gpu_driver_present", lambda: True)
     again = train.fn(sample_prepared, small_config, sample_artifacts)
     assert again.record.key == sample_trained.record.key
     assert "A GPU was demanded" in caplog.text
@@ -360,7 +360,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_the_first_epoch_and_not_repla
 )
 def test_a_small_split_gets_enough_steps(rows: int, batch_size: int, expected: int) -> None:
     config = TrainingConfig(batch_size=batch_size)
-    assert images_a_step(rows, config) == expected
+    assert batch_size_for(rows, config) == expected
     assert len(row_batches(np.zeros(rows, np.int32), config)) == -(-rows // expected)
 
 
@@ -382,7 +382,7 @@ def test_progress_is_shown_before_the_process_that_trains_is_started(
         yield
 
     monkeypatch.setattr("tasks.train.publish_progress", progress)
-    monkeypatch.setattr("tasks.train.own_process", process)
+    monkeypatch.setattr("tasks.train.run_worker", process)
     with pytest.raises(DeviceUnavailable):
         train.fn(sample_prepared, small_config, tmp_path, "cpu")
-    assert seen == ["fashion-mnist-training", "tasks.fit"]
+    assert seen == ["fashion-mnist-training", "tasks.model.fit"]

@@ -16,12 +16,16 @@ import pytest
 from schemas.contract import FASHION_MNIST, DatasetContract, Split
 from schemas.errors import DataContractError
 from schemas.references import ParquetSplit, ValidatedSplit
-from tasks.duplicates import TEST_IN_TRAIN_NAME
-from tasks.prepare import read_images
-from tasks.profile import PROFILE_NAME, Figure, ImageProfile, profile_images
-from tasks.stage import sha256_file
-from tasks.store import add_version, append_event, store_folder, store_lock
-from tasks.validate import champion_profile, judge, measure, scan_parquet, summarize, validate
+from tasks.checks.image_checks import Measurement, measure_checks
+from tasks.checks.image_profile import PROFILE_NAME, ImageProfile, profile_images
+from tasks.checks.near_duplicates import TEST_IN_TRAIN_NAME
+from tasks.checks.scan import scan_parquet
+from tasks.checks.suite import summarize, validate_parquet
+from tasks.data.splits import read_images
+from tasks.registry.alias_log import append_event
+from tasks.registry.store import add_version, store_folder, store_lock
+from tasks.runtime.files import sha256_file
+from tasks.validate import champion_profile, validate
 from tests.stored import event, fill, stated
 
 
@@ -48,7 +52,7 @@ def _table(rows: int = 12) -> pd.DataFrame:
 def _judge(frame: pd.DataFrame, contract: DatasetContract, folder: Path, exact_rows: int | None = None) -> list[str]:
     path = folder / "data.parquet"
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, row_group_size=5)
-    broken: list[str] = summarize(judge(path, contract, "train", exact_rows=exact_rows).result)["broken"]
+    broken: list[str] = summarize(validate_parquet(path, contract, "train", exact_rows=exact_rows).result)["broken"]
     return broken
 
 
@@ -238,7 +242,7 @@ def test_the_values_are_judged_and_not_the_statistics_of_the_footer(
     frame = _table().astype("int16")
     frame.loc[7, "pixel3"] = 300
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, write_statistics=False)
-    assert "300" in "; ".join(summarize(judge(path, tiny_contract, "train").result)["broken"])
+    assert "300" in "; ".join(summarize(validate_parquet(path, tiny_contract, "train").result)["broken"])
 
 
 def test_rows_are_counted_where_they_are_and_not_in_the_footer(tiny_contract: DatasetContract, tmp_path: Path) -> None:
@@ -249,7 +253,7 @@ def test_rows_are_counted_where_they_are_and_not_in_the_footer(tiny_contract: Da
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     path.write_bytes(content[:footer] + content[footer:].replace(b"\x16\x18", b"\x16\x1c", 1))
     assert pq.ParquetFile(path).metadata.num_rows == 14
-    judged = judge(path, tiny_contract, "train", exact_rows=12)
+    judged = validate_parquet(path, tiny_contract, "train", exact_rows=12)
     assert summarize(judged.result)["broken"] == []
     assert judged.sketches is not None
     assert len(judged.sketches.numbers) == 12
@@ -273,7 +277,7 @@ def test_the_sample_of_the_real_data_is_accepted_and_the_verdict_lies_beside_it(
             for bound in (check.warn, check.fail)
             if bound is not None and (split == "test" or "in_train" not in check.name)
             # The 200 rows of test are one part.
-            if split == "train" or check.name != "odd_parts"
+            if split == "train" or check.name != "faulty_chunks"
         ]
         # Five of the columns, three of the classes.
         expected = 8 + len(of_checks)
@@ -412,13 +416,13 @@ _MIXED = np.random.default_rng(0).permutation
         ),
         pytest.param(
             lambda rows: (rows[0][:, _MIXED(784)], rows[1]),
-            {"likeness": "fail", "inverted_images": "fail"},
+            {"similarity": "fail", "inverted_images": "fail"},
             "the pixels look permuted",
             id="pixels permuted",
         ),
         pytest.param(
             lambda rows: (np.random.default_rng(0).integers(0, 256, rows[0].shape).astype(np.uint8), rows[1]),
-            {"likeness": "fail", "inverted_images": "fail", "drift": "warn", "background": "warn"},
+            {"similarity": "fail", "inverted_images": "fail", "drift": "warn", "background": "warn"},
             "look",
             id="noise",
         ),
@@ -435,28 +439,28 @@ _MIXED = np.random.default_rng(0).permutation
             {"constant_columns": "warn"}, "pixel1", id="constant column of the border, where few images have anything",
         ),
         pytest.param(
-            _part(_turned(lambda image: image[:, :, ::-1]), 286, 572), {"odd_parts": "fail"},
+            _part(_turned(lambda image: image[:, :, ::-1]), 286, 572), {"faulty_chunks": "fail"},
             "about rows 287 to 572: the images look mirrored left to right", id="a part mirrored",
         ),
         pytest.param(
-            _part(_turned(lambda image: image.transpose(0, 2, 1)), 330, 480), {"odd_parts": "fail"},
+            _part(_turned(lambda image: image.transpose(0, 2, 1)), 330, 480), {"faulty_chunks": "fail"},
             "about rows 287 to 429: the images look transposed", id="a part transposed that begins anywhere",
         ),
         pytest.param(
             _part(lambda rows: (255 - rows[0], rows[1]), 0, 429),
-            {"odd_parts": "fail", "inverted_images": "fail", "drift": "warn", "background": "warn"},
+            {"faulty_chunks": "fail", "inverted_images": "fail", "drift": "warn", "background": "warn"},
             "about rows 1 to 429: the images look inverted", id="a part inverted",
         ),
         pytest.param(
-            _part(lambda rows: (rows[0] // 2, rows[1]), 715, 1_000), {"odd_parts": "fail", "drift": "warn"},
+            _part(lambda rows: (rows[0] // 2, rows[1]), 715, 1_000), {"faulty_chunks": "fail", "drift": "warn"},
             "about rows 716 to 1,000: the largest pixel of the median image is 127", id="half the range in a part",
         ),
         pytest.param(
-            _part(_labelled(lambda labels: (labels + 1) % 10), 143, 429), {"odd_parts": "fail"},
+            _part(_labelled(lambda labels: (labels + 1) % 10), 143, 429), {"faulty_chunks": "fail"},
             "about rows 144 to 429: the labels look shifted by one", id="labels of a part shifted",
         ),
         pytest.param(
-            _part(_labelled(_MIXED), 143, 286), {"odd_parts": "fail"},
+            _part(_labelled(_MIXED), 143, 286), {"faulty_chunks": "fail"},
             "of 143 images are most like the reference's mean image of their own class", id="labels of a part shuffled",
         ),
         pytest.param(
@@ -503,10 +507,10 @@ def test_wrong_data_is_named_for_what_it_is_and_for_nothing_else(
 def test_the_rows_of_a_part_are_those_of_the_file_where_not_all_are_looked_at(
     real: dict[Split, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.validate.SAMPLE_ROWS", 512)
+    monkeypatch.setattr("tasks.checks.scan.SAMPLE_ROWS", 512)
     rows = tuple(np.concatenate([part] * 2) for part in real["train"])
     change = _part(_turned(lambda image: image[:, ::-1]), 1_400, 2_000)
-    says = _figures(change((rows[0], rows[1])), tmp_path)["odd_parts"].says
+    says = _figures(change((rows[0], rows[1])), tmp_path)["faulty_chunks"].says
     found = re.fullmatch(r"about rows ([\d,]+) to ([\d,]+): the images look mirrored top to bottom", says)
     assert found is not None
     first, last = (int(number.replace(",", "")) for number in found.groups())
@@ -519,13 +523,13 @@ def test_shuffled_labels_are_told_as_such_and_not_by_parts(real: dict[Split, Row
     shuffled = np.random.default_rng(seed).permutation(real["train"][1])
     figures = _figures((real["train"][0], shuffled), tmp_path)
     assert "the labels look shuffled" in figures["label_relation"].says
-    assert figures.get("odd_parts", Figure(0)).value == 0
+    assert figures.get("faulty_chunks", Measurement(0)).value == 0
 
 
 def test_parts_that_touch_are_each_named_for_what_they_are(real: dict[Split, Rows], tmp_path: Path) -> None:
     turned = _part(_turned(lambda image: image.transpose(0, 2, 1)), 143, 286)
     shifted = _part(_labelled(lambda labels: (labels + 1) % 10), 286, 429)
-    says = _figures(shifted(turned(real["train"])), tmp_path)["odd_parts"].says
+    says = _figures(shifted(turned(real["train"])), tmp_path)["faulty_chunks"].says
     assert re.fullmatch("about rows 144 to 286: .* transposed .*; about rows 287 to 429: .* shifted by one: .*", says)
 
 
@@ -540,14 +544,14 @@ def test_a_few_inverted_images_hide_nothing_else(real: dict[Split, Rows], tmp_pa
     assert past == {"orientation": "fail", "inverted_images": "fail", "background": "warn"}
 
 
-def _figures(rows: Rows, folder: Path, champion: ImageProfile | None = None) -> dict[str, Figure]:
+def _figures(rows: Rows, folder: Path, champion: ImageProfile | None = None) -> dict[str, Measurement]:
     scan = scan_parquet(_write(rows, folder / "data.parquet"), FASHION_MNIST)
     assert scan.sample is not None
     profile = profile_images(scan.sample.images, scan.sample.labels, FASHION_MNIST)
-    return measure(scan, scan.sample, profile, FASHION_MNIST, champion)
+    return measure_checks(scan, scan.sample, profile, FASHION_MNIST, champion)
 
 
-def _past(figures: dict[str, Figure]) -> dict[str, str]:
+def _past(figures: dict[str, Measurement]) -> dict[str, str]:
     """Which bound of its check each figure is past, the stricter one first."""
     found = {}
     for check in FASHION_MNIST.checks:

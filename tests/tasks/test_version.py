@@ -12,16 +12,17 @@ import pytest
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
-from schemas.errors import CandidateRefused, StoredArtifactError
+from schemas.errors import CandidateRejected, StoredArtifactError
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
-from tasks.device import set_up_backend
 from tasks.evaluate import evaluate
-from tasks.fit import HISTORY_NAME, save_model
-from tasks.golden import write_golden
-from tasks.judged import Judged, read_predictions, write_predictions
-from tasks.network import WEIGHTS_NAME, build_network
-from tasks.stage import sha256_file
-from tasks.store import alias_values, list_versions, read_alias_log, show_version, store_folder
+from tasks.model.backend import set_up_backend
+from tasks.model.fit import HISTORY_NAME, save_model
+from tasks.model.inference import write_golden
+from tasks.model.network import WEIGHTS_NAME, build_network
+from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
+from tasks.registry.alias_log import alias_values, read_alias_log
+from tasks.registry.store import list_versions, show_version, store_folder
+from tasks.runtime.files import sha256_file
 from tasks.version import _measure, code_revision, version
 from tests.plain_keras import plain_network
 
@@ -187,14 +188,14 @@ def test_a_candidate_below_the_floor_is_stored_and_refused_each_time(add: Any, t
     root = store_folder(tmp_path, "fashion-mnist")
     strict = PromotionConfig(minimum_accuracy=0.99)
     for _ in range(2):  # the second time the version is there already
-        with pytest.raises(CandidateRefused, match=r"Refused: test accuracy is .*, expected >= 0.99"):
+        with pytest.raises(CandidateRejected, match=r"Refused: test accuracy is .*, expected >= 0.99"):
             add(promotion=strict)
     (row,) = list_versions(root)
     assert (row["outcome"], row["aliases"]) == ("refused", [])
 
 
 def test_other_bounds_give_the_same_model_another_verdict(add: Any, tmp_path: Path) -> None:
-    with pytest.raises(CandidateRefused):
+    with pytest.raises(CandidateRejected):
         add(promotion=PromotionConfig(minimum_accuracy=0.99))
     second = add()
     assert (second.version, second.created, second.champion) == (2, True, True)
@@ -214,7 +215,7 @@ def test_the_champion_is_measured_on_the_rows_of_the_candidate(
     np.save(folder / "test_images.npy", images[:50])
     changed = sample_prepared.model_copy(update={"record": sample_prepared.record.model_copy(update={"path": folder})})
     said = read_predictions(sample_evaluation.record.path / "test_predictions.parquet", FASHION_MNIST)
-    fifty = Judged(said.images[:50], said.labels[:50], said.probabilities[:50])
+    fifty = StoredPredictions(said.images[:50], said.labels[:50], said.probabilities[:50])
     shutil.copytree(sample_evaluation.record.path, tmp_path / "evaluated")
     write_predictions(tmp_path / "evaluated" / "test_predictions.parquet", fifty, FASHION_MNIST)
     record = sample_evaluation.record.model_copy(update={"path": tmp_path / "evaluated"})
@@ -235,7 +236,7 @@ def test_a_model_that_does_not_repeat_its_golden_predictions_is_refused(
     changed = sample_trained.model_copy(
         update={"record": sample_trained.record.model_copy(update={"path": folder, "digest": "1" * 64})}
     )
-    with pytest.raises(CandidateRefused, match="golden predictions"):
+    with pytest.raises(CandidateRejected, match="golden predictions"):
         add(trained=changed)
 
 

@@ -1,0 +1,133 @@
+"""Fingerprint code, lock and packages: what a stage's output depends on beside its inputs."""
+
+import ast
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from schemas.config import PROJECT_ROOT
+from tasks.runtime.files import digest_of, sha256_file
+
+_PARSING_TRIES = 10
+_PROJECT_PACKAGES = ("schemas", "tasks")
+# Packages that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages.
+_NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.")
+# What the numbers of a model can depend on.
+_PACKAGES = (
+    *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
+    *("great-expectations", "prefect", "fashion-ann"),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline whose output is cached.
+
+    name: identifies the stage in records, events and manifests.
+    core: modules whose code decides the output. They and the project modules that they import are part of the key.
+    """
+
+    name: str
+    core: tuple[str, ...]
+
+
+@cache
+def code_digest(core: tuple[str, ...], root: Path = PROJECT_ROOT) -> str:
+    """Return the digest of the code of ``core`` and of the project modules that it imports, in the checkout ``root``.
+
+    Docstrings, comments, layout and log calls are excluded: rewording them leaves every cache key as it is.
+    """
+    seen: dict[str, str] = {}
+    for module in core:
+        _collect_code(module, root, seen)
+    return digest_of(seen)
+
+
+def _collect_code(module: str, root: Path, seen: dict[str, str]) -> None:
+    path = root.joinpath(*module.split(".")).with_suffix(".py")
+    if module in seen or module.startswith(_NOT_PART_OF_A_KEY) or not path.is_file():
+        return
+    seen[module], imported = _code(path)
+    for name in imported:
+        _collect_code(name, root, seen)
+
+
+@cache
+def _code(path: Path) -> tuple[str, list[str]]:
+    """Return a module's code in a normal form, and the names of the project modules that it may import.
+
+    Cached, because most modules belong to several stages.
+    """
+    tree = _Normalizer().visit(_parsed(path))
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return ast.dump(tree), [name for name in names if name.partition(".")[0] in _PROJECT_PACKAGES]
+
+
+class _Normalizer(ast.NodeTransformer):
+    """Remove docstrings and calls of ``logger``: neither can change what a module computes."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [statement for statement in body if not _is_text(statement) and not _is_log_call(statement)]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+
+def _is_text(statement: ast.AST) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _is_log_call(statement: ast.AST) -> bool:
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="logger")))):
+            return True
+    return False
+
+
+def _parsed(path: Path) -> ast.Module:
+    """Before Python 3.11.8 parsing may fail while another thread parses, Prefect's say: cpython issue 106905."""
+    source = path.read_text(encoding="utf-8")
+    for _ in range(_PARSING_TRIES - 1):
+        with suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
+
+
+def accelerator_extra() -> str:
+    """ "cpu" or "gpu": which of the two TensorFlow extras is installed."""
+    try:
+        metadata.version("tensorflow-cpu")
+    except metadata.PackageNotFoundError:
+        return "gpu"
+    return "cpu"
+
+
+@cache
+def lock_digest() -> str:
+    """Digest of the lock that this environment was installed from."""
+    return sha256_file(PROJECT_ROOT / "requirements" / f"{accelerator_extra()}.lock")
+
+
+def package_versions() -> dict[str, str]:
+    """Of Python and of what the numbers of a model can depend on, those that are installed."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,40 @@
+"""Locks that log when they wait."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = ".in-use"
+
+
+@contextmanager
+def artifacts_lock(artifacts_dir: Path, *, alone: bool = False) -> Iterator[bool]:
+    """Hold the outputs of stages: a run shares them with other runs, whoever removes some wants them ``alone``.
+
+    Between its stages a run relies on outputs that no version names yet. Yields whether they are held: a run waits for
+    that, ``alone`` never does. The kernel lets go when the holder dies.
+    """
+    artifacts_dir.mkdir(parents=True, exist_ok=True)
+    # Opened for writing, because a lock for one alone on a shared disk demands it.
+    descriptor = os.open(artifacts_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        held = _flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        if not held and not alone:
+            logger.info("%s is being cleaned up; waiting for the end of it", artifacts_dir)
+            held = _flock(descriptor, fcntl.LOCK_SH)
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    return True

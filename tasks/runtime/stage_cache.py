@@ -1,0 +1,161 @@
+"""A stage's output is whole or absent, is made once for the same inputs, and is checked before it is used again.
+
+An output is a folder with a `stage.json` that names every file in it, written last inside a temporary folder that is
+then renamed. The folder's name carries the key: the digest of the stage's inputs, parameters, code and lock.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from schemas.errors import StageNotWritten, StoredArtifactError
+from schemas.references import StageRecord
+from tasks.runtime.events import StageFinished, StageStarted, emit
+from tasks.runtime.files import describe_files, digest_of, sha256_file, write_json
+from tasks.runtime.fingerprint import Stage, code_digest, lock_digest
+
+logger = logging.getLogger(__name__)
+
+
+RECORD_NAME = "stage.json"
+
+
+def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
+    """Return the digest of everything that a stage's output depends on."""
+    return digest_of(_cache_inputs(stage, inputs))
+
+
+def output_folder(folder: Path, key: str) -> Path:
+    """Where `run_stage` puts what it makes in ``folder``; ``key`` is its `stage_key`."""
+    return folder / key[:16]
+
+
+def _cache_inputs(stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "inputs": dict(inputs),
+        "code": code_digest(stage.core),
+        "lock": lock_digest(),
+    }
+
+
+def run_stage(
+    folder: Path,
+    stage: Stage,
+    inputs: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+) -> tuple[StageRecord, dict[str, Any]]:
+    """Build a stage's output, or return the one that an earlier run built for the same key.
+
+    folder: holds the outputs of this stage, one folder per key.
+    stage: its name and the code of its core modules are part of the key.
+    inputs: everything else that the output depends on, as JSON: digests of data, parameters. No paths.
+    build: writes the output into the empty folder that it receives and returns facts about it, as JSON.
+
+    Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains.
+    """
+    cache_inputs = _cache_inputs(stage, inputs)
+    name, key = stage.name, digest_of(cache_inputs)
+    final = output_folder(folder, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    split = inputs.get("split")
+    emit(StageStarted(name, split))
+    with _only_maker(folder / f".{key[:16]}.lock", name):
+        _sweep(folder, key)
+        if final.exists():
+            try:
+                record = read_stage(final)
+            except StoredArtifactError as error:
+                logger.warning("%s: an earlier output is damaged and is rebuilt. %s", name, error)
+                shutil.rmtree(final)
+            else:
+                logger.info("%s: reused %s", name, final.name)
+                emit(StageFinished(name, split, True, record["seconds"], record["facts"]))
+                return _reference(record, final, reused=True), record["facts"]
+        temporary = folder / f".{key[:16]}.{os.getpid()}.tmp"
+        temporary.mkdir()
+        started = time.monotonic()
+        try:
+            facts = dict(build(temporary))
+            seconds = round(time.monotonic() - started, 3)
+            record = {
+                **cache_inputs,
+                "key": key,
+                "facts": facts,
+                "seconds": seconds,
+                "files": describe_files(temporary),
+            }
+            write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
+            temporary.rename(final)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            # A full disk, mostly: numpy and pyarrow do not say which.
+            raise StageNotWritten(f"{name} could not write to {folder}: {error.strerror or error}.") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        emit(StageFinished(name, split, False, seconds, facts))
+        return _reference(record, final, reused=False), facts
+
+
+@contextmanager
+def _only_maker(path: Path, stage: str) -> Iterator[None]:
+    """A second run that needs the same output waits for the first, and then finds it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.info("%s: another run is making the same; waiting for it", stage)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_stage(folder: Path) -> dict[str, Any]:
+    """The record of a finished stage, after its own digest and every file that it names were checked.
+
+    Raises `StoredArtifactError` when the record or a file is missing, or is not what was written.
+    """
+    path = folder / RECORD_NAME
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        stated = record.pop("record_sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error!r}).") from error
+    if digest_of(record) != stated:
+        raise StoredArtifactError(f"{path}: expected content with sha256 {stated}, found {digest_of(record)}.")
+    for name, entry in record["files"].items():
+        size, sha256 = entry["bytes"], entry["sha256"]
+        file = folder / name
+        found = sha256_file(file) if file.is_file() and file.stat().st_size == size else "nothing of that size"
+        if found != sha256:
+            raise StoredArtifactError(f"{file}: expected sha256 {sha256} ({size} bytes), found {found}.")
+    return record
+
+
+def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> StageRecord:
+    return StageRecord(
+        stage=record["stage"],
+        key=record["key"],
+        digest=digest_of(record["files"]),
+        path=folder,
+        reused=reused,
+        seconds=record["seconds"],
+    )
+
+
+def _sweep(folder: Path, key: str) -> None:
+    """Remove what a killed run left of this output. Under the lock nobody else is writing it."""
+    for left in folder.glob(f".{key[:16]}.*.tmp"):
+        logger.info("removed %s, left by a run that was killed", left)
+        shutil.rmtree(left)

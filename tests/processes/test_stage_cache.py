@@ -1,0 +1,40 @@
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.runtime.stage_cache import run_stage
+from tests.processes.kill import killed_when
+from tests.tasks.runtime.test_stage_cache import STAGE, write
+
+
+def _slow(folder: Path) -> dict[str, Any]:
+    (folder / "half").write_text("half")
+    time.sleep(60)
+    return {}
+
+
+def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
+    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, STAGE, {}, _slow)
+    record, _ = run_stage(tmp_path, STAGE, {}, write())
+    assert not record.reused
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def _count(folder: Path) -> dict[str, Any]:
+    with (folder.parent / "made.txt").open("a") as log:
+        log.write("made\n")
+    time.sleep(0.3)
+    (folder / "output.txt").write_text("made")
+    return {}
+
+
+def test_two_runs_at_once_make_an_output_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=run_stage, args=(tmp_path, STAGE, {}, _count)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert (tmp_path / "made.txt").read_text() == "made\n"
