@@ -505,8 +505,9 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _why(options: argparse.Namespace) -> None:
+    from schemas.layout import VERDICT_NAME
     from tasks.registry.alias_log import read_alias_log
-    from tasks.registry.store import VERDICT_NAME, check_version, read_file, read_manifest, resolve
+    from tasks.registry.store import check_version, read_file, read_manifest, resolve
 
     root = _store(options)
     version = resolve(root, options.version)
@@ -536,7 +537,8 @@ def _report(options: argparse.Namespace) -> None:
     import webbrowser
 
     from schemas.errors import FashionAnnError
-    from tasks.registry.store import REPORT_NAME, checked_path, read_manifest, resolve
+    from schemas.layout import REPORT_NAME
+    from tasks.registry.store import checked_path, read_manifest, resolve
 
     root = _store(options)
     version = resolve(root, options.version)
@@ -548,13 +550,14 @@ def _report(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from schemas.config import artifacts_folder, data_folder
+    from schemas.layout import Artifacts
     from tasks.registry.store import resolve
-    from tasks.reports.comparison import COMPARISONS_FOLDER, compare, write_comparison
+    from tasks.reports.comparison import compare, write_comparison
 
     root, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
     before, after = resolve(root, options.before), resolve(root, options.after)
     if options.output is None:
-        output = artifacts_dir / COMPARISONS_FOLDER / f"{before:04d}-{after:04d}.html"
+        output = Artifacts(artifacts_dir).comparisons / f"{before:04d}-{after:04d}.html"
     else:
         output = Path(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():

@@ -9,9 +9,9 @@ from typing import Any
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable, StoredArtifactError
+from schemas.layout import WEIGHTS_NAME, Artifacts, short_key
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord
 from tasks.model.inference import run_stored_model
-from tasks.model.network import WEIGHTS_NAME
 from tasks.prepare import prepare
 from tasks.registry.promotion import mcnemar
 from tasks.registry.store import check_version, read_manifest, version_folder
@@ -61,7 +61,7 @@ def _stored_data(manifest: Mapping[str, Any], artifacts_dir: Path, split: Split)
     """The Parquet that the manifest names, where ingest left it, once its digest was checked."""
     entry = next(stage for stage in manifest["lineage"] if stage["stage"] == "ingest" and stage["split"] == split)
     facts = manifest["data"][split]
-    folder = artifacts_dir / "data" / entry["key"][:16]
+    folder = Artifacts(artifacts_dir).ingested / short_key(entry["key"])
     if not folder.is_dir():
         raise DataUnavailable(
             f"The {split} data of version {manifest['version']} was expected in {folder}, and is gone. Supply "
@@ -86,7 +86,7 @@ def _stored_data(manifest: Mapping[str, Any], artifacts_dir: Path, split: Split)
 
 
 def _copied(data: ParquetSplit, scratch: Path) -> ParquetSplit:
-    folder = scratch / "data" / data.split
+    folder = Artifacts(scratch).ingested / data.split
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(shutil.copyfile(data.path, folder / data.path.name))
     return data.model_copy(update={"path": path})

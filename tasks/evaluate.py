@@ -8,13 +8,11 @@ import numpy as np
 from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
+from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts, images_name
 from schemas.references import Evaluation, PreparedData, TrainedModel
-from tasks.checks.near_duplicates import TEST_IN_TRAIN_NAME
-from tasks.model.fit import HISTORY_NAME
 from tasks.model.inference import start_stored_model
 from tasks.model.metrics import compute_metrics, without_duplicates
 from tasks.model.test_predictions import StoredPredictions, image_digests, write_predictions
-from tasks.registry.store import METRICS_NAME, PREDICTIONS_NAME
 from tasks.runtime.files import write_json
 from tasks.runtime.fingerprint import Stage
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_png, publish_table
@@ -39,7 +37,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         with start_stored_model(trained.record.path, prepared.record.path) as output_of_model:
             history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
             draw_learning(history, folder / LEARNING_NAME)  # while the process starts
-            digests = image_digests(np.load(prepared.record.path / "test_images.npy", mmap_mode="r"), contract)
+            digests = image_digests(np.load(prepared.record.path / images_name("test"), mmap_mode="r"), contract)
             judged = output_of_model()
         in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
         metrics = {
@@ -60,7 +58,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         }
 
     record, facts = run_stage(
-        artifacts_dir / "evaluated",
+        Artifacts(artifacts_dir).evaluated,
         STAGE,
         {"dataset": prepared.dataset, "prepared": prepared.record.digest, "trained": trained.record.digest},
         build,

@@ -12,6 +12,7 @@ from prefect import task
 from schemas.config import BadRows
 from schemas.contract import contract_of
 from schemas.errors import CellProblem
+from schemas.layout import QUARANTINE_NAME, Artifacts
 from schemas.references import CsvSplit, ParquetSplit
 from tasks.data.csv_to_parquet import IngestFacts, ingest_csv, quarantined_share, require_budget
 from tasks.data.quarantine import quarantine_path
@@ -22,7 +23,6 @@ from tasks.runtime.stage_cache import run_stage
 logger = logging.getLogger(__name__)
 
 STAGE = Stage("ingest", core=("tasks.data.csv_to_parquet",))
-_QUARANTINE_NAME = "quarantine.parquet"
 
 
 @task(name="ingest", task_run_name="ingest {csv.split}")
@@ -42,21 +42,21 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
         if facts.quarantined:
             # The stage's own, checked with it: the other one may be lost.
-            shutil.copyfile(quarantine, folder / _QUARANTINE_NAME)
+            shutil.copyfile(quarantine, folder / QUARANTINE_NAME)
         logger.info("%s: %d rows to Parquet", csv.name, facts.rows)
         return {**asdict(facts), "sha256": sha256_file(folder / name)}
 
     # Not the budget: it decides whether there is an output, not what is in it. The names stand in what is told of it.
     names = [file.path.name for file in csv.files]
     inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "dataset": dataset, "origin": csv.origin}
-    record, stored = run_stage(artifacts_dir / "data", STAGE, inputs, build)
+    record, stored = run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build)
     sha256 = stored.pop("sha256")
     problems = tuple(CellProblem(**problem) for problem in stored["problems"])
     facts = IngestFacts(**{**stored, "problems": problems, "reordered": tuple(stored["reordered"])})
     for sentence in facts.reordered:
         logger.warning("%s", sentence)
     if facts.quarantined:
-        own = record.path / _QUARANTINE_NAME
+        own = record.path / QUARANTINE_NAME
         # Lost, damaged, or of the same rows under other file names.
         if not quarantine.exists() or sha256_file(quarantine) != sha256_file(own):
             quarantine.parent.mkdir(parents=True, exist_ok=True)

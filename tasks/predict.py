@@ -15,10 +15,10 @@ from prefect import task
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import StageNotWritten, WrongUsage
+from schemas.layout import WEIGHTS_NAME
 from schemas.references import Predictions
 from tasks.data.csv_reader import Rows, open_csv
 from tasks.data.splits import scale_pixels
-from tasks.model.network import WEIGHTS_NAME
 from tasks.registry.store import store_folder
 from tasks.registry.verify import load_version
 from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries

@@ -10,8 +10,8 @@ from prefect import task
 
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
+from schemas.layout import TEST_IN_TRAIN_NAME, Artifacts
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.checks.near_duplicates import TEST_IN_TRAIN_NAME
 from tasks.data.splits import read_labels, stratified_split, write_arrays
 from tasks.runtime.files import sha256_file
 from tasks.runtime.fingerprint import Stage
@@ -57,7 +57,7 @@ def prepare(
         }
 
     record, facts = run_stage(
-        artifacts_dir / "prepared",
+        Artifacts(artifacts_dir).prepared,
         STAGE,
         {
             "dataset": dataset,

@@ -11,10 +11,10 @@ from prefect.runtime import flow_run
 
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import DeviceUnavailable
+from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
 from schemas.references import PreparedData, TrainedBy, TrainedModel
 from tasks.model import fit
 from tasks.model.backend import backend_name, gpu_driver_present
-from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
 from tasks.runtime.fingerprint import Stage, lock_digest, package_versions
@@ -25,8 +25,6 @@ from tasks.runtime.worker_process import run_worker
 logger = logging.getLogger(__name__)
 
 STAGE = Stage("train", core=("tasks.model.fit",))
-
-_FOLDER = "trained"
 
 
 @task(name="train", task_run_name="train seed {config.seed}")
@@ -55,7 +53,7 @@ def is_trained(
     With "auto" and a GPU in sight that cannot be used the answer is no, whatever the CPU has trained.
     """
     key = stage_key(STAGE, _inputs(prepared, config, _kind(device)))
-    return output_folder(artifacts_dir / _FOLDER, key).exists()
+    return output_folder(Artifacts(artifacts_dir).trained, key).exists()
 
 
 def _kind(device: DeviceChoice) -> Literal["gpu", "cpu"]:
@@ -68,7 +66,7 @@ def _train(
 ) -> TrainedModel:
     inputs = _inputs(prepared, config, kind)
     # Named by what it depends on, as the stage's own folder is: another seed or recipe never resumes from it.
-    checkpoint = artifacts_dir / "checkpoints" / f"{stage_key(STAGE, inputs)}.npz"
+    checkpoint = Artifacts(artifacts_dir).checkpoints / f"{stage_key(STAGE, inputs)}.npz"
 
     def build(folder: Path) -> dict[str, Any]:
         device: dict[str, Any] = {}
@@ -114,7 +112,7 @@ def _train(
             "packages": package_versions(),
         }
 
-    record, facts = run_stage(artifacts_dir / _FOLDER, STAGE, inputs, build)
+    record, facts = run_stage(Artifacts(artifacts_dir).trained, STAGE, inputs, build)
     # The stage is whole: its checkpoint has done its work.
     checkpoint.unlink(missing_ok=True)
     sweep_temporaries(checkpoint)

@@ -27,6 +27,7 @@ from prefect.states import Cancelled
 
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker
+from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.files import digest_of
 
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # prefect.yaml has the deployment, and names its work pool.
 DEPLOYMENT = "fit-model/gpu"
-# Below the artifacts, since these are what both machines see.
-RETURNED_FOLDER = "returned"
 
 _POLL_SECONDS = 1.0
 _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
@@ -66,7 +65,7 @@ def train_on_gpu_worker(
 
     Raises `NoGpuWorker`, with nothing left queued, and `GpuTrainingFailed` with the worker's own message.
     """
-    returned = artifacts_dir / RETURNED_FOLDER
+    returned = Artifacts(artifacts_dir).returned
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name

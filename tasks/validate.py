@@ -10,18 +10,10 @@ from prefect import task
 
 from schemas.contract import contract_of
 from schemas.errors import CellProblem, DataContractError, FashionAnnError
+from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
 from schemas.references import CheckResult, ParquetSplit, ValidatedSplit
-from tasks.checks.image_profile import (
-    PROFILE_NAME,
-    read_profile,
-    write_profile,
-)
-from tasks.checks.near_duplicates import (
-    SKETCHES_NAME,
-    TEST_IN_TRAIN_NAME,
-    Sketches,
-    duplicate_report,
-)
+from tasks.checks.image_profile import read_profile, write_profile
+from tasks.checks.near_duplicates import Sketches, duplicate_report
 from tasks.checks.suite import summarize, validate_parquet
 from tasks.registry.alias_log import champions, read_alias_log
 from tasks.registry.store import read_file, read_manifest, store_folder, version_numbers
@@ -38,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 
 STAGE = Stage("validate", core=("tasks.checks.suite",))
-
-RESULT_NAME = "great_expectations.json"
 
 
 @task(name="validate", task_run_name="validate {data.split}")
@@ -76,7 +66,7 @@ def validate(
         return {**summarize(validated.result), "duplicates": duplicates}
 
     record, facts = run_stage(
-        data.path.parent / "validation",
+        validation_folder(data.path),
         STAGE,
         {
             "dataset": dataset,

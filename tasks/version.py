@@ -17,18 +17,23 @@ from prefect.runtime import flow_run
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
 from schemas.errors import CandidateRejected, StoredArtifactError
+from schemas.layout import (
+    GOLDEN_NAME,
+    METRICS_NAME,
+    PREDICTIONS_NAME,
+    PROFILE_NAME,
+    REPORT_NAME,
+    TOPOLOGY_NAME,
+    VERDICT_NAME,
+    WEIGHTS_NAME,
+    images_name,
+)
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
-from tasks.checks.image_profile import PROFILE_NAME
-from tasks.model.inference import GOLDEN_NAME, run_stored_model
-from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME
+from tasks.model.inference import run_stored_model
 from tasks.model.test_predictions import read_predictions
 from tasks.registry.alias_log import CHAMPION, alias_values, append_event, champion_event, read_alias_log, utc_now
 from tasks.registry.promotion import Measured, decide, mcnemar
 from tasks.registry.store import (
-    METRICS_NAME,
-    PREDICTIONS_NAME,
-    REPORT_NAME,
-    VERDICT_NAME,
     add_version,
     check_version,
     find_by_inputs,
@@ -190,7 +195,7 @@ def _add(
             },
             "lineage": lineage(data, prepared, trained, evaluation),
         }
-        images = np.load(prepared.record.path / "test_images.npy", mmap_mode="r")
+        images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
         write_report(folder, number, stated, images, contract_of(prepared.dataset))
         return stated
 

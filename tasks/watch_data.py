@@ -10,6 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 
 from schemas.contract import SPLITS, DatasetContract, Split, contract_of
+from schemas.layout import Artifacts
 from schemas.references import CsvFile, CsvSplit, WatchedData, sha256sum_digest
 from tasks.data.data_folder import present_csvs
 from tasks.runtime.files import atomic_write, digest_of, sha256_file, write_json
@@ -17,7 +18,6 @@ from tasks.runtime.files import atomic_write, digest_of, sha256_file, write_json
 logger = logging.getLogger(__name__)
 
 EVENT = "fashion-ann.data.updated"
-ANNOUNCED_FOLDER = "announced"
 
 
 def data_digest(csvs: Mapping[Split, CsvSplit]) -> str:
@@ -36,7 +36,7 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     digest = _settled_digest(contract, data_dir)
     seen = WatchedData(data_dir=data_dir, digest=digest, announced=False)
     # By folder, so that two folders that are watched in turn are not each other's change.
-    memory = artifacts_dir / ANNOUNCED_FOLDER / f"{dataset}-{digest_of(str(data_dir))[:8]}.json"
+    memory = Artifacts(artifacts_dir).announced / f"{dataset}-{digest_of(str(data_dir))[:8]}.json"
     if digest is None or digest == _announced(memory):
         return seen
     _emit(dataset, seen)

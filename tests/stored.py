@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.registry.store import STORED_NAMES, add_version, store_lock
+from schemas.layout import STORED_NAMES
+from tasks.registry.store import add_version, store_lock
 
 DIGEST = "0" * 64
 

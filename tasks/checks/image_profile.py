@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 
-PROFILE_NAME = "profile.json"
-
 Images = npt.NDArray[np.uint8]  # (N, pixels)
 Labels = npt.NDArray[np.uint8]  # (N,)
 Floats = npt.NDArray[np.float32]

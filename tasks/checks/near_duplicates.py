@@ -17,9 +17,6 @@ from schemas.contract import DatasetContract
 from schemas.references import DuplicateReport
 from tasks.data.parquet import Bytes, blocks, select_rows
 
-SKETCHES_NAME = "sketches.npz"
-TEST_IN_TRAIN_NAME = "test_in_train.npy"
-
 _CELLS = 7  # a side, of at most as many cells as pixels
 _FREQUENCIES = 3  # a side
 _NEAREST = 4

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.layout import Artifacts
 from schemas.references import CsvSplit
 from tasks.runtime.files import atomic_write, sweep_temporaries
 
@@ -51,7 +52,7 @@ class BadRow(NamedTuple):
 
 
 def quarantine_path(artifacts_dir: Path, csv: CsvSplit) -> Path:
-    return artifacts_dir / "quarantine" / f"{csv.split}-{csv.sha256}.parquet"
+    return Artifacts(artifacts_dir).quarantine / f"{csv.split}-{csv.sha256}.parquet"
 
 
 class Quarantine:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from schemas.errors import DataContractError
+from schemas.layout import images_name, labels_name
 from tasks.data.parquet import blocks, open_parquet, row_count, select_rows
 
 _SCALED_AT_ONCE = 1024  # images; scaled they take four times the memory
@@ -41,9 +42,12 @@ def write_arrays(
     with ExitStack() as stack:
         files = {}
         for split, rows in splits.items():
-            kinds = {"images": np.empty((0, contract.pixels), np.float32), "labels": np.empty(0, np.int32)}
-            for kind, like in kinds.items():
-                file = stack.enter_context((folder / f"{split}_{kind}.npy").open("wb"))
+            kinds = {
+                "images": (images_name(split), np.empty((0, contract.pixels), np.float32)),
+                "labels": (labels_name(split), np.empty(0, np.int32)),
+            }
+            for kind, (name, like) in kinds.items():
+                file = stack.enter_context((folder / name).open("wb"))
                 header = np.lib.format.header_data_from_array_1_0(like)
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(rows), *like.shape[1:])})
                 files[split, kind] = file

@@ -18,16 +18,16 @@ import numpy.typing as npt
 
 from schemas.config import TrainingConfig
 from schemas.contract import DatasetContract, contract_of
+from schemas.layout import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, images_name, labels_name
 from tasks.model.backend import feed, import_backend, on_every_gpu, set_up_backend
 from tasks.model.inference import write_golden
-from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, evaluate_rows, topology_bytes
+from tasks.model.network import build_network, evaluate_rows, topology_bytes
 from tasks.runtime.files import atomic_write, write_json
 from tasks.runtime.worker_process import Emit, serve_job
 
 # Not __name__, which is "__main__" under ``python -m``: only loggers below "tasks" are forwarded.
 logger = logging.getLogger("tasks.model.fit")
 
-HISTORY_NAME = "history.json"
 
 # Steps that one call of the backend runs; a step of this network is shorter than the Python around it.
 _STEPS_PER_EXECUTION = 50
@@ -53,15 +53,17 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     contract, config = contract_of(job["dataset"]), TrainingConfig(**job["training"])
     folder, checkpoint = Path(job["folder"]), Path(job["checkpoint"])
     emit({"device": set_up_backend(config.seed, job["device"]).model_dump()})
-    arrays = {
-        name: np.load(Path(job["prepared"]) / f"{name}.npy", mmap_mode="r")
-        for name in ("train_images", "train_labels", "validation_images", "validation_labels")
-    }
-    step = batch_size_for(len(arrays["train_labels"]), config)
+    prepared = Path(job["prepared"])
+    train, validation = (
+        tuple(np.load(prepared / name(split), mmap_mode="r") for name in (images_name, labels_name))
+        for split in ("train", "validation")
+    )
+    rows = len(train[1])
+    step = batch_size_for(rows, config)
     if step < config.batch_size:
         logger.warning(
             "batch_size %d leaves too few steps for %d images: %d a step",
-            *(config.batch_size, len(arrays["train_labels"]), step),
+            *(config.batch_size, rows, step),
         )
     told = 0.0
 
@@ -74,14 +76,14 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     model, history = fit_network(
         contract,
         config,
-        (arrays["train_images"], arrays["train_labels"]),
-        (arrays["validation_images"], arrays["validation_labels"]),
+        train,
+        validation,
         checkpoint=checkpoint,
         on_epoch=lambda epoch, figures: emit({"done": epoch, "epoch": epoch, "figures": figures}),
         on_steps=on_steps,
     )
     save_model(model, contract, config, folder)
-    write_golden(model, arrays["validation_images"], folder)
+    write_golden(model, validation[0], folder)
     write_json(folder / HISTORY_NAME, history)
     return {"epochs_run": len(history), "seconds": round(sum(figures["seconds"] for figures in history), 3)}
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, images_name, labels_name
 from tasks.model.backend import import_backend, set_up_backend
-from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME, evaluate_rows, load_network, predict_rows
+from tasks.model.network import evaluate_rows, load_network, predict_rows
 from tasks.runtime.files import write_json
 from tasks.runtime.worker_process import Emit, run_worker, serve_job
 
@@ -64,7 +65,9 @@ def start_stored_model(folder: Path, prepared: Path | None) -> Iterator[Callable
                 return StoredModelOutput(
                     **found, probabilities=np.zeros((0, 1), np.float32), labels=np.zeros(0, np.int32)
                 )
-            return StoredModelOutput(**found, probabilities=np.load(said), labels=np.load(prepared / "test_labels.npy"))
+            return StoredModelOutput(
+                **found, probabilities=np.load(said), labels=np.load(prepared / labels_name("test"))
+            )
 
         yield wait
 
@@ -75,8 +78,8 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
     loss = said = None
     if job["prepared"] is not None:
-        images = np.load(Path(job["prepared"]) / "test_images.npy", mmap_mode="r")
-        labels = np.load(Path(job["prepared"]) / "test_labels.npy")
+        images = np.load(Path(job["prepared"]) / images_name("test"), mmap_mode="r")
+        labels = np.load(Path(job["prepared"]) / labels_name("test"))
         # In the folder for temporary files of this process, which is gone once the answer is read.
         said = str(Path(tempfile.mkdtemp()) / "probabilities.npy")
         np.save(said, predict_rows(model, images))
@@ -86,7 +89,6 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     return {"golden_difference": golden_difference_of(model, folder), "loss": loss, "probabilities": said}
 
 
-GOLDEN_NAME = "golden.json"
 GOLDEN_ROWS = 32
 # Another device adds up in another order: 1e-6 was seen on float32 probabilities. A wrong weight shows far above.
 TOLERANCE = 1e-5

@@ -13,9 +13,6 @@ from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
 from tasks.runtime.files import canonical_json
 
-TOPOLOGY_NAME = "topology.json"
-WEIGHTS_NAME = "model.weights.h5"
-
 HIDDEN_UNITS = 128
 # What one call judges or predicts.
 _ROWS_AT_ONCE = 1_000

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.errors import StoredArtifactError
+from schemas.layout import ALIAS_LOG_NAME
 from schemas.store import AliasEvent
 from tasks.runtime.files import (
     digest_of,
@@ -19,7 +20,6 @@ from tasks.runtime.files import (
 CHAMPION = "champion"
 # The event's ``by`` that takes champions back; any other adds one (`champions`).
 ROLLBACK = "rollback"
-LOG_NAME = "aliases.jsonl"
 
 
 def utc_now() -> str:
@@ -38,7 +38,7 @@ def read_alias_log(root: Path) -> list[dict[str, Any]]:
 
 def _read_log(root: Path) -> tuple[list[dict[str, Any]], bytes]:
     """The events, and the bytes after the last of them: a line that a kill cut off, or nothing."""
-    path = root / LOG_NAME
+    path = root / ALIAS_LOG_NAME
     if path.is_symlink() or path.is_dir():
         raise StoredArtifactError(f"{path}: a file was expected, it is a {'link' if path.is_symlink() else 'folder'}.")
     if not path.exists():
@@ -129,7 +129,7 @@ def append_event(root: Path, event: Mapping[str, Any]) -> None:
     chained = ""
     for earlier in [*read_alias_log(root), event]:
         chained = _chained(earlier, chained)
-    log = root / LOG_NAME
+    log = root / ALIAS_LOG_NAME
     with log.open("ab") as file:
         before = file.tell()
         try:

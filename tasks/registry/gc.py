@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from schemas.errors import StoredArtifactError, VersionNotFound, WrongUsage
+from schemas.layout import VERSIONS_FOLDER, Artifacts, short_key
 from tasks.registry.alias_log import alias_values, champions
 from tasks.registry.store import (
     history,
@@ -27,17 +28,6 @@ from tasks.runtime.locks import artifacts_lock
 Kind = Literal["version", "stage", "checkpoint", "leftover"]
 
 DEFAULT_KEEP = 5
-
-# Where outputs of stages lie, one folder a key, below the artifacts folder. What validate found lies with its data.
-_STAGE_FOLDERS = ("data", "prepared", "trained", "evaluated")
-_JUDGEMENTS = "data/*/validation"
-_CHECKPOINTS = "checkpoints"
-# Bad rows stay, whatever goes: they may be nowhere else.
-_QUARANTINE = "quarantine"
-# References that trainings on the gpu worker handed to main flows, which read them at once.
-_RETURNED = "returned"
-# A stage's folder is named by the beginning of its key.
-_KEY_CHARACTERS = 16
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     kept = _kept(root, numbers, keep, set(damaged))
     notes = [f"Version {number} is damaged and stays: {why}" for number, why in damaged.items()]
 
-    removed = [_removal("leftover", path) for path in sorted((root / "versions").glob(".*.tmp"))]
+    removed = [_removal("leftover", path) for path in sorted((root / VERSIONS_FOLDER).glob(".*.tmp"))]
     removed += [_removal("version", version_folder(root, number)) for number in numbers if number not in kept]
     if not with_stages:
         notes.append("A run is going on: outputs of stages were left, because it may rely on them. Run gc again later.")
@@ -148,13 +138,13 @@ def _keys_reached(artifacts_dir: Path, root: Path, kept: set[int]) -> set[str] |
     Stages are shared by the stores of all datasets: of the other ones every version counts as kept.
     """
     reached = {(root, number) for number in kept}
-    for other in (artifacts_dir / "models").glob("*/"):
+    for other in Artifacts(artifacts_dir).stores.glob("*/"):
         if other != root:
             reached |= {(other, number) for number in version_numbers(other)}
     keys: set[str] = set()
     for store, number in reached:
         try:
-            keys |= {entry["key"][:_KEY_CHARACTERS] for entry in read_manifest(store, number)["lineage"]}
+            keys |= {short_key(entry["key"]) for entry in read_manifest(store, number)["lineage"]}
         except (StoredArtifactError, VersionNotFound, KeyError, TypeError):
             return None
     return keys
@@ -162,8 +152,9 @@ def _keys_reached(artifacts_dir: Path, root: Path, kept: set[int]) -> set[str] |
 
 def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
     """Outputs, locks, checkpoints and temporary names that belong to none of ``keys``. No run may be going on."""
+    artifacts = Artifacts(artifacts_dir)
     gone: set[Path] = set()
-    for folder in [*(artifacts_dir / name for name in _STAGE_FOLDERS), *sorted(artifacts_dir.glob(_JUDGEMENTS))]:
+    for folder in artifacts.stage_folders():
         if folder.parent in gone or not folder.is_dir():
             continue  # what validate found goes with its data, whatever name that has
         for path in sorted(folder.iterdir()):
@@ -176,11 +167,16 @@ def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
             elif path.is_dir() and path.name not in keys:
                 gone.add(path)
                 yield _removal("stage", path)
-    for path in sorted((artifacts_dir / _CHECKPOINTS).glob("*")):
+    for path in sorted(artifacts.checkpoints.glob("*")):
         if path.suffix == ".npz":
             yield _removal("checkpoint", path)
-    for pattern in (f"{_CHECKPOINTS}/.*.tmp", f"{_QUARANTINE}/.*.tmp", f"{_RETURNED}/*"):
-        for leftover in sorted(artifacts_dir.glob(pattern)):
+    # Quarantined rows stay: the file may be their only copy.
+    for folder, pattern in (
+        (artifacts.checkpoints, ".*.tmp"),
+        (artifacts.quarantine, ".*.tmp"),
+        (artifacts.returned, "*"),
+    ):
+        for leftover in sorted(folder.glob(pattern)):
             yield _removal("leftover", leftover)
 
 

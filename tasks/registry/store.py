@@ -18,10 +18,16 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from schemas.errors import StoredArtifactError, VersionNotFound
+from schemas.layout import (
+    ALIAS_LOG_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    STORED_NAMES,
+    VERSIONS_FOLDER,
+    Artifacts,
+)
 from schemas.store import Manifest
-from tasks.model.inference import GOLDEN_NAME
-from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME
-from tasks.registry.alias_log import LOG_NAME, _read_log, alias_values, append_event, read_alias_log
+from tasks.registry.alias_log import _read_log, alias_values, append_event, read_alias_log
 from tasks.runtime.files import (
     describe_files,
     digest_of,
@@ -35,31 +41,23 @@ from tasks.runtime.files import (
 logger = logging.getLogger(__name__)
 
 
-MANIFEST_NAME = "manifest.json"
-METRICS_NAME = "metrics.json"
-PREDICTIONS_NAME = "test_predictions.parquet"
-VERDICT_NAME = "verdict.json"
-REPORT_NAME = "report.html"
 # What every version has; its manifest may name more.
-STORED_NAMES = frozenset(
-    {TOPOLOGY_NAME, WEIGHTS_NAME, GOLDEN_NAME, METRICS_NAME, PREDICTIONS_NAME, VERDICT_NAME, REPORT_NAME}
-)
 
 # As `version_folder` writes them: a number has one name.
 _VERSION_FOLDER = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
 
 
 def store_folder(artifacts_dir: Path, dataset: str) -> Path:
-    return artifacts_dir / "models" / dataset
+    return Artifacts(artifacts_dir).store(dataset)
 
 
 def version_folder(root: Path, version: int) -> Path:
-    return root / "versions" / f"{version:04d}"
+    return root / VERSIONS_FOLDER / f"{version:04d}"
 
 
 def version_numbers(root: Path) -> list[int]:
     """Ascending. A folder under a temporary name is no version."""
-    folder = root / "versions"
+    folder = root / VERSIONS_FOLDER
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION_FOLDER.fullmatch(entry.name))
@@ -243,7 +241,7 @@ def add_version(root: Path, write: Callable[[Path, int], dict[str, Any]]) -> dic
     write: puts the files into the folder that it is handed and returns the manifest without ``version``, ``files`` and
     digest. Killed at any moment, the version is whole or absent.
     """
-    versions = root / "versions"
+    versions = root / VERSIONS_FOLDER
     versions.mkdir(parents=True, exist_ok=True)
     number = max([*version_numbers(root), *(event["to"] for event in read_alias_log(root))], default=0) + 1
     temporary = versions / f".{number:04d}.{os.getpid()}.tmp"
@@ -273,10 +271,10 @@ def recover(root: Path, *, restore: bool = False) -> list[str]:
     ``restore`` it is logged again.
     """
     done = []
-    for left in (root / "versions").glob(".*.tmp"):
+    for left in (root / VERSIONS_FOLDER).glob(".*.tmp"):
         remove_path(left)
         done.append(f"removed {left}, a version that was not finished, or not wholly removed")
-    log = root / LOG_NAME
+    log = root / ALIAS_LOG_NAME
     _, tail = _read_log(root)
     if tail:
         # The event had not happened: its line was not whole.
@@ -323,7 +321,7 @@ def _unlogged(root: Path, *, restore: bool = False) -> Iterator[tuple[int, dict[
 
 def _lost(root: Path, number: int) -> str:
     return (
-        f"{root / LOG_NAME} lacks the promotion of version {number} that its manifest states: the log was lost, or cut "
+        f"{root / ALIAS_LOG_NAME} lacks the promotion of version {number} that its manifest states: the log was lost, or cut "
         "at its end. Restore it from a copy; without one, `fashion-ann promote V --reason R --force` logs the stated "
         "promotions again and then makes V champion."
     )

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import StoredArtifactError
+from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.model.inference import TOLERANCE, run_stored_model
-from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME, check_topology, load_network
+from tasks.model.network import check_topology, load_network
 from tasks.registry.store import check_version, checked_path, read_manifest, resolve, version_folder
 
 

@@ -10,17 +10,16 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, WrongUsage
+from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import unscaled_images
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, shared_rows
 from tasks.registry.promotion import mcnemar
-from tasks.registry.store import PREDICTIONS_NAME, check_version, read_manifest, version_folder
+from tasks.registry.store import check_version, read_manifest, version_folder
 from tasks.reports.charts import png_uri
 from tasks.reports.version_report import Chance, grey, render
 from tasks.runtime.files import atomic_write
 from tasks.runtime.stage_cache import output_folder
-
-COMPARISONS_FOLDER = "comparisons"
 
 # Pictures of either kind: what more there is would make the page slow and tell nothing new.
 _MOST_PICTURES = 250
@@ -200,7 +199,7 @@ def _sources(
     for manifest in manifests:
         key = next(entry["key"] for entry in manifest["lineage"] if entry["stage"] == "prepare")
         try:
-            images = np.load(output_folder(artifacts_dir / "prepared", key) / "test_images.npy", mmap_mode="r")
+            images = np.load(output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test"), mmap_mode="r")
         except (OSError, ValueError):
             continue
         yield unscaled_images(images, contract)

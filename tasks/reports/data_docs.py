@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from schemas.contract import Split
+from schemas.layout import INDEX_NAME, VERDICTS_FOLDER, Artifacts
 from tasks.checks.expectations import fresh_context
 from tasks.runtime.files import digest_of, remove_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-DATA_DOCS_FOLDER = "data_docs"
-INDEX_NAME = "index.html"
 # Beside the pages, what they were made from: a verdict a dataset and split.
-_VERDICTS_FOLDER = "verdicts"
 _STYLES = [Path(__file__).parent / "templates" / name for name in ("page.css", "data_docs.css")]
 # The footer asks to subscribe to a letter; the own styles are laid over those of the web; a link's target is not made;
 # what a click would call is not there.
@@ -50,8 +48,8 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
     ``run`` is a name for the validation. A reader never meets half a page: files are made elsewhere and renamed, the
     index last.
     """
-    docs = artifacts_dir / DATA_DOCS_FOLDER
-    verdict = docs / _VERDICTS_FOLDER / f"{dataset}-{split}.json"
+    docs = Artifacts(artifacts_dir).data_docs
+    verdict = docs / VERDICTS_FOLDER / f"{dataset}-{split}.json"
     content = json.dumps(
         {
             "dataset": dataset,
@@ -64,17 +62,17 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
         }
     )
     artifacts_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(artifacts_dir / f".{DATA_DOCS_FOLDER}.lock"):
+    with FileLock(artifacts_dir / f".{docs.name}.lock"):
         if verdict.exists() and verdict.read_text() == content and (docs / INDEX_NAME).exists():
             return docs / INDEX_NAME
-        for left in artifacts_dir.glob(f".{DATA_DOCS_FOLDER}.????????"):  # by a killed run: the lock is ours
+        for left in artifacts_dir.glob(f".{docs.name}.????????"):  # by a killed run: the lock is ours
             remove_path(left)
-        with tempfile.TemporaryDirectory(prefix=f".{DATA_DOCS_FOLDER}.", dir=artifacts_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{docs.name}.", dir=artifacts_dir) as folder:
             site = Path(folder)
-            (site / _VERDICTS_FOLDER).mkdir()
+            (site / VERDICTS_FOLDER).mkdir()
             if verdict.parent.exists():
-                shutil.copytree(verdict.parent, site / _VERDICTS_FOLDER, dirs_exist_ok=True)
-            (site / _VERDICTS_FOLDER / verdict.name).write_text(content)
+                shutil.copytree(verdict.parent, site / VERDICTS_FOLDER, dirs_exist_ok=True)
+            (site / VERDICTS_FOLDER / verdict.name).write_text(content)
             _build(site)
             _publish(site, docs)
     return docs / INDEX_NAME
@@ -96,7 +94,7 @@ def _build(site: Path) -> None:
     from great_expectations.render.renderer.site_builder import SiteBuilder
 
     links = []
-    for path in sorted((site / _VERDICTS_FOLDER).glob("*.json")):
+    for path in sorted((site / VERDICTS_FOLDER).glob("*.json")):
         stored = json.loads(path.read_bytes())
         for profile, verdict in stored["verdict"].items():
             name = f"{stored['dataset']}-{stored['split']}-{profile}"
@@ -160,7 +158,7 @@ def _offline(page: str, logo: str, style: str) -> str:
 def _publish(site: Path, docs: Path) -> None:
     made = [path.relative_to(site) for path in site.rglob("*") if path.is_file()]
     # What the index leads to before the index, and what it was made from at last: a killed run makes all of it anew.
-    last = (Path(INDEX_NAME), *(path for path in made if path.parts[0] == _VERDICTS_FOLDER))
+    last = (Path(INDEX_NAME), *(path for path in made if path.parts[0] == VERDICTS_FOLDER))
     for path in [*(path for path in made if path not in last), *last]:
         (docs / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).replace(docs / path)

@@ -13,17 +13,24 @@ import numpy.typing as npt
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract
+from schemas.layout import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    PREDICTIONS_NAME,
+    REPORT_NAME,
+    VERDICT_NAME,
+    WEIGHTS_NAME,
+    Artifacts,
+)
 from tasks.data.splits import unscale_pixels
-from tasks.model.network import HIDDEN_UNITS, WEIGHTS_NAME
+from tasks.model.network import HIDDEN_UNITS
 from tasks.model.test_predictions import StoredPredictions, read_predictions
-from tasks.registry.store import MANIFEST_NAME, METRICS_NAME, PREDICTIONS_NAME, REPORT_NAME, VERDICT_NAME
 from tasks.reports.charts import epochs_chart, png_uri, reliability_chart, weights_picture
-from tasks.reports.data_docs import DATA_DOCS_FOLDER, INDEX_NAME
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_DATA_DOCS = f"{DATA_DOCS_FOLDER}/{INDEX_NAME}"
 _MISTAKES = 25
 _SAMPLES_A_CLASS = 8
 _CONFUSIONS = 5
@@ -209,7 +216,8 @@ def _checks(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _data_docs(folder: Path) -> str | None:
     """Where Great Expectations' pages lie, seen from the folder of a version; None where there are none."""
     artifacts_dir = folder.parents[3]
-    return f"../../../../{_DATA_DOCS}" if (artifacts_dir / _DATA_DOCS).is_file() else None
+    index = Artifacts(artifacts_dir).data_docs / INDEX_NAME
+    return f"../../../../{index.relative_to(artifacts_dir).as_posix()}" if index.is_file() else None
 
 
 def _first_layer(weights: Path) -> npt.NDArray[np.float32]:

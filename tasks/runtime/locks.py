@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from schemas.layout import Artifacts
 
-LOCK_NAME = ".in-use"
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def artifacts_lock(artifacts_dir: Path, *, alone: bool = False) -> Iterator[bool
     """
     artifacts_dir.mkdir(parents=True, exist_ok=True)
     # Opened for writing, because a lock for one alone on a shared disk demands it.
-    descriptor = os.open(artifacts_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(Artifacts(artifacts_dir).lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         held = _flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         if not held and not alone:

@@ -17,15 +17,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from schemas.errors import StageNotWritten, StoredArtifactError
+from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
 from tasks.runtime.events import StageFinished, StageStarted, emit
 from tasks.runtime.files import describe_files, digest_of, sha256_file, write_json
 from tasks.runtime.fingerprint import Stage, code_digest, lock_digest
 
 logger = logging.getLogger(__name__)
-
-
-RECORD_NAME = "stage.json"
 
 
 def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
@@ -35,7 +33,7 @@ def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
 
 def output_folder(folder: Path, key: str) -> Path:
     """Where `run_stage` puts what it makes in ``folder``; ``key`` is its `stage_key`."""
-    return folder / key[:16]
+    return folder / short_key(key)
 
 
 def _cache_inputs(stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     split = inputs.get("split")
     emit(StageStarted(name, split))
-    with _only_maker(folder / f".{key[:16]}.lock", name):
+    with _only_maker(folder / f".{short_key(key)}.lock", name):
         _sweep(folder, key)
         if final.exists():
             try:
@@ -80,7 +78,7 @@ def run_stage(
                 logger.info("%s: reused %s", name, final.name)
                 emit(StageFinished(name, split, True, record["seconds"], record["facts"]))
                 return _reference(record, final, reused=True), record["facts"]
-        temporary = folder / f".{key[:16]}.{os.getpid()}.tmp"
+        temporary = folder / f".{short_key(key)}.{os.getpid()}.tmp"
         temporary.mkdir()
         started = time.monotonic()
         try:
@@ -156,6 +154,6 @@ def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> Stag
 
 def _sweep(folder: Path, key: str) -> None:
     """Remove what a killed run left of this output. Under the lock nobody else is writing it."""
-    for left in folder.glob(f".{key[:16]}.*.tmp"):
+    for left in folder.glob(f".{short_key(key)}.*.tmp"):
         logger.info("removed %s, left by a run that was killed", left)
         shutil.rmtree(left)

@@ -12,11 +12,12 @@ import pytest
 
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
+from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME
 from schemas.references import PreparedData
 from tasks.model.backend import set_up_backend
 from tasks.model.fit import EpochMetrics, fit_network
 from tasks.model.inference import golden_difference_of
-from tasks.model.network import TOPOLOGY_NAME, WEIGHTS_NAME, build_network, load_network, topology_bytes
+from tasks.model.network import build_network, load_network, topology_bytes
 
 
 def test_the_backend_starts_without_a_word_and_without_what_it_has_no_use_for() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import DataContractError, StoredArtifactError
+from schemas.layout import TEST_IN_TRAIN_NAME
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.checks.near_duplicates import TEST_IN_TRAIN_NAME
 from tasks.data.splits import read_images, scale_pixels, stratified_split, write_arrays
 from tasks.prepare import prepare
 from tasks.runtime.files import sha256_file

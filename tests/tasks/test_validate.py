@@ -15,10 +15,10 @@ import pytest
 
 from schemas.contract import FASHION_MNIST, DatasetContract, Split
 from schemas.errors import DataContractError
+from schemas.layout import PROFILE_NAME, TEST_IN_TRAIN_NAME
 from schemas.references import ParquetSplit, ValidatedSplit
 from tasks.checks.image_checks import Measurement, measure_checks
-from tasks.checks.image_profile import PROFILE_NAME, ImageProfile, profile_images
-from tasks.checks.near_duplicates import TEST_IN_TRAIN_NAME
+from tasks.checks.image_profile import ImageProfile, profile_images
 from tasks.checks.scan import scan_parquet
 from tasks.checks.suite import summarize, validate_parquet
 from tasks.data.splits import read_images

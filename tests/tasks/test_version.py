@@ -13,12 +13,13 @@ import pytest
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRejected, StoredArtifactError
+from schemas.layout import HISTORY_NAME, WEIGHTS_NAME
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from tasks.evaluate import evaluate
 from tasks.model.backend import set_up_backend
-from tasks.model.fit import HISTORY_NAME, save_model
+from tasks.model.fit import save_model
 from tasks.model.inference import write_golden
-from tasks.model.network import WEIGHTS_NAME, build_network
+from tasks.model.network import build_network
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
 from tasks.registry.alias_log import alias_values, read_alias_log
 from tasks.registry.store import list_versions, show_version, store_folder

@@ -9,10 +9,10 @@ import pytest
 from benchmarks.make_profile import make_reference
 from schemas.contract import DIGITS, FASHION_MNIST, Split
 from schemas.errors import WrongUsage
+from schemas.layout import PROFILE_NAME
 from schemas.references import ValidatedSplit
 from tasks.checks.image_checks import orientations
 from tasks.checks.image_profile import (
-    PROFILE_NAME,
     histogram,
     most_alike,
     profile_images,

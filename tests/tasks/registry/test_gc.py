@@ -17,7 +17,6 @@ from tasks.registry.alias_log import alias_values, append_event, champions, read
 from tasks.registry.gc import collect, plan
 from tasks.registry.store import add_version, read_manifest, store_folder, store_lock, version_folder, version_numbers
 from tasks.runtime.locks import artifacts_lock
-from tasks.train_on_worker import RETURNED_FOLDER
 from tests.stored import DIGEST, event, fill, stated, verdict
 
 DATASET = "fashion-mnist"
@@ -166,8 +165,8 @@ def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftov
     (tmp_path / "quarantine").mkdir()
     for name in ("train-1.parquet", ".train-2.parquet.77.tmp"):
         (tmp_path / "quarantine" / name).write_bytes(b"bad rows")
-    (tmp_path / RETURNED_FOLDER).mkdir()
-    (tmp_path / RETURNED_FOLDER / "0123").write_text("{}")
+    (tmp_path / "returned").mkdir()
+    (tmp_path / "returned" / "0123").write_text("{}")
     whole = {path: _content(path) for path in stage_folders(tmp_path, "new")}
 
     done = collect(tmp_path, DATASET, keep=1)
@@ -181,7 +180,7 @@ def test_outputs_that_no_kept_version_names_go_with_locks_checkpoints_and_leftov
     assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == sorted(
         [f".{_key('new')[:16]}.lock", _key("new")[:16]]
     )
-    assert [*(tmp_path / "checkpoints").iterdir(), *(tmp_path / RETURNED_FOLDER).iterdir()] == []
+    assert [*(tmp_path / "checkpoints").iterdir(), *(tmp_path / "returned").iterdir()] == []
     assert {gone.kind for gone in done.removed} == {"version", "stage", "checkpoint", "leftover"}
     assert [gone.bytes for gone in done.removed if gone.kind == "checkpoint"] == [5]
     assert done.bytes == sum(gone.bytes for gone in done.removed) > 0
@@ -211,8 +210,8 @@ def test_while_a_run_goes_on_versions_go_and_outputs_of_stages_stay(tmp_path: Pa
     add_run(tmp_path, stages="old")
     add_run(tmp_path, stages="new")
     (tmp_path / "trained" / ".0123456789abcdef.77.tmp").mkdir()
-    (tmp_path / RETURNED_FOLDER).mkdir()
-    (tmp_path / RETURNED_FOLDER / "0123").write_text("{}")
+    (tmp_path / "returned").mkdir()
+    (tmp_path / "returned" / "0123").write_text("{}")
     with artifacts_lock(tmp_path) as held, artifacts_lock(tmp_path) as second:
         assert held
         assert second
@@ -221,7 +220,7 @@ def test_while_a_run_goes_on_versions_go_and_outputs_of_stages_stay(tmp_path: Pa
     assert "run is going on" in " ".join(done.notes)
     assert all(folder.exists() for folder in stage_folders(tmp_path, "old"))
     assert (tmp_path / "trained" / ".0123456789abcdef.77.tmp").exists()
-    assert (tmp_path / RETURNED_FOLDER / "0123").exists()
+    assert (tmp_path / "returned" / "0123").exists()
     collect(tmp_path, DATASET, keep=1)
     assert not any(folder.exists() for folder in stage_folders(tmp_path, "old"))
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from schemas.errors import StoredArtifactError
+from schemas.layout import RECORD_NAME
 from tasks.runtime.files import atomic_write, digest_of
 from tasks.runtime.fingerprint import Stage, code_digest
-from tasks.runtime.stage_cache import RECORD_NAME, read_stage, run_stage
+from tasks.runtime.stage_cache import read_stage, run_stage
 
 STAGE = Stage("prepare", core=("tasks.data.splits",))
 
