@@ -76,8 +76,8 @@ def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan
         return Plan((), (), ())
     root = store_folder(artifacts_dir, dataset)
     # A run takes the two locks in the other order; that this one does not wait for the second is what makes it safe.
-    with store_lock(root), artifacts_lock(artifacts_dir, alone=True) as alone:
-        planned = _plan(artifacts_dir, dataset, keep, with_stages=alone)
+    with store_lock(root), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
+        planned = _plan(artifacts_dir, dataset, keep, with_stages=exclusive)
         # Before anything is removed: it refuses a log that does not fit the versions.
         cleaned = [f"{line}." for line in recover(root)]
         # Versions first: killed in between, what they were made from is found again.

@@ -1,4 +1,4 @@
-"""What a run does, told while it does it to whoever watches in the same process: the terminal."""
+"""Events of a run, for subscribers in the same process such as the terminal."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage looks for its output, and makes it where there is none. ``split``: where it has one of its own."""
+    """A stage looks up its output and builds it if it is missing. ``split``: set for a stage that runs per split."""
 
     stage: str
     split: str | None
@@ -16,7 +16,11 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageFinished:
-    """A stage's output is there. ``facts`` are those of `tasks.runtime.stage_cache.run_stage`; ``seconds`` is what making it took."""
+    """A stage's output exists.
+
+    seconds: the time that building it took, in this run or in the earlier one that is reused.
+    facts: those that `tasks.runtime.stage_cache.run_stage` returns.
+    """
 
     stage: str
     split: str | None
@@ -27,9 +31,9 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far training is: ``done`` of ``epochs``, in epochs and parts of one, with the latest figures of train.
+    """Progress of training: ``done`` of ``epochs``, which may be a fraction, and the latest metrics.
 
-    ``figures``: loss and accuracy, and from the end of an epoch on val_loss and val_accuracy of that epoch.
+    figures: loss and accuracy of the train split; from the end of an epoch on also its val_loss and val_accuracy.
     """
 
     done: float
@@ -39,19 +43,20 @@ class TrainingProgress:
 
 Event = StageStarted | StageFinished | TrainingProgress
 
-_watchers: list[Callable[[Event], None]] = []
+_subscribers: list[Callable[[Event], None]] = []
 
 
 @contextmanager
-def subscribe(watcher: Callable[[Event], None]) -> Iterator[None]:
-    """While the block runs, ``watcher`` is told of each event, by the thread that it happens in."""
-    _watchers.append(watcher)
+def subscribe(subscriber: Callable[[Event], None]) -> Iterator[None]:
+    """Call ``subscriber`` with each event while the block runs, on the thread that emits it."""
+    _subscribers.append(subscriber)
     try:
         yield
     finally:
-        _watchers.remove(watcher)
+        _subscribers.remove(subscriber)
 
 
 def emit(event: Event) -> None:
-    for watcher in _watchers:
-        watcher(event)
+    """Pass an event to every subscriber."""
+    for subscriber in _subscribers:
+        subscriber(event)

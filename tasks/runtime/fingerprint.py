@@ -1,4 +1,4 @@
-"""Fingerprint code, lock and packages: what a stage's output depends on beside its inputs."""
+"""Fingerprint code, lock and packages: the part of a cache key that is not a stage's inputs."""
 
 import ast
 import sys
@@ -15,7 +15,7 @@ _PARSING_TRIES = 10
 _PROJECT_PACKAGES = ("schemas", "tasks")
 # Packages that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages.
 _NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.")
-# What the numbers of a model can depend on.
+# Packages that a model's weights can depend on.
 _PACKAGES = (
     *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
     *("great-expectations", "prefect", "fashion-ann"),
@@ -76,10 +76,13 @@ class _Normalizer(ast.NodeTransformer):
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [statement for statement in body if not _is_text(statement) and not _is_log_call(statement)]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+        for field in ("body", "orelse", "finalbody"):
+            statements = getattr(node, field, None)
+            if isinstance(statements, list):
+                kept = [
+                    statement for statement in statements if not _is_text(statement) and not _is_log_call(statement)
+                ]
+                setattr(node, field, kept or ([ast.Pass()] if field == "body" else []))
         return node
 
 
@@ -99,7 +102,7 @@ def _is_log_call(statement: ast.AST) -> bool:
 
 
 def _parsed(path: Path) -> ast.Module:
-    """Before Python 3.11.8 parsing may fail while another thread parses, Prefect's say: cpython issue 106905."""
+    """Parse a file. Before Python 3.11.8 that can fail while another thread parses: cpython issue 106905."""
     source = path.read_text(encoding="utf-8")
     for _ in range(_PARSING_TRIES - 1):
         with suppress(SystemError):
@@ -118,12 +121,12 @@ def accelerator_extra() -> str:
 
 @cache
 def lock_digest() -> str:
-    """Digest of the lock that this environment was installed from."""
+    """Return the sha256 of the lock that this environment was installed from."""
     return sha256_file(PROJECT_ROOT / "requirements" / f"{accelerator_extra()}.lock")
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and of what the numbers of a model can depend on, those that are installed."""
+    """Return the versions of Python and of the installed packages that a model's weights can depend on."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _PACKAGES:
         try:

@@ -13,28 +13,28 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def artifacts_lock(artifacts_dir: Path, *, alone: bool = False) -> Iterator[bool]:
-    """Hold the outputs of stages: a run shares them with other runs, whoever removes some wants them ``alone``.
+def artifacts_lock(artifacts_dir: Path, *, exclusive: bool = False) -> Iterator[bool]:
+    """Hold a lock on the stage outputs: shared for pipeline runs, ``exclusive`` for garbage collection.
 
-    Between its stages a run relies on outputs that no version names yet. Yields whether they are held: a run waits for
-    that, ``alone`` never does. The kernel lets go when the holder dies.
+    Between its stages a run relies on outputs that no version names yet. Yields whether the lock is held: a shared one
+    is waited for, an exclusive one is not. The kernel releases it when the holder dies.
     """
     artifacts_dir.mkdir(parents=True, exist_ok=True)
-    # Opened for writing, because a lock for one alone on a shared disk demands it.
+    # Opened for writing: network file systems require it for an exclusive lock.
     descriptor = os.open(Artifacts(artifacts_dir).lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        held = _flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        if not held and not alone:
-            logger.info("%s is being cleaned up; waiting for the end of it", artifacts_dir)
+        held = _flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        if not held and not exclusive:
+            logger.info("%s: waiting for a garbage collection to finish", artifacts_dir)
             held = _flock(descriptor, fcntl.LOCK_SH)
         yield held
     finally:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, how: int) -> bool:
+def _flock(descriptor: int, operation: int) -> bool:
     try:
-        fcntl.flock(descriptor, how)
+        fcntl.flock(descriptor, operation)
     except BlockingIOError:
         return False
     return True

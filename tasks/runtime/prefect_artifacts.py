@@ -1,4 +1,4 @@
-"""Artifacts in Prefect's UI, from inside a run; outside one (a unit test, say) there is nothing to publish to."""
+"""Publish artifacts to Prefect's UI from inside a run. Outside a run, such as in a unit test, nothing is published."""
 
 import base64
 import contextvars
@@ -23,8 +23,9 @@ from prefect.runtime import flow_run
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_MOVES = 1.0
-_SECONDS_FOR_THE_LAST_MOVE = 2.0
+# Shorter than the two seconds within which the UI is expected to show progress.
+UPDATE_SECONDS = 1.0
+_LAST_UPDATE_SECONDS = 2.0
 
 
 def _inside_a_run() -> bool:
@@ -42,13 +43,13 @@ def publish_markdown(key: str, markdown: str, description: str) -> None:
 
 
 def publish_file_link(key: str, path: Path, description: str) -> None:
-    """A link to a file of the machine that the run is on."""
+    """Publish a link to a file on the machine of the run."""
     if _inside_a_run():
         create_link_artifact(link=path.absolute().as_uri(), link_text=path.name, key=key, description=description)
 
 
 def name_flow_run(name: str, tags: Iterable[str]) -> None:
-    """Give the flow run that this is part of its name, and these tags besides those that it has."""
+    """Rename the current flow run, and add ``tags`` to those that it has."""
     if not _inside_a_run() or flow_run.id is None:
         return
     with SyncClientContext.get_or_create() as context:
@@ -58,7 +59,7 @@ def name_flow_run(name: str, tags: Iterable[str]) -> None:
 
 
 def publish_png(key: str, path: Path, description: str) -> None:
-    """The picture travels inside the artifact: a laptop has no public address that the UI could load it from."""
+    """Publish a picture inside the artifact: the UI could not load a file of the machine of the run."""
     if _inside_a_run():
         encoded = base64.b64encode(path.read_bytes()).decode("ascii")
         create_image_artifact(image_url=f"data:image/png;base64,{encoded}", key=key, description=description)
@@ -66,47 +67,47 @@ def publish_png(key: str, path: Path, description: str) -> None:
 
 @contextmanager
 def publish_progress(key: str, description: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar in the UI for as long as the block runs, which tells it the share done, 0 to 1, at any time.
+    """Show a progress bar in the UI while the block runs. Yields a function that sets the share done, 0 to 1.
 
-    A thread sends it once a second, also when there is no news: whoever watches sees that the work goes on. No error
-    of the server ends the work; at the end of the block it is waited for two seconds at most.
+    A thread sends the share once per second, also an unchanged one, to show that the work continues. Errors of the
+    server do not stop the work. The end of the block waits for the last update for at most two seconds.
     """
     if not _inside_a_run():
         yield lambda share: None
         return
-    shown, over = 0.0, threading.Event()
+    current, finished = 0.0, threading.Event()
 
     def show(share: float) -> None:
-        nonlocal shown
-        shown = share
+        nonlocal current
+        current = share
 
-    def send_until_over() -> None:
+    def send_until_finished() -> None:
         artifact_id: UUID | None = None
         failed = last = False
         while not last:
-            last = over.is_set()  # once more then, for where it ended
-            percent = round(shown * 100, 1)
+            last = finished.is_set()  # one more update, for the final share
+            percent = round(current * 100, 1)
             try:
                 if artifact_id is None:
-                    made = create_progress_artifact(progress=percent, key=key, description=description)
-                    if not isinstance(made, UUID):
-                        raise TypeError(f"Prefect was expected to return the artifact's id, it returned {made!r}.")
-                    artifact_id = made
+                    created = create_progress_artifact(progress=percent, key=key, description=description)
+                    if not isinstance(created, UUID):
+                        raise TypeError(f"Expected Prefect to return the artifact's id, received {created!r}.")
+                    artifact_id = created
                 else:
                     update_progress_artifact(artifact_id=artifact_id, progress=percent)
                 failed = False
-            except Exception as error:  # of a server that is away: the client has tried for a minute
+            except Exception as error:  # the server is unavailable; the client retried for a minute
                 if not failed:
-                    logger.warning("the progress bar in Prefect stays where it is: %s", error)
+                    logger.warning("the progress bar in Prefect is not updated: %s", error)
                 failed = True
             if not last:
-                over.wait(_SECONDS_BETWEEN_MOVES)
+                finished.wait(UPDATE_SECONDS)
 
-    # Prefect knows the run and its API by context variables, which a thread does not inherit.
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(send_until_over,), daemon=True)
+    # Prefect finds the run and its API in context variables, which a thread does not inherit.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(send_until_finished,), daemon=True)
     thread.start()
     try:
         yield show
     finally:
-        over.set()
-        thread.join(_SECONDS_FOR_THE_LAST_MOVE)
+        finished.set()
+        thread.join(_LAST_UPDATE_SECONDS)

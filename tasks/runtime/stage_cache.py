@@ -1,7 +1,7 @@
-"""A stage's output is whole or absent, is made once for the same inputs, and is checked before it is used again.
+"""Build a stage's output once per cache key, whole or not at all, and verify it before it is reused.
 
-An output is a folder with a `stage.json` that names every file in it, written last inside a temporary folder that is
-then renamed. The folder's name carries the key: the digest of the stage's inputs, parameters, code and lock.
+An output is a folder with a `stage.json` that lists its files. Both are written to a temporary folder, which is then
+renamed to the beginning of the key: the digest of the stage's inputs, parameters, code and lock.
 """
 
 import json
@@ -32,7 +32,7 @@ def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
 
 
 def output_folder(folder: Path, key: str) -> Path:
-    """Where `run_stage` puts what it makes in ``folder``; ``key`` is its `stage_key`."""
+    """Return the folder in which `run_stage` stores the output for ``key``, a `stage_key`."""
     return folder / short_key(key)
 
 
@@ -96,7 +96,7 @@ def run_stage(
         except OSError as error:
             if error.filename is not None:
                 raise
-            # A full disk, mostly: numpy and pyarrow do not say which.
+            # numpy and pyarrow leave out the file name, mostly on a full disk.
             raise StageNotWritten(f"{name} could not write to {folder}: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -106,12 +106,12 @@ def run_stage(
 
 @contextmanager
 def _only_maker(path: Path, stage: str) -> Iterator[None]:
-    """A second run that needs the same output waits for the first, and then finds it."""
+    """Let one run build an output while a second one that needs it waits."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        logger.info("%s: another run is making the same; waiting for it", stage)
+        logger.info("%s: another run is building the same output; waiting for it", stage)
         lock.acquire()
     try:
         yield
@@ -120,24 +120,24 @@ def _only_maker(path: Path, stage: str) -> Iterator[None]:
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """The record of a finished stage, after its own digest and every file that it names were checked.
+    """Return the record of a finished stage, after verifying its digest and every file that it lists.
 
-    Raises `StoredArtifactError` when the record or a file is missing, or is not what was written.
+    Raises `StoredArtifactError` if the record or a file is missing or was changed.
     """
     path = folder / RECORD_NAME
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
-        stated = record.pop("record_sha256")
+        expected = record.pop("record_sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error!r}).") from error
-    if digest_of(record) != stated:
-        raise StoredArtifactError(f"{path}: expected content with sha256 {stated}, found {digest_of(record)}.")
+    if (actual := digest_of(record)) != expected:
+        raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
     for name, entry in record["files"].items():
         size, sha256 = entry["bytes"], entry["sha256"]
         file = folder / name
-        found = sha256_file(file) if file.is_file() and file.stat().st_size == size else "nothing of that size"
-        if found != sha256:
-            raise StoredArtifactError(f"{file}: expected sha256 {sha256} ({size} bytes), found {found}.")
+        actual = sha256_file(file) if file.is_file() and file.stat().st_size == size else "no file of that size"
+        if actual != sha256:
+            raise StoredArtifactError(f"{file}: expected sha256 {sha256} ({size} bytes), received {actual}.")
     return record
 
 
@@ -153,7 +153,7 @@ def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> Stag
 
 
 def _sweep(folder: Path, key: str) -> None:
-    """Remove what a killed run left of this output. Under the lock nobody else is writing it."""
-    for left in folder.glob(f".{short_key(key)}.*.tmp"):
-        logger.info("removed %s, left by a run that was killed", left)
-        shutil.rmtree(left)
+    """Remove what a killed run left of this output. The caller holds the lock of the output."""
+    for temporary in folder.glob(f".{short_key(key)}.*.tmp"):
+        logger.info("removed %s, left by a run that was killed", temporary)
+        shutil.rmtree(temporary)

@@ -1,10 +1,10 @@
-"""Work in a process of its own that ends: a module run as ``python -m MODULE``, handed a job, heard until it is done.
+"""Run a module as a worker subprocess: one JSON job in, log records, events and a result out.
 
-The backend of Keras is the reason. What it takes of memory, a GPU's above all, is given back only when its process
-ends; and that a model is whole is shown by a process that knows nothing but the stored files.
+Keras's backend needs it. Memory, a GPU's above all, is freed only when the process ends. A fresh process also proves
+that a model loads from its stored files alone.
 
-Job, events and result are JSON, a line each. `multiprocessing` would import in the new process what the caller's main
-module imports, which is Prefect's engine: a second and 60 MB.
+Messages are JSON, one per line. `multiprocessing` would import the caller's main module in the new process, which is
+Prefect's engine: one second and 60 MB.
 """
 
 import gc
@@ -31,14 +31,16 @@ from schemas import errors
 from schemas.config import PROJECT_ROOT
 from schemas.errors import FashionAnnError, ProcessDied
 
+logger = logging.getLogger(__name__)
+
 Emit = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """The process as its starter sees it; `run_worker` makes it.
+    """A worker as its parent sees it; `run_worker` creates it.
 
-    said: what it wrote to stderr. scratch: its folder for temporary files, of which TensorFlow leaves some behind.
+    scratch: its folder for temporary files. TensorFlow leaves some behind.
     """
 
     module: str
@@ -47,9 +49,9 @@ class WorkerProcess:
     scratch: tempfile.TemporaryDirectory[str]
 
     def result(self, on_event: Emit = lambda event: None) -> Any:
-        """Wait for the end; what the process told meanwhile goes to ``on_event``, what it logged to our log.
+        """Wait for the result; pass events to ``on_event`` and log records to the logger of the same name.
 
-        Raises the `FashionAnnError` or OSError that ended it, and `ProcessDied` for any other end without a result.
+        Raises the `FashionAnnError` or OSError that the worker raised, and `ProcessDied` if it ended without a result.
         """
         for line in self.process.stdout or ():
             ((kind, content),) = json.loads(line).items()
@@ -63,75 +65,75 @@ class WorkerProcess:
                 raise OSError(*content)
             else:
                 return content
-        raise ProcessDied(self._how_it_ended())
+        raise ProcessDied(self._describe_end())
 
-    def _how_it_ended(self) -> str:
+    def _describe_end(self) -> str:
         status = self.process.wait()
         self.stderr.seek(0)
-        words = self.stderr.read().decode(errors="replace")
-        logging.getLogger(__name__).debug("%s", words)
+        output = self.stderr.read().decode(errors="replace")
+        logger.debug("%s", output)
         if status < 0:
-            why = f"was ended by {signal.Signals(-status).name}"
+            end = f"was ended by {signal.Signals(-status).name}"
             if -status == signal.SIGKILL:
-                why += ", as the system does when memory runs out"
+                end += ", which the kernel also sends when memory runs out"
         else:
-            why = f"ended with status {status}: {(words.strip().splitlines() or ['no word'])[-1]}"
-        return f"The process of {self.module} {why}. What was finished is kept; run again to go on."
+            end = f"ended with status {status}: {(output.strip().splitlines() or ['no output'])[-1]}"
+        return f"The process of {self.module} {end}. Finished stages are kept; run again to continue."
 
 
-# Begun, and without a job so far; one a module.
-_waiting: dict[str, WorkerProcess] = {}
+# Started by `prestart`, without a job so far; one per module.
+_idle: dict[str, WorkerProcess] = {}
 
 
 @contextmanager
 def run_worker(module: str, job: Mapping[str, Any]) -> Iterator[WorkerProcess]:
-    """Have ``python -m module`` work on ``job``; it is killed if it still runs when the block ends, or when we die.
+    """Send ``job`` to ``python -m module``, which the end of the block, or of this process, ends.
 
-    It is the one that `prestart` started, where there is one that still waits.
+    Uses the worker that `prestart` started, if it still waits for a job.
     """
-    started = _waiting.pop(module, None)
-    if started is not None and started.process.poll() is not None:  # died meanwhile, as when memory runs out
-        _end(started)
-        started = None
-    started = started or _start(module)
-    with started.scratch, started.stderr, started.process as process:
+    worker = _idle.pop(module, None)
+    if worker is not None and worker.process.poll() is not None:  # it died while it waited
+        _stop(worker)
+        worker = None
+    worker = worker or _start(module)
+    with worker.scratch, worker.stderr, worker.process as process:
         try:
             if process.stdin is not None:
-                # Left open: that it closes tells the process that nobody waits for it any more.
-                with suppress(BrokenPipeError):  # it has died already: `result` says how
+                # Left open: when it closes, the worker ends.
+                with suppress(BrokenPipeError):  # the worker died; `result` reports how
                     process.stdin.write(json.dumps(dict(job)) + "\n")
                     process.stdin.flush()
-            yield started
+            yield worker
         finally:
             process.kill()
             if process.stdin is not None:
-                with suppress(BrokenPipeError):  # it would stand in the place of how the process ended
+                with suppress(BrokenPipeError):  # must not mask the worker's exit status
                     process.stdin.close()
 
 
 def prestart(module: str) -> None:
-    """Start ``python -m module`` now, for the next `run_worker` of it: meanwhile it prepares itself."""
-    if module not in _waiting:
-        _waiting[module] = _start(module)
+    """Start ``python -m module`` now, for the next `run_worker` of it; its imports run in the meantime."""
+    if module not in _idle:
+        _idle[module] = _start(module)
 
 
 def stop_idle() -> None:
-    """End what `prestart` started and nobody had work for."""
-    while _waiting:
-        _end(_waiting.popitem()[1])
+    """Stop the workers that `prestart` started and that received no job."""
+    while _idle:
+        _stop(_idle.popitem()[1])
 
 
-def _end(started: WorkerProcess) -> None:
-    with started.scratch, started.stderr, started.process as process:
+def _stop(worker: WorkerProcess) -> None:
+    with worker.scratch, worker.stderr, worker.process as process:
         process.kill()
 
 
 def _start(module: str) -> WorkerProcess:
-    # Closed with the process, by whoever has that.
+    # Closed by `run_worker` or `_stop`.
     stderr = tempfile.TemporaryFile()  # noqa: SIM115
     _sweep_scratch(module)
-    # What a process that it started writes there while we remove it must not stand in the place of the result.
-    scratch = tempfile.TemporaryDirectory(prefix=f"{_scratch_of(module)}{os.getpid()}-", ignore_cleanup_errors=True)
+    # A grandchild may still write there during removal, which must not mask the result.
+    scratch = tempfile.TemporaryDirectory(prefix=f"{_scratch_prefix(module)}{os.getpid()}-", ignore_cleanup_errors=True)
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-m", module],
         cwd=PROJECT_ROOT,
@@ -141,31 +143,31 @@ def _start(module: str) -> WorkerProcess:
         stderr=stderr,
         text=True,
         encoding="utf-8",
-        # Ctrl-C is ours to handle.
+        # Ctrl-C reaches this process only, which then ends the worker.
         process_group=0,
     )
     return WorkerProcess(module, process, stderr, scratch)
 
 
-def _scratch_of(module: str) -> str:
+def _scratch_prefix(module: str) -> str:
     return f"{module}-{platform.node()}-"
 
 
 def _sweep_scratch(module: str) -> None:
-    """Remove what killed processes of this machine left of theirs."""
-    for left in Path(tempfile.gettempdir()).glob(f"{glob.escape(_scratch_of(module))}*"):
-        owner = left.name.split("-")[-2]
+    """Remove the scratch folders that killed processes of this machine left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{glob.escape(_scratch_prefix(module))}*"):
+        owner = folder.name.split("-")[-2]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)  # somebody else's, perhaps
+            shutil.rmtree(folder, ignore_errors=True)  # it may belong to another user
 
 
 def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[], object] = lambda: None) -> None:
-    """The other side, for the module's main: read the job, call ``work(job, tell)`` and send what it returns.
+    """Read one job, call ``work(job, emit)`` and send its result: the worker's side, for a module's main.
 
-    ``prepare()`` comes first: what can be done before the job is known, see `prestart`.
-    What is printed meanwhile, by a library say, goes to stderr. Records of our own loggers are sent, from INFO on.
+    ``prepare()`` runs first, before the job is known; see `prestart`. Output that libraries print goes to stderr.
+    Records of loggers below "tasks" are sent, from INFO on.
     """
-    gc.disable()  # among all that is about to be imported it would find nothing
+    gc.disable()  # a collection during the imports frees nothing
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
 
@@ -183,7 +185,7 @@ def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[],
         try:
             prepare()
             line = sys.stdin.readline()
-            if not line:  # there was no work, or whoever had some has died
+            if not line:  # the parent needs no worker, or died
                 os._exit(0)
             threading.Thread(target=_end_with_parent, daemon=True).start()
             result = work(json.loads(line), lambda event: send("event", event))
@@ -193,7 +195,7 @@ def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[],
             send("os_error", [error.errno, error.strerror, error.filename])
         else:
             send("result", result)
-    # Nothing is left to be done, and tearing the backend down takes a while.
+    # Skip the backend's slow shutdown.
     sys.stderr.flush()
     os._exit(0)
 

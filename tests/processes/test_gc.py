@@ -23,9 +23,9 @@ def _run_a_stage(artifacts: Path) -> None:
 
 def test_a_run_waits_for_the_end_of_gc(tmp_path: Path) -> None:
     run = multiprocessing.get_context("spawn").Process(target=_run_a_stage, args=(tmp_path,))
-    with artifacts_lock(tmp_path, alone=True) as held:
+    with artifacts_lock(tmp_path, exclusive=True) as held:
         assert held
-        with artifacts_lock(tmp_path, alone=True) as second:
+        with artifacts_lock(tmp_path, exclusive=True) as second:
             assert not second
         run.start()
         run.join(timeout=2)

@@ -19,36 +19,36 @@ from tests.processes.kill import gone, wait_until_gone
 WORKER = "tests.processes.worker_for_tests"
 
 
-def test_the_job_goes_there_and_events_and_the_result_come_back_whatever_is_printed() -> None:
+def test_returns_events_and_result_despite_printed_output() -> None:
     events: list[Any] = []
     with run_worker(WORKER, {"text": "é\n"}) as process:
-        found = process.result(events.append)
-    assert (found["prefect"], found["job"]) == (False, {"text": "é\n"})
+        result = process.result(events.append)
+    assert (result["prefect"], result["job"]) == (False, {"text": "é\n"})
     assert events == [{"n": 1}]
 
 
 @pytest.mark.parametrize(
-    ("end", "error", "says"),
+    ("end", "error", "message"),
     [
         ("fault", DeviceUnavailable, "^there is none$"),
         ("full", OSError, "No space left on device"),
-        ("kill", ProcessDied, "was ended by SIGKILL, as the system does when memory runs out"),
-        ("status", ProcessDied, "ended with status 1: no more. What was finished is kept"),
+        ("kill", ProcessDied, "was ended by SIGKILL, which the kernel also sends when memory runs out"),
+        ("status", ProcessDied, "ended with status 1: no more. Finished stages are kept"),
     ],
 )
-def test_how_it_ended_is_raised_here(end: str, error: type[Exception], says: str) -> None:
-    with run_worker(WORKER, {"end": end}) as process, pytest.raises(error, match=says):
+def test_raises_how_the_worker_ended(end: str, error: type[Exception], message: str) -> None:
+    with run_worker(WORKER, {"end": end}) as process, pytest.raises(error, match=message):
         process.result()
 
 
-def test_temporary_files_that_it_leaves_are_removed() -> None:
+def test_removes_the_temporary_files_of_a_worker() -> None:
     with run_worker(WORKER, {}) as process:
         left = Path(process.result()["left"])
         assert left.exists()
     assert not left.parent.exists()
 
 
-def test_what_cannot_be_removed_does_not_stand_in_the_place_of_the_result(
+def test_a_file_that_cannot_be_removed_does_not_mask_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -60,21 +60,21 @@ def children() -> set[int]:
     return {child.pid for child in psutil.Process().children() if not gone(child.pid)}
 
 
-def test_one_that_was_begun_is_given_the_next_job_and_the_one_after_it_is_another() -> None:
+def test_a_prestarted_worker_takes_one_job() -> None:
     before = children()
     prestart(WORKER)
     prestart(WORKER)
-    (begun,) = children() - before
-    found = []
+    (prestarted,) = children() - before
+    results = []
     for number in range(2):
         with run_worker(WORKER, {"number": number}) as process:
-            found.append(process.result())
-    assert found[0]["pid"] == begun != found[1]["pid"]
-    assert found[0]["prepared"] == ["before the job"]
+            results.append(process.result())
+    assert results[0]["pid"] == prestarted != results[1]["pid"]
+    assert results[0]["prepared"] == ["before the job"]
     assert children() == before
 
 
-def test_one_that_was_begun_and_not_needed_is_ended() -> None:
+def test_stop_idle_ends_a_prestarted_worker() -> None:
     before = children()
     prestart(WORKER)
     (pid,) = children() - before
@@ -84,7 +84,7 @@ def test_one_that_was_begun_and_not_needed_is_ended() -> None:
         assert process.result()["pid"] != pid
 
 
-def test_one_that_died_before_its_job_is_replaced() -> None:
+def test_replaces_a_prestarted_worker_that_died() -> None:
     before = children()
     prestart(WORKER)
     (pid,) = children() - before
@@ -94,10 +94,8 @@ def test_one_that_died_before_its_job_is_replaced() -> None:
         assert process.result()["pid"] != pid
 
 
-def test_how_one_that_cannot_start_ended_is_told_also_when_the_job_never_reached_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(subprocess.Popen, "poll", lambda self: None)  # it dies just after it was looked at
+def test_raises_how_a_worker_ended_that_never_read_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess.Popen, "poll", lambda self: None)  # it dies just after this check
     before = children()
     prestart("tasks.nowhere")
     while children() - before:
@@ -106,13 +104,13 @@ def test_how_one_that_cannot_start_ended_is_told_also_when_the_job_never_reached
         process.result()
 
 
-def test_one_that_was_begun_ends_when_whoever_began_it_is_killed(tmp_path: Path) -> None:
+def test_a_prestarted_worker_ends_with_a_killed_parent(tmp_path: Path) -> None:
     program = (
         "import psutil\nfrom tasks.runtime.worker_process import prestart\n"
         f"prestart({WORKER!r})\nprint(psutil.Process().children()[0].pid, flush=True)\ninput()"
     )
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    # Its folder for temporary files stays: who would remove it is dead.
+    # The scratch folder stays: the parent that would remove it is dead.
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, env=environment, **pipes) as parent:
         assert parent.stdout is not None
@@ -122,12 +120,12 @@ def test_one_that_was_begun_ends_when_whoever_began_it_is_killed(tmp_path: Path)
     wait_until_gone(pid)
 
 
-def test_a_module_that_is_not_there_is_told() -> None:
+def test_raises_for_a_module_that_does_not_exist() -> None:
     with run_worker("tasks.nowhere", {}) as process, pytest.raises(ProcessDied, match="No module named"):
         process.result()
 
 
-def test_it_ends_with_the_block_that_started_it() -> None:
+def test_a_worker_ends_with_its_block() -> None:
     pids: list[int] = []
 
     def stop(pid: int) -> None:
@@ -139,7 +137,7 @@ def test_it_ends_with_the_block_that_started_it() -> None:
     assert gone(pids[0])
 
 
-def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
+def test_a_worker_ends_with_a_killed_parent(tmp_path: Path) -> None:
     program = (
         "from tasks.runtime.worker_process import run_worker\n"
         f"with run_worker({WORKER!r}, {{'sleep': 600}}) as process:\n"
@@ -156,16 +154,14 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     wait_until_gone(pid)
 
 
-def test_ctrl_c_on_the_terminal_is_left_to_whoever_started_it() -> None:
+def test_a_worker_is_in_another_process_group() -> None:
     with run_worker(WORKER, {"sleep": 0.2}) as process:
         groups: list[int] = []
         process.result(lambda event: groups.append(os.getpgid(event)) if isinstance(event, int) else None)
     assert groups != [os.getpgid(0)]
 
 
-def test_what_a_killed_process_left_for_temporary_files_is_removed_with_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removes_the_scratch_folder_of_a_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -1,4 +1,4 @@
-"""A process of its own that does as the job says; see test_own_process."""
+"""A worker whose job names what it does; see test_worker_process."""
 
 import os
 import signal
@@ -12,9 +12,9 @@ from schemas.errors import DeviceUnavailable
 from tasks.runtime.worker_process import Emit, serve_job
 
 
-def main(job: dict[str, Any], tell: Emit) -> Any:
+def main(job: dict[str, Any], emit: Emit) -> Any:
     if "sleep" in job:
-        tell(os.getpid())
+        emit(os.getpid())
         time.sleep(job["sleep"])
     if job.get("end") == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -25,7 +25,7 @@ def main(job: dict[str, Any], tell: Emit) -> Any:
     if job.get("end") == "full":
         raise OSError(28, "No space left on device")
     os.write(1, b"a library prints\n")
-    tell({"n": 1})
+    emit({"n": 1})
     left = tempfile.mkstemp()[1]
     if job.get("end") == "grandchild":  # that writes on when we are killed
         subprocess.Popen(["sh", "-c", "while [ $((n += 1)) -lt 20000 ]; do : > $TMPDIR/$n; done"], stdout=2)
