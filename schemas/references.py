@@ -1,6 +1,6 @@
-"""What passes between tasks: small, frozen, and serializable as JSON, so that a worker elsewhere can be handed one.
+"""References: the small frozen objects that pass between tasks. They serialize as JSON, for workers elsewhere.
 
-Paths are absolute. A digest is sha256, in hexadecimal.
+Paths are absolute. A digest is a sha256 in hexadecimal.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ class Reference(BaseModel):
 
 
 class StageRecord(Reference):
-    """Where a stage's output lies, on what it hung, and whether this run made it.
+    """A stage's output: its folder, its cache key, its digest, and whether this run reused it.
 
-    ``key`` is the digest of everything that the output depends on; ``digest`` is that of the output itself.
-    ``seconds``: what making it took, in the run that made it.
+    key: digest of everything that the output depends on.
+    digest: digest of the output itself.
+    seconds: the time that building it took, in the run that built it.
     """
 
     stage: str
@@ -33,16 +34,16 @@ class StageRecord(Reference):
 
 
 class CsvFile(Reference):
-    """One CSV on disk. ``sha256`` is that of the file as it lies there, compressed or not."""
+    """One CSV on disk. ``sha256`` is the digest of the stored file, compressed or not."""
 
     path: Path
     sha256: str
 
 
 class CsvSplit(Reference):
-    """The CSVs that a split is read from: one, or several shards in the order of their names.
+    """The CSVs of a split: one file, or several shards in the order of their names.
 
-    ``origin`` is "fetched" for the published data, whose every row is known, and "supplied" for what people put there.
+    origin: "fetched" for the published data, whose rows are known; "supplied" for files of the user.
     """
 
     split: Split
@@ -51,18 +52,18 @@ class CsvSplit(Reference):
 
     @property
     def sha256(self) -> str:
-        """The file's; of shards what ``sha256sum SHARD.. | sha256sum`` prints in their folder."""
+        """The digest of the file; for shards, the output of ``sha256sum SHARD.. | sha256sum`` in their folder."""
         return self.files[0].sha256 if len(self.files) == 1 else sha256sum_digest(self.files)
 
     @property
     def name(self) -> str:
-        """For people: the file's, or that of the first shard and how many more there are."""
+        """The name to show: the file's, or that of the first shard with the number of the others."""
         first = self.files[0].path.name
         return first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more"
 
 
 def sha256sum_digest(files: Iterable[CsvFile]) -> str:
-    """One digest of several files and their names: sha256 of what ``sha256sum`` prints for them, ordered by name."""
+    """Return one digest of several files: the sha256 of the output of ``sha256sum`` for them, ordered by name."""
     lines = sorted((file.path.name, file.sha256) for file in files)
     return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
 
@@ -70,7 +71,8 @@ def sha256sum_digest(files: Iterable[CsvFile]) -> str:
 class ParquetSplit(Reference):
     """One split as Parquet: the contract's columns in order, uint8, no nulls.
 
-    ``quarantined`` rows of the source were bad and set aside; ``rows`` are those that were taken.
+    rows: number of rows in the Parquet file.
+    quarantined: number of bad rows of the source, which are in quarantine instead.
     """
 
     record: StageRecord
@@ -84,9 +86,9 @@ class ParquetSplit(Reference):
 
 
 class DuplicateReport(Reference):
-    """Images that occur more than once, to the byte; ``test_rows_near_train`` are others that all but stand in train.
+    """Numbers of rows whose image occurs more than once. Rows are counted, not pairs.
 
-    Rows are counted, not pairs.
+    test_rows_near_train: test rows that are near duplicates of a train image; the other counts are of exact ones.
     """
 
     within_train: int
@@ -96,9 +98,10 @@ class DuplicateReport(Reference):
 
 
 class CheckResult(Reference):
-    """A figure of a split against one bound of its `schemas.contract.Check`, such as ``<= 0.1``; ``says`` explains it.
+    """A measured value of a split compared with one bound of its `schemas.contract.Check`, such as ``<= 0.1``.
 
-    ``severity``: whether what is past the bound is told or refused.
+    severity: "warning" if a value beyond the bound logs a warning, "critical" if it rejects the split.
+    says: a detail for people, such as the number of images concerned.
     """
 
     check: str
@@ -110,9 +113,11 @@ class CheckResult(Reference):
 
 
 class ValidatedSplit(Reference):
-    """A split that Great Expectations accepted. ``result`` is the whole verdict as JSON, ``warnings`` a sentence each.
+    """A split that passed validation.
 
-    ``duplicates`` is there for a test split that was judged beside its train split.
+    result: path of the whole result as JSON.
+    warnings: one sentence each.
+    duplicates: set for a test split, which is compared with its train split.
     """
 
     record: StageRecord
@@ -125,7 +130,7 @@ class ValidatedSplit(Reference):
 
 
 class PreparedData(Reference):
-    """Arrays ready for Keras under ``record.path``.
+    """Arrays for Keras under ``record.path``.
 
     ``<split>_images.npy`` float32 (N, pixels) in [0, 1] and ``<split>_labels.npy`` int32 (N,), for the splits train,
     validation and test.
@@ -140,12 +145,13 @@ class PreparedData(Reference):
 
 
 class Device(Reference):
-    """What the numbers were computed on, as the backend itself named it. None is for what does not apply.
+    """The device that a model was trained on, as the backend names it. None marks what does not apply.
 
-    ``count``: devices of that name that shared the work. ``driver``: NVIDIA's. ``cuda``: the backend's.
-    ``mixed_precision``: whether layers compute in another type than they keep (``dtype_policy``, as Keras names it).
-    ``tensor_float_32``: whether a float32 product may be rounded to 10 bits. ``memory_growth``: whether memory is taken
-    as it is needed, rather than all of it at the start.
+    count: number of devices of that name that shared the work.
+    driver, cuda: versions of NVIDIA's driver and of the backend's CUDA.
+    dtype_policy, mixed_precision: Keras's policy, and whether layers compute in another type than they store.
+    tensor_float_32: whether a float32 product may be rounded to 10 bits.
+    memory_growth: whether memory is allocated as needed, not all of it at the start.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -161,7 +167,7 @@ class Device(Reference):
 
 
 class TrainedBy(Reference):
-    """Who trained: the flow run, None outside of one, and the worker that ran it, None where there was none."""
+    """The flow run, the worker and the host that trained a model. None outside a flow run or without a worker."""
 
     flow_run_id: str | None
     worker: str | None
@@ -171,8 +177,7 @@ class TrainedBy(Reference):
 class TrainedModel(Reference):
     """Topology, weights and history under ``record.path``.
 
-    A reused one names who trained it then. Lock and packages are those of the process that trained, which may be
-    another machine's.
+    The device, ``trained_by``, the lock and the packages are those of the run that trained, also for a reused model.
     """
 
     record: StageRecord
@@ -187,9 +192,10 @@ class TrainedModel(Reference):
 
 
 class Evaluation(Reference):
-    """Figures of a model on the test split; all of them are in ``metrics.json`` under ``record.path``.
+    """Metrics of a model on the test split; ``metrics.json`` under ``record.path`` has all of them.
 
-    ``golden_difference`` is between what it said of the golden images in training and, once stored, in a fresh process.
+    golden_difference: largest difference between the golden predictions and those of the stored model in a fresh
+    process.
     """
 
     record: StageRecord
@@ -199,7 +205,7 @@ class Evaluation(Reference):
 
 
 class ModelVersion(Reference):
-    """One immutable version in the store. ``created`` is False when these inputs had made it before."""
+    """One immutable version in the store. ``created`` is False if an earlier run created it from the same inputs."""
 
     version: int
     path: Path
@@ -211,9 +217,9 @@ class ModelVersion(Reference):
 
 
 class Predictions(Reference):
-    """What a version said about ``rows`` images, written to ``output``.
+    """Predictions of a version for ``rows`` images, written to ``output``.
 
-    ``accuracy`` is the share of rows where it said what the label column says, None where there is no such column.
+    accuracy: share of rows whose prediction equals the label; None without a label column.
     """
 
     version: int
@@ -224,7 +230,7 @@ class Predictions(Reference):
 
 
 class WatchedData(Reference):
-    """What a look at the data folder found. ``digest`` is None where the data is not whole or is being written."""
+    """State of the data folder. ``digest`` is None if the data is incomplete or being written."""
 
     data_dir: Path
     digest: str | None
