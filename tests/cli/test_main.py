@@ -44,6 +44,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["gc", "--keep", "0"], "--keep"),
         (["gc", "--keep", "few"], "--keep"),
         (["doctor", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
+        (["quarantine"], "ACTION"),
+        (["quarantine", "export", "train-0.parquet", "--split", "train"], "--split"),
     ],
 )
 def test_wrong_usage_exits_with_2(run: Run, arguments: list[str], named: str) -> None:
