@@ -12,10 +12,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from cli.embedded_server import run_training_flow
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from cli.prefect_run import run_training_flow
 from cli.terminal import Progress, _View
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
 from tasks.runtime.events import Event, TrainingProgress

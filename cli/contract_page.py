@@ -1,6 +1,6 @@
-"""A contract as text for people: what `fashion-ann contract` prints, and docs/contract.md.
+"""The data contracts as text: the output of `fashion-ann contract`, and docs/contract.md.
 
-`python -m cli.contract_page > docs/contract.md` makes that page.
+`python -m cli.contract_page > docs/contract.md` writes that page.
 """
 
 import sys
@@ -14,21 +14,25 @@ PAGE = PROJECT_ROOT / "docs" / "contract.md"
 
 _HEAD = f"""# The data contracts
 
-Made from schemas/contract.py by `python -m cli.contract_page > docs/contract.md`. `fashion-ann contract` prints one
-of them, of the dataset that `--dataset` names, and with `--json` for programs. A CSV keeps a header, then a row an
-image: its label, and its pixels from the top left, row by row. ingest checks form and ranges, cell by cell; validate
-has Great Expectations judge all of it. Figures about how images look (from polarity to label_agreement) and drift are
-taken of {SAMPLE_ROWS} images drawn at random from a split that has more; the others of all of them.
+Generated from schemas/contract.py by `python -m cli.contract_page > docs/contract.md`. `fashion-ann contract`
+prints the contract of one dataset, and with `--json` as JSON.
+
+A CSV has a header, then one row per image: its label and its pixels, row by row from the top left. The ingest stage
+checks format and value ranges of every cell. The validate stage runs the checks in the table with Great Expectations.
+
+A value beyond the bound "warns" logs a warning, a value beyond the bound "fails" rejects the split. The image checks
+(polarity to label_agreement) and drift use a random sample of {SAMPLE_ROWS} images from a larger split. All other
+checks use every image.
 """
 
 
 def page() -> str:
-    """docs/contract.md: every contract."""
+    """Return the text of docs/contract.md: every contract."""
     return "\n".join([_HEAD, *(contract_text(contract) for contract in CONTRACTS.values())])
 
 
 def contract_text(contract: DatasetContract) -> str:
-    """One contract, as Markdown that reads well in a terminal."""
+    """Return one contract as Markdown that is readable in a terminal."""
     lines = [
         f"## {contract.name}",
         "",
@@ -38,15 +42,14 @@ def contract_text(contract: DatasetContract) -> str:
         f"- columns: {contract.columns[0]}, {contract.columns[1]} .. {contract.columns[-1]}",
         f"- labels: integers 0..{contract.classes - 1}: "
         + ", ".join(f"{label} {name}" for label, name in enumerate(contract.class_names)),
-        f"- rows: {_rows(contract)}; every class is there, none with more than {contract.maximum_class_share:.0%} of "
-        "them",
-        f"- near duplicates: root mean square difference of about 100 pixels of {contract.near_duplicate:.0%} of their "
-        "range",
-        *(f"- published {split} split: {contract.published[split].rows} rows, sha256 of the rows in any order "
+        f"- rows: {_rows(contract)}; every class occurs, with at most {contract.maximum_class_share:.0%} of the rows",
+        f"- near duplicates: root mean square difference of about 100 pixels is at most {contract.near_duplicate:.0%} "
+        "of the pixel range",
+        *(f"- published {split} split: {contract.published[split].rows} rows, sha256 of the rows regardless of order "
           f"{contract.published[split].rows_sha256}" for split in SPLITS),
         *_sources(contract),
         "",
-        "| check of validate | figure | told | refused | how the bounds were found |",
+        "| check | value | warns | fails | basis of the bounds |",
         "|---|---|---|---|---|",
         *(
             f"| {check.name} | {check.says} | {_bound(check, check.warn)} | {_bound(check, check.fail)} | "
@@ -59,7 +62,7 @@ def contract_text(contract: DatasetContract) -> str:
 
 
 def contract_json(contract: DatasetContract) -> dict[str, Any]:
-    """One contract, as JSON."""
+    """Return one contract as JSON."""
     return {
         **{
             name: getattr(contract, name)
@@ -77,7 +80,7 @@ def contract_json(contract: DatasetContract) -> dict[str, Any]:
 
 
 def _rows(contract: DatasetContract) -> str:
-    return ", ".join(f"{split} {contract.minimum_rows[split]} at least" for split in SPLITS)
+    return ", ".join(f"at least {contract.minimum_rows[split]} in {split}" for split in SPLITS)
 
 
 def _bound(check: Check, bound: float | None) -> str:
@@ -85,18 +88,18 @@ def _bound(check: Check, bound: float | None) -> str:
 
 
 def _sources(contract: DatasetContract) -> list[str]:
-    found = []
+    lines = []
     for split in SPLITS:
         for file in (contract.published[split].images, contract.published[split].labels):
             if file is not None:
-                found.append(f"- {file.name}: sha256 of its content {file.content_sha256}")
+                lines.append(f"- {file.name}: sha256 of the unpacked content {file.content_sha256}")
     if contract.bundled is not None:
         bundled = contract.bundled
-        found.append(
-            f"- source: scikit-learn's {bundled.loader}; the test split is {bundled.test_rows} images drawn with seed "
-            f"{bundled.seed}, every class in proportion"
+        lines.append(
+            f"- source: scikit-learn's {bundled.loader}; the test split is a stratified sample of "
+            f"{bundled.test_rows} images, drawn with seed {bundled.seed}"
         )
-    return found
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The errors that people meet, and the exit status that stands for each.
+"""The errors that users see, each with its exit status.
 
-A message is one clear paragraph: what happened, what was expected, what was received, what to do next.
+A message states what happened, what was expected, what was received and what to do next.
 """
 
 from collections.abc import Sequence
@@ -10,69 +10,71 @@ from typing import ClassVar
 
 
 class FashionAnnError(Exception):
-    """An error with a message for people. ``exit_status`` is what the command line ends with."""
+    """Base class of errors with a message for users. The command line exits with ``exit_status``."""
 
     exit_status: ClassVar[int] = 1
 
 
 class WrongUsage(FashionAnnError):
-    """A flag, parameter or environment variable that cannot be used as it is."""
+    """Invalid value of a flag, parameter or environment variable."""
 
     exit_status = 2
 
 
 class DataUnavailable(FashionAnnError):
-    """No source had the data. The message says what was tried and how to supply the files by hand."""
+    """Missing data. The message lists the sources that were tried and how to supply the files by hand."""
 
 
 class StageNotWritten(FashionAnnError):
-    """The system refused what a stage wrote; nothing of it is left."""
+    """Failure to write the output of a stage. No partial output is left."""
 
 
 class DeviceUnavailable(FashionAnnError):
-    """The device that was demanded is not one that the backend can use here; nothing was trained."""
+    """Requested device that the backend cannot use. Nothing was trained."""
 
 
 class ProcessDied(FashionAnnError):
-    """A process that worked for this one ended without a result: killed, out of memory, or by a fault of ours."""
+    """Worker process that ended without a result: killed, out of memory, or by a bug."""
 
 
 class NoGpuWorker(FashionAnnError):
-    """No worker of the gpu pool took up a training in time, or there is nothing that it could be given to."""
+    """Training that no worker of the gpu pool started in time, or that no deployment exists for."""
 
 
 class GpuTrainingFailed(FashionAnnError):
-    """A training on the gpu worker ended without a model. The message is the worker's."""
+    """Failed training on the gpu worker. The message is that of the worker."""
 
 
 class NotDeployed(FashionAnnError):
-    """The deployments of prefect.yaml did not reach the Prefect API, or not all of them."""
+    """Deployments of prefect.yaml that could not be applied to the Prefect API."""
 
 
 class NotReproduced(FashionAnnError):
-    """A version trained again from its manifest is better or worse by more than noise."""
+    """Version that, trained again from its manifest, differs significantly from the original."""
 
 
 class CandidateRejected(FashionAnnError):
-    """A new version is below the quality floor, or is not what was measured once it is loaded. It is in the store."""
+    """New version below the quality floor, or with other predictions once loaded. It stays in the store."""
 
     exit_status = 4
 
 
 class StoredArtifactError(FashionAnnError):
-    """A stored file is missing, is not what its manifest says, or holds what this project never writes."""
+    """Stored file that is missing, differs from its manifest, or has content that this project never writes."""
 
     exit_status = 5
 
 
 class VersionNotFound(FashionAnnError):
-    """The store holds no such version or alias."""
+    """Unknown version or alias."""
 
 
 @dataclass(frozen=True)
 class CellProblem:
-    """One place where a file breaks its contract. ``line`` counts from 1, the header's line, and is 0 where the column
-    alone is known; ``file`` is its name."""
+    """One place where a file breaks its contract.
+
+    ``line`` counts from 1, the header, and is 0 if only the column is known. ``file`` is the file's name.
+    """
 
     line: int
     column: str
@@ -88,7 +90,7 @@ class CellProblem:
 class DataContractError(FashionAnnError):
     """Data that breaks its contract.
 
-    ``problems`` holds the first places in file order (ten at most), ``count`` how many there are in all.
+    ``problems`` are the first ten in file order, ``count`` is their total number.
     """
 
     exit_status = 3
@@ -100,10 +102,10 @@ class DataContractError(FashionAnnError):
 
 
 class UnreadableData(DataContractError):
-    """A CSV that the system does not let us read."""
+    """CSV that the operating system cannot read."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(
             f"{path} cannot be read ({error.strerror or error}): expected a CSV file. "
-            "Put one there that this user may read, and run again."
+            "Put a readable CSV there, and run again."
         )

@@ -121,7 +121,9 @@ def test_configuration_page_states_the_defaults() -> None:
             ), key
 
 
-@pytest.mark.parametrize("module", ["flows.train_fashion_mnist", "tasks.model.fit", "cli.prefect_run", "benchmarks"])
+@pytest.mark.parametrize(
+    "module", ["flows.train_fashion_mnist", "tasks.model.fit", "cli.embedded_server", "benchmarks"]
+)
 def test_numpy_is_set_up_before_it_is_imported(module: str) -> None:
     # The variable is read at the import alone; a module that imports numpy first would leave it without effect.
     program = f"""

@@ -1,4 +1,4 @@
-"""README and docs say what the command, the Makefile and the files of this checkout really are."""
+"""README and docs match the command line, the Makefile and the files of this checkout."""
 
 import argparse
 import re
@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import _flag, _parser
+from cli import command_page
+from cli.arguments import config_flag
+from cli.command_page import arguments_of, command_parsers
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 
 PAGES = sorted([PROJECT_ROOT / "README.md", PROJECT_ROOT / "artifacts" / "README.md", *PROJECT_ROOT.glob("docs/*.md")])
 
-# Of other programs, told about in the same pages.
-OTHERS_FLAGS = {"--watch", "--pool", "--params", "--help"}
+# Flags of other programs in these pages.
+OTHER_FLAGS = {"--watch", "--pool", "--params", "--help", "--rounds", "--only"}
 
 
-def _commands() -> dict[str, argparse.ArgumentParser]:
-    parser = _parser()
-    action = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return dict(action.choices)
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {flag for action in arguments_of(parser) for flag in action.option_strings} | {"--help"}
 
 
-COMMANDS = _commands()
-FLAGS = {flag for parser in COMMANDS.values() for action in parser._actions for flag in action.option_strings}
+FLAGS = {name: flags_of(parser) for name, parser in command_parsers().items()}
+FIRST_WORDS = {name.split()[0] for name in FLAGS}
 
 
-def _code(page: Path) -> list[str]:
-    """Each inline code span, and each line of the fenced ones, comments aside."""
+def code_of(page: Path) -> list[str]:
+    """Return each inline code span and each line of fenced code, without comments."""
     text = page.read_text(encoding="utf-8")
     fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [re.sub(r"\s+#.*", "", line) for block in fenced for line in block.splitlines()]
@@ -35,48 +35,37 @@ def _code(page: Path) -> list[str]:
     return [*lines, *inline]
 
 
-def _calls(page: Path) -> list[list[str]]:
-    """Arguments of each call of our command in a page."""
-    found = []
-    for code in _code(page):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_flags_exist(page: Path) -> None:
+    for code in code_of(page):
         match = re.match(r"(?:\$ )?(?:\.venv/bin/)?fashion-ann\s+([^|;&]+)", code)
-        if match and ":" not in match[1].split()[0]:  # the command's own messages begin `fashion-ann train: `
-            found.append(shlex.split(match[1]))
-    return found
+        if match and ":" not in match[1].split()[0]:  # `fashion-ann train: ` starts a message
+            first, *words = shlex.split(match[1])
+            assert first in FIRST_WORDS, code
+            command = f"{first} {words[0]}" if words and f"{first} {words[0]}" in FLAGS else first
+            given = {word.strip("[]").partition("=")[0] for word in words if word.strip("[]").startswith("--")}
+            assert given <= FLAGS.get(command, set()), code
+        elif re.match(r"--[a-z]", code):
+            assert set(re.findall(r"--[a-z][a-z-]*", code)) <= OTHER_FLAGS.union(*FLAGS.values()), code
+
+
+def test_the_page_of_the_command_line_is_current() -> None:
+    text = command_page.PAGE.read_text(encoding="utf-8")
+    assert text == command_page.page(), "python -m cli.command_page > docs/cli.md"
+    assert set(re.findall(r"^## (?!Flags)(.+)$", text, re.MULTILINE)) == set(FLAGS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_and_flag_is_one_of_the_command_line(page: Path) -> None:
-    for command, *arguments in _calls(page):
-        assert command in COMMANDS, f"fashion-ann {command}"
-        known = COMMANDS[command]._option_string_actions
-        for argument in arguments:
-            flag = argument.strip("[]").partition("=")[0]
-            if flag.startswith("--"):
-                assert flag in known, f"fashion-ann {command} {flag}"
-    for code in _code(page):
-        if re.match(r"--[a-z]", code):
-            for flag in re.findall(r"--[a-z][a-z-]*", code):
-                assert flag in FLAGS | OTHERS_FLAGS | {"--rounds", "--only"}, flag
-
-
-def test_every_command_is_told_in_the_readme() -> None:
-    told = {command for command, *_ in _calls(PROJECT_ROOT / "README.md")}
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
-    assert {name for name in COMMANDS if name not in told and f"`{name}`" not in text} == set()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_target_of_make_is_there(page: Path) -> None:
+def test_make_targets_exist(page: Path) -> None:
     rules = (PROJECT_ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {name for line in re.findall(r"^([a-z -]+):(?!=)", rules, re.MULTILINE) for name in line.split()}
-    for code in _code(page):
+    for code in code_of(page):
         if match := re.match(r"make((?: [a-z-]+)+)", code):
             assert set(match[1].split()) <= targets, code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_and_picture_leads_to_a_file_or_a_heading(page: Path) -> None:
+def test_links_and_pictures_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
         path, _, heading = "".join(target).partition("#")
@@ -84,24 +73,23 @@ def test_every_link_and_picture_leads_to_a_file_or_a_heading(page: Path) -> None
         other = (page.parent / path).resolve() if path else page
         assert other.exists(), path
         if heading:
-            found = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
-            assert heading in {re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in found}, heading
+            headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_command_that_is_shown_to_be_typed_runs_as_it_stands(page: Path) -> None:
-    """In the checkout: nothing puts `.venv/bin` on anybody's PATH."""
+def test_shown_commands_run_in_the_checkout(page: Path) -> None:
+    """Commands are shown with `.venv/bin/`, because that folder is not on the PATH."""
     blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    typed = [line for block in blocks for line in block.splitlines()]
-    bare = r"(fashion-ann \w+|prefect|python3?|pip|pytest)(?![\w:./-])"  # `fashion-ann train: ` begins a message
-    assert [line for line in typed if re.match(bare, line)] == []
+    bare = r"(fashion-ann \w+|prefect|python3?|pip|pytest)(?![\w:./-])"  # `fashion-ann train: ` starts a message
+    assert [line for block in blocks for line in block.splitlines() if re.match(bare, line)] == []
 
 
-def test_every_key_of_the_configuration_is_in_the_readme_with_its_flag_and_default() -> None:
-    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+def test_configuration_table_has_flags_and_defaults() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for parameter, model in (("training", TrainingConfig), ("promotion", PromotionConfig)):
         for key, field in model.model_fields.items():
-            row = re.search(rf"^\| `{parameter}\.{key}` \| `{_flag(key)}` \| (.+) \|$", text, re.MULTILINE)
+            row = re.search(rf"^\| `{parameter}\.{key}` \| `{config_flag(key)}` \| (.+) \|$", text, re.MULTILINE)
             assert row is not None, key
             default = "off" if field.default is None else str(field.default)
             assert row[1].strip("`").startswith(default), (key, row[1])

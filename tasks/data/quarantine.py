@@ -1,31 +1,35 @@
-"""Bad rows, set aside to the byte with what is wrong with them, so that nothing which was rejected is lost.
+"""Quarantine: rejected rows, byte for byte, with the reason. No rejected row is lost.
 
-One Parquet file a split, named by the digest of its CSVs; docs/data.md says how corrected rows come back.
+One Parquet file per split and digest of its CSVs. `export_rejected` writes the rows back as CSV shards to correct.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.layout import Artifacts
-from schemas.references import CsvSplit
-from tasks.runtime.files import atomic_write, sweep_temporaries
+from schemas.contract import DatasetContract, Split
+from schemas.errors import DataUnavailable, StoredArtifactError, WrongUsage
+from schemas.references import CsvFile, CsvSplit
+from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
 
-# Of every file the bytes of its rows one after the other, line ends with them, are the lines that were not taken.
 SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)
         for name, kind in (
             ("source_file", pa.string()),
-            ("line", pa.int64()),  # 1 is the header's
-            ("raw_text", pa.binary()),  # it need not be text at all
-            ("column", pa.string()),  # of the first cell that is wrong, as are the next two
+            ("line", pa.int64()),  # 1 is the header
+            ("raw_text", pa.binary()),  # with its line end; not necessarily text
+            ("column", pa.string()),  # column, value and reason describe the first bad cell
             ("value", pa.string()),
             ("reason", pa.string()),
             ("bad_cells", pa.int64()),
@@ -33,15 +37,18 @@ SCHEMA = pa.schema(
         )
     ]
 )
-# JSON: the header line of each source file, because its columns may have an order of their own.
+# Metadata key. Its value is JSON: the header line of each source file, because files may order their columns
+# differently.
 HEADERS = "fashion_ann.headers"
 
+_FOLDER = "quarantine"
+_CORRECTED = "-corrected"
 _BUFFER_BYTES = 4 << 20
 _BUFFER_ROWS = 8192
 
 
 class BadRow(NamedTuple):
-    """A row that was not taken. ``column``, ``value`` and ``reason`` are of the first of its ``bad_cells``."""
+    """A rejected row. ``column``, ``value`` and ``reason`` describe the first of its ``bad_cells``."""
 
     line: int
     raw: bytes
@@ -52,35 +59,37 @@ class BadRow(NamedTuple):
 
 
 def quarantine_path(artifacts_dir: Path, csv: CsvSplit) -> Path:
-    return Artifacts(artifacts_dir).quarantine / f"{csv.split}-{csv.sha256}.parquet"
+    """Return where the rejected rows of ``csv`` are stored."""
+    return artifacts_dir / _FOLDER / f"{csv.split}-{csv.sha256}.parquet"
 
 
 class Quarantine:
-    """Takes bad rows in file order, in memory that does not grow with them; `open_quarantine` makes it."""
+    """Writer of rejected rows in file order, in constant memory; created by `open_quarantine`."""
 
     def __init__(self, open_writer: Callable[[], pq.ParquetWriter]) -> None:
         self._open_writer = open_writer
         self._writer: pq.ParquetWriter | None = None
-        self._waiting: list[tuple[Any, ...]] = []
-        self._waiting_bytes = 0
+        self._buffer: list[tuple[Any, ...]] = []
+        self._buffer_bytes = 0
         self._headers: dict[str, str] = {}
         self.rows = 0
 
     def source(self, path: Path, header: bytes) -> Callable[[BadRow], None]:
-        """What takes the bad rows of one file with that header line."""
+        """Return the function that adds rejected rows of the file ``path`` with that header line."""
 
         def add(row: BadRow) -> None:
             self._headers[path.name] = header.decode()
             self.rows += 1
-            self._waiting.append((path.name, *row, hashlib.sha256(row.raw).hexdigest()))
-            self._waiting_bytes += len(row.raw) + len(row.value)
-            if self._waiting_bytes >= _BUFFER_BYTES or len(self._waiting) >= _BUFFER_ROWS:
+            self._buffer.append((path.name, *row, hashlib.sha256(row.raw).hexdigest()))
+            self._buffer_bytes += len(row.raw) + len(row.value)
+            if self._buffer_bytes >= _BUFFER_BYTES or len(self._buffer) >= _BUFFER_ROWS:
                 self._flush()
 
         return add
 
     def finish(self) -> None:
-        if self._waiting:
+        """Write the buffered rows and the header lines."""
+        if self._buffer:
             self._flush()
         if self._writer is not None:
             self._writer.add_key_value_metadata({HEADERS: json.dumps(self._headers)})
@@ -88,24 +97,156 @@ class Quarantine:
     def _flush(self) -> None:
         if self._writer is None:
             self._writer = self._open_writer()
-        columns = zip(zip(*self._waiting, strict=True), SCHEMA.types, strict=True)
+        columns = zip(zip(*self._buffer, strict=True), SCHEMA.types, strict=True)
         arrays = [pa.array(column, kind) for column, kind in columns]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
-        self._waiting, self._waiting_bytes = [], 0
+        self._buffer, self._buffer_bytes = [], 0
 
 
 @contextmanager
 def open_quarantine(path: Path) -> Iterator[Quarantine]:
-    """Bad rows that go to ``path``: written whole when the block ends well and there were any, else not at all."""
+    """Yield a writer of rejected rows. ``path`` is created when the block succeeds and there were any."""
     with ExitStack() as stack:
 
         def open_writer() -> pq.ParquetWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep_temporaries(path)
             temporary = stack.enter_context(atomic_write(path))
-            # No dictionary: raw text never repeats, and the rest is packed well enough.
+            # No dictionary: raw text never repeats, and zstd packs the other columns well enough.
             return stack.enter_context(pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=False))
 
         quarantine = Quarantine(open_writer)
         yield quarantine
         quarantine.finish()
+
+
+@dataclass(frozen=True)
+class QuarantineFile:
+    """A quarantine file. ``headers`` has the header line of each source file, ``first`` the first rejected row."""
+
+    path: Path
+    split: Split
+    rows: int
+    headers: Mapping[str, str]
+    first: Mapping[str, Any]
+
+
+def list_quarantine(artifacts_dir: Path) -> list[QuarantineFile]:
+    """Return every quarantine file of the artifacts folder, ordered by name."""
+    return [read_quarantine(path) for path in sorted((artifacts_dir / _FOLDER).glob("*.parquet"))]
+
+
+def read_quarantine(path: Path) -> QuarantineFile:
+    """Return what ``path`` contains.
+
+    Raises `WrongUsage` unless it is a file named SPLIT-DIGEST.parquet, and `StoredArtifactError` when it is damaged.
+    """
+    split = next((split for split in get_args(Split) if path.name.startswith(f"{split}-")), None)
+    if split is None or not path.is_file():
+        raise WrongUsage(f"{path}: expected a quarantine file named SPLIT-DIGEST.parquet.")
+    try:
+        with pq.ParquetFile(path) as file:
+            headers = json.loads(file.metadata.metadata[HEADERS.encode()])
+            first = next(file.iter_batches(batch_size=1)).to_pylist()[0]
+            return QuarantineFile(path, split, file.metadata.num_rows, headers, first)
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise StoredArtifactError(
+            f"{path} is not a readable quarantine file ({error}). Delete it; the next `fashion-ann train` on the same "
+            "CSVs writes it again."
+        ) from error
+
+
+def find_quarantine(artifacts_dir: Path, split: Split, csvs: Sequence[Path]) -> Path | None:
+    """Return the quarantine file of ``csvs``, the CSVs of a split, or None if no row of them was rejected.
+
+    After an export, and before the next run, that is the file of the CSVs without the exported shards.
+    """
+    if not any((artifacts_dir / _FOLDER).glob(f"{split}-*.parquet")):
+        return None
+    files = tuple(CsvFile(path=path, sha256=sha256_file(path)) for path in csvs)
+    originals = tuple(file for file in files if not _stem(file.path.name).endswith(_CORRECTED))
+    for some in (files, originals):
+        if some:
+            path = quarantine_path(artifacts_dir, CsvSplit(split=split, files=some, origin="supplied"))
+            if path.exists():
+                return path
+    return None
+
+
+@dataclass(frozen=True)
+class CorrectionShard:
+    """The shard in which ``rows`` rejected rows of a source file are corrected; ``written`` by this call or before."""
+
+    source_file: str
+    path: Path
+    rows: int
+    written: bool
+
+
+@dataclass(frozen=True)
+class Export:
+    """The result of `export_rejected`. ``renamed`` is the new path of the split's only CSV, None if it kept its name.
+
+    ``shards`` is empty if the rejected rows are blank lines, which need no correction.
+    """
+
+    quarantine: QuarantineFile
+    renamed: Path | None
+    shards: tuple[CorrectionShard, ...]
+
+
+def export_rejected(quarantine: QuarantineFile, contract: DatasetContract, csvs: Sequence[Path]) -> Export:
+    """Write the rejected rows back as CSV shards to correct, next to ``csvs``, the CSVs of their split.
+
+    Each source file gets one shard, ``SOURCE-corrected.csv``, with its header and its rows; blank lines are left out.
+    An existing shard is left unchanged, and rows that such a shard still has wrong are corrected there: a second call
+    neither loses a row nor adds one twice. A split's only CSV becomes the shard ``-all``, because a split is either one
+    file or shards.
+
+    Raises `DataUnavailable` when a source file is not among ``csvs``; nothing is written then.
+    """
+    whole = _stem(contract.csv_name(quarantine.split))
+
+    def source_stem(name: str) -> str:
+        return whole if _stem(name) == f"{whole}-all" else _stem(name)
+
+    for source in quarantine.headers:
+        if source_stem(source) not in {source_stem(path.name) for path in csvs}:
+            raise DataUnavailable(
+                f"{quarantine.path} holds rows of {source}, which is not in the data folder. Name its folder with "
+                "--data-dir and its dataset with --dataset, or run `fashion-ann train` on the CSVs in the folder first."
+            )
+    rows = Counter(source for source, _ in _rejected_rows(quarantine.path))
+    if not rows:
+        return Export(quarantine, None, ())
+    folder, renamed = csvs[0].parent, None
+    # Renamed first: a kill in between leaves a folder that trains as before, and the next call writes the shard.
+    if _stem(csvs[0].name) == whole:
+        renamed = csvs[0].rename(folder / csvs[0].name.replace(whole, f"{whole}-all", 1))
+    shards = []
+    for source, group in groupby(_rejected_rows(quarantine.path), key=itemgetter(0)):
+        path = folder / f"{source_stem(source).removesuffix(_CORRECTED)}{_CORRECTED}.csv"
+        packed = path.with_name(f"{path.name}.gz")
+        written = not path.exists() and not packed.exists()
+        if written:
+            sweep_temporaries(path)
+            lines = chain([quarantine.headers[source].encode()], (row for _, row in group))
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                file.writelines(line + b"\n" for line in lines)
+        shards.append(CorrectionShard(source, packed if packed.exists() else path, rows[source], written))
+    return Export(quarantine, renamed, tuple(shards))
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".gz").removesuffix(".csv")
+
+
+def _rejected_rows(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield source file and bytes of each rejected row in file order, without its line end and without blank lines."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):  # 4 MiB each, where a batch could join many
+            columns = file.read_row_group(group, ["source_file", "raw_text"]).columns
+            for source, raw in zip(*(column.to_pylist() for column in columns), strict=True):
+                row = raw.rstrip(b"\r\n")
+                if row.strip():
+                    yield source, row

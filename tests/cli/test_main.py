@@ -1,4 +1,4 @@
-"""The command line in this process: usage, answers and exit status. Training through it is in tests/flows/."""
+"""The command line in this process: usage errors, output and exit status. tests/flows/ trains through it."""
 
 import errno
 import json
@@ -9,20 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from cli.command_page import command_parsers
 from cli.contract_page import PAGE
-from cli.main import main
 from schemas.config import TrainingConfig
 from tasks.registry.alias_log import append_event
 from tasks.registry.store import store_folder
+from tests.cli.conftest import Run
 from tests.stored import add_stored, event
-
-
-def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    captured = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -40,7 +33,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "--learning-rate", "nan"], "--learning-rate"),
         (["train", "--seed", "-1"], "--seed"),
         (["train", "--epoch-count", "3"], "--epoch-count"),
+        (["train", "--epoch", "3"], "--epoch"),  # no abbreviations
         (["train", "--device", "tpu"], "--device"),
+        (["train", "--promotion-policy", "always"], "--promotion-policy"),
         *((["train", "--bad-rows", wrong], "--bad-rows") for wrong in ("few", "-1", "1.5", "101%", "%", "5 %", "")),
         (["train", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
         (["train", "--dataset", "mnist"], "--dataset"),
@@ -50,124 +45,121 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["gc", "--keep", "0"], "--keep"),
         (["gc", "--keep", "few"], "--keep"),
         (["doctor", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
+        (["quarantine"], "ACTION"),
+        (["quarantine", "export", "train-0.parquet", "--split", "train"], "--split"),
     ],
 )
-def test_wrong_usage_is_named_and_ends_with_2(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
-) -> None:
-    status, out, err = _run(capsys, *arguments)
+def test_wrong_usage_exits_with_2(run: Run, arguments: list[str], named: str) -> None:
+    status, out, err = run(*arguments)
     assert (status, out) == (2, "")
     assert named in err
     assert "Traceback" not in err
 
 
-def test_an_abbreviated_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(capsys, "train", "--epoch", "3")[0] == 2
-
-
-def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = _run(capsys, "train", "--help")
+@pytest.mark.parametrize("name", command_parsers())
+def test_help_names_every_flag(run: Run, name: str) -> None:
+    status, out, _ = run(*name.split(), "--help")
     assert status == 0
-    for flag in ("--data-dir", "--artifacts-dir", "--epochs", "--batch-size", "--learning-rate", "--dropout", "--seed"):
-        assert flag in out
-    assert f"(default: {TrainingConfig().epochs})" in out
+    assert {"--artifacts-dir", "--json", "--debug"} <= set(out.split())
+    if name == "train":
+        for key, value in TrainingConfig():
+            assert f"--{key.replace('_', '-')} " in out
+            assert f"(default: {'off' if value is None else value})" in " ".join(out.split())
 
 
-def test_versions_of_an_empty_store(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    assert _run(capsys, "versions", "--json")[:2] == (0, "[]\n")
-    status, out, _ = _run(capsys, "versions")
+def test_lists_an_empty_store(run: Run, store: Path) -> None:
+    assert run("versions", "--json")[:2] == (0, "[]\n")
+    status, out, _ = run("versions")
     assert status == 0
     assert "fashion-ann train" in out
 
 
-def test_versions_and_show_speak_json(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+def test_prints_versions_as_json(run: Run, store: Path, tmp_path: Path) -> None:
     add_stored(store, 0.9)
     append_event(store, event(1))
-    status, out, _ = _run(capsys, "versions", "--json")
+    status, out, _ = run("versions", "--json")
     (row,) = json.loads(out)
     assert status == 0
     assert (row["version"], row["aliases"], row["test_accuracy"]) == (1, ["champion"], 0.9)
-    status, out, _ = _run(capsys, "show", "champion", "--json")
+    status, out, _ = run("show", "champion", "--json")
     assert status == 0
     assert json.loads(out)["metrics"] == {"test_accuracy": 0.9}
+    # The flag overrides the variable, and each dataset has its own store.
+    assert json.loads(run("versions", "--json", "--artifacts-dir", tmp_path / "other")[1]) == []
+    assert json.loads(run("versions", "--json", "--dataset", "digits")[1]) == []
+    assert "digits" in run("show", "1", "--dataset", "digits")[2]
 
 
-def test_the_flag_wins_over_the_variable(capsys: pytest.CaptureFixture[str], store: Path, tmp_path: Path) -> None:
-    add_stored(store)
-    assert json.loads(_run(capsys, "versions", "--json", "--artifacts-dir", str(tmp_path / "other"))[1]) == []
-
-
-def test_a_version_that_is_not_there_ends_with_1(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    status, out, err = _run(capsys, "show", "7")
+def test_unknown_version_exits_with_1(run: Run, store: Path) -> None:
+    status, out, err = run("show", "7")
     assert (status, out) == (1, "")
+    assert err.startswith("fashion-ann show: ")
     assert "no version or alias '7'" in err
+    assert "Traceback" in run("show", "7", "--debug")[2]
 
 
-def test_a_damaged_version_ends_with_5(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+def test_damaged_version_exits_with_5(run: Run, store: Path) -> None:
     add_stored(store)
     (store / "versions" / "0001" / "metrics.json").write_text("{}")
-    status, out, err = _run(capsys, "show", "1")
+    status, out, err = run("show", "1")
     assert (status, out) == (5, "")
     assert "metrics.json: expected sha256" in err
 
 
-def test_a_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_names_a_file_in_place_of_a_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where a folder belongs")
-    status, out, err = _run(capsys, "show", "1", "--artifacts-dir", str(tmp_path))
+    status, out, err = run("show", "1", "--artifacts-dir", tmp_path)
     assert (status, out) == (1, "")
     assert str(tmp_path / "models") in err
     assert "Traceback" not in err
 
 
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    assert "Traceback" in _run(capsys, "show", "7", "--debug")[2]
-
-
-def test_gc_says_what_it_would_remove_and_then_removes_it(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+def test_gc_lists_with_dry_run_and_then_deletes(run: Run, store: Path) -> None:
     for _ in range(3):
         add_stored(store)
     append_event(store, event(1))
     size = sum(path.stat().st_size for path in (store / "versions" / "0002").iterdir())
-    told = {"removed": [{"kind": "version", "path": str(store / "versions" / "0002"), "bytes": size}]}
-    told |= {"kept_versions": [1, 3], "bytes": size}
+    expected = {
+        "removed": [{"kind": "version", "path": str(store / "versions" / "0002"), "bytes": size}],
+        "kept_versions": [1, 3],
+        "bytes": size,
+    }
     for dry_run in (True, False):
-        status, out, _ = _run(capsys, "gc", "--keep", "1", "--json", *(["--dry-run"] if dry_run else []))
-        answer = json.loads(out)
+        status, out, _ = run("gc", "--keep", "1", "--json", *(["--dry-run"] if dry_run else []))
+        result = json.loads(out)
         assert status == 0
-        assert {key: answer[key] for key in told} == told
-        assert answer["dry_run"] is dry_run
-        assert isinstance(answer["notes"], list)
+        assert {key: result[key] for key in expected} == expected
+        assert result["dry_run"] is dry_run
+        assert isinstance(result["notes"], list)
         assert (store / "versions" / "0002").exists() is dry_run
-    status, out, _ = _run(capsys, "gc", "--keep", "1")
+    status, out, _ = run("gc", "--keep", "1")
     assert status == 0
-    assert "removed 0 things, 0 bytes; versions that stay: 1, 3" in out
+    assert "deleted 0 items, 0 bytes; versions kept: 1, 3" in out
 
 
-def test_gc_on_a_read_only_store_is_one_clear_line(
-    capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gc_reports_a_read_only_store(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         add_stored(store)
 
-    def refuse(self: Path, target: Path) -> Path:
+    def fail(self: Path, target: Path) -> Path:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
-    monkeypatch.setattr(Path, "rename", refuse)
-    status, out, err = _run(capsys, "gc", "--keep", "1")
+    monkeypatch.setattr(Path, "rename", fail)
+    status, out, err = run("gc", "--keep", "1")
     assert (status, out) == (1, "")
     assert err == f"fashion-ann gc: {store / 'versions' / '0001'}: Read-only file system.\n"
-    assert _run(capsys, "gc", "--keep", "1", "--dry-run")[0] == 0
+    assert run("gc", "--keep", "1", "--dry-run")[0] == 0
 
 
-def test_gc_of_an_alias_log_that_cannot_be_read_ends_with_5(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+def test_gc_exits_with_5_on_a_damaged_alias_log(run: Run, store: Path) -> None:
     add_stored(store)
-    (store / "aliases.jsonl").write_text("nobody knows\n")
-    status, out, err = _run(capsys, "gc")
+    (store / "aliases.jsonl").write_text("not JSON\n")
+    status, out, err = run("gc")
     assert (status, out) == (5, "")
     assert "aliases.jsonl line 1" in err
 
 
-def test_listing_versions_imports_neither_prefect_nor_a_backend(store: Path) -> None:
+def test_versions_imports_no_slow_library(store: Path) -> None:
     program = (
         "import sys; from cli.main import main\n"
         "try: main(['versions'])\n"
@@ -175,24 +167,17 @@ def test_listing_versions_imports_neither_prefect_nor_a_backend(store: Path) -> 
         "slow = {'prefect', 'tensorflow', 'keras', 'great_expectations', 'pandas', 'pyarrow'}\n"
         "print(sorted(slow & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.endswith("[]\n")
 
 
-def test_each_dataset_has_a_store_of_its_own(capsys: pytest.CaptureFixture[str], store: Path) -> None:
-    add_stored(store)
-    assert [row["version"] for row in json.loads(_run(capsys, "versions", "--json")[1])] == [1]
-    assert json.loads(_run(capsys, "versions", "--dataset", "digits", "--json")[1]) == []
-    assert "digits" in _run(capsys, "show", "1", "--dataset", "digits")[2]
-
-
-@pytest.mark.parametrize(("dataset", "says"), [("fashion-mnist", "9 Ankle boot"), ("digits", "integers 0..16")])
-def test_a_contract_is_printed_as_docs_have_it(capsys: pytest.CaptureFixture[str], dataset: str, says: str) -> None:
-    status, out, _ = _run(capsys, "contract", "--dataset", dataset)
+@pytest.mark.parametrize(("dataset", "text"), [("fashion-mnist", "9 Ankle boot"), ("digits", "integers 0..16")])
+def test_prints_the_contract_as_in_docs(run: Run, dataset: str, text: str) -> None:
+    status, out, _ = run("contract", "--dataset", dataset)
     assert status == 0
-    assert says in out
+    assert text in out
     assert out.strip() in PAGE.read_text(encoding="utf-8")
-    facts = json.loads(_run(capsys, "contract", "--dataset", dataset, "--json")[1])
+    facts = json.loads(run("contract", "--dataset", dataset, "--json")[1])
     assert (facts["name"], len(facts["columns"])) == (dataset, 1 + facts["height"] * facts["width"])
     assert facts["files"] == {split: f"{dataset}_{split}.csv" for split in ("train", "test")}
     assert facts["label_range"] == [0, 9]

@@ -1,4 +1,4 @@
-"""`report` and `compare` as people and programs call them."""
+"""`report` and `compare`: text, JSON and pages."""
 
 import json
 import webbrowser
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tasks.registry.store import store_folder
-from tests.cli.test_main import _run
-from tests.tasks.reports.test_comparison import _add, _prepared
+from tests.cli.conftest import Run
+from tests.tasks.test_compare import _add, _prepared
 
 
 @pytest.fixture
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of two versions that have one image each right that the other has wrong."""
+    """Return a store of two versions. Each classifies one image correctly that the other one does not."""
     folder = tmp_path / "artifacts"
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(folder))
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(tmp_path / "no data"))
@@ -22,42 +22,31 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_report_prints_the_path_and_opens_nothing(
-    capsys: pytest.CaptureFixture[str], artifacts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_prints_the_path(run: Run, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webbrowser, "open", lambda address: pytest.fail("opened"))
     path = store_folder(artifacts, "fashion-mnist") / "versions" / "0002" / "report.html"
-    assert _run(capsys, "report", "2") == (0, f"{path}\n", "")
-    assert json.loads(_run(capsys, "report", "2", "--json")[1]) == {"version": 2, "report": str(path)}
-
-
-def test_report_opens_the_page_on_demand_and_says_when_it_cannot(
-    capsys: pytest.CaptureFixture[str], artifacts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
-    assert _run(capsys, "report", "1", "--open")[0] == 0
-    assert opened[0].startswith("file://")
-    assert opened[0].endswith("/versions/0001/report.html")
-    status, out, err = _run(capsys, "report", "1", "--open")
-    assert (status, out.strip().endswith("report.html")) == (1, True)
-    assert "No browser" in err
-
-
-def test_a_report_that_was_edited_is_not_shown(
-    capsys: pytest.CaptureFixture[str], artifacts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webbrowser, "open", lambda address: pytest.fail("opened"))
-    path = store_folder(artifacts, "fashion-mnist") / "versions" / "0001" / "report.html"
+    assert run("report", "2") == (0, f"{path}\n", "")
+    assert json.loads(run("report", "2", "--json")[1]) == {"version": 2, "report": str(path)}
     path.write_text("99.9 %")
-    status, out, err = _run(capsys, "report", "1", "--open")
+    status, out, err = run("report", "2", "--open")
     assert (status, out) == (5, "")
     assert "report.html: expected sha256" in err
 
 
-def test_compare_tells_figures_and_writes_the_page(capsys: pytest.CaptureFixture[str], artifacts: Path) -> None:
+def test_report_opens_the_page(run: Run, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
+    assert run("report", "1", "--open")[0] == 0
+    assert opened[0].startswith("file://")
+    assert opened[0].endswith("/versions/0001/report.html")
+    status, out, err = run("report", "1", "--open")
+    assert (status, out.strip().endswith("report.html")) == (1, True)
+    assert "No browser" in err
+
+
+def test_compare_prints_counts_and_writes_the_page(run: Run, artifacts: Path) -> None:
     _prepared(artifacts)
-    status, out, err = _run(capsys, "compare", "1", "2")
+    status, out, err = run("compare", "1", "2")
     assert (status, err) == (0, "")
     assert "on the same 4 test images" in out
     assert "accuracy 0.7500 -> 0.7500 (+0.0000): 1 fixed, 1 broken, p = 1" in out
@@ -67,33 +56,36 @@ def test_compare_tells_figures_and_writes_the_page(capsys: pytest.CaptureFixture
     assert page.read_text(encoding="utf-8").count("<img") == 2
 
 
-def test_compare_speaks_json_and_writes_where_it_is_told(
-    capsys: pytest.CaptureFixture[str], artifacts: Path, tmp_path: Path
-) -> None:
+def test_compare_prints_json(run: Run, artifacts: Path, tmp_path: Path) -> None:
     output = tmp_path / "page.html"
-    status, out, _ = _run(capsys, "compare", "2", "1", "--output", str(output), "--json")
-    told = json.loads(out)
+    status, out, _ = run("compare", "2", "1", "--output", output, "--json")
+    result = json.loads(out)
     assert status == 0
-    assert (told["before"], told["after"], told["fixed"], told["broken"], told["rows"]) == (2, 1, 1, 1, 4)
-    assert told["output"] == str(output)
-    assert "cannot be had" in told["without_pictures"]
+    assert [result[key] for key in ("before", "after", "fixed", "broken", "rows")] == [2, 1, 1, 1, 4]
+    assert result["output"] == str(output)
+    assert "2 of 2 images" in result["without_pictures"]
     assert output.exists()
     assert not (artifacts / "comparisons").exists()
 
 
-def test_a_version_compared_with_itself_under_another_name_is_wrong_usage(
-    capsys: pytest.CaptureFixture[str], artifacts: Path
+def test_compare_counts_images_of_one_version_only(run: Run, artifacts: Path) -> None:
+    _add(artifacts, [0, 1, 2], [0, 1, 2], seed=2)
+    assert "excluded: 1 rows tested with version 1 only" in run("compare", "1", "3")[1]
+    assert "excluded: 1 rows tested with version 1 only" in run("compare", "3", "1")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["2", "v2"], "Both are version 2"),
+        *((["1", "2", "--output", output], "--output") for output in ("page.txt", "no folder/page.html", ".")),
+    ],
+)
+def test_compare_rejects(
+    run: Run, artifacts: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    status, out, err = _run(capsys, "compare", "2", "v2")
+    monkeypatch.chdir(artifacts.parent)
+    status, out, err = run("compare", *arguments)
     assert (status, out) == (2, "")
-    assert "Both are version 2" in err
+    assert message in err
     assert not (artifacts / "comparisons").exists()
-
-
-@pytest.mark.parametrize("output", ["page.txt", "no folder/page.html", "."])
-def test_an_output_that_cannot_be_a_page_is_refused(
-    capsys: pytest.CaptureFixture[str], artifacts: Path, tmp_path: Path, output: str
-) -> None:
-    status, out, err = _run(capsys, "compare", "1", "2", "--output", str(tmp_path / output))
-    assert (status, out) == (2, "")
-    assert "--output" in err

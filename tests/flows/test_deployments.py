@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flows.states import NOTHING_NEW, SUPERSEDED
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
@@ -18,7 +19,6 @@ from prefect.states import InfrastructurePending, Pending, Submitting
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
 from cli.deploy import _create_pool, deploy_all, enter_checkout
 from cli.server_process import project_settings
-from flows.endings import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch_data import EVENT

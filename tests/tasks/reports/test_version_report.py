@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cli.main import _bad_rows, _config, _parser
+from cli.arguments import read_bad_rows, read_config
+from cli.main import command_parser
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
 from schemas.references import PreparedData
@@ -290,12 +291,12 @@ def test_commands_make_the_version_again_word_for_word(stated: dict[str, Any]) -
     for name, command in told.items():
         program, *words = shlex.split(command)
         assert program == ".venv/bin/fashion-ann"
-        options[name] = _parser().parse_args(words)
+        options[name] = command_parser().parse_args(words)
         assert (options[name].command, options[name].dataset) == (name, "digits")
     train = options["train"]
-    assert _config(TrainingConfig, train) == training
-    assert _config(PromotionConfig, train) == promotion
-    assert (_bad_rows(train.bad_rows), train.device) == ("12", "cpu")
+    assert read_config(TrainingConfig, train) == training
+    assert read_config(PromotionConfig, train) == promotion
+    assert (read_bad_rows(train.bad_rows), train.device) == ("12", "cpu")
     assert (options["compare"].before, options["compare"].after) == ("2", "4")
     assert {options[name].version for name in ("reproduce", "verify", "report")} == {"4"}
 
