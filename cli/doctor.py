@@ -21,6 +21,7 @@ from cli.server_process import refusal
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
+from tasks.fingerprint import installed_extra, installed_version
 
 LEAST_FREE_BYTES = 1_000_000_000
 
@@ -101,22 +102,6 @@ def check_python() -> Check:
     )
 
 
-def installed_extra() -> str:
-    """ "cpu" or "gpu": which TensorFlow this environment was made for. Where cpu has wheels of no name of its own, the
-    libraries of CUDA tell."""
-    if _version("tensorflow-cpu") is not None:
-        return "cpu"
-    names_differ = platform.machine() == "x86_64" and sys.platform == "linux"
-    return "gpu" if names_differ or _version("nvidia-cudnn-cu12") is not None else "cpu"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def check_lock(lock: Path | None = None) -> Check:
     """Every package of the lock that this platform needs is installed, in the version that the lock names."""
     extra = installed_extra()
@@ -125,7 +110,7 @@ def check_lock(lock: Path | None = None) -> Check:
     differing = [
         f"{name} {found or 'is missing'} (expected {version})"
         for name, version in pinned.items()
-        if (found := _version(name)) != version
+        if (found := installed_version(name)) != version
     ]
     if not differing:
         return Check("lock", True, f"{len(pinned)} packages as {lock.name} names them")

@@ -15,6 +15,7 @@ from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract
 from tasks.data_docs import DATA_DOCS_FOLDER, INDEX_NAME
 from tasks.figures import epochs_chart, png_uri, reliability_chart, weights_picture
+from tasks.fingerprint import extra_of
 from tasks.judged import Judged, as_published, read_predictions
 from tasks.network import HIDDEN_UNITS, WEIGHTS_NAME
 from tasks.store import MANIFEST_NAME, METRICS_NAME, PREDICTIONS_NAME, REPORT_NAME, VERDICT_NAME
@@ -244,7 +245,7 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
         word for key, value in flags.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))
     ]
     found = {
-        "install": ["make", f".venv/{'cpu' if 'tensorflow-cpu' in manifest['packages'] else 'gpu'}.stamp"],
+        "install": ["make", f".venv/{extra_of(manifest['packages'])}.stamp"],
         "train": [_PROGRAM, "train", *about, *given],
         "reproduce": [_PROGRAM, "reproduce", str(version), *about],
         "verify": [_PROGRAM, "verify", str(version), *about],

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from schemas.config import PROJECT_ROOT
 from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.references import StageRecord
+from tasks.fingerprint import CUDNN, installed_extra
 from tasks.progress import Begun, Ended, tell
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ _PARSING_TRIES = 10
 _PROJECT_PACKAGES = ("schemas", "tasks")
 # What the numbers of a model can depend on.
 _PACKAGES = (
-    *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
+    *("keras", "tensorflow", "tensorflow-cpu", CUDNN, "jax", "numpy", "pandas", "pyarrow"),
     *("great-expectations", "prefect", "fashion-ann"),
 )
 
@@ -122,19 +123,10 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(source)
 
 
-def accelerator_extra() -> str:
-    """ "cpu" or "gpu": which of the two TensorFlow extras is installed."""
-    try:
-        metadata.version("tensorflow-cpu")
-    except metadata.PackageNotFoundError:
-        return "gpu"
-    return "cpu"
-
-
 @cache
 def lock_digest() -> str:
     """Digest of the lock that this environment was installed from."""
-    return sha256_file(PROJECT_ROOT / "requirements" / f"{accelerator_extra()}.lock")
+    return sha256_file(PROJECT_ROOT / "requirements" / f"{installed_extra()}.lock")
 
 
 def package_versions() -> dict[str, str]:

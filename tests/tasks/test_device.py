@@ -6,8 +6,8 @@ import pytest
 from schemas.config import TrainingConfig
 from schemas.errors import WrongUsage
 from tasks.device import backend_name, feed, gpu_in_sight, nvidia_driver, on_every_gpu, set_up_backend
+from tasks.fingerprint import installed_extra
 from tasks.fit import row_batches
-from tasks.stage import accelerator_extra
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -22,7 +22,7 @@ def test_a_gpu_is_in_sight_where_a_driver_is_and_a_backend_that_could_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver, none = [tmp_path], [tmp_path / "nvidiactl"]
-    assert gpu_in_sight(driver) == (accelerator_extra() == "gpu")
+    assert gpu_in_sight(driver) == (installed_extra() == "gpu")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert gpu_in_sight(driver)
     assert not gpu_in_sight(none)
