@@ -35,6 +35,7 @@ from schemas.contract import SPLITS, BundledData, DatasetContract, IdxFile, Spli
 from schemas.errors import DataContractError, DataUnavailable, UnreadableData
 from schemas.references import CsvFile, CsvSplit
 from tasks.prepare import stratified_split
+from tasks.progress import Begun, tell
 from tasks.stage import sha256_file, to_disk, write_json
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def fetch(dataset: str, data_dir: Path, present_alone: bool = False) -> dict[Spl
 
     No retries: when this fails, each source has been tried, and a wrong digest stays wrong.
     """
+    tell(Begun("fetch", None))
     return fetch_data(contract_of(dataset), data_dir, sources=() if present_alone else None)
 
 

@@ -229,7 +229,7 @@ def test_an_interrupted_command_says_how_to_go_on(
         r"Kept: ingest train, validate train, ingest test, validate test, prepare; training up to epoch \d+ of 2000\.",
         err,
     )
-    assert "the same command goes on from there" in err
+    assert "Run the same command again to continue." in err
     assert "Traceback" not in err
 
 
