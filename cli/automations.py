@@ -178,7 +178,7 @@ def _of_flows(names: Iterable[str]) -> "ResourceSpecification":
 
 def _ended() -> tuple[str, ...]:
     """The names of all states that our runs end in."""
-    from flows.endings import NOTHING_NEW, SUPERSEDED
+    from flows.states import NOTHING_NEW, SUPERSEDED
 
     return ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
 

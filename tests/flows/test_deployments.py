@@ -18,7 +18,7 @@ from prefect.states import InfrastructurePending, Pending, Submitting
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
 from cli.deploy import _create_pool, deploy_all, enter_checkout
 from cli.server_process import project_settings
-from flows.endings import NOTHING_NEW, SUPERSEDED
+from flows.states import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch import EVENT
