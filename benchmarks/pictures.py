@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from cli.prefect_run import run_training_flow
+from cli.embedded_server import run_training_flow
 from cli.terminal import LiveView, Progress
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
 from tasks.progress import Event, Trained

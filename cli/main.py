@@ -380,7 +380,7 @@ def _train(options: argparse.Namespace) -> None:
 
     training, promotion = _config(TrainingConfig, options), _config(PromotionConfig, options)
     bad_rows = _bad_rows(options.bad_rows)
-    from cli.prefect_run import run_training_flow
+    from cli.embedded_server import run_training_flow
     from cli.terminal import Progress
 
     data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
@@ -717,7 +717,7 @@ def _deploy(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from cli.doctor import Unwell, examine
+    from cli.doctor import DoctorFailed, examine
     from schemas.config import artifacts_folder, data_folder
 
     checks = examine(artifacts_folder(options.artifacts_dir), data_folder(options.data_dir), options.dataset)
@@ -729,7 +729,7 @@ def _doctor(options: argparse.Namespace) -> None:
             if check.ok is False:
                 print(f"{'':>17}{check.cure}")
     if broken := [check.name for check in checks if check.ok is False]:
-        raise Unwell(f"{', '.join(broken)} broken: what to do stands with each above.")
+        raise DoctorFailed(f"{', '.join(broken)} broken: what to do stands with each above.")
 
 
 def _up(options: argparse.Namespace) -> None:

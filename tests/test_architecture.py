@@ -91,7 +91,7 @@ def test_the_readme_states_the_defaults_and_is_filled_in() -> None:
             ), key
 
 
-@pytest.mark.parametrize("module", ["flows.train_fashion_mnist", "tasks.fit", "cli.prefect_run", "benchmarks"])
+@pytest.mark.parametrize("module", ["flows.train_fashion_mnist", "tasks.fit", "cli.embedded_server", "benchmarks"])
 def test_numpy_is_set_up_before_it_is_imported(module: str) -> None:
     # The variable is read at the import alone; a module that imports numpy first would leave it without effect.
     program = f"""

@@ -128,7 +128,7 @@ def test_an_interrupted_prediction_claims_nothing_to_go_on_from(
 
 def test_no_server_is_started_or_asked(output: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; sys.modules['cli.prefect_run'] = None\n"
+        "import sys; sys.modules['cli.embedded_server'] = None\n"
         "from cli.main import main\n"
         f"main(['predict', {IMAGES!r}, '--output', {str(output)!r}])"
     )

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cli.server_process import free_port, hear_interrupts
+from cli.server_process import free_port, restore_sigint
 from schemas.config import PROJECT_ROOT
 from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluster
 from tests.deployed.table import DATABASES, Row, write_table
@@ -119,7 +119,7 @@ class Deployed:
                 env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
                 stdout=log,
                 stderr=log,
-                preexec_fn=hear_interrupts,
+                preexec_fn=restore_sigint,
             )
 
     def start(self, name: str, **parameters: Any) -> UUID:

@@ -10,7 +10,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from cli.server_process import hear_interrupts
+from cli.server_process import restore_sigint
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=hear_interrupts,
+            preexec_fn=restore_sigint,
         )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
