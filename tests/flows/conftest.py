@@ -1,4 +1,4 @@
-"""One Prefect server for the whole session; nothing outside this folder starts one."""
+"""One Prefect server for the whole session."""
 
 import os
 import subprocess
@@ -15,17 +15,17 @@ from cli.server_process import restore_sigint
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The API address of a running embedded server with a database of its own."""
+    """Return the API address of a running embedded server with a new database."""
     with (
         prefect_test_harness(server_startup_timeout=120),
-        # Ending a flow's heartbeat takes a second.
+        # Joining the heartbeat thread takes 1 s per flow.
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield PREFECT_API_URL.value()
 
 
 class Command:
-    """`fashion-ann` in a process of its own, on the session's server."""
+    """`fashion-ann` in a subprocess, on the session's server."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
