@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -163,50 +164,43 @@ def test_stopped_run_lists_what_is_kept(events: list[Event], summary: str) -> No
     assert progress_after(*events).summary_when_stopped() == f"{summary} {end}"
 
 
-def log_lines(style: Style, progress: Progress, *records: tuple[str, int, str]) -> list[str]:
-    """Return the lines that the terminal shows of log records: logger name, level, message."""
-    out = io.StringIO()
+def log(style: Style, progress: Progress, out: io.StringIO) -> Callable[[str, int, str], None]:
+    """Return a function that logs a message at a level under a logger name, shown on ``out``."""
     handler = StageLogHandler(style, progress, Console(file=out))
-    for name, level, message in records:
+
+    def send(name: str, level: int, message: str) -> None:
         if level >= handler.level:  # as a logger does before it calls a handler
             handler.handle(logging.LogRecord(name, level, "", 0, message, (), None))
-    return out.getvalue().splitlines()
+
+    return send
 
 
-def test_plain_lines_carry_the_running_stage() -> None:
-    progress = progress_after(Begun("fetch", None))
-    assert log_lines(
-        "plain",
-        progress,
-        ("tasks.any_module", logging.INFO, "trying a source"),
-        ("tasks.any_module", logging.DEBUG, "the finish line repeats this"),
-        ("prefect.engine", logging.ERROR, "noise"),
-        ("tasksy", logging.WARNING, "not one of ours"),
-        ("tasks.prepare", logging.WARNING, "few rows"),
-    ) == ["fetch: trying a source", "warning: few rows"]
-    assert log_lines("plain", Progress(), ("tasks.stage", logging.INFO, "no stage runs")) == ["no stage runs"]
-
-
-def test_plain_lines_of_epochs_come_every_ten_seconds(clock: dict[str, float]) -> None:
-    progress = progress_after(Begun("train", None))
-    out = io.StringIO()
-    handler = StageLogHandler("plain", progress, Console(file=out))
-    handler.handle(logging.LogRecord("tasks.train", logging.INFO, "", 0, "training on a CPU", (), None))
+def test_plain_lines_name_the_running_stage_and_limit_epochs(clock: dict[str, float]) -> None:
+    progress, out = progress_after(Begun("start", None), Begun("fetch", None)), io.StringIO()
+    send = log("plain", progress, out)
+    send("tasks.any_module", logging.INFO, "trying a source")
+    assert "trying a source" in row_of(progress, "fetch")
+    send("tasks.any_module", logging.DEBUG, "the finish line repeats this")
+    send("prefect.engine", logging.ERROR, "noise")
+    progress.on_event(Begun("train", None))
+    send("tasks.train", logging.INFO, "training on a CPU")
     for epoch in range(1, 13):
         clock["now"] += 1
         progress.on_event(Trained(epoch, 12, FIGURES))
-        handler.handle(logging.LogRecord("tasks.train", logging.INFO, "", 0, "epoch %d/12", (epoch,), None))
-    progress.on_event(Begun("version", None))
-    handler.handle(logging.LogRecord("tasks.version", logging.INFO, "", 0, "nothing new", (), None))
+        send("tasks.train", logging.INFO, f"epoch {epoch}/12")
+    progress.on_event(Ended("train", None, True, 12.0, {}))
+    send("tasks.any_module", logging.INFO, "no stage runs")
     assert out.getvalue().splitlines() == [
-        *("train: training on a CPU", "train: epoch 1/12", "train: epoch 11/12", "version: nothing new")
+        *("fetch: trying a source", "train: training on a CPU", "train: epoch 1/12", "train: epoch 11/12"),
+        "no stage runs",
     ]
 
 
 @pytest.mark.parametrize("style", ["live", "plain", "quiet"])
 def test_every_style_shows_warnings(style: Style) -> None:
-    warning = ("tasks.ingest", logging.WARNING, "columns reordered")
-    assert log_lines(style, Progress(), warning) == ["warning: columns reordered"]
+    out = io.StringIO()
+    log(style, Progress(), out)("tasks.ingest", logging.WARNING, "columns reordered")
+    assert out.getvalue() == "warning: columns reordered\n"
 
 
 def test_terminal_escapes_a_character_it_lacks(tmp_path: Path) -> None:
