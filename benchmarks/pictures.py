@@ -12,11 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from cli.embedded_server import run_training_flow
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from cli.terminal import Progress, _View
+from cli.embedded_server import run_training_flow
+from cli.terminal import LiveView, Progress
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
 from tasks.runtime.events import Event, TrainingProgress
 
@@ -28,11 +28,11 @@ class _Photographed(Progress):
 
     picture: str | None = None
 
-    def heard(self, stage: str, message: str) -> None:
-        super().heard(stage, message.replace(f"{PROJECT_ROOT}/", ""))
+    def on_log(self, message: str) -> None:
+        super().on_log(message.replace(f"{PROJECT_ROOT}/", ""))
 
-    def take(self, event: Event) -> None:
-        super().take(event)
+    def on_event(self, event: Event) -> None:
+        super().on_event(event)
         if self.picture is None and isinstance(event, TrainingProgress) and event.done > event.epochs * 2 / 3:
             self.picture = _svg(self)
 
@@ -41,7 +41,7 @@ def _svg(progress: Progress) -> str:
     """The live view as an SVG that loads no font from anywhere."""
     console = Console(record=True, file=io.StringIO(), width=100, force_terminal=True)
     console.print("$ make run", style="bold", highlight=False)
-    console.print(_View(progress, Path("artifacts/logs/train.log")))
+    console.print(LiveView(progress, Path("artifacts/logs/train.log")))
     return re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="fashion-ann train"), flags=re.DOTALL)
 
 

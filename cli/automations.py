@@ -1,4 +1,4 @@
-"""Automations as code: who is told what went wrong, and what becomes of runs whose process is gone."""
+"""Automations as code: notify about failed runs, and mark runs as crashed whose process has died."""
 
 import os
 from collections.abc import Iterable
@@ -11,22 +11,22 @@ from schemas.errors import WrongUsage
 if TYPE_CHECKING:
     from prefect.automations import ResourceSpecification
 
-# A URL, which is sent JSON, or TYPE/NAME of a notification block that is on the server.
+# A URL that receives JSON, or TYPE/NAME of a notification block on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
 
 NOTIFY = "fashion-ann: tell about failed, crashed and refused runs"
 MARK_DEAD = "fashion-ann: mark runs without a heartbeat crashed"
 MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 
-# Three heartbeats of 30 s (prefect.yaml, pyproject.toml) and some slack. Less would crash healthy runs.
-_SILENCE = timedelta(seconds=100)
-# Between the worker that takes a run and the run's own first word lie the pull step and the imports.
-_START = timedelta(seconds=300)
-# Events carry the names of states, not their types: these are what a worker makes of a run before it runs.
-_TAKEN = ("Pending", "Submitting", "InfrastructurePending")
-# Not fit-model: its failure is that of the run that wanted the model, which tells it in the same words.
-_TOLD_ABOUT = ("train-fashion-mnist", "predict-fashion-mnist", "watch-data")
-_FLOWS = (*_TOLD_ABOUT, "fit-model")
+# Three heartbeats of 30 s (prefect.yaml, pyproject.toml) and some slack. Less would mark healthy runs as crashed.
+_HEARTBEAT_TIMEOUT = timedelta(seconds=100)
+# Covers the pull step and the imports, between the worker's submission and the run's first state.
+_START_TIMEOUT = timedelta(seconds=300)
+# The states that a worker sets before the run starts. Events carry the names of states, not their types.
+_SUBMITTED = ("Pending", "Submitting", "InfrastructurePending")
+# Without fit-model: the main flow's run fails with the same message.
+_NOTIFIED_FLOWS = ("train-fashion-mnist", "predict-fashion-mnist", "watch-data")
+_FLOWS = (*_NOTIFIED_FLOWS, "fit-model")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _BLOCK_NAME = "fashion-ann"
 
@@ -43,50 +43,52 @@ _BODY = (
 
 
 def apply_automations() -> None:
-    """Create or update every automation, one of each, on the Prefect API that is configured.
+    """Create or update each automation once, on the configured Prefect API.
 
-    FASHION_ANN_NOTIFY chooses where notifications go: a URL or a block. Unset it leaves them as they are, so that a
-    restart from another shell silences nothing; empty it ends them. Raises `WrongUsage` for a block that is not there.
+    FASHION_ANN_NOTIFY is the recipient of notifications: a URL or a block. An empty value removes the notification.
+    If unset, the notification stays as it is, so that a restart from another shell does not remove it.
+
+    Raises `WrongUsage` if the block does not exist.
     """
     _apply(MARK_DEAD, _mark_dead())
     _apply(MARK_NOT_STARTED, _mark_not_started())
-    _wait_for_what_goes_on()
-    chosen = os.environ.get(NOTIFY_VARIABLE)
-    if chosen is None:
+    _rearm_for_active_runs()
+    recipient = os.environ.get(NOTIFY_VARIABLE)
+    if recipient is None:
         return
-    if chosen.strip():
-        _apply(NOTIFY, _notify(_notification_block(chosen.strip())))
+    if recipient.strip():
+        _apply(NOTIFY, _notify(_notification_block(recipient.strip())))
     else:
         _remove(NOTIFY)
 
 
 def _mark_dead() -> dict[str, Any]:
     return _crashed_unless_followed(
-        "The process of a run says every 30 s that it lives. One that stops without a final state died.",
+        "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
         after={_HEARTBEAT},
-        expect={_HEARTBEAT, *_events(*_ended())},
-        within=_SILENCE,
-        message=f"No heartbeat for {_SILENCE.seconds} s: the process of this run, or its machine, is gone.",
+        expect={_HEARTBEAT, *_events(*_final_state_names())},
+        within=_HEARTBEAT_TIMEOUT,
+        message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
     )
 
 
 def _mark_not_started() -> dict[str, Any]:
     return _crashed_unless_followed(
-        "A worker that dies between taking a run and starting it leaves it pending, with no heartbeat.",
-        after=_events(*_TAKEN),
+        "A worker that dies before it starts a run that it picked up leaves the run pending, without a heartbeat.",
+        after=_events(*_SUBMITTED),
         expect=_events(
-            *("Running", "Cancelling", *_ended()),
+            *("Running", "Cancelling", *_final_state_names()),
             *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
         ),
-        within=_START,
-        message=f"Not running {_START.seconds} s after a worker took it: the worker is gone.",
+        within=_START_TIMEOUT,
+        message=f"Not running {_START_TIMEOUT.seconds} s after a worker picked it up: the worker has probably died.",
     )
 
 
 def _crashed_unless_followed(
     description: str, *, after: set[str], expect: set[str], within: timedelta, message: str
 ) -> dict[str, Any]:
-    """A flow run is marked crashed that has none of the events ``expect`` in time ``within`` of one of ``after``."""
+    """Return an automation that marks a flow run as crashed if no event of ``expect`` follows one of ``after``."""
     from prefect.automations import ChangeFlowRunState, EventTrigger, Posture
     from prefect.client.schemas.objects import StateType
 
@@ -95,7 +97,7 @@ def _crashed_unless_followed(
         "trigger": EventTrigger(
             posture=Posture.Proactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=_of_flows(_FLOWS),  # a server may have other projects, whose runs beat at their own pace
+            match_related=_of_flows(_FLOWS),  # runs of other projects on the server have other heartbeat intervals
             for_each={"prefect.resource.id"},
             after=after,
             expect=expect,
@@ -106,11 +108,11 @@ def _crashed_unless_followed(
     }
 
 
-def _wait_for_what_goes_on() -> None:
-    """Tell both automations of every run of ours that has begun and not ended, as if it had just given a sign.
+def _rearm_for_active_runs() -> None:
+    """Re-emit the last event of every active run, so that both automations watch it again.
 
-    What they wait for, the server forgets when an automation changes, and when it was away for longer than they wait:
-    a run whose process died with it would be running for ever. One that lives gives its next sign itself.
+    The server loses what it waits for when an automation changes, and when it was down for longer than the timeout.
+    A run whose process died meanwhile would stay Running for ever. A live run emits its next heartbeat itself.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
@@ -123,18 +125,18 @@ def _wait_for_what_goes_on() -> None:
     from prefect.client.schemas.objects import StateType
     from prefect.events import Event, RelatedResource, Resource
 
-    (taken,) = _events(_TAKEN[0])
-    signs = {StateType.PENDING: taken, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}
-    ours = FlowFilter(name=FlowFilterName(any_=list(_FLOWS)))
+    (submitted,) = _events(_SUBMITTED[0])
+    last_events = {StateType.PENDING: submitted, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}
+    our_flows = FlowFilter(name=FlowFilterName(any_=list(_FLOWS)))
     with get_client(sync_client=True) as client:
-        flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=ours)}
-        going_on = client.read_flow_runs(
-            flow_filter=ours,
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*signs]))),
+        flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=our_flows)}
+        active_runs = client.read_flow_runs(
+            flow_filter=our_flows,
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*last_events]))),
         )
         events = [
             Event(
-                event=signs[run.state_type],
+                event=last_events[run.state_type],
                 resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"}),
                 related=[
                     RelatedResource(
@@ -146,7 +148,7 @@ def _wait_for_what_goes_on() -> None:
                     )
                 ],
             )
-            for run in going_on
+            for run in active_runs
             if run.state_type is not None
         ]
         if events:
@@ -157,11 +159,11 @@ def _notify(block: UUID) -> dict[str, Any]:
     from prefect.automations import EventTrigger, Posture, SendNotification
 
     return {
-        "description": "Failed, crashed, or the new version was refused, which is a failed run, too.",
+        "description": "A run failed or crashed. A rejected version is a failed run, too.",
         "trigger": EventTrigger(
             posture=Posture.Reactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=_of_flows(_TOLD_ABOUT),
+            match_related=_of_flows(_NOTIFIED_FLOWS),
             expect=_events("Failed", "Crashed"),
             threshold=1,
             within=timedelta(0),
@@ -176,8 +178,8 @@ def _of_flows(names: Iterable[str]) -> "ResourceSpecification":
     return ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": list(names)})
 
 
-def _ended() -> tuple[str, ...]:
-    """The names of all states that our runs end in."""
+def _final_state_names() -> tuple[str, ...]:
+    """Return the names of all final states of our runs."""
     from flows.states import NOTHING_NEW, SUPERSEDED
 
     return ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
@@ -187,28 +189,28 @@ def _events(*states: str) -> set[str]:
     return {f"prefect.flow-run.{state}" for state in states}
 
 
-def _notification_block(chosen: str) -> UUID:
-    """The id of the block that ``chosen`` names, or of the one made for the URL that it is."""
+def _notification_block(recipient: str) -> UUID:
+    """Return the id of the named block, or of a block created for a URL."""
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    if chosen.startswith(("http://", "https://")):
+    if recipient.startswith(("http://", "https://")):
         block = CustomWebhookNotificationBlock(
-            name=_BLOCK_NAME, url=chosen, json_data={"subject": "{{subject}}", "body": "{{body}}"}
+            name=_BLOCK_NAME, url=recipient, json_data={"subject": "{{subject}}", "body": "{{body}}"}
         )
         saved = block.save(_BLOCK_NAME, overwrite=True)
         if not isinstance(saved, UUID):
             raise TypeError(f"Prefect was expected to return the block's id, it returned {saved!r}.")
         return saved
-    kind, _, name = chosen.partition("/")
+    kind, _, name = recipient.partition("/")
     with get_client(sync_client=True) as client:
         try:
             return client.read_block_document_by_name(name, kind).id
         except ObjectNotFound as error:
             raise WrongUsage(
-                f"{NOTIFY_VARIABLE} names the block {chosen}, which the Prefect API does not have. Expected a URL that "
-                "starts with http:// or https://, or TYPE/NAME as `prefect block ls` lists it, such as "
+                f"{NOTIFY_VARIABLE} names the block {recipient}, which the Prefect API does not have. Expected a URL "
+                "that starts with http:// or https://, or TYPE/NAME as listed by `prefect block ls`, for example "
                 "slack-webhook/team."
             ) from error
 
@@ -217,17 +219,17 @@ def _apply(name: str, automation: dict[str, Any]) -> None:
     from prefect.automations import AutomationCore
     from prefect.client.orchestration import get_client
 
-    wanted = AutomationCore(name=name, **automation)
+    expected = AutomationCore(name=name, **automation)
     with get_client(sync_client=True) as client:
-        there = client.read_automations_by_name(name)
-        if not there:
-            client.create_automation(wanted)
+        existing = client.read_automations_by_name(name)
+        if not existing:
+            client.create_automation(expected)
             return
-        # A change makes the server forget what it waits for.
-        if there[0].model_dump(exclude={"id"}) != wanted.model_dump():
-            client.update_automation(there[0].id, wanted)
-        for extra in there[1:]:  # of two that deployed at once
-            client.delete_automation(extra.id)
+        # Only if it differs: with an update the server loses the runs that it watches.
+        if existing[0].model_dump(exclude={"id"}) != expected.model_dump():
+            client.update_automation(existing[0].id, expected)
+        for duplicate in existing[1:]:  # two deploys at once may each have created one
+            client.delete_automation(duplicate.id)
 
 
 def _remove(name: str) -> None:

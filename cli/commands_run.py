@@ -81,7 +81,7 @@ def _train(options: argparse.Namespace) -> None:
             quiet=options.quiet,
         )
     except (KeyboardInterrupt, Terminated):
-        options.when_stopped = progress.kept()
+        options.when_stopped = progress.summary_when_stopped()
         raise
     if options.json:
         print(version.model_dump_json(indent=2))

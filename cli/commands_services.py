@@ -72,7 +72,7 @@ def _deploy(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from cli.doctor import Unwell, examine
+    from cli.doctor import DoctorFailed, examine
     from schemas.config import artifacts_folder, data_folder
 
     checks = examine(artifacts_folder(options.artifacts_dir), data_folder(options.data_dir), options.dataset)
@@ -84,7 +84,7 @@ def _doctor(options: argparse.Namespace) -> None:
             if check.ok is False:
                 print(f"{'':>17}{check.cure}")
     if broken := [check.name for check in checks if check.ok is False]:
-        raise Unwell(f"{', '.join(broken)} broken: see the fix under each item above.")
+        raise DoctorFailed(f"{', '.join(broken)} broken: see the fix under each item above.")
 
 
 def _up(options: argparse.Namespace) -> None:

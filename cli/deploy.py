@@ -1,4 +1,4 @@
-"""Put what prefect.yaml says on the Prefect API that is configured: pools, deployments, automations."""
+"""Create the work pools, deployments and automations of the project on the configured Prefect API."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cli.server_process import last_words
 from schemas.config import PROJECT_ROOT
 from schemas.errors import NotDeployed
 
@@ -14,15 +15,15 @@ _SECONDS_TO_DEPLOY = 300
 
 
 def enter_checkout() -> dict[str, str]:
-    """The pull step of prefect.yaml: go to the checkout that this package was installed from."""
+    """Change to the checkout that this package was installed from: the pull step of prefect.yaml."""
     os.chdir(PROJECT_ROOT)
     return {"directory": str(PROJECT_ROOT)}
 
 
 def deploy_all(prefect_file: Path = PREFECT_FILE) -> None:
-    """Create or update work pools, deployments and automations; doing it again changes nothing.
+    """Create or update work pools, deployments and automations. Repeating it changes nothing.
 
-    On the API of PREFECT_API_URL and PREFECT_API_AUTH_STRING, or of the profile. Raises `NotDeployed`.
+    The API is that of PREFECT_API_URL and PREFECT_API_AUTH_STRING, or of the profile. Raises `NotDeployed`.
     """
     from prefect.settings import get_current_settings
 
@@ -31,30 +32,30 @@ def deploy_all(prefect_file: Path = PREFECT_FILE) -> None:
     url = get_current_settings().api.url
     if url is None:
         raise NotDeployed(
-            "A running Prefect server is needed to deploy to, and none is configured. Set PREFECT_API_URL (`make up` "
-            "starts one and says its address)."
+            "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `make up` starts "
+            "a server and prints its address."
         )
     for pool in work_pools(prefect_file):
-        _create_pool(pool)
+        create_pool(pool)
     _deploy(prefect_file, url)
     apply_automations()
 
 
 def work_pools(prefect_file: Path = PREFECT_FILE) -> list[dict[str, Any]]:
-    """The work pools that prefect.yaml defines: name, type, description."""
+    """Return the work pools that prefect.yaml defines: name, type, description."""
     import yaml
 
-    defined: list[dict[str, Any]] = yaml.safe_load(prefect_file.read_bytes())["definitions"]["work_pools"]
-    return defined
+    pools: list[dict[str, Any]] = yaml.safe_load(prefect_file.read_bytes())["definitions"]["work_pools"]
+    return pools
 
 
 def pool_names() -> tuple[str, ...]:
-    """The names of the project's work pools, in the order of prefect.yaml."""
+    """Return the names of the project's work pools, in the order of prefect.yaml."""
     return tuple(pool["name"] for pool in work_pools())
 
 
-def _create_pool(pool: dict[str, Any]) -> None:
-    """Without touching one that is there: it may be paused, or have a limit, for a reason."""
+def create_pool(pool: dict[str, Any]) -> None:
+    """Create a work pool, or keep an existing one as it is: an operator may have paused or limited it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
@@ -68,28 +69,29 @@ def _create_pool(pool: dict[str, Any]) -> None:
                 WorkPoolCreate(**pool, base_job_template=ProcessWorker.get_default_base_job_template())
             )
         except ObjectAlreadyExists as error:
-            if (found := client.read_work_pool(pool["name"]).type) != pool["type"]:
+            if (existing := client.read_work_pool(pool["name"]).type) != pool["type"]:
                 raise NotDeployed(
-                    f"The work pool {pool['name']} is there already and of type {found}, expected {pool['type']}: it "
-                    "is another project's. Use a Prefect server, or workspace, of its own for this one."
+                    f"A work pool {pool['name']} of type {existing} already exists, expected type {pool['type']}. Use "
+                    "a separate Prefect server or workspace for this project."
                 ) from error
 
 
 def _deploy(prefect_file: Path, url: str) -> None:
-    # A process of its own, because the command changes the working directory and sys.path of the one that runs it.
+    # In a subprocess, because the command changes the working directory and sys.path of its process.
     done = subprocess.run(  # noqa: S603  # our own interpreter, fixed arguments
         [
             *(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"),
             *("--prefect-file", str(prefect_file)),
         ],
-        # From here Prefect reads pyproject.toml, and finds the entrypoints.
+        # Prefect reads pyproject.toml from here and resolves the entrypoints against it.
         cwd=PROJECT_ROOT,
         env={**os.environ, "PREFECT_API_URL": url, "NO_COLOR": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         timeout=_SECONDS_TO_DEPLOY,
     )
     if done.returncode != 0:
-        said = " ".join(done.stdout.split())[-800:]
-        raise NotDeployed(f"`prefect deploy --all` ended with status {done.returncode} on {url}. It said: {said}")
+        raise NotDeployed(
+            f"`prefect deploy --all` ended with status {done.returncode} on {url}. Its last output: "
+            f"{last_words(done.stdout)}"
+        )

@@ -1,7 +1,4 @@
-"""What a run needs, looked at from outside: each check is one line, with what to do where it is broken.
-
-Nothing on disk is changed. What takes seconds (TensorFlow, Prefect) is asked last within its check, and only once.
-"""
+"""Check what a run needs. Each check reports one line, and how to fix what is broken. Nothing on disk is changed."""
 
 import json
 import os
@@ -17,23 +14,24 @@ from importlib import metadata
 from pathlib import Path
 
 from cli.deploy import pool_names
-from cli.server_process import refusal
+from cli.server_process import api_problem
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
+from tasks.runtime.fingerprint import installed_extra, installed_version
 
-LEAST_FREE_BYTES = 1_000_000_000
+MIN_FREE_BYTES = 1_000_000_000
 
 _SECONDS_FOR_TENSORFLOW = 180
 
 
-class Unwell(FashionAnnError):
-    """At least one check found something broken."""
+class DoctorFailed(FashionAnnError):
+    """At least one check failed."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line. ``ok`` is None where there was nothing to check; ``cure`` says what to do when it is False."""
+    """The result of one check. ``ok`` is None if there was nothing to check. ``cure``: how to fix it if False."""
 
     name: str
     ok: bool | None
@@ -49,7 +47,7 @@ class Pool:
 
 
 def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.name) -> list[Check]:
-    """All checks, in order. One that fails itself is broken, and the others go on."""
+    """Run all checks in order. One that raises an exception counts as failed."""
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", check_python),
         ("lock", check_lock),
@@ -60,24 +58,24 @@ def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.na
         ("data", lambda: check_data(data_dir, contract_of(dataset))),
         ("store", lambda: check_store(artifacts_dir, dataset)),
     ]
-    with _home_of_prefect_as_it_was():
-        return [_survived(name, check) for name, check in checks]
+    with _preserve_prefect_home():
+        return [_run_check(name, check) for name, check in checks]
 
 
-def _survived(name: str, check: Callable[[], Check]) -> Check:
+def _run_check(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except FashionAnnError as error:
-        return Check(name, False, _line(error), "The message says what was expected.")
+        return Check(name, False, _line(error), "The message names what was expected.")
     except Exception as error:
         return Check(
             name, False, f"the check itself failed: {type(error).__name__}: {_line(error)}", "See the message."
         )
 
 
-def _line(said: object) -> str:
-    """One line of at most 400 characters, whatever was said."""
-    text = " ".join(str(said).split())
+def _line(message: object) -> str:
+    """Return ``message`` as one line of at most 400 characters."""
+    text = " ".join(str(message).split())
     return text if len(text) <= 400 else f"{text[:398]}.."
 
 
@@ -90,72 +88,56 @@ def check_python() -> Check:
     bounds = str(
         tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     )
-    found = platform.python_version()
-    if SpecifierSet(bounds).contains(found, prereleases=True):
-        return Check("python", True, f"{found}, within {bounds}")
+    version = platform.python_version()
+    if SpecifierSet(bounds).contains(version, prereleases=True):
+        return Check("python", True, f"{version}, within {bounds}")
     return Check(
         "python",
         False,
-        f"expected {bounds}, found {found} ({sys.executable})",
-        "Install a Python within these bounds, and make .venv with it: `make clean run PYTHON=python3.12`.",
+        f"expected {bounds}, this is {version} ({sys.executable})",
+        "Install a Python within these bounds and rebuild .venv with it: `make clean run PYTHON=python3.12`.",
     )
 
 
-def installed_extra() -> str:
-    """ "cpu" or "gpu": which TensorFlow this environment was made for. Where cpu has wheels of no name of its own, the
-    libraries of CUDA tell."""
-    if _version("tensorflow-cpu") is not None:
-        return "cpu"
-    names_differ = platform.machine() == "x86_64" and sys.platform == "linux"
-    return "gpu" if names_differ or _version("nvidia-cudnn-cu12") is not None else "cpu"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def check_lock(lock: Path | None = None) -> Check:
-    """Every package of the lock that this platform needs is installed, in the version that the lock names."""
+    """Check that each package that the lock names for this platform is installed in the locked version."""
     extra = installed_extra()
     lock = lock or PROJECT_ROOT / "requirements" / f"{extra}.lock"
     pinned = locked_versions(lock.read_text(encoding="utf-8"))
     differing = [
-        f"{name} {found or 'is missing'} (expected {version})"
+        f"{name} {installed or 'is missing'} (expected {version})"
         for name, version in pinned.items()
-        if (found := _version(name)) != version
+        if (installed := installed_version(name)) != version
     ]
     if not differing:
-        return Check("lock", True, f"{len(pinned)} packages as {lock.name} names them")
+        return Check("lock", True, f"{len(pinned)} packages match {lock.name}")
     shown = ", ".join(differing[:3])
     return Check(
         "lock",
         False,
-        f"{len(differing)} of {len(pinned)} packages are not those of {lock.name}: {shown}"
+        f"{len(differing)} of {len(pinned)} packages differ from {lock.name}: {shown}"
         f"{', ..' if len(differing) > 3 else ''}",
-        f"`make clean .venv/{extra}.stamp` makes .venv anew from the lock.",
+        f"`make clean .venv/{extra}.stamp` rebuilds .venv from the lock.",
     )
 
 
-def locked_versions(text: str) -> dict[str, str]:
-    """Name and version of each requirement of a lock whose marker holds here."""
+def locked_versions(lock: str) -> dict[str, str]:
+    """Return name and version of each requirement of a lock whose marker applies to this platform."""
     from packaging.requirements import Requirement
 
     pinned: dict[str, str] = {}
-    for line in text.replace("\\\n", " ").splitlines():
-        stated = line.partition(" --hash=")[0].strip()
-        if not stated or stated.startswith("#"):
+    for line in lock.replace("\\\n", " ").splitlines():
+        text = line.partition(" --hash=")[0].strip()
+        if not text or text.startswith("#"):
             continue
-        requirement = Requirement(stated)
+        requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate():
             pinned[requirement.name] = next(iter(requirement.specifier)).version
     return pinned
 
 
-# A process of its own: TensorFlow greets on stderr, and may hang in a driver.
-_ASK_TENSORFLOW = (
+# In a subprocess, because TensorFlow prints to stderr when it is imported and may hang in a driver.
+_TENSORFLOW_PROGRAM = (
     "import json, tensorflow as tf\n"
     "gpus = tf.config.list_physical_devices('GPU')\n"
     "names = [tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name) for gpu in gpus]\n"
@@ -163,10 +145,10 @@ _ASK_TENSORFLOW = (
 )
 
 
-def check_gpu(program: str = _ASK_TENSORFLOW, seconds: float = _SECONDS_FOR_TENSORFLOW) -> Check:
-    """TensorFlow can be imported; with the gpu extra it sees a GPU."""
+def check_gpu(program: str = _TENSORFLOW_PROGRAM, seconds: float = _SECONDS_FOR_TENSORFLOW) -> Check:
+    """Check that TensorFlow can be imported and, with the gpu extra, that it detects a GPU."""
     extra = installed_extra()
-    anew = f"`make clean .venv/{extra}.stamp` installs it anew."
+    reinstall = f"`make clean .venv/{extra}.stamp` reinstalls it."
     try:
         done = subprocess.run(  # noqa: S603  # our own interpreter and program
             [sys.executable, "-c", program],
@@ -178,23 +160,26 @@ def check_gpu(program: str = _ASK_TENSORFLOW, seconds: float = _SECONDS_FOR_TENS
         )
     except subprocess.TimeoutExpired:
         return Check(
-            "gpu", False, f"TensorFlow did not start within {seconds:g} s", "See whether `nvidia-smi` answers. " + anew
+            "gpu",
+            False,
+            f"TensorFlow did not start within {seconds:g} s",
+            f"Check that `nvidia-smi` does not hang. {reinstall}",
         )
     if done.returncode:
-        said = _line(next(iter(done.stderr.strip().splitlines()[-1:]), f"status {done.returncode}"))
-        return Check("gpu", False, f"TensorFlow cannot be imported: {said}", anew)
-    answer = json.loads(done.stdout.splitlines()[-1])
-    what = f"TensorFlow {answer['version']}, extra {extra}"
-    if answer["gpus"]:
-        return Check("gpu", True, f"{what}, sees {', '.join(answer['gpus'])}")
+        last_line = _line(next(iter(done.stderr.strip().splitlines()[-1:]), f"status {done.returncode}"))
+        return Check("gpu", False, f"TensorFlow cannot be imported: {last_line}", reinstall)
+    output = json.loads(done.stdout.splitlines()[-1])
+    tensorflow = f"TensorFlow {output['version']}, extra {extra}"
+    if output["gpus"]:
+        return Check("gpu", True, f"{tensorflow}, GPU: {', '.join(output['gpus'])}")
     if extra == "cpu":
-        return Check("gpu", True, f"{what}: training runs on the CPU")
+        return Check("gpu", True, f"{tensorflow}: training runs on the CPU")
     return Check(
         "gpu",
         False,
-        f"{what}, sees no GPU",
-        "`nvidia-smi` must list it: install NVIDIA's driver, or hand the GPU to this container. For a machine without "
-        "one: `make clean .venv/cpu.stamp`.",
+        f"{tensorflow}, detects no GPU",
+        "`nvidia-smi` must list it: install NVIDIA's driver, or pass the GPU to this container. On a machine without a "
+        "GPU: `make clean .venv/cpu.stamp`.",
     )
 
 
@@ -202,8 +187,8 @@ def check_gpu(program: str = _ASK_TENSORFLOW, seconds: float = _SECONDS_FOR_TENS
 
 
 @contextmanager
-def _home_of_prefect_as_it_was() -> Iterator[None]:
-    """Importing Prefect makes its home, empty; doctor leaves no trace."""
+def _preserve_prefect_home() -> Iterator[None]:
+    """Remove Prefect's home at the end if it did not exist before: importing Prefect creates it, empty."""
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     existed = home.exists()
     try:
@@ -219,8 +204,8 @@ def _configured_api() -> str | None:
     return get_current_settings().api.url
 
 
-def _server_version() -> str | None:
-    """None for Prefect Cloud, which has no version."""
+def server_version() -> str | None:
+    """Return the version of the configured server, None for Prefect Cloud."""
     from prefect.client.base import ServerType
     from prefect.client.orchestration import get_client
 
@@ -229,21 +214,21 @@ def _server_version() -> str | None:
 
 
 def check_prefect() -> Check:
-    """The configured API answers, in our version; with none configured, that the embedded server can start."""
+    """Check that the configured API answers and has our version, or that the embedded server can start."""
     url = _configured_api()
     if url is None:
         return _check_embedded()
-    if (fault := refusal()) is not None:
-        return Check("prefect", False, _line(fault.says), fault.cure)
-    client, server = metadata.version("prefect"), _server_version()
+    if (problem := api_problem()) is not None:
+        return Check("prefect", False, _line(problem.description), problem.fix)
+    client, server = metadata.version("prefect"), server_version()
     if server not in (client, None):
         return Check(
             "prefect",
             False,
-            f"the server at {url} is {server}, this client is {client}",
-            f"Run the server from the same lock, as prefect=={client}.",
+            f"the server at {url} has version {server}, this client {client}",
+            f"Install the server from the same lock, with prefect=={client}.",
         )
-    return Check("prefect", True, f"server at {url}" + (f", {server} as here" if server else ""))
+    return Check("prefect", True, f"server at {url}" + (f", also {server}" if server else ""))
 
 
 def _check_embedded() -> Check:
@@ -251,22 +236,32 @@ def _check_embedded() -> Check:
 
     home = Path(get_current_settings().home)
     if not home.is_dir() and home.exists():
-        fault = "is not a folder"
-    elif not os.access(_nearest(home), os.W_OK | os.X_OK):
-        fault = "cannot be written to"
+        problem = "is not a folder"
+    elif not _is_writable(home):
+        problem = "cannot be written to"
     else:
         return Check("prefect", True, f"embedded server, {metadata.version('prefect')}, database in {home}")
     return Check(
-        "prefect", False, f"embedded server, but PREFECT_HOME {home} {fault}", "Set PREFECT_HOME to a folder of yours."
+        "prefect",
+        False,
+        f"embedded server, but PREFECT_HOME {home} {problem}",
+        "Set PREFECT_HOME to a folder that you may write to.",
     )
 
 
-def _nearest(path: Path) -> Path:
-    """The path itself, or the first folder above it that exists."""
-    return next(place for place in (path, *path.parents) if place.exists())
+def _existing(path: Path) -> Path:
+    """Return the path itself, or its nearest parent that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def _pools() -> list[Pool]:
+def _is_writable(folder: Path) -> bool:
+    """Return whether files can be created in ``folder``, or ``folder`` itself if it does not exist."""
+    existing = _existing(folder)
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+def read_pools() -> list[Pool]:
+    """Return the work pools of the configured API."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
     from prefect.client.schemas.objects import WorkerStatus
@@ -274,65 +269,65 @@ def _pools() -> list[Pool]:
     with get_client(sync_client=True) as client:
         pools = []
         for pool in client.read_work_pools():
-            chosen = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool.name]))
+            this_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool.name]))
             workers = client.read_workers_for_work_pool(pool.name)
             online = sum(worker.status == WorkerStatus.ONLINE for worker in workers)
-            pools.append(Pool(pool.name, len(client.read_deployments(work_pool_filter=chosen)), online))
+            pools.append(Pool(pool.name, len(client.read_deployments(work_pool_filter=this_pool)), online))
     return pools
 
 
 def check_pools() -> Check:
-    """Each of our pools that has deployments has a worker that is online; others' pools are none of our business."""
+    """Check that each pool of this project that has deployments has an online worker."""
     url = _configured_api()
     if url is None:
         return Check("pools", None, "the embedded server needs none")
-    if refusal() is not None:
-        return Check("pools", None, f"not asked: the API at {url} cannot be used")
-    pools = _pools()
+    if api_problem() is not None:
+        return Check("pools", None, f"not checked: the API at {url} cannot be used")
+    pools = read_pools()
     if not pools:
         return Check("pools", True, "no work pools: `fashion-ann train` needs none, deployments do")
-    says = ", ".join(
+    counts = ", ".join(
         f"{pool.name}: {_counted(pool.deployments, 'deployment')}, {_counted(pool.online, 'worker')} online"
         for pool in pools
     )
     ours = pool_names()
     idle = [pool.name for pool in pools if pool.name in ours and pool.deployments and not pool.online]
-    cure = "Start a worker, or its runs stay late: " + ", ".join(
-        f"`prefect worker start --pool {name}`" for name in idle
-    )
-    return Check("pools", not idle, says, f"{cure}." if idle else "")
+    commands = ", ".join(f"`prefect worker start --pool {name}`" for name in idle)
+    return Check("pools", not idle, counts, f"Start a worker, or its runs stay late: {commands}." if idle else "")
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- files ---
 
 
 def check_disk(artifacts_dir: Path) -> Check:
-    place = _nearest(artifacts_dir)
-    free = shutil.disk_usage(place).free
-    says = f"{free / 1e9:.1f} GB free for {artifacts_dir}"
-    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+    """Check that the artifacts folder can be written to and has at least `MIN_FREE_BYTES` of free space."""
+    existing = _existing(artifacts_dir)
+    free = shutil.disk_usage(existing).free
+    space = f"{free / 1e9:.1f} GB free for {artifacts_dir}"
+    if not _is_writable(artifacts_dir) or os.statvfs(existing).f_flag & os.ST_RDONLY:
         return Check(
             "disk",
             False,
-            f"{place} cannot be written to",
-            "Make it writable, or name another folder with --artifacts-dir or FASHION_ANN_ARTIFACTS_DIR.",
+            f"{existing} cannot be written to",
+            "Make it writable, or choose another folder with --artifacts-dir or FASHION_ANN_ARTIFACTS_DIR.",
         )
-    if free < LEAST_FREE_BYTES:
+    if free < MIN_FREE_BYTES:
         return Check(
             "disk",
             False,
-            f"{says}, expected {LEAST_FREE_BYTES / 1e9:.1f} GB at least",
-            "`fashion-ann gc` removes old versions and outputs; or name a folder on another disk with --artifacts-dir.",
+            f"{space}, expected at least {MIN_FREE_BYTES / 1e9:.1f} GB",
+            "Remove old versions and outputs with `fashion-ann gc`, or choose a folder on another disk with "
+            "--artifacts-dir.",
         )
-    return Check("disk", True, says)
+    return Check("disk", True, space)
 
 
 def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Check:
-    """The CSVs of both splits are there and can be read, or none is and the folder can be fetched into."""
+    """Check that the CSVs of both splits can be read, or that none exists and the folder can be written to."""
     from tasks.data.data_folder import present_csvs
 
     present = present_csvs(contract, data_dir)
@@ -344,7 +339,7 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Che
         except OSError as error:
             return Check("data", False, f"{path} cannot be read: {error.strerror or error}", "Make it readable.")
         if empty:
-            return Check("data", False, f"{path} is empty", "Supply it anew, or remove both CSVs to have them fetched.")
+            return Check("data", False, f"{path} is empty", "Replace it, or remove both CSVs to have them fetched.")
     if len(present) == len(SPLITS):
         names = " and ".join(path.name for path in paths)
         return Check("data", True, f"{names} in {data_dir}; a run checks every cell")
@@ -353,22 +348,21 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Che
         return Check(
             "data",
             False,
-            f"{data_dir} holds {paths[0].name} but not {missing}",
-            f"Add {missing}, or take the other away.",
+            f"{data_dir} contains {paths[0].name} but not {missing}",
+            f"Add {missing}, or remove the other.",
         )
-    place = _nearest(data_dir)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not _is_writable(data_dir):
         return Check(
             "data",
             False,
             f"no CSVs in {data_dir}, and it cannot be written to",
-            "Supply the CSVs, or name another folder with --data-dir or FASHION_ANN_DATA_DIR.",
+            "Add the CSVs, or choose another folder with --data-dir or FASHION_ANN_DATA_DIR.",
         )
     return Check("data", True, f"no CSVs in {data_dir}: the published ones will be fetched")
 
 
 def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check:
-    """Every version is what its manifest says, and the champion is among them."""
+    """Check that every version matches its manifest, that the champion exists and that the alias log is intact."""
     from tasks.registry.alias_log import CHAMPION, alias_values, read_alias_log
     from tasks.registry.store import (
         check_version,
@@ -382,42 +376,43 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check
     root = store_folder(artifacts_dir, dataset)
     numbers = version_numbers(root)
     champion = alias_values(read_alias_log(root)).get(CHAMPION)
-    faults: dict[int, str] = {}
+    damage: dict[int, str] = {}
     for number in numbers:
         try:
             check_version(root, read_manifest(root, number))
         except VersionNotFound:
-            numbers = version_numbers(root)  # `gc` took it meanwhile
+            numbers = version_numbers(root)  # `gc` removed it meanwhile
         except StoredArtifactError as error:
-            faults[number] = _line(error)
-    left = len(list((root / "versions").glob(".*.tmp")))
+            damage[number] = _line(error)
+    leftovers = len(list((root / "versions").glob(".*.tmp")))
     log = root / "aliases.jsonl"
-    left += log.exists() and not (log.read_bytes() or b"\n").endswith(b"\n")
-    tail = f"; {_counted(left, 'leftover')}: a run goes on, or was killed and the next one cleans up" if left else ""
-    if faults:
-        # The champion's is the one that people meet.
-        number = champion if champion in faults else min(faults)
-        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-        who = "the champion, " if number == champion else ""
-        others = "or make another version champion" if number == champion else "nothing else hangs on it"
+    leftovers += log.exists() and not (log.read_bytes() or b"\n").endswith(b"\n")
+    suffix = f"; {_counted(leftovers, 'leftover')}: of a running or a killed run, the next one cleans up"
+    suffix = suffix if leftovers else ""
+    if damage:
+        # Report the champion's damage first: it is the version in use.
+        number = champion if champion in damage else min(damage)
+        more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
+        title = "the champion, " if number == champion else ""
+        others = "or promote another version" if number == champion else "other versions are not affected"
         return Check(
             "store",
             False,
-            f"{who}version {number} is damaged{more}: {faults[number]}{tail}",
+            f"{title}version {number} is damaged{more}: {damage[number]}{suffix}",
             f"Restore {version_folder(root, number)} from a copy; {others}.",
         )
     if champion is not None and champion not in numbers:
         return Check(
             "store",
             False,
-            f"the champion, version {champion}, is not there{tail}",
-            f"Restore {version_folder(root, champion)} from a copy, or train: the next version takes its place.",
+            f"the champion, version {champion}, is missing{suffix}",
+            f"Restore {version_folder(root, champion)} from a copy, or train: the next version replaces it.",
         )
     if not numbers:
-        return Check("store", True, f"no version in {root} yet{tail}")
+        return Check("store", True, f"no version in {root} yet{suffix}")
     try:
         history(root)
     except StoredArtifactError as error:
-        return Check("store", False, f"{_line(error)}{tail}", "Restore the log from a copy.")
-    named = f"champion {champion}" if champion is not None else "no champion"
-    return Check("store", True, f"{_counted(len(numbers), 'version')}, all whole, {named}{tail}")
+        return Check("store", False, f"{_line(error)}{suffix}", "Restore the log from a copy.")
+    current = f"champion {champion}" if champion is not None else "no champion"
+    return Check("store", True, f"{_counted(len(numbers), 'version')}, all intact, {current}{suffix}")

@@ -1,4 +1,4 @@
-"""A Prefect server as a process: a free port for it, waiting until it answers, why it does not, and its end."""
+"""Start, check and stop a Prefect server process."""
 
 import base64
 import os
@@ -17,18 +17,18 @@ from schemas.config import PROJECT_ROOT
 from schemas.errors import FashionAnnError
 
 HOST = "127.0.0.1"
-_SECONDS_BETWEEN_QUESTIONS = 0.05
-_SECONDS_FOR_AN_ANSWER = 10
+_POLL_SECONDS = 0.05
+_REQUEST_TIMEOUT_SECONDS = 10
 
 
 class ServerUnavailable(FashionAnnError):
-    """A Prefect server did not start, does not answer, or refuses us."""
+    """A Prefect server did not start, does not answer, or rejects our credentials."""
 
 
 def project_settings() -> dict[str, str]:
-    """[tool.prefect] of pyproject.toml as environment variables.
+    """Return [tool.prefect] of pyproject.toml as environment variables.
 
-    Prefect reads that table from the working directory alone; these make it hold wherever a command is called from.
+    Prefect reads that table only from the working directory. The variables apply wherever a command is called from.
     """
     table = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["prefect"]
     return dict(_variables(table, "PREFECT"))
@@ -43,132 +43,140 @@ def _variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str
             yield name, str(value)
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a Prefect process: ``variables`` override the user's, which override the project's."""
+    return {**project_settings(), **os.environ, **variables}
+
+
 def free_port(preferred: Sequence[int] = ()) -> int:
-    """The first of the preferred ports of 127.0.0.1 that nobody listens on, else any free one."""
+    """Return the first preferred port of 127.0.0.1 without a listener, else any free port."""
     for port in (*preferred, 0):
         with socket.socket() as candidate:
-            # What is left of a server that was just stopped is no listener.
+            # Connections that a stopped server left in TIME_WAIT do not occupy its port.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 candidate.bind((HOST, port))
                 return int(candidate.getsockname()[1])
-    raise ServerUnavailable(f"{HOST} has no free port: expected one to start a Prefect server on. Stop what listens.")
+    raise ServerUnavailable(
+        f"{HOST} has no free port: expected one to start a Prefect server on. Stop another server first."
+    )
 
 
-def wait_until_healthy(url: str, patience: float, status: Callable[[], int | None]) -> str | None:
-    """None as soon as the API answers; else what its process did: ended by itself, or did not answer in time.
+def wait_until_healthy(url: str, seconds: float, status: Callable[[], int | None]) -> str | None:
+    """Return None as soon as the API answers, else a phrase for why it did not: the process ended, or too slow.
 
-    ``status`` is the process's exit status, None as long as it runs.
+    ``status`` returns the exit status of the server's process, None while it runs.
     """
     import httpx
 
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + seconds
     with httpx.Client() as client:
         while (ended := status()) is None and time.monotonic() < deadline:
             with suppress(httpx.TransportError):
                 if client.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
                     return None
-            time.sleep(_SECONDS_BETWEEN_QUESTIONS)
-    return f"did not answer in {patience:g} s" if ended is None else f"ended with status {ended}"
+            time.sleep(_POLL_SECONDS)
+    return f"did not answer in {seconds:g} s" if ended is None else f"ended with status {ended}"
+
+
+def last_words(output: bytes) -> str:
+    """Return the end of a process's output as one line of at most 600 characters."""
+    return " ".join(output.decode(errors="replace").split())[-600:] or "none"
 
 
 def authorization(auth_string: str | None) -> dict[str, str]:
-    """The HTTP header of basic auth for "user:password", none for None."""
+    """Return the HTTP header of basic auth for "user:password", no header for None."""
     if auth_string is None:
         return {}
     return {"Authorization": f"Basic {base64.b64encode(auth_string.encode()).decode()}"}
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why an API cannot be used: a phrase with its address, and sentences of what to do."""
+class ApiProblem:
+    """Why an API cannot be used, as a phrase with its address, and sentences with the fix."""
 
-    says: str
-    cure: str
+    description: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.says[0].upper()}{self.says[1:]}. {self.cure}"
+        return f"{self.description[0].upper()}{self.description[1:]}. {self.fix}"
 
 
-def refusal() -> Refusal | None:
-    """Why the configured API cannot be used, or None. Prefect's own client would try for a minute, and name no cure."""
+def api_problem() -> ApiProblem | None:
+    """Return why the configured API cannot be used, or None. Prefect's client would retry for a minute instead."""
     import httpx
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
-    url, given = settings.api.url, settings.api.auth_string
-    # /health answers to anyone. Cloud has no other page for this, and keys instead of passwords.
+    url, auth_string = settings.api.url, settings.api.auth_string
+    # /health needs no password, so it cannot check one. Cloud has no other page for this, and keys, not passwords.
     page = "health" if settings.connected_to_cloud else "admin/version"
     expected = f"the API at {url} was expected to answer"
     try:
-        answer = httpx.get(
+        response = httpx.get(
             f"{url}/{page}",
-            headers=authorization(None if given is None else given.get_secret_value()),
-            timeout=_SECONDS_FOR_AN_ANSWER,
+            headers=authorization(None if auth_string is None else auth_string.get_secret_value()),
+            timeout=_REQUEST_TIMEOUT_SECONDS,
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Refusal(
+        return ApiProblem(
             f"{expected}: {str(error).rstrip('.') or type(error).__name__}",
-            "Start that server (`fashion-ann up` starts that of this checkout), or unset PREFECT_API_URL (and what the "
-            "profile or prefect.toml says) to run on an embedded one.",
+            "Start that server (`fashion-ann up` starts the one of this checkout). Or remove PREFECT_API_URL from the "
+            "environment, the profile and prefect.toml to run on an embedded server.",
         )
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
-        return Refusal(
-            f"the API at {url} expects a user and password (status 401), {'none' if given is None else 'another'} was "
-            "received",
-            "Set PREFECT_API_AUTH_STRING=user:password, as the server has it in PREFECT_SERVER_API_AUTH_STRING.",
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        received = "none was" if auth_string is None else "a different one was"
+        return ApiProblem(
+            f"the API at {url} expects a user and password (status 401), {received} received",
+            "Set PREFECT_API_AUTH_STRING=user:password, as in the server's PREFECT_SERVER_API_AUTH_STRING.",
         )
-    if answer.status_code != httpx.codes.OK:
-        return Refusal(
-            f"{expected}: /{page} has status {answer.status_code}",
-            "PREFECT_API_URL has to name a Prefect server, and to end in /api.",
+    if response.status_code != httpx.codes.OK:
+        return ApiProblem(
+            f"{expected}: /{page} has status {response.status_code}",
+            "PREFECT_API_URL must be the address of a Prefect server and end in /api.",
         )
     return None
 
 
-def hear_interrupts() -> None:
-    """For ``preexec_fn``: a shell's background job ignores SIGINT, and so would all that it starts.
+def restore_sigint() -> None:
+    """Handle SIGINT again, as a ``preexec_fn``: a shell's background job ignores it, and its children inherit that.
 
-    A worker of Prefect's ends by it, also when it is told to with SIGTERM; else it goes on until it is killed.
+    A Prefect worker stops by SIGINT, which it sends itself on SIGTERM. If it ignores SIGINT it runs until it is killed.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def stop_tree(pid: int, patience: float) -> None:
-    """Ask a process to end; what is left of it and of all below it after ``patience`` seconds is killed."""
+def stop_tree(pid: int, seconds: float) -> None:
+    """Terminate a process, and kill it and its descendants if any is alive after ``seconds``."""
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         tree = [root, *root.children(recursive=True)]
         root.terminate()
-        end(tree, patience)
+        wait_or_kill(tree, seconds)
 
 
-def end(processes: Sequence[psutil.Process], patience: float) -> None:
-    """Wait for processes that were asked to end, then kill the rest."""
-    left = _left_of(processes, patience)
-    for process in left:
+def wait_or_kill(processes: Sequence[psutil.Process], seconds: float) -> None:
+    """Wait ``seconds`` for terminated processes to end, then kill the rest."""
+    alive = wait_for_end(processes, seconds)
+    for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    _left_of(left, patience)
+    wait_for_end(alive, seconds)
 
 
-def _left_of(processes: Sequence[psutil.Process], patience: float) -> list[psutil.Process]:
-    deadline = time.monotonic() + patience
-    left = [process for process in processes if not has_ended(process)]
-    while left and time.monotonic() < deadline:
-        time.sleep(_SECONDS_BETWEEN_QUESTIONS)
-        left = [process for process in left if not has_ended(process)]
-    return left
+def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Return the processes that are still alive after at most ``seconds``."""
+    deadline = time.monotonic() + seconds
+    alive = [process for process in processes if not has_ended(process)]
+    while alive and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        alive = [process for process in alive if not has_ended(process)]
+    return alive
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """A zombie has: nobody but its parent can do more about it."""
+    """Return whether a process has ended. A zombie has: only its parent can remove it."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """Of a Prefect process of ours: ``variables``, what the user set, the project's settings, in this order."""
-    return {**project_settings(), **os.environ, **variables}

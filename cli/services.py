@@ -1,8 +1,8 @@
-"""The deployed project on this machine: a Prefect server, what is deployed to it, and a worker for each pool.
+"""Run the deployed project on this machine: a Prefect server, its deployments, and one worker per work pool.
 
-``up`` starts what is missing, ``down`` stops what ``up`` started, ``status`` says what runs. All three go by
-``services/state.json`` of the artifacts folder: the processes by pid and time of start, so that a number that the
-system has given to another process since is left alone.
+``up`` starts what is missing, ``down`` stops what ``up`` started, ``status`` reports what runs. All three use
+``services/state.json`` in the artifacts folder. It identifies a process by pid and start time, because the system
+reuses pids.
 """
 
 import contextlib
@@ -26,10 +26,11 @@ from cli.server_process import (
     HOST,
     ServerUnavailable,
     authorization,
-    end,
     environment,
     free_port,
-    hear_interrupts,
+    last_words,
+    restore_sigint,
+    wait_or_kill,
     wait_until_healthy,
 )
 from schemas.config import PROJECT_ROOT, data_folder
@@ -37,40 +38,39 @@ from schemas.errors import FashionAnnError
 from tasks.runtime.files import atomic_write
 
 SERVER = "server"
-# Where Prefect listens unless it is told otherwise: the address that its documentation shows.
-USUAL_PORT = 4200
+PREFECT_DEFAULT_PORT = 4200
 
-_MARK = "FASHION_ANN_SERVICES"
+_MARKER = "FASHION_ANN_SERVICES"
 _AUTH, _CLIENT_AUTH = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 _DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 _DATA_DIR = "FASHION_ANN_DATA_DIR"
-# What the server holds and a flow run has no need to see.
-_SECRETS_OF_THE_SERVER = (_AUTH, _DATABASE, "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+# Settings of the server that a flow run must not see.
+SERVER_SECRETS = (_AUTH, _DATABASE, "PREFECT_SERVER_DATABASE_CONNECTION_URL")
 _SETTINGS_HEADER = (
     "# Written by `fashion-ann up`, removed by `fashion-ann down`: for Prefect's commands in this folder.\n"
 )
 
-# A first start makes the database, which took 13 s on an idle machine.
+# The first start creates the database, which took 13 s on an idle machine.
 _SECONDS_TO_START = 180
 _SECONDS_TO_DEPLOY = 300
-_SECONDS_FOR_THE_OTHER = 600
-# A flow run that is asked to end tells the server so before it does.
-_SECONDS_TO_END = 20
-# The clock may have been set since; a pid is not given away again as soon as this.
-_SAME_START_SECONDS = 2
+_SECONDS_FOR_LOCK = 600
+# A terminated flow run first reports its state to the server.
+_SECONDS_TO_STOP = 20
+# Start times shift if the system clock is set. No pid is reused within this time.
+_START_TOLERANCE_SECONDS = 2
 
 
 class ServiceFailed(FashionAnnError):
-    """One of the services did not start, or cannot be used as it runs."""
+    """A service did not start, or runs with other settings than requested."""
 
 
 class NotRunning(FashionAnnError):
-    """``status`` found a service that does not run."""
+    """At least one service does not run."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that ``up`` started; ``url`` is the API that it is or works for."""
+    """A process that ``up`` started. ``url`` is the API that it serves or uses."""
 
     pid: int
     started: float
@@ -79,7 +79,7 @@ class Process:
 
 @dataclass(frozen=True)
 class State:
-    """What ``state.json`` says. The port is kept when the server ends, so that its addresses stay."""
+    """The content of ``state.json``. It keeps the port of a stopped server, so that addresses stay the same."""
 
     port: int | None = None
     processes: Mapping[str, Process] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class State:
 
 @dataclass(frozen=True)
 class Service:
-    """One line of ``status``. ``says`` is "running", or what is wrong."""
+    """The status of one service. ``says`` is "running" or a description of the problem."""
 
     name: str
     running: bool
@@ -98,7 +98,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Status:
-    """``url`` is None before the first ``up``; ``note`` says how a bare `prefect` command finds the server."""
+    """The status of all services. ``url`` is None before the first ``up``. ``note``: how `prefect` finds the server."""
 
     url: str | None
     logs: Path
@@ -111,8 +111,8 @@ class Status:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the services of an artifacts folder keep what they write."""
+class ServicePaths:
+    """The files of the services of one artifacts folder."""
 
     artifacts: Path
 
@@ -130,20 +130,20 @@ class _Place:
 
     @property
     def home(self) -> Path:
-        """PREFECT_HOME of the services. One of their own: two servers on one sqlite database mix their deployments."""
+        """Return the services' own PREFECT_HOME: two servers on one sqlite database would mix their deployments."""
         return self.folder / "prefect"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
 
-def worker_of(pool: str) -> str:
-    """The service's name; that of the worker in Prefect is ``worker_name``."""
+def service_of(pool: str) -> str:
+    """Return the service that is the worker of ``pool``. Prefect's name for it is `worker_name`."""
     return f"worker-{pool}"
 
 
 def worker_name(pool: str) -> str:
-    """What the server and the manifests call the worker: with its machine, since a pool may have several."""
+    """Return the worker's name on the server and in manifests. A pool may have workers on several machines."""
     return f"{pool}-{platform.node()}"
 
 
@@ -151,141 +151,140 @@ def worker_name(pool: str) -> str:
 
 
 def up(artifacts_dir: Path) -> Status:
-    """Start what does not run, deploy, and return when every worker has reported to the server."""
-    place = _Place(artifacts_dir)
-    secrets = _secrets()
-    with _alone(place):
-        state = read_state(place.state)
-        url, state = _server(place, state, secrets)
-        _demand_the_same_data(state)
+    """Start what does not run, deploy, and return once every worker has reported to the server."""
+    paths = ServicePaths(artifacts_dir)
+    secrets = _server_secrets()
+    with _exclusive(paths):
+        state = read_state(paths.state)
+        url, state = _ensure_server(paths, state, secrets)
+        _require_same_data(state)
         write_prefect_toml(PROJECT_ROOT / "prefect.toml", url)
-        shared = _environment(place, url, secrets)
-        _deploy(place, shared)
+        variables = worker_environment(artifacts_dir, url, secrets)
+        _deploy(paths, variables)
         for pool in pool_names():
-            state = _worker(place, state, pool, url, shared)
-        _await_workers(place, state, url, secrets.get(_AUTH))
+            state = _ensure_worker(paths, state, pool, url, variables)
+        _await_workers(paths, state, url, secrets.get(_AUTH))
     return status(artifacts_dir)
 
 
-def _demand_the_same_data(state: State) -> None:
-    """A worker hands its folders to the runs that it starts; one that runs would keep to its own without a word."""
-    ours = data_folder()
+def _require_same_data(state: State) -> None:
+    """Raise `ServiceFailed` if a worker uses another data folder: its flow runs would silently keep using that one."""
+    requested = data_folder()
     for pool in pool_names():
-        known = state.processes.get(worker_of(pool))
+        known = state.processes.get(service_of(pool))
         if known is None or (process := alive(known)) is None:
             continue
-        theirs = process.environ().get(_DATA_DIR)
-        if theirs is not None and Path(theirs).resolve() != ours.resolve():
+        current = process.environ().get(_DATA_DIR)
+        if current is not None and Path(current).resolve() != requested.resolve():
             raise ServiceFailed(
-                f"{worker_of(pool)} (process {known.pid}) was started for the data in {theirs}, and now it is to be "
-                f"{ours}. `fashion-ann down`, then `fashion-ann up` starts all anew; or set {_DATA_DIR}={theirs}."
+                f"{service_of(pool)} (process {known.pid}) was started for the data in {current}, but {requested} is "
+                f"requested. Run `fashion-ann down`, then `fashion-ann up`. Or set {_DATA_DIR}={current}."
             )
 
 
-def _secrets() -> dict[str, str]:
-    """Password and database of the server, from wherever Prefect reads settings in the checkout (.env for one)."""
-    # Prefect reads its files as it is imported, and the services are started there, too.
+def _server_secrets() -> dict[str, str]:
+    """Return the server's password and database, from any place in the checkout where Prefect reads settings."""
+    # Prefect reads its settings files when it is imported. The services start in this folder, too.
     with contextlib.chdir(PROJECT_ROOT):
         from prefect.settings import get_current_settings
 
         server = get_current_settings().server
-    found = {}
+    secrets = {}
     if server.api.auth_string is not None:
-        found[_AUTH] = server.api.auth_string.get_secret_value()
-    # Unset it holds Prefect's default, which would be a file of another home.
+        secrets[_AUTH] = server.api.auth_string.get_secret_value()
+    # If unset, the setting contains Prefect's default, a file in another home.
     if "connection_url" in server.database.model_fields_set and server.database.connection_url is not None:
-        found[_DATABASE] = server.database.connection_url.get_secret_value()
-    return found
+        secrets[_DATABASE] = server.database.connection_url.get_secret_value()
+    return secrets
 
 
-def _environment(place: _Place, url: str, secrets: Mapping[str, str]) -> dict[str, str]:
-    """What workers, and the flow runs that they start, are given."""
-    given = environment(
-        **{_MARK: str(place.folder), "PREFECT_HOME": str(place.home), "PREFECT_API_URL": url},
-        # Where this command was called from, relative folders mean something else than where the workers run.
-        FASHION_ANN_ARTIFACTS_DIR=str(place.artifacts),
+def worker_environment(artifacts_dir: Path, url: str, secrets: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of workers and of the flow runs that they start: it contains no secret of the server."""
+    paths = ServicePaths(artifacts_dir)
+    variables = environment(
+        **{_MARKER: str(paths.folder), "PREFECT_HOME": str(paths.home), "PREFECT_API_URL": url},
+        # Workers have another working directory, so they need absolute folders.
+        FASHION_ANN_ARTIFACTS_DIR=str(artifacts_dir),
         **{_DATA_DIR: str(data_folder())},
         **({_CLIENT_AUTH: secrets[_AUTH]} if _AUTH in secrets else {}),
     )
-    return {"PREFECT_WORKER_QUERY_SECONDS": "2", **_without_secrets(given)}
+    return {"PREFECT_WORKER_QUERY_SECONDS": "2", **_without_secrets(variables)}
 
 
 def _without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if name not in _SECRETS_OF_THE_SERVER}
+    return {name: value for name, value in variables.items() if name not in SERVER_SECRETS}
 
 
-def _server(place: _Place, state: State, secrets: Mapping[str, str]) -> tuple[str, State]:
+def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]) -> tuple[str, State]:
     known = state.processes.get(SERVER)
     if known is not None and (process := alive(known)) is not None:
         if differing := [name for name in (_AUTH, _DATABASE) if process.environ().get(name) != secrets.get(name)]:
             raise ServiceFailed(
-                f"The server that runs (process {known.pid}) was started with another {' and '.join(differing)} than "
-                "is set now, or with none. Set what it was started with, or stop it first: `fashion-ann down`."
+                f"The running server (process {known.pid}) was started with a different {' and '.join(differing)}, or "
+                "without. Restore the earlier value, or stop the server first with `fashion-ann down`."
             )
-        fault = wait_until_healthy(known.url, _SECONDS_TO_START, lambda: None if process.is_running() else -1)
-        if fault is not None:
+        problem = wait_until_healthy(known.url, _SECONDS_TO_START, lambda: None if process.is_running() else -1)
+        if problem is not None:
             raise ServiceFailed(
-                f"The server that runs (process {known.pid}) {fault}. Its log is {place.log(SERVER)}. "
-                "`fashion-ann down`, then `fashion-ann up` starts it anew."
+                f"The running server (process {known.pid}) {problem}. Its log is {paths.log(SERVER)}. "
+                "Run `fashion-ann down`, then `fashion-ann up` to restart it."
             )
         return known.url, state
-    port = free_port([*([] if state.port is None else [state.port]), USUAL_PORT])
+    port = free_port([*([] if state.port is None else [state.port]), PREFECT_DEFAULT_PORT])
     url = f"http://{HOST}:{port}/api"
-    own = environment(**{_MARK: str(place.folder), "PREFECT_HOME": str(place.home), "PREFECT_API_URL": url})
+    variables = environment(**{_MARKER: str(paths.folder), "PREFECT_HOME": str(paths.home), "PREFECT_API_URL": url})
     state = State(port, state.processes)
     command = ["server", "start", "--host", HOST, "--port", str(port)]
-    child, state = _start(place, state, SERVER, command, {**_without_secrets(own), **secrets}, url)
-    fault = wait_until_healthy(url, _SECONDS_TO_START, child.poll)
-    if fault is not None:
-        _end_started(place, state, SERVER, child)
-        raise ServiceFailed(_told(place, SERVER, fault))
+    child, state = _start(paths, state, SERVER, command, {**_without_secrets(variables), **secrets}, url)
+    problem = wait_until_healthy(url, _SECONDS_TO_START, child.poll)
+    if problem is not None:
+        _discard(paths, state, SERVER, child)
+        raise ServiceFailed(_failure(paths, SERVER, problem))
     return url, state
 
 
 def _start(
-    place: _Place, state: State, name: str, command: list[str], variables: Mapping[str, str], url: str
+    paths: ServicePaths, state: State, name: str, command: list[str], variables: Mapping[str, str], url: str
 ) -> tuple["subprocess.Popen[bytes]", State]:
-    """Start `prefect COMMAND`, recorded before anything else can fail."""
-    place.logs.mkdir(parents=True, exist_ok=True)
-    with place.log(name).open("ab") as log:
+    """Start `prefect COMMAND` and record it in ``state.json`` before any later step can fail."""
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    with paths.log(name).open("ab") as log:
         child = subprocess.Popen(  # noqa: S603  # our own interpreter
             [sys.executable, "-m", "prefect", *command],
             env={**variables, "PYTHONUNBUFFERED": "1"},
-            cwd=PROJECT_ROOT,  # where the deployments' entrypoints are, and Prefect's settings
+            cwd=PROJECT_ROOT,  # contains the entrypoints of the deployments and Prefect's settings
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Neither the end of the terminal nor its Ctrl-C is for them.
+            # Ctrl-C and the end of the terminal do not reach it.
             start_new_session=True,
-            preexec_fn=hear_interrupts,
+            preexec_fn=restore_sigint,
         )
     started = psutil.Process(child.pid).create_time()
     state = State(state.port, {**state.processes, name: Process(child.pid, started, url)})
-    write_state(place.state, state)
+    write_state(paths.state, state)
     return child, state
 
 
-def _end_started(place: _Place, state: State, name: str, child: "subprocess.Popen[bytes]") -> None:
+def _discard(paths: ServicePaths, state: State, name: str, child: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(child.pid)
-        process.terminate()
-        end([process], _SECONDS_TO_END)
-    write_state(place.state, State(state.port, {key: kept for key, kept in state.processes.items() if key != name}))
+        _stop(psutil.Process(child.pid))
+    write_state(paths.state, State(state.port, {key: other for key, other in state.processes.items() if key != name}))
 
 
-def _told(place: _Place, name: str, fault: str) -> str:
-    """What a service did, with the end of what it said."""
-    log = place.log(name)
-    said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-600:] if log.exists() else ""
+def _failure(paths: ServicePaths, name: str, problem: str) -> str:
+    """Return the error message for a service, with the end of its log."""
+    log = paths.log(name)
+    output = last_words(log.read_bytes() if log.exists() else b"")
     return (
-        f"{name} {fault}. It said: {said or 'nothing'} Its log is {log}. What runs is kept: mend this and repeat "
-        "`fashion-ann up`, or stop all with `fashion-ann down`."
+        f"{name} {problem}. Its last output: {output} Its log is {log}. Started services keep running. Fix the cause "
+        "and repeat `fashion-ann up`, or stop everything with `fashion-ann down`."
     )
 
 
-def _deploy(place: _Place, variables: Mapping[str, str]) -> None:
-    """Pools, deployments and automations. A process of its own, whose Prefect knows this server and no other."""
-    with place.log("deploy").open("ab") as log:
+def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
+    """Deploy pools, deployments and automations in a subprocess, where Prefect's settings name this server."""
+    with paths.log("deploy").open("ab") as log:
         try:
             done = subprocess.run(  # our own interpreter and program
                 [sys.executable, "-m", "cli.main", "deploy"],
@@ -297,51 +296,50 @@ def _deploy(place: _Place, variables: Mapping[str, str]) -> None:
                 timeout=_SECONDS_TO_DEPLOY,
             )
         except subprocess.TimeoutExpired as error:
-            raise ServiceFailed(_told(place, "deploy", f"did not end in {_SECONDS_TO_DEPLOY} s")) from error
+            raise ServiceFailed(_failure(paths, "deploy", f"did not end in {_SECONDS_TO_DEPLOY} s")) from error
     if done.returncode:
-        raise ServiceFailed(_told(place, "deploy", f"ended with status {done.returncode}"))
+        raise ServiceFailed(_failure(paths, "deploy", f"ended with status {done.returncode}"))
 
 
-def _worker(place: _Place, state: State, pool: str, url: str, variables: Mapping[str, str]) -> State:
-    name = worker_of(pool)
+def _ensure_worker(paths: ServicePaths, state: State, pool: str, url: str, variables: Mapping[str, str]) -> State:
+    name = service_of(pool)
     known = state.processes.get(name)
     if known is not None and (process := alive(known)) is not None:
         # A `down` that was killed may have left it suspended.
         process.resume()
         if known.url == url:
             return state
-        # The server had to move to another port; this one would ask the old one for ever.
-        process.terminate()
-        end([process], _SECONDS_TO_END)
+        # The server had to change its port, and this worker would poll the old one for ever.
+        _stop(process)
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool)]
-    _, state = _start(place, state, name, [*command, "--install-policy", "never"], variables, url)
+    _, state = _start(paths, state, name, [*command, "--install-policy", "never"], variables, url)
     return state
 
 
-def _await_workers(place: _Place, state: State, url: str, auth_string: str | None) -> None:
-    """Until each worker has polled the server since it was started: then it takes up runs."""
+def _await_workers(paths: ServicePaths, state: State, url: str, auth_string: str | None) -> None:
+    """Wait until each worker has polled the server since its start. From then on it picks up runs."""
     deadline = time.monotonic() + _SECONDS_TO_START
     waiting = list(pool_names())
     with httpx.Client(headers=authorization(auth_string), timeout=30) as client:
         while waiting:
             pool = waiting[0]
-            name = worker_of(pool)
+            name = service_of(pool)
             if alive(state.processes[name]) is None:
-                raise ServiceFailed(_told(place, name, "ended"))
+                raise ServiceFailed(_failure(paths, name, "ended"))
             if time.monotonic() > deadline:
-                raise ServiceFailed(_told(place, name, f"did not report to the server in {_SECONDS_TO_START} s"))
-            if _last_seen(client, url, pool) > state.processes[name].started:
+                raise ServiceFailed(_failure(paths, name, f"did not report to the server in {_SECONDS_TO_START} s"))
+            if _last_heartbeat(client, url, pool) > state.processes[name].started:
                 waiting.remove(pool)
             else:
                 time.sleep(0.2)
 
 
-def _last_seen(client: httpx.Client, url: str, pool: str) -> float:
-    """When the pool's worker of this machine last reported, in seconds since 1970; 0 for never or nobody knows."""
+def _last_heartbeat(client: httpx.Client, url: str, pool: str) -> float:
+    """Return the last heartbeat of this machine's worker of ``pool`` in seconds since 1970, 0 if there is none."""
     with contextlib.suppress(httpx.HTTPError):
-        answer = client.post(f"{url}/work_pools/{pool}/workers/filter", json={})
-        answer.raise_for_status()
-        for worker in answer.json():
+        response = client.post(f"{url}/work_pools/{pool}/workers/filter", json={})
+        response.raise_for_status()
+        for worker in response.json():
             if worker["name"] == worker_name(pool) and worker["last_heartbeat_time"] is not None:
                 return datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp()
     return 0
@@ -351,138 +349,137 @@ def _last_seen(client: httpx.Client, url: str, pool: str) -> float:
 
 
 def down(artifacts_dir: Path) -> list[str]:
-    """Stop all that runs, flow runs too, and say what that was. What they wrote stays."""
-    place = _Place(artifacts_dir)
-    if not place.folder.exists():
+    """Stop everything that ``up`` started, flow runs too, and return what was stopped. Their files stay."""
+    paths = ServicePaths(artifacts_dir)
+    if not paths.folder.exists():
         return []
-    with _alone(place):
-        state = read_state(place.state)
+    with _exclusive(paths):
+        state = read_state(paths.state)
         running = {name: process for name, known in state.processes.items() if (process := alive(known)) is not None}
         server = running.pop(SERVER, None)
-        # Suspended they take up no run that waits for the place of one that ends now.
+        # A suspended worker cannot pick up a queued run when one ends and frees its place.
         for worker in running.values():
             worker.suspend()
-        spared = {process.pid for process in (server, *running.values()) if process is not None}
-        runs = [process for process in _marked(place) if process.pid not in spared]
-        _terminate(runs)
+        services = {process.pid for process in (server, *running.values()) if process is not None}
+        runs = [process for process in _marked(paths) if process.pid not in services]
+        _stop(*runs)
         for worker in running.values():
             worker.terminate()
             worker.resume()
-        end([*running.values()], _SECONDS_TO_END)
+        wait_or_kill([*running.values()], _SECONDS_TO_STOP)
         if server is not None:
-            server.terminate()
-            end([server], _SECONDS_TO_END)
-        # What came into being in between.
-        _terminate(_marked(place))
+            _stop(server)
+        # Processes that were started in the meantime.
+        _stop(*_marked(paths))
         stopped = [*([f"{len(runs)} processes of flow runs"] if runs else []), *running]
-        write_state(place.state, State(state.port))
+        write_state(paths.state, State(state.port))
     remove_prefect_toml(PROJECT_ROOT / "prefect.toml", {known.url for known in state.processes.values()})
     return [*stopped, *([] if server is None else [SERVER])]
 
 
-def _terminate(processes: list[psutil.Process]) -> None:
-    """A flow run answers SIGTERM by telling the server that it crashed."""
+def _stop(*processes: psutil.Process) -> None:
+    """Terminate processes and kill those that remain. A flow run reports to the server that it crashed."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    end(processes, _SECONDS_TO_END)
+    wait_or_kill(processes, _SECONDS_TO_STOP)
 
 
-def _marked(place: _Place) -> list[psutil.Process]:
-    """Every process that a service of ours started, whoever is its parent by now: it inherited our variable."""
-    found = []
+def _marked(paths: ServicePaths) -> list[psutil.Process]:
+    """Return all processes that descend from our services. They inherit a variable, even if their parent is gone."""
+    marked = []
     for process in psutil.process_iter():
-        # Others' processes do not show theirs, and some have just ended.
+        # The environment of another user's process is not readable, and a process may just have ended.
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(_MARK) == str(place.folder):
-                found.append(process)
-    return found
+            if process.pid != os.getpid() and process.environ().get(_MARKER) == str(paths.folder):
+                marked.append(process)
+    return marked
 
 
 # --- status ---
 
 
 def status(artifacts_dir: Path) -> Status:
-    """What runs. Changes nothing, and does not wait."""
-    place = _Place(artifacts_dir)
-    state = read_state(place.state)
+    """Return what runs. Changes nothing."""
+    paths = ServicePaths(artifacts_dir)
+    state = read_state(paths.state)
     services = []
-    for name in (SERVER, *map(worker_of, pool_names())):
+    for name in (SERVER, *map(service_of, pool_names())):
         known = state.processes.get(name)
-        says = "not started" if known is None else "running" if alive(known) is not None else "died"
-        if known is not None and says == "running" and name == SERVER:
-            fault = wait_until_healthy(known.url, 5, lambda: None)
-            says = "running" if fault is None else f"runs, but {fault}"
-        pid = known.pid if known is not None and says != "died" else None
-        services.append(Service(name, says == "running", says, pid, place.log(name)))
+        text = "not started" if known is None else "running" if alive(known) is not None else "died"
+        if known is not None and text == "running" and name == SERVER:
+            problem = wait_until_healthy(known.url, 5, lambda: None)
+            text = "running" if problem is None else f"runs, but {problem}"
+        pid = known.pid if known is not None and text != "died" else None
+        services.append(Service(name, text == "running", text, pid, paths.log(name)))
     server = state.processes.get(SERVER)
     url = None if server is None else server.url
-    return Status(url, place.logs, tuple(services), _note(url))
+    return Status(url, paths.logs, tuple(services), _note(url))
 
 
 def _note(url: str | None) -> str:
     if url is None:
-        return "`fashion-ann up` starts all."
-    told = f"export PREFECT_API_URL={url}"
-    if (set_to := os.environ.get("PREFECT_API_URL")) not in (None, url):
-        return f"Here PREFECT_API_URL is {set_to}, which wins: {told}"
+        return "Run `fashion-ann up` to start everything."
+    export = f"export PREFECT_API_URL={url}"
+    if (current := os.environ.get("PREFECT_API_URL")) not in (None, url):
+        return f"PREFECT_API_URL is {current} in this shell and takes precedence. To use this server: {export}"
     path = PROJECT_ROOT / "prefect.toml"
     if path.exists() and path.read_text(encoding="utf-8") == prefect_toml(url):
-        return f"`prefect` finds this server in {PROJECT_ROOT}; elsewhere: {told}"
-    return f"{path} is not ours, so `prefect` is told by: {told}"
+        return f"`prefect` finds this server in {PROJECT_ROOT}. In other folders: {export}"
+    return f"{path} is not ours, so `prefect` does not find this server. To use it: {export}"
 
 
-def as_json(found: Status) -> dict[str, Any]:
-    """The answer of ``status --json``."""
-    services = [{**asdict(service), "log": str(service.log)} for service in found.services]
-    return {"url": found.url, "ui": found.ui, "logs": str(found.logs), "services": services}
+def as_json(status: Status) -> dict[str, Any]:
+    """Return the output of ``status --json``."""
+    services = [{**asdict(service), "log": str(service.log)} for service in status.services]
+    return {"url": status.url, "ui": status.ui, "logs": str(status.logs), "services": services}
 
 
-# --- what is kept ---
+# --- files ---
 
 
 def alive(known: Process) -> psutil.Process | None:
-    """The process, if it still is the one that was started."""
+    """Return the process if it is still the one that was started."""
     try:
         process = psutil.Process(known.pid)
-        same = abs(process.create_time() - known.started) < _SAME_START_SECONDS
+        same = abs(process.create_time() - known.started) < _START_TOLERANCE_SECONDS
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
 
 
 def read_state(path: Path) -> State:
-    """Of a file that is not there: nothing was started."""
+    """Return the recorded state, an empty one if there is no file."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        return State(read["port"], {name: Process(**known) for name, known in read["processes"].items()})
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return State(content["port"], {name: Process(**known) for name, known in content["processes"].items()})
     except FileNotFoundError:
         return State()
     except (ValueError, KeyError, TypeError) as error:
         raise ServiceFailed(
-            f"{path} was expected to name the processes of the services, it cannot be read: {error}. Stop them by "
-            f"hand, if any runs, and remove the file."
+            f"{path} was expected to list the processes of the services, but cannot be read: {error}. Stop them by "
+            "hand if any is running, then remove the file."
         ) from error
 
 
 def write_state(path: Path, state: State) -> None:
-    """Whole or not at all."""
+    """Replace ``state.json`` atomically."""
     _write(path, json.dumps(asdict(state), indent=2) + "\n")
 
 
 def prefect_toml(url: str) -> str:
-    """The settings file with which a `prefect` command in the checkout reaches the server. No password is in it."""
+    """Return the settings file with which `prefect` in the checkout finds the server. It contains no password."""
     return f'{_SETTINGS_HEADER}[api]\nurl = "{url}"\n'
 
 
 def write_prefect_toml(path: Path, url: str) -> None:
-    """Not over a file that the user wrote."""
+    """Write prefect.toml, unless the user wrote that file."""
     if not path.exists() or path.read_text(encoding="utf-8").startswith(_SETTINGS_HEADER):
         _write(path, prefect_toml(url))
 
 
 def remove_prefect_toml(path: Path, urls: set[str]) -> None:
-    """If it names one of the servers that were stopped."""
+    """Remove prefect.toml if it names one of the stopped servers."""
     if path.exists() and path.read_text(encoding="utf-8") in map(prefect_toml, urls):
         path.unlink()
 
@@ -493,16 +490,16 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(place: _Place) -> Iterator[None]:
-    """One ``up`` or ``down`` at a time; the second waits, and then finds what the first has done."""
+def _exclusive(paths: ServicePaths) -> Iterator[None]:
+    """Run one ``up`` or ``down`` at a time. A second one waits."""
     from filelock import FileLock, Timeout
 
-    place.folder.mkdir(parents=True, exist_ok=True)
+    paths.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(place.folder / "lock", timeout=_SECONDS_FOR_THE_OTHER):
+        with FileLock(paths.folder / "lock", timeout=_SECONDS_FOR_LOCK):
             yield
     except Timeout as error:
         raise ServerUnavailable(
-            f"Another `fashion-ann up` or `down` has held {place.folder / 'lock'} for {_SECONDS_FOR_THE_OTHER} s. Wait "
-            "for it, or end it."
+            f"Another `fashion-ann up` or `down` has held {paths.folder / 'lock'} for {_SECONDS_FOR_LOCK} s. Wait for "
+            "it, or stop it."
         ) from error

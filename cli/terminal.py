@@ -1,6 +1,6 @@
-"""What people see of a run while it goes on: a live view on a terminal, else a plain line a stage, or nothing.
+"""Show a run while it works: a live view on a terminal, one plain line per stage elsewhere, or only warnings.
 
-Whatever else a run says, Prefect's engine and TensorFlow's C++ among it, goes to a log file.
+Everything else that a run prints, by Prefect's engine or TensorFlow's C++ for example, goes to a log file.
 """
 
 import logging
@@ -25,9 +25,9 @@ from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingPro
 
 LOGS_FOLDER = "logs"
 
-_KEPT_LOGS = 20
-_SECONDS_BETWEEN_EPOCHS = 10
-# Begun in this order; a stage that is not among them joins at the end.
+_LOGS_KEPT = 20
+_SECONDS_BETWEEN_EPOCH_LINES = 10
+# In the order in which they start; any other stage is added at the end.
 _STAGES = (
     *("start", "fetch", "ingest train", "validate train", "ingest test", "validate test", "prepare", "train"),
     *("evaluate", "version"),
@@ -37,7 +37,7 @@ Style = Literal["live", "plain", "quiet"]
 
 
 def style_for(stream: IO[str], *, quiet: bool) -> Style:
-    """How a run is shown on ``stream``: live on a terminal that can move its cursor."""
+    """Return how to show a run on ``stream``: live only on a terminal that can move its cursor."""
     if quiet:
         return "quiet"
     return "live" if stream.isatty() and os.environ.get("TERM") != "dumb" else "plain"
@@ -45,82 +45,87 @@ def style_for(stream: IO[str], *, quiet: bool) -> Style:
 
 @dataclass
 class _Row:
-    """A stage as far as it is known. ``took`` is None until it ended."""
+    """The progress of one stage. ``seconds`` is None until the stage has finished."""
 
-    since: float | None = None
-    took: float | None = None
-    says: str = ""
+    started: float | None = None
+    seconds: float | None = None
+    detail: str = ""
 
 
 @dataclass
 class Progress:
-    """What a run has done so far, from the events that its stages tell."""
+    """The progress of a run, from the events that its stages emit and the lines that they log."""
 
     rows: dict[str, _Row] = field(default_factory=lambda: {name: _Row() for name in _STAGES})
+    running: str | None = None
     trained: TrainingProgress | None = None
     _first: tuple[float, float] | None = None
 
-    def take(self, event: Event) -> None:
+    @property
+    def is_training(self) -> bool:
+        """Return True while the train stage runs, from its first report of progress on."""
+        return self.running == "train" and self.trained is not None
+
+    def on_event(self, event: Event) -> None:
         if isinstance(event, TrainingProgress):
             if self._first is None:
                 self._first = (time.monotonic(), event.done)
-            # The figures of the validation split are told once an epoch, and hold until the next.
+            # Validation metrics arrive once per epoch and stay until the next.
             figures = {**(self.trained.figures if self.trained else {}), **event.figures}
             self.trained = TrainingProgress(event.done, event.epochs, figures)
             return
         name = _name(event)
         row = self.rows.setdefault(name, _Row())
+        row.started = row.started or time.monotonic()
         if isinstance(event, StageStarted):
-            self._end_those_before(name)
-            row.since = time.monotonic()
-            row.says = "Prefect and what the stages import" if event.stage == "start" else ""
+            self._finish_rows_before(name)
+            self.running = name
+            row.detail = "Prefect and the imports of the stages" if name == "start" else ""
         else:
-            row.since = row.since or time.monotonic()
-            row.took = event.seconds
-            row.says = _said(event)
+            self.running = None
+            row.seconds = event.seconds
+            row.detail = _summary(event)
 
-    def heard(self, stage: str, message: str) -> None:
-        """What a stage says of itself stands beside it while it goes on."""
-        row = self.rows.get(stage)
-        if row is not None and row.took is None:
-            row.since = row.since or time.monotonic()
-            row.says = message
+    def on_log(self, message: str) -> None:
+        """Show ``message`` in the row of the running stage."""
+        if self.running is not None:
+            self.rows[self.running].detail = message
 
-    def _end_those_before(self, name: str | None) -> None:
-        """A stage that tells no end of its own has ended when the next one begins; None: when the run has."""
+    def finish(self) -> None:
+        """Mark every started stage as finished, at the end of a successful run."""
+        self._finish_rows_before(None)
+
+    def _finish_rows_before(self, name: str | None) -> None:
+        """Finish started rows above ``name``, all rows for None: not every stage emits an event when it ends."""
         for other, row in self.rows.items():
             if other == name:
                 return
-            if row.since is not None and row.took is None:
-                row.took = time.monotonic() - row.since
-
-    def end(self) -> None:
-        """The run is over, and well."""
-        self._end_those_before(None)
+            if row.started is not None and row.seconds is None:
+                row.seconds = time.monotonic() - row.started
 
     def seconds_left(self) -> float | None:
-        """Of training, at the pace since its first steps; None while there is no pace yet."""
+        """Return the estimated seconds of training left, None until there are two reports to measure the pace."""
         if self.trained is None or self._first is None or self.trained.done <= self._first[1]:
             return None
         pace = (time.monotonic() - self._first[0]) / (self.trained.done - self._first[1])
         return pace * (self.trained.epochs - self.trained.done)
 
-    def kept(self) -> str:
-        """What a run that is stopped now leaves behind, and how it goes on."""
-        done = [name for name, row in self.rows.items() if row.took is not None and name not in ("start", "fetch")]
-        kept = [", ".join(done)] if done else []
-        if self.trained is not None and "train" not in done and self.trained.done >= 1:
-            kept.append(f"training up to epoch {int(self.trained.done)} of {self.trained.epochs}")
-        what = f"Kept: {'; '.join(kept)}." if kept else "No stage was finished yet."
-        return f"{what} Nothing is half-written; the same command goes on from there."
+    def summary_when_stopped(self) -> str:
+        """Return what a run that is stopped now leaves on disk, and how to continue it."""
+        kept = [name for name, row in self.rows.items() if row.seconds is not None and name not in ("start", "fetch")]
+        parts = [", ".join(kept)] if kept else []
+        if self.trained is not None and "train" not in kept and self.trained.done >= 1:
+            parts.append(f"training up to epoch {int(self.trained.done)} of {self.trained.epochs}")
+        finished = f"Kept: {'; '.join(parts)}." if parts else "No stage had finished."
+        return f"{finished} No file is half-written. Run the same command again to continue."
 
 
 def _name(event: StageStarted | StageFinished) -> str:
     return f"{event.stage} {event.split}" if event.split else event.stage
 
 
-def _said(event: StageFinished) -> str:
-    """What a stage did, in a few words, from its facts."""
+def _summary(event: StageFinished) -> str:
+    """Return the result of a stage in a few words, from its facts."""
     if event.reused:
         return "reused"
     facts = event.facts
@@ -128,9 +133,9 @@ def _said(event: StageFinished) -> str:
     if event.stage == "ingest":
         words = [f"{facts['rows']:,} rows", _pace(facts["rows"], event.seconds)]
         if facts["quarantined"]:
-            words.append(f"{facts['quarantined']:,} bad ones set aside")
+            words.append(f"{facts['quarantined']:,} bad rows quarantined")
     elif event.stage == "validate":
-        words = [f"{len(facts['rows'])} expectations", f"{len(facts['broken'])} broken"]
+        words = [f"{len(facts['rows'])} expectations", f"{len(facts['broken'])} failed"]
     elif event.stage == "prepare":
         rows = [facts[f"{split}_rows"] for split in ("train", "validation", "test")]
         words = [" + ".join(f"{count:,}" for count in rows) + " rows", _pace(sum(rows), event.seconds)]
@@ -150,8 +155,8 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-class _View:
-    """Renders a `Progress` each time that rich asks for it."""
+class LiveView:
+    """A table with one row per stage, which rich renders several times per second."""
 
     def __init__(self, progress: Progress, log: Path) -> None:
         self.progress = progress
@@ -159,7 +164,7 @@ class _View:
         self.spinner = Spinner("dots")
 
     def __rich__(self) -> RenderableType:
-        # What a stage says gives way on a narrow terminal, and nothing else does.
+        # On a narrow terminal the third column, the detail, is the only one that shrinks.
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(width=1)
         table.add_column(width=14, no_wrap=True)
@@ -170,21 +175,22 @@ class _View:
         return Group(table, Text(f"   log: {self.log}", style="dim", overflow="fold"))
 
     def _cells(self, name: str, row: _Row) -> tuple[RenderableType, ...]:
-        if row.took is not None:
-            reused = row.says == "reused"
+        if row.seconds is not None:
+            reused = row.detail == "reused"
             mark = Text("=" if reused else "✓", style="cyan" if reused else "green")
-            return mark, Text(name), Text(row.says or "done"), "" if reused else f"{row.took:.1f} s"
-        if row.since is None:
+            return mark, Text(name), Text(row.detail or "done"), "" if reused else f"{row.seconds:.1f} s"
+        if row.started is None:
             return "", Text(name, style="dim"), "", ""
-        seconds = f"{time.monotonic() - row.since:.0f} s"
+        seconds = f"{time.monotonic() - row.started:.0f} s"
         trained = self.progress.trained
         if name != "train" or trained is None:
-            return self.spinner, Text(name, style="bold"), Text(row.says), seconds
+            return self.spinner, Text(name, style="bold"), Text(row.detail), seconds
         return self.spinner, Text(name, style="bold"), self._bar(trained), seconds
 
     def _bar(self, trained: TrainingProgress) -> RenderableType:
         left = self.progress.seconds_left()
-        # On 80 columns 51 are left here: the bar takes what the words leave, and validation has a line of its own.
+        # A terminal of 80 columns leaves 51 here. The bar takes what the words leave, and validation metrics have a
+        # line of their own.
         figures = [
             "  ".join(
                 f"{name.replace('val_', 'val ')} {trained.figures[name]:.4f}"
@@ -207,50 +213,51 @@ class _View:
         return Group(grid, *(Text(line, style="dim") for line in figures if line))
 
 
-class _StageLog(logging.Handler):
-    """Passes on what our own stages say: the live view shows it at their rows, and warnings above itself."""
+class StageLogHandler(logging.Handler):
+    """Show the log records of our own stages: warnings always, INFO in the live view or as plain lines.
+
+    A message that the line of the finished stage repeats is logged at DEBUG, which only the log file receives.
+    """
 
     def __init__(self, style: Style, progress: Progress, console: Console) -> None:
         super().__init__(logging.INFO)
-        self.style = style
-        self.progress = progress
-        self.console = console
-        self._epoch_told = 0.0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.name.startswith("tasks.")
+        self.addFilter(logging.Filter("tasks"))
+        self._style = style
+        self._progress = progress
+        self._console = console
+        self._last_epoch_line = float("-inf")
 
     def emit(self, record: logging.LogRecord) -> None:
-        stage, message = record.name.removeprefix("tasks."), record.getMessage()
+        message = record.getMessage()
         if record.levelno >= logging.WARNING:
-            _print(self.console, f"warning: {message}", style="yellow")
+            _print(self._console, f"warning: {message}", style="yellow")
             return
-        self.progress.heard(stage, message)
-        # A plain line a stage comes from its end, which says more than these two.
-        if self.style == "plain" and stage not in ("stage", "ingest") and not self._one_epoch_too_many(message):
-            _print(self.console, f"{stage}: {message}")
+        self._progress.on_log(message)
+        if self._style == "plain" and self._is_due():
+            running = self._progress.running
+            _print(self._console, f"{running}: {message}" if running else message)
 
-    def _one_epoch_too_many(self, message: str) -> bool:
-        """Epochs of a second are told every ten seconds: whoever reads a log wants to know that it goes on."""
-        if not message.startswith("epoch "):
-            return False
-        if time.monotonic() - self._epoch_told < _SECONDS_BETWEEN_EPOCHS:
+    def _is_due(self) -> bool:
+        """Return False for most lines of training, which logs every epoch and may do so twice per second."""
+        if not self._progress.is_training:
             return True
-        self._epoch_told = time.monotonic()
-        return False
+        due = time.monotonic() - self._last_epoch_line >= _SECONDS_BETWEEN_EPOCH_LINES
+        if due:
+            self._last_epoch_line = time.monotonic()
+        return due
 
 
 class Screen:
-    """Shows a run on what stderr was, and keeps everything else that is said in a log file.
+    """Show a run on stderr and write all other output to a log file.
 
-    From here to the end of the process file descriptor 2 is the log file: what C++ and child processes write would tear
-    the view apart. `sys.stderr` is the terminal, still.
+    From here to the end of the process, file descriptor 2 is the log file, because output of C++ code and of child
+    processes would break the view. `sys.stderr` stays the terminal.
     """
 
     def __init__(self, artifacts_dir: Path, progress: Progress, *, quiet: bool) -> None:
-        self.log_path = _new_log(artifacts_dir / LOGS_FOLDER)
+        self.log_path = new_log(artifacts_dir / LOGS_FOLDER)
         self.log = self.log_path.open("a+b", buffering=0)
-        # As Python opens stderr: what the terminal's encoding lacks is written as an escape, and ends no run.
+        # Like Python's own stderr: a character that the terminal cannot encode is escaped and ends no run.
         terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         os.dup2(self.log.fileno(), 2)
         sys.stderr = terminal
@@ -260,48 +267,48 @@ class Screen:
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Show what the block does. It starts a thread that draws."""
+        """Show the progress of the block. The live view starts a thread that draws."""
         if self._style == "plain":
-            self._say_log()
-        view = Live(_View(self._progress, self.log_path), console=self._console, refresh_per_second=8)
+            self._print_log_path()
+        view = Live(LiveView(self._progress, self.log_path), console=self._console, refresh_per_second=8)
         with (
-            subscribe(self._progress.take),
-            subscribe(self._tell_end),
+            subscribe(self._progress.on_event),
+            subscribe(self._print_finished_stage),
             view if self._style == "live" else nullcontext(),
         ):
             try:
                 yield
-                self._progress.end()
+                self._progress.finish()
             except BaseException:
                 if self._style == "quiet":
-                    self._say_log()
+                    self._print_log_path()
                 raise
 
-    def _tell_end(self, event: Event) -> None:
+    def _print_finished_stage(self, event: Event) -> None:
         if self._style == "plain" and isinstance(event, StageFinished):
-            took = "" if event.reused else f" ({event.seconds:.1f} s)"
-            _print(self._console, f"{_name(event)}: {_said(event)}{took}")
+            seconds = "" if event.reused else f" ({event.seconds:.1f} s)"
+            _print(self._console, f"{_name(event)}: {_summary(event)}{seconds}")
 
-    def _say_log(self) -> None:
+    def _print_log_path(self) -> None:
         _print(self._console, f"log: {self.log_path}")
 
     def take_over_logging(self) -> None:
-        """Everything into the file, what our stages say onto the terminal. Prefect has set up its own before."""
-        logging.getLogger("tasks").setLevel(logging.INFO)
+        """Send all log records to the file and those of our stages to the terminal too. Prefect has set up its own."""
+        logging.getLogger("tasks").setLevel(logging.DEBUG)
         logging.captureWarnings(capture=True)
         file = logging.FileHandler(self.log_path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s"))
-        logging.getLogger().handlers = [file, _StageLog(self._style, self._progress, self._console)]
+        logging.getLogger().handlers = [file, StageLogHandler(self._style, self._progress, self._console)]
 
 
 def _print(console: Console, line: str, style: str | None = None) -> None:
-    """A line as it stands: neither wrapped, nor taken for markup."""
+    """Print a line without wrapping it or reading markup in it."""
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _new_log(folder: Path) -> Path:
-    """A name for this run's log; of the earlier ones the newest stay."""
+def new_log(folder: Path) -> Path:
+    """Return the path for the log of a new run, and delete all but the newest logs."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in sorted(folder.glob("train-*.log"))[: 1 - _KEPT_LOGS or None]:
+    for old in sorted(folder.glob("train-*.log"))[: 1 - _LOGS_KEPT or None]:
         old.unlink(missing_ok=True)
     return folder / f"train-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"

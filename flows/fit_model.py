@@ -1,27 +1,27 @@
-"""fit-model: training as a flow of its own, so that it can be deployed to a worker with a GPU."""
+"""fit-model: training as a separate flow, so that a worker with a GPU can run it."""
 
 from pathlib import Path
 
 from prefect import flow
 
-from flows.hooks import let_stages_speak
+from flows.states import enable_task_logging
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.locks import artifacts_lock
 from tasks.train import train
 
 
-# The result is kept for whoever had it run elsewhere.
+# The result is persisted for the main flow, which may run in another process.
 @flow(
     name="fit-model",
     flow_run_name="{prepared.dataset} fit seed {training.seed}",
     persist_result=True,
     result_serializer="json",
-    on_running=[let_stages_speak],
+    on_running=[enable_task_logging],
 )
 def fit_model(
     prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> TrainedModel:
-    """Train on the prepared splits; a reference comes back, not a model."""
-    with artifacts_lock(artifacts_dir):  # on a worker elsewhere the main flow's hold may not reach
+    """Train on the prepared splits and return a reference to the model."""
+    with artifacts_lock(artifacts_dir):  # the main flow's lock may not be visible on another machine
         return train(prepared, training, artifacts_dir, device)

@@ -1,10 +1,10 @@
-"""predict-fashion-mnist: from a CSV of images to a class and its probabilities a row."""
+"""predict-fashion-mnist: predict the class and class probabilities of each row of a CSV of images."""
 
 from pathlib import Path
 
 from prefect import flow
 
-from flows.hooks import let_stages_speak
+from flows.states import enable_task_logging
 from schemas.config import artifacts_folder
 from schemas.contract import DatasetName
 from schemas.references import Predictions
@@ -15,7 +15,7 @@ from tasks.registry.alias_log import CHAMPION
 @flow(
     name="predict-fashion-mnist",
     flow_run_name="{dataset} predict {images.name} by {version}",
-    on_running=[let_stages_speak],
+    on_running=[enable_task_logging],
 )
 def predict_fashion_mnist(
     images: Path,
@@ -24,9 +24,10 @@ def predict_fashion_mnist(
     artifacts_dir: Path | None = None,
     dataset: DatasetName = "fashion-mnist",
 ) -> Predictions:
-    """Predict ``images``, a CSV with or without labels, by ``version``, a number or an alias, into ``output``.
+    """Predict ``images``, a CSV with or without labels, with a stored model, and write ``output``.
 
-    ``output`` ends in .parquet or .csv, and is written whole or not at all. ``artifacts_dir`` defaults to
-    FASHION_ANN_ARTIFACTS_DIR, then to artifacts/ of the checkout.
+    version: a number or an alias.
+    output: ends in .parquet or .csv. It is written completely or not at all.
+    artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR, then to artifacts/ of the checkout.
     """
     return predict(images, output, version, dataset, artifacts_folder(artifacts_dir))

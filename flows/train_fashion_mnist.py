@@ -4,9 +4,8 @@ from pathlib import Path
 
 from prefect import State, flow
 
-from flows.endings import nothing_new, superseded
 from flows.fit_model import fit_model
-from flows.hooks import let_stages_speak
+from flows.states import enable_task_logging, nothing_new, superseded
 from schemas.config import (
     BadRows,
     DataDigest,
@@ -38,7 +37,7 @@ DEFAULT_PROMOTION = PromotionConfig()
 
 
 # Until the version is there, which then names the run.
-@flow(name="train-fashion-mnist", flow_run_name="{dataset} seed {training.seed}", on_running=[let_stages_speak])
+@flow(name="train-fashion-mnist", flow_run_name="{dataset} seed {training.seed}", on_running=[enable_task_logging])
 def train_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
     data_dir: Path | None = None,

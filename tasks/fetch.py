@@ -7,6 +7,7 @@ from prefect import task
 from schemas.contract import Split, contract_of
 from schemas.references import CsvSplit
 from tasks.data.published_data import fetch_data
+from tasks.runtime.events import StageStarted, emit
 
 
 @task(name="fetch", task_run_name="fetch")
@@ -15,4 +16,5 @@ def fetch(dataset: str, data_dir: Path, present_alone: bool = False) -> dict[Spl
 
     No retries: when this fails, each source has been tried, and a wrong digest stays wrong.
     """
+    emit(StageStarted("fetch", None))
     return fetch_data(contract_of(dataset), data_dir, sources=() if present_alone else None)

@@ -1,4 +1,4 @@
-"""Training on a worker of the gpu pool: the flow fit-model as a run of its own, waited for, and its reference back."""
+"""Train on a worker of the gpu pool: start a run of the flow fit-model, wait for it and return its result."""
 
 import logging
 import time
@@ -27,21 +27,22 @@ from prefect.states import Cancelled
 
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker
-from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.files import digest_of
 
 logger = logging.getLogger(__name__)
 
-# prefect.yaml has the deployment, and names its work pool.
+# Defined in prefect.yaml, with its work pool.
 DEPLOYMENT = "fit-model/gpu"
+# In the artifacts folder, which both machines share.
+RETURNED_FOLDER = "returned"
 
 _POLL_SECONDS = 1.0
 _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
 
 
-def _what_is_trained(context: TaskRunContext, inputs: Mapping[str, Any]) -> str:
-    # Not the whole reference, as Prefect would take: in a retry it says that the stages before were reused.
+def _training_inputs(context: TaskRunContext, inputs: Mapping[str, Any]) -> str:
+    # Prefect's default would hash the whole reference, which differs in a retry: `reused` is then true.
     return digest_of([inputs["prepared"].record.digest, inputs["training"].model_dump(), inputs["device"]])
 
 
@@ -49,7 +50,7 @@ def _what_is_trained(context: TaskRunContext, inputs: Mapping[str, Any]) -> str:
     name="train-on-gpu-worker",
     persist_result=True,
     result_serializer="json",
-    cache_policy=RUN_ID + CacheKeyFnPolicy(cache_key_fn=_what_is_trained),
+    cache_policy=RUN_ID + CacheKeyFnPolicy(cache_key_fn=_training_inputs),
 )
 def train_on_gpu_worker(
     prepared: PreparedData,
@@ -58,21 +59,22 @@ def train_on_gpu_worker(
     device: DeviceChoice,
     worker_seconds: float,
 ) -> TrainedModel:
-    """Run fit-model on the gpu pool and return what it returns; a retry of the main flow's run does not repeat it.
+    """Run fit-model on the gpu pool and return its result. A retry of the main flow's run does not repeat it.
 
-    ``artifacts_dir`` has to be the same folder for the worker. A worker that is busy is waited for; one that is not
-    there for ``worker_seconds``. The training itself takes as long as it takes.
+    artifacts_dir: must be the same folder on the worker.
+    worker_seconds: how long to wait for an idle pool to start the run. The wait for a busy worker, and for the
+        training itself, is not limited.
 
-    Raises `NoGpuWorker`, with nothing left queued, and `GpuTrainingFailed` with the worker's own message.
+    Raises `NoGpuWorker`, with no run left in the queue, and `GpuTrainingFailed` with the worker's message.
     """
-    returned = Artifacts(artifacts_dir).returned
+    returned = artifacts_dir / RETURNED_FOLDER
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name
         except ObjectNotFound as error:
             raise NoGpuWorker(
-                f"train_on=gpu needs the deployment {DEPLOYMENT}, and the Prefect API at {client.api_url} has none. "
-                "Put it there with `fashion-ann deploy`, or train with train_on=here."
+                f"train_on=gpu needs the deployment {DEPLOYMENT}, which the Prefect API at {client.api_url} does not "
+                "have. Create it with `fashion-ann deploy`, or train with train_on=here."
             ) from error
         started = run_deployment(
             DEPLOYMENT,
@@ -82,42 +84,42 @@ def train_on_gpu_worker(
                 "artifacts_dir": str(artifacts_dir),
                 "device": device,
             },
-            # Prefect's own waiting would count the training, too, and leave the run queued at its end.
+            # Do not wait here: Prefect's timeout would include the training, and would leave the run in the queue.
             timeout=0,
             job_variables={"env.PREFECT_LOCAL_STORAGE_PATH": str(returned)},
         )
         if not isinstance(started, FlowRun):
             raise TypeError(f"Prefect was expected to return the flow run, it returned {started!r}.")
-        logger.info("training is run %s of %s, on the work pool %s", started.name, DEPLOYMENT, pool)
+        logger.info("training in run %s of %s, on the work pool %s", started.name, DEPLOYMENT, pool)
         try:
             run = _wait_for_end(client, started, str(pool), worker_seconds)
         except BaseException:
-            # Also when this process is told to end: nothing stays queued that would train for nobody.
+            # Also on an interrupt: a run left in the queue would train later, for no main flow.
             if client.read_flow_run(started.id).state_type in _NOT_STARTED:
-                client.set_flow_run_state(started.id, Cancelled(message="Its main flow's run does not wait any more."))
+                client.set_flow_run_state(started.id, Cancelled(message="The main flow's run stopped waiting."))
             raise
     state = run.state
     key = getattr(state and state.data, "storage_key", None)
     if state is None or not state.is_completed() or key is None:
         raise GpuTrainingFailed(
             f"Training on the gpu worker: run {run.name} of {DEPLOYMENT} ended as {run.state_name}. "
-            f"{(state and state.message) or 'It left no message; its log may say why.'}"
+            f"{(state and state.message) or 'It has no message; see its log.'}"
         )
-    # Not `state.result()`, which looks in the result folder of this process.
+    # Not `state.result()`, which reads from the result folder of this process.
     record = ResultStore(result_storage=LocalFileSystem(basepath=str(returned))).read(key)
     return TrainedModel.model_validate(record.result)
 
 
 def _wait_for_end(client: SyncPrefectClient, run: FlowRun, pool: str, worker_seconds: float) -> FlowRun:
-    """The run in its final state. Raises `NoGpuWorker` when nobody starts it for ``worker_seconds``."""
-    since, seen = time.monotonic(), None
+    """Return the run in its final state. Raises `NoGpuWorker` if no worker starts it within ``worker_seconds``."""
+    since, last_state = time.monotonic(), None
     while True:
         run = client.read_flow_run(run.id)
         if run.state is not None and run.state.is_final():
             return run
-        # Taken up, or given back because the one before still trained, to be taken again from a later moment on.
-        if run.state_type != seen or not _is_due(run):
-            since, seen = time.monotonic(), run.state_type
+        # Restart the clock when a worker picks the run up, or reschedules it because another training still runs.
+        if run.state_type != last_state or not _is_due(run):
+            since, last_state = time.monotonic(), run.state_type
         if run.state_type in _NOT_STARTED and time.monotonic() - since > worker_seconds:
             if not _is_busy(client, run, pool):
                 raise _no_worker(client, run, pool, worker_seconds)
@@ -131,7 +133,7 @@ def _is_due(run: FlowRun) -> bool:
 
 
 def _is_busy(client: SyncPrefectClient, run: FlowRun, pool: str) -> bool:
-    """Whether a worker of the pool is up, and is starting this run or has another one to finish first."""
+    """Return whether a worker of the pool is online and is starting this run or executing another."""
     if not _online(client, pool):
         return False
     if run.state_type == StateType.PENDING:
@@ -151,11 +153,13 @@ def _online(client: SyncPrefectClient, pool: str) -> list[str]:
 
 def _no_worker(client: SyncPrefectClient, run: FlowRun, pool: str, worker_seconds: float) -> NoGpuWorker:
     online = ", ".join(_online(client, pool)) or "none"
-    taken = run.state_type == StateType.PENDING
-    happened = "A worker took up the training but did not start it" if taken else "No worker picked up the training"
+    picked_up = run.state_type == StateType.PENDING
+    problem = (
+        "A worker picked up the training but did not start it" if picked_up else "No worker picked up the training"
+    )
     return NoGpuWorker(
-        f"{happened} within {worker_seconds:g} s: run {run.name} of {DEPLOYMENT} was cancelled, nothing is queued. "
-        f"Expected a worker of the work pool {pool} that is online; online: {online}. Start one on the machine with "
-        f"the GPU, `prefect worker start --pool {pool}`, and run again; or train with train_on=here. The parameter "
-        "gpu_worker_seconds sets how long is waited."
+        f"{problem} within {worker_seconds:g} s: run {run.name} of {DEPLOYMENT} was cancelled, no run is queued. "
+        f"Expected an online worker of the work pool {pool}; online: {online}. Start one on the machine with the GPU "
+        f"with `prefect worker start --pool {pool}`, and run again. Or train with train_on=here. The parameter "
+        "gpu_worker_seconds sets the waiting time."
     )

@@ -97,13 +97,13 @@ def test_the_folders_of_the_image_are_those_that_compose_keeps(monkeypatch: pyte
     kept = {volume.split(":")[1] for volume in COMPOSE["services"]["worker-cpu"]["volumes"]}
     assert kept == {str(artifacts_folder()), str(data_folder())}
     # Where `up` has it too: a worker reads there what another's flow run has returned.
-    assert os.environ["PREFECT_HOME"] == str(services._Place(artifacts_folder()).home)
+    assert os.environ["PREFECT_HOME"] == str(services.ServicePaths(artifacts_folder()).home)
 
 
 def test_compose_starts_what_up_starts_and_in_that_order() -> None:
     found = COMPOSE["services"]
-    assert set(found) == {"database", "server", "deploy", *map(services.worker_of, POOLS)}
-    port = str(services.USUAL_PORT)
+    assert set(found) == {"database", "server", "deploy", *map(services.service_of, POOLS)}
+    port = str(services.PREFECT_DEFAULT_PORT)
     assert found["server"]["command"][:3] == ["prefect", "server", "start"]
     assert found["server"]["command"][-1] == port
     assert found["server"]["ports"] == [f"127.0.0.1:{port}:{port}"]
@@ -113,10 +113,10 @@ def test_compose_starts_what_up_starts_and_in_that_order() -> None:
     assert after["server"] == {"database": {"condition": "service_healthy"}}
     assert after["deploy"] == {"server": {"condition": "service_healthy"}}
     for pool in POOLS:
-        worker = found[services.worker_of(pool)]
+        worker = found[services.service_of(pool)]
         assert worker["build"]["target"] == pool  # its command is the image's
         assert "command" not in worker
-        assert after[services.worker_of(pool)] == {"deploy": {"condition": "service_completed_successfully"}}
+        assert after[services.service_of(pool)] == {"deploy": {"condition": "service_completed_successfully"}}
     (device,) = found["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
 
@@ -138,7 +138,7 @@ def test_compose_has_no_password_of_its_own_and_gives_each_only_what_it_needs() 
     for name in ("POSTGRES_PASSWORD", "PREFECT_SERVER_API_AUTH_STRING"):
         assert f"${{{name}:?" in text  # refused when it is not set
     for name, service in COMPOSE["services"].items():
-        secrets = set(services._SECRETS_OF_THE_SERVER) & set(service.get("environment", {}))
+        secrets = set(services.SERVER_SECRETS) & set(service.get("environment", {}))
         assert bool(secrets) == (name == "server")
 
 
@@ -158,7 +158,7 @@ def test_every_setting_of_prefect_that_is_named_is_one() -> None:
 
 def test_workers_ask_for_work_as_often_everywhere(tmp_path: Path) -> None:
     name = "PREFECT_WORKER_QUERY_SECONDS"
-    ours = services._environment(services._Place(tmp_path), "http://127.0.0.1:4200/api", {})
+    ours = services.worker_environment(tmp_path, "http://127.0.0.1:4200/api", {})
     for place in (_image_environment(), _environment(_unit("fashion-ann-worker@.service"))):
         assert place[name] == ours[name]
 
@@ -174,13 +174,13 @@ def test_the_units_start_what_up_starts() -> None:
         binary, _, rest = unit["ExecStart"][0].removeprefix(f"{checkout}/.venv/bin/").partition(" ")
         commands[name] = [binary, *shlex.split(rest)]
     assert commands["fashion-ann-server.service"] == [
-        *("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(services.USUAL_PORT))
+        *("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(services.PREFECT_DEFAULT_PORT))
     ]
     assert commands["fashion-ann-deploy.service"] == ["fashion-ann", "deploy"]
     assert commands["fashion-ann-worker@.service"][:7] == _worker("%i")
     hidden = _unit("fashion-ann-worker@.service")["UnsetEnvironment"][0].split()
-    assert set(hidden) <= set(services._SECRETS_OF_THE_SERVER)
-    assert set(hidden) >= set(services._SECRETS_OF_THE_SERVER) & _named_settings()
+    assert set(hidden) <= set(services.SERVER_SECRETS)
+    assert set(hidden) >= set(services.SERVER_SECRETS) & _named_settings()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not on this machine")

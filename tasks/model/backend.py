@@ -17,7 +17,7 @@ import numpy.typing as npt
 from schemas.config import DeviceChoice
 from schemas.errors import DeviceUnavailable, WrongUsage
 from schemas.references import Device
-from tasks.runtime.fingerprint import accelerator_extra
+from tasks.runtime.fingerprint import installed_extra
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def backend_name() -> str:
 
 def gpu_driver_present(signs: Sequence[Path] = _SIGNS_OF_A_GPU) -> bool:
     """Whether it is worth asking the backend for a GPU, found out in no time; it may still have no use for it."""
-    if backend_name() == "tensorflow" and accelerator_extra() == "cpu":
+    if backend_name() == "tensorflow" and installed_extra() == "cpu":
         return False
     return any(sign.exists() for sign in signs)
 

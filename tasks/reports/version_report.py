@@ -27,6 +27,7 @@ from tasks.data.splits import unscale_pixels
 from tasks.model.network import HIDDEN_UNITS
 from tasks.model.test_predictions import StoredPredictions, read_predictions
 from tasks.reports.charts import epochs_chart, png_uri, reliability_chart, weights_picture
+from tasks.runtime.fingerprint import extra_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -253,7 +254,7 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
         word for key, value in flags.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))
     ]
     found = {
-        "install": ["make", f".venv/{'cpu' if 'tensorflow-cpu' in manifest['packages'] else 'gpu'}.stamp"],
+        "install": ["make", f".venv/{extra_of(manifest['packages'])}.stamp"],
         "train": [_PROGRAM, "train", *about, *given],
         "reproduce": [_PROGRAM, "reproduce", str(version), *about],
         "verify": [_PROGRAM, "verify", str(version), *about],

@@ -2,14 +2,22 @@
 
 import ast
 import sys
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from schemas.config import PROJECT_ROOT
 from tasks.runtime.files import digest_of, sha256_file
+
+CPU_TENSORFLOW = "tensorflow-cpu"
+# `tensorflow[and-cuda]`, which is the gpu extra on Linux, requires it on x86-64 and on ARM.
+CUDNN = "nvidia-cudnn-cu12"
+
+Extra = Literal["cpu", "gpu"]
 
 _PARSING_TRIES = 10
 _PROJECT_PACKAGES = ("schemas", "tasks")
@@ -17,7 +25,7 @@ _PROJECT_PACKAGES = ("schemas", "tasks")
 _NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.")
 # Packages that a model's weights can depend on.
 _PACKAGES = (
-    *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),
+    *("keras", "tensorflow", CPU_TENSORFLOW, CUDNN, "jax", "numpy", "pandas", "pyarrow"),
     *("great-expectations", "prefect", "fashion-ann"),
 )
 
@@ -110,27 +118,34 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(source)
 
 
-def accelerator_extra() -> str:
-    """ "cpu" or "gpu": which of the two TensorFlow extras is installed."""
+def extra_of(packages: Container[str]) -> Extra:
+    """Return the TensorFlow extra of pyproject.toml that installs ``packages``, a set of distribution names.
+
+    On ARM and on macOS the cpu extra is the distribution `tensorflow`, so `tensorflow-cpu` alone does not decide.
+    """
+    return "gpu" if CUDNN in packages and CPU_TENSORFLOW not in packages else "cpu"
+
+
+def installed_extra() -> Extra:
+    """Return the TensorFlow extra of this environment, and so the name of its lock in requirements/."""
+    return extra_of({name for name in (CPU_TENSORFLOW, CUDNN) if installed_version(name) is not None})
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of a distribution, None if it is not installed."""
     try:
-        metadata.version("tensorflow-cpu")
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "gpu"
-    return "cpu"
+        return None
 
 
 @cache
 def lock_digest() -> str:
     """Return the sha256 of the lock that this environment was installed from."""
-    return sha256_file(PROJECT_ROOT / "requirements" / f"{accelerator_extra()}.lock")
+    return sha256_file(PROJECT_ROOT / "requirements" / f"{installed_extra()}.lock")
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that a model's weights can depend on."""
-    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    installed = {name: version for name in _PACKAGES if (version := installed_version(name)) is not None}
+    return {"python": ".".join(map(str, sys.version_info[:3])), **installed}

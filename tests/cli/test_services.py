@@ -1,12 +1,15 @@
-"""What `up`, `down` and `status` go by: the state file, whose pid it is, and prefect.toml. No service is started."""
+"""State file, process identity and prefect.toml of `up`, `down` and `status`. No service is started."""
 
 import json
 import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,39 +19,52 @@ from cli.main import main
 from cli.services import Process, ServiceFailed, State, alive, read_state, write_state
 
 URL = "http://127.0.0.1:4200/api"
+OTHER_URL = "http://127.0.0.1:1/api"
 
 
-def _ourselves() -> Process:
+def this_process() -> Process:
     return Process(os.getpid(), psutil.Process().create_time(), URL)
 
 
-def test_the_state_survives_being_written(tmp_path: Path) -> None:
+@contextmanager
+def waiting_process(**variables: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a Python process until the end of the block."""
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(program, env={**os.environ, **variables}, **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_state_is_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     assert read_state(path) == State()
-    state = State(4711, {"server": _ourselves()})
+    state = State(4711, {"server": this_process()})
     write_state(path, state)
     assert read_state(path) == state
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"port": 1, "processes": {"server": {"pid": 1}}}', "[]"])
-def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+def test_unreadable_state_is_an_error_with_its_path(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
     with pytest.raises(ServiceFailed, match=r"state\.json"):
         read_state(path)
 
 
-def test_a_process_is_ours_by_its_start_and_not_by_its_number_alone() -> None:
-    ours = _ourselves()
-    found = alive(ours)
-    assert found is not None
-    assert found.pid == os.getpid()
-    assert alive(replace(ours, started=ours.started - 60)) is None
+def test_process_is_identified_by_pid_and_start_time() -> None:
+    known = this_process()
+    process = alive(known)
+    assert process is not None
+    assert process.pid == os.getpid()
+    assert alive(replace(known, started=known.started - 60)) is None
 
 
-def test_a_process_that_ended_is_not_alive_although_nobody_asked_for_its_status() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+def test_zombie_is_not_alive() -> None:
+    with waiting_process() as child:
         process = psutil.Process(child.pid)
         known = Process(child.pid, process.create_time(), URL)
         assert alive(known) is not None
@@ -59,93 +75,78 @@ def test_a_process_that_ended_is_not_alive_although_nobody_asked_for_its_status(
     assert alive(known) is None
 
 
-def test_prefect_toml_is_written_and_removed_unless_it_is_the_users(tmp_path: Path) -> None:
+def test_prefect_toml_is_replaced_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "prefect.toml"
-    services.write_prefect_toml(path, "http://127.0.0.1:1/api")
-    services.write_prefect_toml(path, URL)  # our own is replaced
+    services.write_prefect_toml(path, OTHER_URL)
+    services.write_prefect_toml(path, URL)
     assert tomllib.loads(path.read_text()) == {"api": {"url": URL}}
-    services.remove_prefect_toml(path, {"http://127.0.0.1:1/api"})  # of another server: stays
+    services.remove_prefect_toml(path, {OTHER_URL})
     assert path.exists()
     services.remove_prefect_toml(path, {URL})
     assert not path.exists()
-    for text in ("[api]\nurl = 'http://elsewhere/api'\n", ""):
-        path.write_text(text)
-        services.write_prefect_toml(path, URL)
-        services.remove_prefect_toml(path, {URL})
-        assert path.read_text() == text
 
 
-def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+@pytest.mark.parametrize("text", ["[api]\nurl = 'http://elsewhere/api'\n", ""])
+def test_prefect_toml_of_the_user_is_kept(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prefect.toml"
+    path.write_text(text)
+    services.write_prefect_toml(path, URL)
+    services.remove_prefect_toml(path, {URL})
+    assert path.read_text() == text
+
+
+def run(capsys: pytest.CaptureFixture[str], command: str, artifacts: Path) -> tuple[int, Any, str]:
+    """Return exit status, JSON output and stderr."""
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main([command, "--json", "--artifacts-dir", str(artifacts)])
     out, err = capsys.readouterr()
     assert isinstance(caught.value.code, int)
-    return caught.value.code, out, err
+    return caught.value.code, json.loads(out), err
 
 
-def test_before_the_first_up_nothing_runs_and_nothing_is_made(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_status_and_down_before_the_first_up_create_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
-    status, out, err = _run(capsys, "status", "--json", "--artifacts-dir", str(artifacts))
-    told = json.loads(out)
-    assert status == 1
-    assert told["url"] is None
-    assert [service["name"] for service in told["services"]] == ["server", "worker-cpu", "worker-gpu"]
-    assert not any(service["running"] for service in told["services"])
+    status, output, err = run(capsys, "status", artifacts)
+    assert (status, output["url"]) == (1, None)
+    assert [(service["name"], service["running"]) for service in output["services"]] == [
+        *(("server", False), ("worker-cpu", False), ("worker-gpu", False))
+    ]
     assert "fashion-ann up" in err
-    status, out, _ = _run(capsys, "down", "--json", "--artifacts-dir", str(artifacts))
-    assert (status, json.loads(out)) == (0, {"stopped": []})
+    assert run(capsys, "down", artifacts)[:2] == (0, {"stopped": []})
     assert not artifacts.exists()
 
 
-def test_after_a_reboot_the_port_is_kept_and_a_strangers_pid_is_left_alone(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_down_after_a_reboot_spares_a_reused_pid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "services" / "state.json"
     path.parent.mkdir()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
-        then = psutil.Process(stranger.pid).create_time() - 86_400
+    with waiting_process() as unrelated:
+        started = psutil.Process(unrelated.pid).create_time() - 86_400
         names = ("server", "worker-cpu", "worker-gpu")
-        write_state(path, State(4711, dict.fromkeys(names, Process(stranger.pid, then, URL))))
-        status, out, _ = _run(capsys, "status", "--json", "--artifacts-dir", str(tmp_path))
-        assert status == 1
-        assert {service["says"] for service in json.loads(out)["services"]} == {"died"}
-        status, out, _ = _run(capsys, "down", "--json", "--artifacts-dir", str(tmp_path))
-        assert (status, json.loads(out)["stopped"]) == (0, [])
-        assert stranger.poll() is None
-        stranger.kill()
-    assert read_state(path) == State(4711)
+        write_state(path, State(4711, dict.fromkeys(names, Process(unrelated.pid, started, URL))))
+        status, output, _ = run(capsys, "status", tmp_path)
+        assert (status, {service["says"] for service in output["services"]}) == (1, {"died"})
+        assert run(capsys, "down", tmp_path)[:2] == (0, {"stopped": []})
+        assert unrelated.poll() is None
+    assert read_state(path) == State(4711)  # the port stays the same
 
 
-def test_down_ends_a_flow_run_whose_worker_is_gone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_down_stops_orphans_of_this_folder_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = tmp_path / "services"
     folder.mkdir()
-    program = [sys.executable, "-c", "print('on', flush=True); input()"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with (
-        subprocess.Popen(program, env={**os.environ, "FASHION_ANN_SERVICES": str(folder)}, **pipes) as orphan,
-        subprocess.Popen(
-            program, env={**os.environ, "FASHION_ANN_SERVICES": str(tmp_path / "other")}, **pipes
-        ) as others,
+        waiting_process(FASHION_ANN_SERVICES=str(folder)) as orphan,
+        waiting_process(FASHION_ANN_SERVICES=str(tmp_path / "other")) as other,
     ):
-        for process in (orphan, others):
-            assert process.stdout is not None
-            process.stdout.readline()
-        status, out, _ = _run(capsys, "down", "--json", "--artifacts-dir", str(tmp_path))
-        assert (status, json.loads(out)["stopped"]) == (0, ["1 processes of flow runs"])
+        assert run(capsys, "down", tmp_path)[:2] == (0, {"stopped": ["1 processes of flow runs"]})
         assert orphan.wait(timeout=10) != 0
-        assert others.poll() is None
-        others.kill()
+        assert other.poll() is None
 
 
-def test_the_passwords_of_the_server_are_not_given_to_flow_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_workers_get_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "a:b")
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://u:hidden@127.0.0.1/prefect")
-    given = services._environment(services._Place(tmp_path), URL, {"PREFECT_SERVER_API_AUTH_STRING": "a:b"})
-    assert given["PREFECT_API_AUTH_STRING"] == "a:b"
-    assert "PREFECT_SERVER_API_AUTH_STRING" not in given
-    assert not any("hidden" in value for value in given.values())
-    assert given["FASHION_ANN_ARTIFACTS_DIR"] == str(tmp_path)
+    variables = services.worker_environment(tmp_path, URL, {"PREFECT_SERVER_API_AUTH_STRING": "a:b"})
+    assert variables["PREFECT_API_AUTH_STRING"] == "a:b"
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in variables
+    assert not any("hidden" in value for value in variables.values())
+    assert variables["FASHION_ANN_ARTIFACTS_DIR"] == str(tmp_path)

@@ -4,17 +4,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cli import terminal
-from cli.terminal import Progress, style_for
+from cli.terminal import LiveView, Progress, StageLogHandler, Style, new_log, style_for
 from schemas.config import PROJECT_ROOT
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress
 
 INGESTED = {"rows": 60_000, "quarantined": 0, "sha256": "0" * 64}
+FIGURES = {"loss": 0.5, "accuracy": 0.8}
 
 
 class Terminal(io.StringIO):
@@ -22,75 +24,85 @@ class Terminal(io.StringIO):
         return True
 
 
-def _after(*events: Event) -> Progress:
+def progress_after(*events: Event) -> Progress:
     progress = Progress()
     for event in events:
-        progress.take(event)
+        progress.on_event(event)
     return progress
 
 
-def _drawn(progress: Progress, log: str = "artifacts/logs/train.log", width: int = 110) -> str:
+def render(progress: Progress, log: str = "artifacts/logs/train.log", width: int = 110) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=True)
-    console.print(terminal._View(progress, Path(log)))
+    console.print(LiveView(progress, Path(log)))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def _line(progress: Progress, stage: str) -> str:
-    return next(line for line in _drawn(progress).splitlines() if line[3:].startswith(f"{stage} "))
+def row_of(progress: Progress, stage: str) -> str:
+    return next(line for line in render(progress).splitlines() if line[3:].startswith(f"{stage} "))
 
 
-def test_live_on_a_terminal_plain_in_a_pipe_and_quiet_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    assert style_for(Terminal(), quiet=False) == "live"
-    assert style_for(io.StringIO(), quiet=False) == "plain"
-    assert style_for(Terminal(), quiet=True) == "quiet"
-    monkeypatch.setenv("TERM", "dumb")
-    assert style_for(Terminal(), quiet=False) == "plain"
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Set ``clock["now"]`` to move the view's clock."""
+    clock = {"now": 100.0}
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock["now"])
+    return clock
 
 
-def test_a_stage_that_was_done_tells_its_rows_and_pace_and_a_reused_one_that_it_was() -> None:
-    progress = _after(
+@pytest.mark.parametrize(
+    ("stream", "term", "quiet", "style"),
+    [
+        (Terminal(), "xterm", False, "live"),
+        (Terminal(), "dumb", False, "plain"),
+        (io.StringIO(), "xterm", False, "plain"),
+        (Terminal(), "xterm", True, "quiet"),
+    ],
+)
+def test_style_depends_on_stream_and_flag(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, term: str, quiet: bool, style: Style
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    assert style_for(stream, quiet=quiet) == style
+
+
+def test_finished_rows_show_result_pace_and_reuse() -> None:
+    progress = progress_after(
         StageStarted("ingest", "train"),
         StageFinished("ingest", "train", False, 2.5, INGESTED),
         StageFinished("ingest", "test", True, 0.5, INGESTED),
     )
-    assert "60,000 rows, 24,000 rows/s" in _line(progress, "ingest train")
-    assert "2.5 s" in _line(progress, "ingest train")
-    assert _line(progress, "ingest train").startswith("✓")
-    assert _line(progress, "ingest test").startswith("=")
-    assert "reused" in _line(progress, "ingest test")
-    assert _line(progress, "evaluate").strip() == "evaluate"
-    progress.take(StageFinished("ingest", "test", False, 0.5, {**INGESTED, "quarantined": 3}))
-    assert "3 bad ones set aside" in _line(progress, "ingest test")
-    assert "artifacts/logs/train.log" in _drawn(progress)
+    row = row_of(progress, "ingest train")
+    assert row.startswith("✓")
+    assert "60,000 rows, 24,000 rows/s" in row
+    assert "2.5 s" in row
+    assert row_of(progress, "ingest test").startswith("=")
+    assert "reused" in row_of(progress, "ingest test")
+    assert row_of(progress, "evaluate").strip() == "evaluate"
+    progress.on_event(StageFinished("ingest", "test", False, 0.5, {**INGESTED, "quarantined": 3}))
+    assert "3 bad rows quarantined" in row_of(progress, "ingest test")
+    assert "artifacts/logs/train.log" in render(progress)
 
 
-def test_the_bar_tells_epoch_figures_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
-    figures = {"loss": 0.5, "accuracy": 0.8}
-    progress = _after(
-        StageStarted("train", None), TrainingProgress(1.0, 10, {**figures, "val_loss": 0.4, "val_accuracy": 0.9})
-    )
-    assert progress.seconds_left() is None  # one moment is no pace
-    now = 130.0
-    progress.take(TrainingProgress(4.0, 10, figures))
+def test_bar_shows_epoch_metrics_and_time_left(clock: dict[str, float]) -> None:
+    validation = {"val_loss": 0.4, "val_accuracy": 0.9}
+    progress = progress_after(StageStarted("train", None), TrainingProgress(1.0, 10, {**FIGURES, **validation}))
+    assert progress.seconds_left() is None  # one report gives no pace
+    clock["now"] = 130.0
+    progress.on_event(TrainingProgress(4.0, 10, FIGURES))
     assert progress.seconds_left() == pytest.approx(60)  # three epochs took 30 s, six are left
-    drawn = _drawn(progress)
-    for text in ("epoch 5/10", "40%", "ETA 1:00", "loss 0.5000", "accuracy 0.8000", "val accuracy 0.9000"):
-        assert text in drawn
+    text = render(progress)
+    for part in ("epoch 5/10", "40%", "ETA 1:00", "loss 0.5000", "accuracy 0.8000", "val accuracy 0.9000"):
+        assert part in text
 
 
 @pytest.mark.parametrize("epochs", [45, 10_000])
-def test_eighty_columns_are_enough_for_the_bar_and_all_figures(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    now = 100.0
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
-    figures = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.4, "val_accuracy": 0.9}
-    progress = _after(StageStarted("train", None), TrainingProgress(1.0, epochs, figures))
-    now = 130.0
-    progress.take(TrainingProgress(epochs - 1, epochs, {}))
-    lines = _drawn(progress, width=80).splitlines()
+def test_bar_and_metrics_fit_eighty_columns(clock: dict[str, float], epochs: int) -> None:
+    figures = {**FIGURES, "val_loss": 0.4, "val_accuracy": 0.9}
+    progress = progress_after(StageStarted("train", None), TrainingProgress(1.0, epochs, figures))
+    clock["now"] = 130.0
+    progress.on_event(TrainingProgress(epochs - 1, epochs, {}))
+    lines = render(progress, width=80).splitlines()
     (at,) = (number for number, line in enumerate(lines) if " train   " in line and "epoch" in line)
     assert f"epoch {epochs}/{epochs} " in lines[at]
     assert lines[at].count("━") >= 10
@@ -101,16 +113,101 @@ def test_eighty_columns_are_enough_for_the_bar_and_all_figures(monkeypatch: pyte
     assert "…" not in "".join(lines)
 
 
-def test_what_a_stage_says_is_not_taken_for_markup() -> None:
-    progress = _after(StageStarted("fetch", None))
-    for says in ("/d/[/x]/fashion-mnist_train.csv: found", "[bold]:smile:"):
-        progress.heard("fetch", says)
-        assert says in _line(progress, "fetch")
-    progress.take(StageStarted("ingest", "train"))  # which ends it
-    assert "[bold]:smile:" in _line(progress, "fetch")
+def test_narrow_terminal_shortens_only_the_detail() -> None:
+    progress = progress_after(StageStarted("ingest", "train"), StageFinished("ingest", "train", False, 2.5, INGESTED))
+    text = render(progress, log="/folder" * 40, width=60)
+    row = next(line for line in text.splitlines() if "ingest train" in line)
+    assert row.startswith("✓")
+    assert row.rstrip().endswith("2.5 s")
+    assert text.replace("\n", "").count("/folder") == 40
 
 
-def test_a_terminal_that_lacks_a_character_gets_an_escape_and_the_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("message", ["/d/[/x]/fashion-mnist_train.csv: found", "[bold]:smile:"])
+def test_log_message_shows_in_the_row_of_the_running_stage(message: str) -> None:
+    progress = progress_after(StageStarted("start", None), StageStarted("fetch", None))
+    progress.on_log(message)
+    assert message in row_of(progress, "fetch")  # no markup is read in it
+    assert not row_of(progress, "fetch").startswith("✓")
+    assert message not in row_of(progress, "start")
+
+
+def test_stage_without_end_event_finishes_with_the_next() -> None:
+    progress = progress_after(StageStarted("fetch", None))
+    progress.on_log("found (your file)")
+    progress.on_event(StageStarted("ingest", "train"))
+    assert row_of(progress, "fetch").startswith("✓")
+    assert "found (your file)" in row_of(progress, "fetch")
+    progress.on_event(StageFinished("ingest", "train", False, 2.5, INGESTED))
+    progress.on_log("no stage runs now")
+    assert "no stage runs now" not in render(progress)
+    progress.on_event(StageStarted("version", None))
+    assert not row_of(progress, "version").startswith("✓")
+    progress.finish()
+    assert row_of(progress, "version").startswith("✓")
+
+
+@pytest.mark.parametrize(
+    ("events", "summary"),
+    [
+        ([StageStarted("start", None)], "No stage had finished."),
+        ([StageFinished("ingest", "train", False, 2.5, INGESTED)], "Kept: ingest train."),
+        ([StageStarted("train", None), TrainingProgress(12.4, 45, FIGURES)], "Kept: training up to epoch 12 of 45."),
+        ([StageStarted("train", None), TrainingProgress(0.4, 45, FIGURES)], "No stage had finished."),
+        (
+            [
+                StageFinished("ingest", "train", False, 2.5, INGESTED),
+                StageStarted("train", None),
+                TrainingProgress(1.0, 45, FIGURES),
+            ],
+            "Kept: ingest train; training up to epoch 1 of 45.",
+        ),
+    ],
+)
+def test_stopped_run_lists_what_is_kept(events: list[Event], summary: str) -> None:
+    end = "No file is half-written. Run the same command again to continue."
+    assert progress_after(*events).summary_when_stopped() == f"{summary} {end}"
+
+
+def log(style: Style, progress: Progress, out: io.StringIO) -> Callable[[str, int, str], None]:
+    """Return a function that logs a message at a level under a logger name, shown on ``out``."""
+    handler = StageLogHandler(style, progress, Console(file=out))
+
+    def send(name: str, level: int, message: str) -> None:
+        if level >= handler.level:  # as a logger does before it calls a handler
+            handler.handle(logging.LogRecord(name, level, "", 0, message, (), None))
+
+    return send
+
+
+def test_plain_lines_name_the_running_stage_and_limit_epochs(clock: dict[str, float]) -> None:
+    progress, out = progress_after(StageStarted("start", None), StageStarted("fetch", None)), io.StringIO()
+    send = log("plain", progress, out)
+    send("tasks.any_module", logging.INFO, "trying a source")
+    assert "trying a source" in row_of(progress, "fetch")
+    send("tasks.any_module", logging.DEBUG, "the finish line repeats this")
+    send("prefect.engine", logging.ERROR, "noise")
+    progress.on_event(StageStarted("train", None))
+    send("tasks.train", logging.INFO, "training on a CPU")
+    for epoch in range(1, 13):
+        clock["now"] += 1
+        progress.on_event(TrainingProgress(epoch, 12, FIGURES))
+        send("tasks.train", logging.INFO, f"epoch {epoch}/12")
+    progress.on_event(StageFinished("train", None, True, 12.0, {}))
+    send("tasks.any_module", logging.INFO, "no stage runs")
+    assert out.getvalue().splitlines() == [
+        *("fetch: trying a source", "train: training on a CPU", "train: epoch 1/12", "train: epoch 11/12"),
+        "no stage runs",
+    ]
+
+
+@pytest.mark.parametrize("style", ["live", "plain", "quiet"])
+def test_every_style_shows_warnings(style: Style) -> None:
+    out = io.StringIO()
+    log(style, Progress(), out)("tasks.ingest", logging.WARNING, "columns reordered")
+    assert out.getvalue() == "warning: columns reordered\n"
+
+
+def test_terminal_escapes_a_character_it_lacks(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from cli.terminal import Progress, Screen\n"
         "with Screen(Path(sys.argv[1]), Progress(), quiet=False).showing(): print('Zo\\u00eb', file=sys.stderr)"
@@ -125,62 +222,10 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape_and_the_run_goes_on(tm
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, rb"Zo\xeb")
 
 
-def test_a_narrow_terminal_and_a_long_path_cost_no_mark_and_no_time() -> None:
-    progress = _after(StageStarted("ingest", "train"), StageFinished("ingest", "train", False, 2.5, INGESTED))
-    drawn = _drawn(progress, log="/folder" * 40, width=60)
-    line = next(line for line in drawn.splitlines() if "ingest train" in line)
-    assert line.startswith("✓")
-    assert line.rstrip().endswith("2.5 s")
-    assert drawn.replace("\n", "").count("/folder") == 40
-
-
-def test_a_stage_without_an_end_of_its_own_has_ended_when_the_next_begins_or_the_run_is_over() -> None:
-    progress = _after(StageStarted("start", None))
-    progress.heard("fetch", "found, supplied")
-    progress.take(StageStarted("ingest", "train"))
-    assert _line(progress, "fetch").startswith("✓")
-    assert "found, supplied" in _line(progress, "fetch")
-    progress.take(StageStarted("version", None))
-    assert not _line(progress, "version").startswith("✓")
-    progress.end()
-    assert _line(progress, "version").startswith("✓")
-
-
-def test_a_stopped_run_says_what_is_kept() -> None:
-    again = "Nothing is half-written; the same command goes on from there."
-    assert _after(StageStarted("start", None)).kept() == f"No stage was finished yet. {again}"
-    ingested = (StageStarted("ingest", "train"), StageFinished("ingest", "train", False, 2.5, INGESTED))
-    assert _after(*ingested).kept() == f"Kept: ingest train. {again}"
-    within_an_epoch = _after(*ingested, StageStarted("train", None), TrainingProgress(12.4, 45, {"loss": 0.5}))
-    assert within_an_epoch.kept() == f"Kept: ingest train; training up to epoch 12 of 45. {again}"
-    assert (
-        "epoch" not in _after(*ingested, StageStarted("train", None), TrainingProgress(0.4, 45, {"loss": 0.5})).kept()
-    )
-
-
-def test_plain_lines_are_of_stages_alone_and_few_of_epochs() -> None:
-    out = io.StringIO()
-    handler = terminal._StageLog("plain", Progress(), Console(file=out))
-    for number in range(5):
-        handler.handle(logging.LogRecord("tasks.train", logging.INFO, "", 0, "epoch %d/5", (number + 1,), None))
-    handler.handle(logging.LogRecord("prefect.engine", logging.ERROR, "", 0, "noise", (), None))
-    handler.handle(logging.LogRecord("tasks.prepare", logging.WARNING, "", 0, "few rows", (), None))
-    assert out.getvalue().splitlines() == ["train: epoch 1/5", "warning: few rows"]
-
-
-@pytest.mark.parametrize("style", ["live", "plain", "quiet"])
-def test_a_warning_of_a_stage_is_told_in_every_style(style: terminal.Style) -> None:
-    out = io.StringIO()
-    handler = terminal._StageLog(style, Progress(), Console(file=out))
-    handler.handle(logging.LogRecord("tasks.ingest", logging.WARNING, "", 0, "columns in another order", (), None))
-    assert out.getvalue() == "warning: columns in another order\n"
-
-
-def test_old_logs_go_and_the_newest_stay(tmp_path: Path) -> None:
+def test_keeps_the_twenty_newest_logs(tmp_path: Path) -> None:
     for number in range(25):
         (tmp_path / f"train-202601{number:02d}T000000-1.log").touch()
-    new = terminal._new_log(tmp_path)
-    assert not new.exists()
+    assert not new_log(tmp_path).exists()
     left = sorted(path.name for path in tmp_path.iterdir())
     assert len(left) == 19
     assert left[-1].startswith("train-20260124")

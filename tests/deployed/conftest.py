@@ -1,4 +1,4 @@
-"""A Prefect server and workers as people run them: processes of their own, each with a home of its own."""
+"""A Prefect server and workers as separate processes, each with its own home."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cli.server_process import free_port, hear_interrupts
+from cli.server_process import free_port, restore_sigint
 from schemas.config import PROJECT_ROOT
 from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluster
 from tests.deployed.table import DATABASES, Row, write_table
 from tests.sample import SAMPLE
 
 _SECONDS_FOR_A_RUN = 600
-_FAULTS, _ROW = "test_faults.py", "row of the table of faults"
+_FAULTS, _ROW = "test_faults.py", "row of the faults table"
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -41,7 +41,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class Deployed:
-    """A server with everything deployed, and a client on it. Data is the committed sample."""
+    """A server with everything deployed, and a client for it. The data is the committed sample."""
 
     def __init__(self, home: Path, url: str, client: SyncPrefectClient, database: str | None = None) -> None:
         self.home = home
@@ -49,11 +49,11 @@ class Deployed:
         self.artifacts = home / "artifacts"
         self.client = client
         self.server_log = home / "server.log"
-        # Workers and flow runs have no need to know it.
-        self._of_the_server = {} if database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": database}
+        # Not for workers and flow runs.
+        self._server_only = {} if database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": database}
         self.environment = {
             **os.environ,
-            # The code under test is this checkout's, whatever the environment has installed.
+            # Test the code of this checkout, not an installed package.
             "PYTHONPATH": str(PROJECT_ROOT),
             "PREFECT_API_URL": url,
             "PREFECT_HOME": str(home / "prefect"),
@@ -64,25 +64,25 @@ class Deployed:
         }
 
     def start_server(self) -> None:
-        """At the address that it had before, if it was there before."""
+        """Start the server. A restart uses the same address."""
         address = httpx.URL(self.url)
         listen = ["--host", address.host, "--port", str(address.port)]
         with self.server_log.open("ab") as log:
             self.server = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "server", "start", *listen],
                 cwd=self.home,
-                env={**self.environment, **self._of_the_server},
+                env={**self.environment, **self._server_only},
                 stdout=log,
                 stderr=log,
             )
         self.await_server()
 
     def await_server(self) -> None:
-        """Until it answers, and its database answers it."""
+        """Wait until the server and its database are ready."""
         deadline = time.monotonic() + 120
         while True:
             assert self.server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server never answered"
+            assert time.monotonic() < deadline, "the server did not become ready"
             try:
                 if httpx.get(f"{self.url}/ready", timeout=5).status_code == httpx.codes.OK:
                     return
@@ -91,7 +91,7 @@ class Deployed:
             time.sleep(0.2)
 
     def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A command of the environment's, from a folder that is not the checkout."""
+        """Run `python -m` in a folder outside the checkout."""
         return subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=self.home,
@@ -103,7 +103,7 @@ class Deployed:
 
     @contextmanager
     def worker(self, pool: str, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-        """As `start_worker`, for as long as the block."""
+        """Run a worker until the end of the block, see `start_worker`."""
         process = self.start_worker(pool, name, **environment)
         try:
             yield process
@@ -111,7 +111,7 @@ class Deployed:
             stop(process)
 
     def start_worker(self, pool: str, name: str, **environment: str) -> subprocess.Popen[bytes]:
-        """A worker as on another machine: nothing but the server and the artifacts is shared with the others."""
+        """Start a worker that shares only the server and the artifacts with the others, as on another machine."""
         with (self.home / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
@@ -119,7 +119,7 @@ class Deployed:
                 env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
                 stdout=log,
                 stderr=log,
-                preexec_fn=hear_interrupts,
+                preexec_fn=restore_sigint,
             )
 
     def start(self, name: str, **parameters: Any) -> UUID:
@@ -134,14 +134,14 @@ class Deployed:
             run = self.client.read_flow_run(run_id)
             return run if run.state is not None and run.state.is_final() else None
 
-        return self.soon(ended)
+        return self.wait_for(ended)
 
-    def soon(self, look: Callable[[], Any], seconds: float = _SECONDS_FOR_A_RUN, every: float = 0.3) -> Any:
+    def wait_for(self, check: Callable[[], Any], seconds: float = _SECONDS_FOR_A_RUN, every: float = 0.3) -> Any:
         deadline = time.monotonic() + seconds
-        while not (found := look()):
-            assert time.monotonic() < deadline, "it never happened"
+        while not (result := check()):
+            assert time.monotonic() < deadline, "the condition was not met in time"
             time.sleep(every)
-        return found
+        return result
 
     def runs_of(self, name: str) -> list[FlowRun]:
         deployment = self.client.read_deployment_by_name(name)
@@ -151,8 +151,8 @@ class Deployed:
         by_parent = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
         return self.client.read_flow_runs(flow_run_filter=by_parent)
 
-    def made_by(self, run: FlowRun) -> list[dict[str, Any]]:
-        """The manifests that name the run."""
+    def versions_of(self, run: FlowRun) -> list[dict[str, Any]]:
+        """Return the manifests of the versions that the run created."""
         paths = sorted(self.artifacts.glob("models/fashion-mnist/versions/*/manifest.json"))
         manifests: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in paths]
         return [manifest for manifest in manifests if manifest["flow_run_id"] == str(run.id)]
@@ -160,11 +160,11 @@ class Deployed:
 
 @pytest.fixture(scope="session")
 def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The address of a webhook, and what it has received."""
+    """Return the address of a webhook, and the list of messages that it receives."""
     received: list[dict[str, str]] = []
 
     class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the name that http.server calls
+        def do_POST(self) -> None:  # http.server calls this name
             received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
@@ -180,44 +180,43 @@ def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 @contextmanager
 def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterator[Deployed]:
-    """A server, sqlite unless there is a ``database``, everything deployed to it, and a worker for the cpu pool."""
+    """Start a server on ``database`` (default: sqlite), deploy everything, and start a worker for the cpu pool."""
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-        made = Deployed(home, url, client, database)
+        deployed = Deployed(home, url, client, database)
         try:
-            made.start_server()
-            done = made.command("cli.main", "deploy", FASHION_ANN_NOTIFY=notify)
+            deployed.start_server()
+            done = deployed.command("cli.main", "deploy", FASHION_ANN_NOTIFY=notify)
             assert done.returncode == 0, done.stderr
-            # Its own schedule would announce the sample in the middle of some test. A pause would leave the runs that
-            # are scheduled already.
+            # Its schedule would announce the sample during a test. A pause would keep the runs that exist already.
             watch = client.read_deployment_by_name("watch-data/scheduled")
             for schedule in watch.schedules:
                 client.update_deployment_schedule(watch.id, schedule.id, active=False)
             for run in client.read_flow_runs():
                 if run.deployment_id == watch.id:
                     client.delete_flow_run(run.id)
-            with made.worker("cpu", "cpu-worker"):
-                yield made
+            with deployed.worker("cpu", "cpu-worker"):
+                yield deployed
         finally:
-            stop(made.server)
+            stop(deployed.server)
 
 
 @pytest.fixture(scope="session")
 def deployed(
     postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, Any]
 ) -> Iterator[Deployed]:
-    """One server for the session, with a worker for the cpu pool and none for the gpu pool.
+    """Return one server for the session, with a worker for the cpu pool and none for the gpu pool.
 
-    On Postgres: on a busy machine Prefect's server loses events when its sqlite is locked for long.
+    On Postgres, because Prefect's server loses events if its sqlite is locked for long on a busy machine.
     """
     address = postgres.new_database("deployed")
-    with deployed_at(tmp_path_factory.mktemp("deployed"), webhook[0], address) as made:
-        yield made
+    with deployed_at(tmp_path_factory.mktemp("deployed"), webhook[0], address) as deployed:
+        yield deployed
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A cluster for the session, of Debian's package: `make test-deployed` sees to it."""
+    """Return a cluster for the session, from Debian's package, which `make test-deployed` installs."""
     programs = binaries()
     assert programs is not None, MISSING
     with postgres_cluster(programs) as cluster:
@@ -226,27 +225,27 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def record_row(record_property: Callable[[str, object], None]) -> Callable[[Row], None]:
-    """Keeps a row of the table of faults, as a property of the test: that reaches the main process of pytest-xdist."""
+    """Record a row of the table as a property of the test, which pytest-xdist sends to its main process."""
     return lambda row: record_property(_ROW, asdict(row))
 
 
 class FaultsTable:
-    """Writes docs/faults.md when all is over, if all faults were tried and passed."""
+    """Write docs/faults.md at the end of the session, if all faults were tested and passed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
-        self.whole = True
+        self.complete = True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if _FAULTS not in report.nodeid:
             return
-        self.whole &= report.passed
+        self.complete &= report.passed
         if report.when == "call":
             self.rows += [Row(**value) for name, value in report.user_properties if name == _ROW]
 
     def pytest_sessionfinish(self) -> None:
-        if self.whole and {row.database for row in self.rows} == set(DATABASES):
+        if self.complete and {row.database for row in self.rows} == set(DATABASES):
             write_table(self.path, self.rows)
 
 

@@ -1,4 +1,4 @@
-"""A throw-away Postgres of Debian's package, started and stopped by its own pid."""
+"""Run a temporary Postgres server from Debian's package."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ _SECONDS_TO_START = 60
 
 
 def binaries() -> Path | None:
-    """The folder of the newest installed Postgres server's programs."""
-    found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
-    return max((path.parent for path in found), key=lambda folder: int(folder.parent.name), default=None)
+    """Return the folder with the programs of the newest installed Postgres server."""
+    servers = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    return max((path.parent for path in servers), key=lambda folder: int(folder.parent.name), default=None)
 
 
 class Postgres:
-    """A cluster in a folder of its own, on a port of 127.0.0.1."""
+    """A cluster in its own folder, on a port of 127.0.0.1."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self.programs = programs
@@ -36,7 +36,7 @@ class Postgres:
         self.process = self._start()
 
     def _as_user(self) -> dict[str, object]:
-        # Its own folder as working directory: that of the caller may be closed to the user.
+        # In its own folder, because the user may not be able to read the working directory of the caller.
         owner = {} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}
         return {"cwd": self.folder, "stdin": subprocess.DEVNULL, **owner}
 
@@ -54,29 +54,29 @@ class Postgres:
         deadline = time.monotonic() + _SECONDS_TO_START
         while subprocess.run([self.programs / "pg_isready", "-q", "-h", HOST, "-p", str(self.port)]).returncode:
             assert process.poll() is None, (self.folder / "log").read_text()
-            assert time.monotonic() < deadline, "Postgres never answered"
+            assert time.monotonic() < deadline, "Postgres did not become ready"
             time.sleep(0.1)
         return process
 
     def new_database(self, name: str) -> str:
-        """The address of a new database, for Prefect."""
+        """Create a database and return its address for Prefect."""
         self._run("createdb", "-h", HOST, "-p", str(self.port), "-U", _SUPERUSER, name)
         return f"postgresql+asyncpg://{_SUPERUSER}@{HOST}:{self.port}/{name}"
 
     def restart(self, seconds_away: float) -> None:
-        """Every connection is cut, and nobody answers for a while."""
+        """Close every connection and start again after ``seconds_away``."""
         self.stop()
         time.sleep(seconds_away)
         self.process = self._start()
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # "fast": sessions are ended, not waited for
+        self.process.send_signal(signal.SIGINT)  # "fast" shutdown: does not wait for sessions
         self.process.wait(timeout=60)
 
 
 @contextmanager
 def postgres_cluster(programs: Path) -> Iterator[Postgres]:
-    # Not below pytest's folder, which only its owner may enter.
+    # Not in pytest's folder, which only its owner may enter.
     folder = Path(tempfile.mkdtemp(prefix="fashion-ann-postgres-"))
     try:
         if os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""docs/faults.md: what the tests of faults saw, as they saw it."""
+"""Write docs/faults.md from the results of the fault tests."""
 
 import os
 import platform
@@ -15,25 +15,30 @@ DATABASES = ("sqlite", "Postgres")
 
 _PAGE = """# When something fails
 
-Written by `make test-deployed`; do not edit. The faults are those of
-[tests/deployed/test_faults.py](../tests/deployed/test_faults.py): real processes on one machine, a run of
-`train-fashion-mnist/on-demand` with `train_on=gpu`, hit while its training goes on on the gpu worker.
+Written by `make test-deployed`; do not edit. The faults come from
+[tests/deployed/test_faults.py](../tests/deployed/test_faults.py), with real processes on one machine. Each fault hits a
+run of `train-fashion-mnist/on-demand` with `train_on=gpu` while the gpu worker trains.
 
-After each of them, which the tests demand:
+After each fault the tests require:
 
-- both runs end by themselves, in the states below; seconds are counted from the fault;
-- no process of theirs is left;
-- every file of the store is what its manifest says;
-- a second run of the same parameters makes the one version, or has nothing to do. A training that was interrupted goes
-  on from its last checkpoint.
+- Both runs end by themselves, in the states below. Seconds count from the fault.
+- None of their processes is left.
+- Every file in the store matches its manifest.
+- A second run with the same parameters creates the one version, or has nothing to do. An interrupted training resumes
+  from its last checkpoint.
 
-What waits about two minutes waits for the automation that marks runs without a heartbeat crashed
-([events.md](events.md)): neither the process nor its worker was left to tell the server, and Prefect alone would leave
-them running for ever. While the server or its database is away, a run tries again for about a minute. A cancelled
-parent takes its child along at the server's next round. Training is held (SIGSTOP) after a few epochs and goes on with
-the fault; a cancel and a SIGTERM find it held until they have arrived: that of the sample would be over by then. All
-versions of a database are in one store, whose files are hashed after each fault; `fashion-ann verify --all` loads them
-at the end. The full disk is a small tmpfs that holds the artifacts, which needs root.
+Notes:
+
+- Ends after about 100 s come from the automation that marks runs without a heartbeat as crashed
+  ([events.md](events.md)). Neither process nor worker was left to report to the server. Prefect alone would leave these
+  runs Running for ever.
+- While the server or its database is down, a run retries for about a minute.
+- After a cancel of the main flow's run the server cancels the training at its next check.
+- The tests suspend training (SIGSTOP) after a few epochs, and resume it with the fault. A cancel and a SIGTERM take
+  longer to arrive than the sample takes to train, so training resumes after they have arrived.
+- All versions of one database are in one store. Its files are hashed after each fault, and `fashion-ann verify --all`
+  loads every version at the end.
+- The full disk is a small tmpfs that contains the artifacts. Mounting it needs root.
 
 {rows}
 
@@ -43,7 +48,7 @@ n = 1 each, {day}, commit {commit}, {machine}, Python {python}, Prefect {prefect
 
 @dataclass(frozen=True)
 class Row:
-    """What one fault led to; an end is a state and how many seconds after the fault."""
+    """The effect of one fault. An end is a state and the seconds from the fault to it."""
 
     fault: str
     database: str
@@ -53,33 +58,33 @@ class Row:
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> None:
-    """The page, from all rows of one run of the tests."""
+    """Write the page with the rows of one test session."""
     page = _PAGE.format(
-        rows="\n".join(_lines(rows)),
+        rows="\n".join(table_lines(rows)),
         day=datetime.now(UTC).date(),
-        commit=_commit(),
-        machine=f"{os.cpu_count()} cores of {_processor()}",
+        commit=commit(),
+        machine=f"{os.cpu_count()} cores of {processor()}",
         python=platform.python_version(),
         prefect=version("prefect"),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _lines(rows: Iterable[Row]) -> Iterable[str]:
-    yield "| fault | database | training's run | main flow's run | second run |"
+def table_lines(rows: Iterable[Row]) -> Iterable[str]:
+    yield "| fault | database | fit-model run | main flow's run | second run |"
     yield "|---|---|---|---|---|"
-    ordered = sorted(rows, key=lambda row: DATABASES.index(row.database))  # within one as they were run
+    ordered = sorted(rows, key=lambda row: DATABASES.index(row.database))  # then in the order of the tests
     for row in ordered:
         ends = (f"{state}, {seconds:.0f} s" for state, seconds in (row.child, row.parent))
         yield f"| {' | '.join((row.fault, row.database, *ends, row.second_run))} |"
 
 
-def _commit() -> str:
-    said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
-    return said.stdout.strip() or "unknown"
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

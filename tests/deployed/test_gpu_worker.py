@@ -1,4 +1,4 @@
-"""train_on=gpu through deployments, with workers that share nothing but the server and the artifacts."""
+"""train_on=gpu through deployments, with workers that share only the server and the artifacts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
 from tests.deployed.conftest import Deployed
 
-# What two epochs on a thousand images give is below the floor.
+# Two epochs on a thousand images stay below the default quality floor.
 QUICK = {
     "train_on": "gpu",
     "training": {"epochs": 2, "validation_size": 100},
@@ -26,7 +26,7 @@ def gpu_worker(deployed: Deployed) -> Iterator[None]:
         yield
 
 
-def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(deployed: Deployed) -> None:
+def test_rejects_a_wrong_parameter_without_a_run(deployed: Deployed) -> None:
     done = deployed.command(
         *("prefect", "deployment", "run", "train-fashion-mnist/on-demand", "-p", 'training={"epoch": 3}')
     )
@@ -35,7 +35,7 @@ def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(deployed: Dep
     assert deployed.runs_of("train-fashion-mnist/on-demand") == []
 
 
-def test_without_a_gpu_worker_the_command_fails_and_the_run_says_so(deployed: Deployed) -> None:
+def test_no_gpu_worker_fails_the_command_and_the_run(deployed: Deployed) -> None:
     done = deployed.command(
         *("prefect", "deployment", "run", "train-fashion-mnist/on-demand", "--watch"),
         *("-p", "train_on=gpu", "-p", "gpu_worker_seconds=3"),
@@ -48,7 +48,7 @@ def test_without_a_gpu_worker_the_command_fails_and_the_run_says_so(deployed: De
     assert [child.state_name for child in deployed.children(run)] == ["Cancelled"]
 
 
-def test_the_message_of_a_training_that_fails_on_the_worker_is_that_of_the_run(deployed: Deployed) -> None:
+def test_run_fails_with_the_message_of_the_worker(deployed: Deployed) -> None:
     with deployed.worker("gpu", "broken-worker", KERAS_BACKEND="abacus"):
         run = deployed.run("train-fashion-mnist/on-demand", **_quick(1))
     (child,) = deployed.children(run)
@@ -59,22 +59,22 @@ def test_the_message_of_a_training_that_fails_on_the_worker_is_that_of_the_run(d
 
 
 @pytest.mark.usefixtures("gpu_worker")
-def test_a_version_trained_on_the_gpu_worker_names_its_run_and_the_worker(deployed: Deployed) -> None:
+def test_manifest_names_the_gpu_worker_and_its_run(deployed: Deployed) -> None:
     run = deployed.run("train-fashion-mnist/on-demand", **QUICK)
     assert run.state_name == "Completed", run.state
     (child,) = deployed.children(run)
     assert child.state_name == "Completed"
-    (manifest,) = deployed.made_by(run)
+    (manifest,) = deployed.versions_of(run)
     trained_by = manifest["trained_by"]
     assert (trained_by["flow_run_id"], trained_by["worker"]) == (str(child.id), "gpu-worker")
-    # What the stages say reaches the run's log, from a worker too.
+    # The log lines of stages reach the run's log, also from a worker.
     only = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[child.id]))
     logged = [line.message for line in deployed.client.read_logs(only, limit=200)]
     assert any(line.startswith("epoch 2/2") for line in logged)
 
 
 @pytest.mark.usefixtures("gpu_worker")
-def test_a_refused_run_is_told_and_its_retry_does_not_train_again(
+def test_rejected_run_notifies_and_its_retry_does_not_train(
     deployed: Deployed, webhook: tuple[str, list[dict[str, str]]]
 ) -> None:
     parameters = {**_quick(2), "promotion": {"minimum_accuracy": 1}}
@@ -82,23 +82,23 @@ def test_a_refused_run_is_told_and_its_retry_does_not_train_again(
     assert run.state_name == "Failed"
     assert "CandidateRefused" in str(run.state.message if run.state else None)
 
-    def told() -> list[dict[str, str]]:
+    def notifications() -> list[dict[str, str]]:
         return [message for message in webhook[1] if run.name in message["body"]]
 
-    deployed.soon(told)
-    assert told()[0]["subject"] == "train-fashion-mnist: promotion refused"
-    assert "expected >= 1" in told()[0]["body"]
+    deployed.wait_for(notifications)
+    assert notifications()[0]["subject"] == "train-fashion-mnist: promotion refused"
+    assert "expected >= 1" in notifications()[0]["body"]
 
     assert deployed.command("prefect", "flow-run", "retry", str(run.id)).returncode == 0
-    deployed.soon(lambda: deployed.client.read_flow_run(run.id).run_count == 2)
+    deployed.wait_for(lambda: deployed.client.read_flow_run(run.id).run_count == 2)
     again = deployed.end_of(run.id)
     assert again.state_name == "Failed"
     assert len(deployed.children(run)) == 1
-    deployed.soon(lambda: len(told()) == 2)  # once each time: the child's end is not told on its own
+    deployed.wait_for(lambda: len(notifications()) == 2)  # one per attempt, none for fit-model
 
 
 @pytest.mark.usefixtures("gpu_worker")
-def test_two_trainings_wait_for_each_other_and_neither_is_given_up(deployed: Deployed) -> None:
+def test_two_trainings_run_one_after_the_other(deployed: Deployed) -> None:
     parameters = [{**_quick(seed), "gpu_worker_seconds": 10} for seed in (3, 4)]
     started = [deployed.start("train-fashion-mnist/on-demand", **each) for each in parameters]
     runs = [deployed.end_of(each) for each in started]

@@ -1,4 +1,4 @@
-"""One Prefect server for the whole session; nothing outside this folder starts one."""
+"""One Prefect server for the whole session."""
 
 import os
 import subprocess
@@ -10,22 +10,22 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from cli.server_process import hear_interrupts
+from cli.server_process import restore_sigint
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The API address of a running embedded server with a database of its own."""
+    """Return the API address of a running embedded server with a new database."""
     with (
         prefect_test_harness(server_startup_timeout=120),
-        # Ending a flow's heartbeat takes a second.
+        # Joining the heartbeat thread takes 1 s per flow.
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield PREFECT_API_URL.value()
 
 
 class Command:
-    """`fashion-ann` in a process of its own, on the session's server."""
+    """`fashion-ann` in a subprocess, on the session's server."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
@@ -39,7 +39,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=hear_interrupts,
+            preexec_fn=restore_sigint,
         )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:

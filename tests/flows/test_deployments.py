@@ -1,4 +1,4 @@
-"""prefect.yaml and the automations, put on a real Prefect server and read back."""
+"""prefect.yaml and the automations, deployed to a real Prefect server and read back."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flows.states import NOTHING_NEW, SUPERSEDED
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
@@ -17,8 +16,9 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import InfrastructurePending, Pending, Submitting
 
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
-from cli.deploy import _create_pool, deploy_all, enter_checkout
+from cli.deploy import create_pool, deploy_all, enter_checkout
 from cli.server_process import project_settings
+from flows.states import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch_data import EVENT
@@ -35,8 +35,8 @@ DEPLOYMENTS = {
 TRIGGER = "train-fashion-mnist on new data"
 
 
-def _clear() -> None:
-    """Leave the session's server as it was: other tests count its pools."""
+def remove_everything() -> None:
+    """Clean the session's server, because other tests count its pools."""
     with get_client(sync_client=True) as client:
         for automation in client.read_automations():
             client.delete_automation(automation.id)
@@ -48,30 +48,30 @@ def _clear() -> None:
 
 @pytest.fixture(scope="module")
 def deployed(server: str) -> Iterator[None]:
-    """Everything deployed twice: the second time has to change nothing."""
+    """Deploy everything twice. The second time must change nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        # A default pool is on many people's profiles; it must not take the place of ours.
+        # Many profiles have a default pool. It must not replace the pools of prefect.yaml.
         patch.setenv("PREFECT_DEFAULT_WORK_POOL_NAME", "elsewhere")
         patch.setenv(NOTIFY_VARIABLE, "http://127.0.0.1:9/first")
         deploy_all()
         patch.setenv(NOTIFY_VARIABLE, "http://127.0.0.1:9/second")
         deploy_all()
     yield
-    _clear()
+    remove_everything()
 
 
-def _read(name: str) -> Any:
+def read_deployment(name: str) -> Any:
     with get_client(sync_client=True) as client:
         return client.read_deployment_by_name(name)
 
 
 @pytest.mark.usefixtures("deployed")
-def test_the_pools_and_deployments_are_those_of_prefect_yaml() -> None:
+def test_creates_the_pools_and_deployments_of_prefect_yaml() -> None:
     with get_client(sync_client=True) as client:
         pools = {pool.name: pool for pool in client.read_work_pools()}
         flows = {flow.id: flow.name for flow in client.read_flows()}
-        found = {f"{flows[deployment.flow_id]}/{deployment.name}" for deployment in client.read_deployments()}
-    assert found == DEPLOYMENTS
+        names = {f"{flows[deployment.flow_id]}/{deployment.name}" for deployment in client.read_deployments()}
+    assert names == DEPLOYMENTS
     assert {"cpu", "gpu"} <= set(pools)
     for name in ("cpu", "gpu"):
         assert pools[name].type == "process"
@@ -81,8 +81,8 @@ def test_the_pools_and_deployments_are_those_of_prefect_yaml() -> None:
 
 @pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
 @pytest.mark.usefixtures("deployed")
-def test_every_deployment_runs_the_checkout_of_its_worker_with_a_heartbeat(name: str) -> None:
-    deployment = _read(name)
+def test_deployment_runs_the_checkout_with_a_heartbeat(name: str) -> None:
+    deployment = read_deployment(name)
     flow = name.partition("/")[0].replace("-", "_")
     assert deployment.entrypoint == f"flows/{flow}.py:{flow}"
     assert deployment.work_pool_name == ("gpu" if name == "fit-model/gpu" else "cpu")
@@ -107,8 +107,8 @@ def test_every_deployment_runs_the_checkout_of_its_worker_with_a_heartbeat(name:
     ],
 )
 @pytest.mark.usefixtures("deployed")
-def test_what_runs_at_once_is_limited(name: str, strategy: ConcurrencyLimitStrategy | None) -> None:
-    deployment = _read(name)
+def test_concurrency_is_limited(name: str, strategy: ConcurrencyLimitStrategy | None) -> None:
+    deployment = read_deployment(name)
     limit = deployment.global_concurrency_limit
     assert (limit and limit.limit) == (None if strategy is None else 1)
     options = deployment.concurrency_options
@@ -127,14 +127,14 @@ def test_what_runs_at_once_is_limited(name: str, strategy: ConcurrencyLimitStrat
     ],
 )
 @pytest.mark.usefixtures("deployed")
-def test_the_schedules_are_active_and_there_once(name: str, crons: list[str]) -> None:
-    schedules = _read(name).schedules
+def test_schedules_are_active_and_exist_once(name: str, crons: list[str]) -> None:
+    schedules = read_deployment(name).schedules
     assert [schedule.schedule.cron for schedule in schedules] == crons
     assert all(schedule.active and schedule.schedule.timezone == "UTC" for schedule in schedules)
 
 
 @pytest.mark.usefixtures("deployed")
-def test_there_is_one_of_each_automation_after_two_deployments() -> None:
+def test_two_deployments_leave_one_of_each_automation() -> None:
     with get_client(sync_client=True) as client:
         automations = {automation.name: automation for automation in client.read_automations()}
         assert len(client.read_automations()) == len(automations)
@@ -144,7 +144,7 @@ def test_there_is_one_of_each_automation_after_two_deployments() -> None:
     dead: Any = automations[MARK_DEAD]
     assert dead.trigger.within == timedelta(seconds=100)
     assert dead.trigger.after == {"prefect.flow-run.heartbeat"}
-    # Events carry the names of states: those that our flows end in under names of their own, too.
+    # Events carry the names of states, also the custom ones.
     ended = {f"prefect.flow-run.{name}" for name in ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Crashed")}
     assert ended | {"prefect.flow-run.heartbeat"} <= dead.trigger.expect
     assert dead.trigger.for_each == {"prefect.resource.id"}
@@ -157,15 +157,15 @@ def test_there_is_one_of_each_automation_after_two_deployments() -> None:
     trigger: Any = automations[TRIGGER]
     assert trigger.trigger.expect == {EVENT}
     (action,) = trigger.actions
-    assert action.deployment_id == _read("train-fashion-mnist/on-new-data").id
+    assert action.deployment_id == read_deployment("train-fashion-mnist/on-new-data").id
     assert set(action.parameters) == {"dataset", "data_digest", "data_dir"}
-    # Another project's runs beat when they like.
+    # Runs of other projects have other heartbeat intervals.
     for automation in (dead, taken):
         assert "train-fashion-mnist" in automation.trigger.match_related["prefect.resource.name"]
 
 
 @pytest.mark.usefixtures("deployed")
-def test_the_notification_goes_where_the_last_deployment_said() -> None:
+def test_last_deployment_sets_the_recipient() -> None:
     with get_client(sync_client=True) as client:
         (automation,) = client.read_automations_by_name(NOTIFY)
         action: Any = automation.actions[0]
@@ -174,26 +174,26 @@ def test_the_notification_goes_where_the_last_deployment_said() -> None:
 
 
 @pytest.mark.usefixtures("deployed")
-def test_the_notification_stays_unset_and_goes_when_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
-    def there() -> int:
+def test_notification_stays_if_unset_and_is_removed_if_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count() -> int:
         with get_client(sync_client=True) as client:
             return len(client.read_automations_by_name(NOTIFY))
 
     monkeypatch.delenv(NOTIFY_VARIABLE, raising=False)
     apply_automations()
-    assert there() == 1
+    assert count() == 1
     monkeypatch.setenv(NOTIFY_VARIABLE, "custom-webhook/fashion-ann")
     apply_automations()
-    assert there() == 1
+    assert count() == 1
     monkeypatch.setenv(NOTIFY_VARIABLE, "slack-webhook/nobody")
     with pytest.raises(WrongUsage, match="slack-webhook/nobody"):
         apply_automations()
     monkeypatch.setenv(NOTIFY_VARIABLE, "")
     apply_automations()
-    assert there() == 0
+    assert count() == 0
 
 
-def test_the_pull_step_finds_the_checkout_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_step_changes_to_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert enter_checkout() == {"directory": str(PROJECT_ROOT)}
     assert (PROJECT_ROOT / "prefect.yaml").samefile("prefect.yaml")
@@ -207,19 +207,17 @@ def test_the_pull_step_finds_the_checkout_from_anywhere(tmp_path: Path, monkeypa
         *(({"data_digest": "x"}, "data_digest"), ({"bad_rows": "few"}, "bad_rows")),
     ],
 )
-def test_a_wrong_parameter_of_a_deployment_is_refused_by_name_and_no_run_is_made(
-    parameters: dict[str, Any], name: str
-) -> None:
-    deployment = _read("train-fashion-mnist/on-demand")
+def test_rejects_a_wrong_parameter_without_a_run(parameters: dict[str, Any], name: str) -> None:
+    deployment = read_deployment("train-fashion-mnist/on-demand")
     with get_client(sync_client=True) as client:
         before = len(client.read_flow_runs())
-        with pytest.raises(PrefectHTTPStatusError) as refused:
+        with pytest.raises(PrefectHTTPStatusError) as rejected:
             client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
-        assert name in refused.value.response.text
+        assert name in rejected.value.response.text
         assert len(client.read_flow_runs()) == before
 
 
-def _train_on_gpu(artifacts: Path) -> None:
+def train_on_gpu(artifacts: Path) -> None:
     from flows.train_fashion_mnist import train_fashion_mnist
 
     train_fashion_mnist(
@@ -232,49 +230,47 @@ def _train_on_gpu(artifacts: Path) -> None:
     )
 
 
-def _runs_on_gpu() -> list[FlowRun]:
-    deployment = _read("fit-model/gpu").id
+def gpu_runs() -> list[FlowRun]:
+    deployment = read_deployment("fit-model/gpu").id
     with get_client(sync_client=True) as client:
         return [run for run in client.read_flow_runs() if run.deployment_id == deployment]
 
 
 @pytest.mark.usefixtures("deployed")
-def test_without_a_gpu_worker_the_run_fails_saying_so_and_leaves_nothing_queued(tmp_path: Path) -> None:
+def test_no_gpu_worker_fails_the_run_and_cancels_training(tmp_path: Path) -> None:
     with pytest.raises(NoGpuWorker, match=r"No worker picked up the training within 1 s.*work pool gpu"):
-        _train_on_gpu(tmp_path)
+        train_on_gpu(tmp_path)
     with get_client(sync_client=True) as client:
-        children = _runs_on_gpu()
+        children = gpu_runs()
         assert [run.state_name for run in children] == ["Cancelled"]
         parent_task = client.read_task_run(children[0].parent_task_run_id)
         parent = client.read_flow_run(parent_task.flow_run_id)
-        assert "NoGpuWorker" in parent.state.message  # the child is found from its parent, and the other way
+        assert "NoGpuWorker" in parent.state.message  # parent and child refer to each other
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_run_that_is_told_to_end_while_it_waits_for_a_worker_leaves_nothing_queued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_while_waiting_cancels_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    known = {run.id for run in _runs_on_gpu()}
+    known = {run.id for run in gpu_runs()}
     monkeypatch.setattr("tasks.train_on_worker.time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
     with pytest.raises(KeyboardInterrupt):
-        _train_on_gpu(tmp_path)
-    assert [run.state_name for run in _runs_on_gpu() if run.id not in known] == ["Cancelled"]
+        train_on_gpu(tmp_path)
+    assert [run.state_name for run in gpu_runs() if run.id not in known] == ["Cancelled"]
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_pool_of_another_type_is_not_taken_for_ours() -> None:
+def test_rejects_an_existing_pool_of_another_type() -> None:
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="of-containers", type="docker"))
-        with pytest.raises(NotDeployed, match="of-containers is there already and of type docker, expected process"):
-            _create_pool({"name": "of-containers", "type": "process"})
-        client.delete_work_pool("of-containers")
+        client.create_work_pool(WorkPoolCreate(name="containers", type="docker"))
+        with pytest.raises(NotDeployed, match="pool containers of type docker already exists, expected type process"):
+            create_pool({"name": "containers", "type": "process"})
+        client.delete_work_pool("containers")
 
 
-def test_without_the_deployment_the_run_fails_saying_how_to_deploy(server: str, tmp_path: Path) -> None:
+def test_missing_deployment_fails_with_the_command_to_deploy(server: str, tmp_path: Path) -> None:
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         client.delete_deployment(client.read_deployment_by_name("fit-model/gpu").id)
     with pytest.raises(NoGpuWorker, match="fashion-ann deploy"):
-        _train_on_gpu(tmp_path)
+        train_on_gpu(tmp_path)

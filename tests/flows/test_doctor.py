@@ -1,33 +1,36 @@
-"""doctor's questions to a real Prefect server."""
+"""doctor's checks of a real Prefect server."""
+
+from collections.abc import Iterator
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from cli.doctor import Pool, _pools, _server_version, check_pools, check_prefect
+from cli.doctor import Pool, check_pools, check_prefect, read_pools, server_version
 
 
 @pytest.fixture
-def gpu_deployment(server: str) -> None:
+def gpu_deployment(server: str) -> Iterator[None]:
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="gpu", type="process"), overwrite=True)
         flow = client.create_flow_from_name("fit-model")
-        client.create_deployment(flow_id=flow, name="doctor-test", work_pool_name="gpu")
+        deployment = client.create_deployment(flow_id=flow, name="doctor-test", work_pool_name="gpu")
+        yield
+        client.delete_deployment(deployment)
+        client.delete_work_pool("gpu")
 
 
-def test_a_server_of_our_version_answers(server: str) -> None:
+def test_server_of_our_version_passes(server: str) -> None:
     check = check_prefect()
     assert check.ok
-    assert f"{_server_version()} as here" in check.says
+    assert f"also {server_version()}" in check.says
 
 
 @pytest.mark.usefixtures("gpu_deployment")
-def test_a_pool_without_a_worker_is_broken_until_one_sends_a_heartbeat() -> None:
-    assert Pool("gpu", deployments=1, online=0) in _pools()
+def test_pool_is_broken_until_a_worker_sends_a_heartbeat() -> None:
+    assert Pool("gpu", deployments=1, online=0) in read_pools()
     assert check_pools().ok is False
     with get_client(sync_client=True) as client:
         client.send_worker_heartbeat("gpu", "worker 1", heartbeat_interval_seconds=30)
-    assert Pool("gpu", deployments=1, online=1) in _pools()
+    assert Pool("gpu", deployments=1, online=1) in read_pools()
     assert check_pools().ok
-    with get_client(sync_client=True) as client:
-        client.delete_work_pool("gpu")

@@ -1,4 +1,4 @@
-"""The prediction flow on the committed sample of the real data, against a real Prefect server."""
+"""The prediction flow on the committed sample, on a real Prefect server."""
 
 import gzip
 from pathlib import Path
@@ -20,29 +20,26 @@ IMAGES = SAMPLE / "fashion-mnist_test.csv.gz"
 
 
 @pytest.mark.usefixtures("server")
-def test_the_flow_writes_what_the_core_writes_by_the_champion(two_versions: Path, tmp_path: Path) -> None:
-    made = predict_fashion_mnist(IMAGES, tmp_path / "flow.parquet", artifacts_dir=two_versions)
-    assert isinstance(made, Predictions)
-    assert (made.version, made.rows, made.output) == (1, 200, tmp_path / "flow.parquet")
+def test_flow_writes_what_the_core_function_writes(two_versions: Path, tmp_path: Path) -> None:
+    result = predict_fashion_mnist(IMAGES, tmp_path / "flow.parquet", artifacts_dir=two_versions)
+    assert isinstance(result, Predictions)
+    assert (result.version, result.rows, result.output) == (1, 200, tmp_path / "flow.parquet")
     core = predict_csv(IMAGES, tmp_path / "core.parquet", "1", "fashion-mnist", two_versions)
-    assert pq.read_table(made.output).equals(pq.read_table(core.output), check_metadata=True)
-    assert made.accuracy == core.accuracy
+    assert pq.read_table(result.output).equals(pq.read_table(core.output), check_metadata=True)
+    assert result.accuracy == core.accuracy
 
 
 @pytest.mark.usefixtures("server")
-def test_parameters_as_a_deployment_sends_them_reach_the_version_that_they_name(
+def test_accepts_parameters_as_a_deployment_sends_them(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(two_versions))
-    made = predict_fashion_mnist(images=str(IMAGES), output=str(tmp_path / "out.csv"), version="2")
-    assert made.version == 2
+    assert predict_fashion_mnist(images=str(IMAGES), output=str(tmp_path / "out.csv"), version="2").version == 2
     assert (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.usefixtures("server")
-def test_a_broken_csv_fails_the_run_on_the_server_with_the_cell_and_leaves_nothing(
-    two_versions: Path, tmp_path: Path
-) -> None:
+def test_broken_csv_fails_the_run_and_leaves_no_output(two_versions: Path, tmp_path: Path) -> None:
     images = tmp_path / "images.csv"
     images.write_bytes(gzip.decompress(IMAGES.read_bytes()).replace(b",0,", b",256,", 1))
     with pytest.raises(DataContractError, match=r"images\.csv line 2, column pixel\d+: .*received 256"):
@@ -55,7 +52,7 @@ def test_a_broken_csv_fails_the_run_on_the_server_with_the_cell_and_leaves_nothi
 
 
 @pytest.mark.usefixtures("server")
-def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(two_versions: Path, tmp_path: Path) -> None:
+def test_rejects_an_unknown_dataset_by_name(two_versions: Path, tmp_path: Path) -> None:
     with pytest.raises((ParameterTypeError, ValidationError), match="dataset"):
         predict_fashion_mnist(IMAGES, tmp_path / "out.parquet", artifacts_dir=two_versions, dataset="mnist")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The watch over the data folder, and runs that are told which data they are for, against a real Prefect server."""
+"""Announcing new data, and training runs for an announced digest, on a real Prefect server."""
 
 import gzip
 import hashlib
@@ -29,27 +29,27 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _announced(data_dir: Path) -> list[str]:
-    """Digests that the server has events with, for this folder, in order; it stores them a moment after it has them."""
+def announced(data_dir: Path) -> list[str]:
+    """Return the digests of the stored events of this folder, in order. The server stores an event with a delay."""
     with get_client(sync_client=True) as client:
         body = {"filter": {"event": {"name": [EVENT]}, "order": "ASC"}, "limit": 50}
         events = client.request("POST", "/events/filter", json=body).json()["events"]
     return [event["payload"]["digest"] for event in events if event["payload"]["data_dir"] == str(data_dir)]
 
 
-def _soon(data_dir: Path, expected: list[str]) -> None:
+def wait_for_events(data_dir: Path, expected: list[str]) -> None:
     deadline = time.monotonic() + 30
-    while _announced(data_dir) != expected:
-        assert time.monotonic() < deadline, (_announced(data_dir), expected)
+    while announced(data_dir) != expected:
+        assert time.monotonic() < deadline, (announced(data_dir), expected)
         time.sleep(0.2)
 
 
-def _look(data: Path, artifacts: Path) -> Any:
+def watch(data: Path, artifacts: Path) -> Any:
     return watch_data(data_dir=data, artifacts_dir=artifacts, return_state=True)
 
 
-def _documented_digest(data: Path) -> str:
-    """As docs/events.md tells an uploader to make it, in the folder that `data` is in."""
+def documented_digest(data: Path) -> str:
+    """Return the digest that the command in docs/events.md prints."""
     page = (PROJECT_ROOT / "docs" / "events.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^digest=\$\(cd data; .+\)$", page, re.MULTILINE)
     done = subprocess.run(
@@ -58,51 +58,51 @@ def _documented_digest(data: Path) -> str:
     return done.stdout.strip()
 
 
-def _touch_up(data: Path) -> None:
+def append_row(data: Path) -> None:
     with (data / "fashion-mnist_train.csv").open("ab") as file:
         file.write((data / "fashion-mnist_train.csv").read_bytes().splitlines(keepends=True)[-1])
 
 
-def test_a_change_is_announced_once_with_the_documented_digest(server: str, data: Path, tmp_path: Path) -> None:
-    first = _documented_digest(data)
-    state = _look(data, tmp_path / "artifacts")
+def test_change_is_announced_once(server: str, data: Path, tmp_path: Path) -> None:
+    first = documented_digest(data)
+    state = watch(data, tmp_path / "artifacts")
     assert (state.name, state.result().digest, state.result().announced) == ("Completed", first, True)
-    state = _look(data, tmp_path / "artifacts")
+    state = watch(data, tmp_path / "artifacts")
     assert (state.name, state.result().announced) == ("Nothing new", False)
-    _touch_up(data)
-    assert _look(data, tmp_path / "artifacts").result().announced
-    _soon(data, [first, _documented_digest(data)])
+    append_row(data)
+    assert watch(data, tmp_path / "artifacts").result().announced
+    wait_for_events(data, [first, documented_digest(data)])
 
 
-def test_a_shard_more_is_announced_with_the_documented_digest(server: str, data: Path, tmp_path: Path) -> None:
+def test_added_shard_is_announced(server: str, data: Path, tmp_path: Path) -> None:
     (data / "fashion-mnist_train.csv").rename(data / "fashion-mnist_train-1.csv")
-    first = _documented_digest(data)
-    assert _look(data, tmp_path / "artifacts").result().digest == first
+    first = documented_digest(data)
+    assert watch(data, tmp_path / "artifacts").result().digest == first
     (data / "fashion-mnist_train-2.csv").write_bytes((data / "fashion-mnist_train-1.csv").read_bytes())
-    seen = _look(data, tmp_path / "artifacts").result()
-    assert (seen.digest, seen.announced) == (_documented_digest(data), True)
-    assert seen.digest != first
+    watched = watch(data, tmp_path / "artifacts").result()
+    assert (watched.digest, watched.announced) == (documented_digest(data), True)
+    assert watched.digest != first
 
 
-def test_half_of_the_data_is_not_announced(server: str, data: Path, tmp_path: Path) -> None:
+def test_missing_split_is_not_announced(server: str, data: Path, tmp_path: Path) -> None:
     (data / "fashion-mnist_test.csv").unlink()
-    state = _look(data, tmp_path / "artifacts")
+    state = watch(data, tmp_path / "artifacts")
     assert (state.name, state.result().digest) == ("Nothing new", None)
     assert "no complete data" in state.message
 
 
-def test_an_announcement_that_the_server_did_not_take_is_made_again(
+def test_failed_announcement_is_repeated(
     server: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tasks.watch_data
 
     monkeypatch.setattr(tasks.watch_data, "EVENT", None)  # an event without a name cannot be sent
-    assert _look(data, tmp_path / "artifacts").is_failed()
+    assert watch(data, tmp_path / "artifacts").is_failed()
     monkeypatch.undo()
-    assert _look(data, tmp_path / "artifacts").result().announced
+    assert watch(data, tmp_path / "artifacts").result().announced
 
 
-def _train(data: Path, artifacts: Path, **parameters: Any) -> Any:
+def train(data: Path, artifacts: Path, **parameters: Any) -> Any:
     return train_fashion_mnist(
         data_dir=data,
         artifacts_dir=artifacts,
@@ -114,16 +114,16 @@ def _train(data: Path, artifacts: Path, **parameters: Any) -> Any:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_a_run_trains_on_its_data_once_and_not_on_other_data(server: str, data: Path, tmp_path: Path) -> None:
-    artifacts, digest = tmp_path / "artifacts", _documented_digest(data)
-    state = _train(data, artifacts, data_digest=digest)
+def test_run_trains_once_and_only_on_the_announced_data(server: str, data: Path, tmp_path: Path) -> None:
+    artifacts, digest = tmp_path / "artifacts", documented_digest(data)
+    state = train(data, artifacts, data_digest=digest)
     assert (state.name, state.result().version) == ("Completed", 1)
-    state = _train(data, artifacts)
+    state = train(data, artifacts)
     assert (state.name, state.result().version, state.result().created) == ("Nothing new", 1, False)
     assert "version 1" in state.message
 
     other = hashlib.sha256(b"other data").hexdigest()
-    state = _train(data, artifacts, data_digest=other)
+    state = train(data, artifacts, data_digest=other)
     assert (state.name, state.is_completed()) == ("Superseded", True)
     assert other in state.message
     assert digest in state.message

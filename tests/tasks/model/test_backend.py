@@ -7,7 +7,7 @@ from schemas.config import TrainingConfig
 from schemas.errors import WrongUsage
 from tasks.model.backend import backend_name, feed, gpu_driver_present, nvidia_driver, on_every_gpu, set_up_backend
 from tasks.model.fit import row_batches
-from tasks.runtime.fingerprint import accelerator_extra
+from tasks.runtime.fingerprint import installed_extra
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -22,7 +22,7 @@ def test_a_gpu_is_in_sight_where_a_driver_is_and_a_backend_that_could_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver, none = [tmp_path], [tmp_path / "nvidiactl"]
-    assert gpu_driver_present(driver) == (accelerator_extra() == "gpu")
+    assert gpu_driver_present(driver) == (installed_extra() == "gpu")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert gpu_driver_present(driver)
     assert not gpu_driver_present(none)

@@ -1,0 +1,202 @@
+"""Run a flow in this process, on the configured Prefect API or on an embedded server that ends with this process."""
+
+import atexit
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from filelock import BaseFileLock, FileLock
+
+from cli.server_process import (
+    HOST,
+    ServerUnavailable,
+    api_problem,
+    free_port,
+    last_words,
+    project_settings,
+    stop_tree,
+    wait_until_healthy,
+)
+from cli.terminal import Progress, Screen
+from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
+from schemas.contract import DatasetName
+from schemas.references import ModelVersion
+from tasks.runtime.events import StageStarted, emit
+
+_SECONDS_TO_STOP = 5
+_SHOW_CURSOR = "\n\x1b[?25h"
+_KILLED = " (SIGKILL, as the system sends when memory runs out)"
+
+
+def run_training_flow(
+    dataset: DatasetName,
+    data_dir: Path,
+    artifacts_dir: Path,
+    training: TrainingConfig,
+    promotion: PromotionConfig,
+    device: DeviceChoice,
+    bad_rows: BadRows,
+    progress: Progress,
+    *,
+    quiet: bool,
+) -> ModelVersion:
+    """Run train-fashion-mnist in this process, show it on the terminal unless ``quiet``, and return its version.
+
+    ``progress`` is updated while the flow runs, so it is up to date also when the run is stopped.
+    """
+    _apply_project_settings()
+    configured = _is_api_configured()
+    screen = Screen(artifacts_dir, progress, quiet=quiet)
+    server = None if configured else _start_server(screen.log)
+    with screen.showing(), _prefect_api(server, screen.log):
+        from flows.train_fashion_mnist import train_fashion_mnist
+
+        screen.take_over_logging()
+        version = train_fashion_mnist(
+            dataset=dataset,
+            data_dir=data_dir,
+            artifacts_dir=artifacts_dir,
+            training=training,
+            promotion=promotion,
+            device=device,
+            bad_rows=bad_rows,
+        )
+    if not isinstance(version, ModelVersion):
+        raise TypeError(f"The flow was expected to return a ModelVersion, it returned {version!r}.")
+    return version
+
+
+def _apply_project_settings() -> None:
+    """Set the project's Prefect settings as environment variables, unless the user has set them."""
+    for name, value in project_settings().items():
+        os.environ.setdefault(name, value)
+
+
+def _is_api_configured() -> bool:
+    """Return whether the settings name an API. Raises `ServerUnavailable` if it cannot be used."""
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        return False
+    if (problem := api_problem()) is not None:
+        raise ServerUnavailable(str(problem))
+    return True
+
+
+@contextmanager
+def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | None, log: IO[bytes]) -> Iterator[None]:
+    """Provide an API for the flows of this process: the configured one, or ``server``, which writes to ``log``.
+
+    The server is the one that Prefect itself would embed. This process starts it for three reasons:
+
+    - it boots while this process is still importing;
+    - this process need not import the server (2 s and 60 MB);
+    - the kernel ends it when this process is killed. Prefect's own would keep running.
+    """
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    emit(StageStarted("start", None))
+    # While the server boots, import the flows and what the first stage that misses its cache needs. The latter in a
+    # thread, because a run that only reuses outputs does not wait for it.
+    import flows.train_fashion_mnist  # noqa: F401
+
+    if server is None:
+        yield
+        return
+    process, url, start_lock = server
+    from tasks.checks.expectations import import_great_expectations
+
+    threading.Thread(target=import_great_expectations, daemon=True).start()
+    _require_healthy(process, url, get_current_settings().server.ephemeral.startup_timeout_seconds, log)
+    start_lock.release()
+    done = threading.Event()
+    threading.Thread(target=_exit_with_server, args=(process, done), daemon=True).start()
+    # The server dies with this process, so no automation would miss a heartbeat. Joining its thread costs 1 s per flow.
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        try:
+            yield
+        finally:
+            done.set()
+
+
+def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -> None:
+    """Exit at once if the server ends before ``done``. Prefect's client would retry for minutes and name no cause.
+
+    The effect is that of a SIGKILL of this process, which every stage survives. Child processes end with it.
+    """
+    process.wait()
+    # SIGTERM may have gone to the whole process group. Then this process is about to end and prints its own message.
+    if done.wait(0 if process.returncode == -signal.SIGKILL else _SECONDS_TO_STOP):
+        return
+    # The live view may have hidden the cursor.
+    print(
+        f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}fashion-ann: The embedded Prefect server ended with status "
+        f"{process.returncode} while it was in use{_KILLED if process.returncode == -signal.SIGKILL else ''}. Finished "
+        "stages are kept. Run the same command again to continue.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFileLock]:
+    """Return the server's process, its URL, and a lock to release as soon as it answers.
+
+    Two servers that start at once on a new database would both create its tables, and one would fail.
+    """
+    import prefect
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    start_lock = FileLock(settings.home / ".fashion-ann-starts.lock")
+    # Continue without the lock if the home is not writable, which the server reports, or if another server takes
+    # longer than its time limit.
+    with suppress(OSError):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        start_lock.acquire(timeout=settings.server.ephemeral.startup_timeout_seconds)
+    port = free_port()
+    process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
+        [
+            *(sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent)),
+            *("--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)),
+            *("--log-level", "error", "--lifespan", "on"),
+        ],
+        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        stdout=log,
+        stderr=log,
+        # Safe because this process has no second thread yet.
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        # Ctrl-C must not reach the server: the flow still has to report its last state to it.
+        process_group=0,
+    )
+    # Not before the exit: hooks that run just before those of `atexit` send Prefect's last logs and events. Without a
+    # server they would retry for a minute.
+    atexit.register(stop_tree, process.pid, _SECONDS_TO_STOP)
+    return process, f"http://{HOST}:{port}/api", start_lock
+
+
+def _end_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _require_healthy(process: subprocess.Popen[bytes], url: str, seconds: float, log: IO[bytes]) -> None:
+    if (problem := wait_until_healthy(url, seconds, process.poll)) is None:
+        return
+    log.seek(0)
+    raise ServerUnavailable(
+        f"The embedded Prefect server {problem}. Its last output: {last_words(log.read())} "
+        "PREFECT_HOME must be a folder that can be written to. Set PREFECT_API_URL to use your own server."
+    )

@@ -1,0 +1,48 @@
+"""Final states with names of their own, and the hook that enables the logging of tasks.
+
+The names appear in the UI, in the output of `--watch` and in the events that automations match.
+"""
+
+import logging
+from pathlib import Path
+
+from prefect import Flow, State
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed
+
+from schemas.references import ModelVersion, WatchedData
+
+NOTHING_NEW = "Nothing new"
+SUPERSEDED = "Superseded"
+
+
+def nothing_new(version: ModelVersion) -> State[ModelVersion]:
+    """Return the state of a run whose data, configuration and code already have a version."""
+    return Completed(
+        name=NOTHING_NEW,
+        message=f"Nothing new: version {version.version} already covers this data, configuration and code.",
+        data=version,
+    )
+
+
+def superseded(data_dir: Path, expected: str, actual: str) -> State[ModelVersion]:
+    """Return the state of a run whose data was replaced before it started. The newer data has an event of its own."""
+    return Completed(
+        name=SUPERSEDED,
+        message=f"Superseded: {data_dir} was expected to contain the data with digest {expected}, but contains "
+        f"{actual}. Nothing was trained. The newer data starts a run of its own.",
+    )
+
+
+def no_new_data(watched: WatchedData) -> State[WatchedData]:
+    """Return the state of a watch that emitted no event."""
+    content = "no complete data" if watched.digest is None else f"the data announced before, {watched.digest}"
+    return Completed(name=NOTHING_NEW, message=f"Nothing new: {watched.data_dir} contains {content}.", data=watched)
+
+
+def enable_task_logging(flow: Flow[..., object], flow_run: FlowRun, state: State) -> None:
+    """Send the log records of our tasks, from DEBUG on, to the flow run's log.
+
+    Prefect's own setting would apply to all loggers, and httpx logs each request to the API at INFO.
+    """
+    logging.getLogger("tasks").setLevel(logging.DEBUG)
