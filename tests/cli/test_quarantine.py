@@ -12,8 +12,8 @@ from schemas.references import ParquetSplit
 from tasks.data.published_data import fetch_data
 from tasks.ingest import ingest
 from tests.cli.conftest import Run
-from tests.tasks.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
-from tests.tasks.csv_oracle import values
+from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
+from tests.tasks.data.csv_oracle import values
 
 CONTRACT = replace(TINY, name="fashion-mnist")
 TRAIN = "fashion-mnist_train"

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.registry.store import store_folder
 from tests.cli.conftest import Run
-from tests.tasks.test_compare import _add, _prepared
+from tests.tasks.reports.test_comparison import _add, _prepared
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from schemas.references import CsvSplit, ParquetSplit
 from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.quarantine import SCHEMA, quarantine_path
 from tasks.ingest import ingest
-from tests.tasks.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
-from tests.tasks.csv_oracle import QUARANTINE, TARGET, rows_of, supplied, values
+from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
+from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, rows_of, supplied, values
 
 # 2 of 5 rows are bad. They have four bad cells and one.
 TWO_BAD = GOOD + b"10,1,256,x,-1\r\n" + b"1,2,3,\xff,5"
