@@ -104,7 +104,7 @@ class DatasetContract:
     # Root mean square difference of two images' pixels, as a share of the pixel range, up to which they are near
     # duplicates.
     near_duplicate: float
-    # Made from the published train split by `python -m tasks.reference`. Without one, what needs it is not judged.
+    # Baseline profile, from `python -m benchmarks.make_profile`. Without one, the checks that need it are skipped.
     reference: Path | None = None
     # Where the published data is to be had.
     kaggle_slug: str | None = None
