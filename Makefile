@@ -5,7 +5,7 @@
 # The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
 VENV ?= .venv
-# cpu or gpu: the TensorFlow that `make run` installs. An environment keeps its first one: both contain the same files.
+# cpu or gpu: the TensorFlow that `make run` installs. An environment keeps its first one, because their files overlap.
 ACCELERATOR ?= $(if $(wildcard $(VENV)/gpu.stamp),gpu,cpu)
 BIN := $(VENV)/bin
 # Compile at installation: every process then imports TensorFlow in a third of the time.
@@ -24,7 +24,8 @@ test-tasks: $(VENV)/dev.stamp
 	$(BIN)/pytest tests/tasks
 
 # Real servers, workers and kills take minutes, so `make test` leaves them out. When all tests ran and passed, this
-# writes docs/faults.md. The tests mostly wait: three run at a time on any number of cores, the longest files first.
+# writes docs/faults.md. The tests mostly wait, so three run at a time on any number of cores. Files with many tests
+# start first.
 FAULTS_TABLE ?= docs/faults.md
 test-deployed: $(VENV)/dev.stamp postgresql
 	FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest --numprocesses 3 --loadscope-reorder tests/deployed
