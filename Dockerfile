@@ -1,7 +1,7 @@
-# One image for the server, the deployments and a worker. Its two targets differ in TensorFlow and in the pool that
-# their worker serves; without --target the last one is built, cpu.
+# Image of the server, the deployments and the workers. The two targets differ in the TensorFlow build and in the work
+# pool. The default target is the last one, cpu.
 FROM python:3.12-slim AS base
-# By number, so that a cluster which forbids root can see that this is none. It owns what it writes to, and no code.
+# The user is numeric so that a cluster can verify that it is not root. It owns the data folders but not the code.
 RUN useradd --uid 10001 --create-home fashion-ann \
     && mkdir -p /app /artifacts /data \
     && chown 10001:10001 /artifacts /data
@@ -9,17 +9,17 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     FASHION_ANN_ARTIFACTS_DIR=/artifacts \
     FASHION_ANN_DATA_DIR=/data \
-    # Results of flow runs are handed from one worker to another through files.
+    # Workers read each other's flow run results from files in this folder.
     PREFECT_HOME=/artifacts/services/prefect \
     PREFECT_WORKER_QUERY_SECONDS=2
-# Where Prefect finds the project's settings, the entrypoints of the deployments, and the pull step the checkout.
+# Prefect reads the project's settings and the deployments' entrypoints here; the pull step enters this folder.
 WORKDIR /app
 COPY requirements/uv.lock requirements/
 RUN python -m venv /opt/venv \
     && python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/uv.lock
 
 FROM base AS gpu
-# CUDA comes with the lock; of the host only NVIDIA's driver is needed, which its container toolkit hands in.
+# The lock contains CUDA. The host needs NVIDIA's driver and its container toolkit.
 COPY requirements/gpu.lock requirements/
 RUN uv pip install --python /opt/venv --no-cache --compile-bytecode --require-hashes -r requirements/gpu.lock
 COPY . .
@@ -27,7 +27,7 @@ RUN uv pip install --python /opt/venv --no-cache --no-deps --no-build-isolation 
 USER 10001
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# Healthy: the worker has lately asked the server for work.
+# Healthy means that the worker has polled the server recently.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)"]
 CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--install-policy", "never", "--with-healthcheck"]

@@ -1,83 +1,88 @@
-# The one vocabulary of people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
+# Entry points for people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-browser test-deployed postgresql chromium fuzz check bench pictures lock clean
+.PHONY: run up down status test test-tasks test-browser test-deployed postgresql chromium fuzz check bench pictures lock clean
 
+# The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
-# cpu or gpu: which TensorFlow `make run` installs. What is there stays: one would be laid over the other.
-ACCELERATOR ?= $(if $(wildcard .venv/gpu.stamp),gpu,cpu)
-BIN := .venv/bin
-# Compiled at install: `import tensorflow` takes a third of the time, in every process that starts.
+VENV ?= .venv
+# cpu or gpu: the TensorFlow that `make run` installs. An environment keeps its first one, because their files overlap.
+ACCELERATOR ?= $(if $(wildcard $(VENV)/gpu.stamp),gpu,cpu)
+BIN := $(VENV)/bin
+# Compile at installation: every process then imports TensorFlow in a third of the time.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-run: .venv/$(ACCELERATOR).stamp
+run: $(VENV)/$(ACCELERATOR).stamp
 	$(BIN)/fashion-ann train
 
-up down status: .venv/$(ACCELERATOR).stamp
+up down status: $(VENV)/$(ACCELERATOR).stamp
 	$(BIN)/fashion-ann $@
 
-test: .venv/dev.stamp
+test: $(VENV)/dev.stamp
 	$(BIN)/pytest
 
-# Real servers, workers and kills: minutes, so not among the tests of every change. Writes docs/faults.md, if all
-# faults were tried and passed. Three at a time, whatever the cores: each mostly waits;
-# of files those with many tests first.
+test-tasks: $(VENV)/dev.stamp
+	$(BIN)/pytest tests/tasks
+
+# Real servers, workers and kills take minutes, so `make test` leaves them out. When all tests ran and passed, this
+# writes docs/faults.md. The tests mostly wait, so three run at a time on any number of cores. Files with many tests
+# start first.
 FAULTS_TABLE ?= docs/faults.md
-test-deployed: .venv/dev.stamp postgresql
+test-deployed: $(VENV)/dev.stamp postgresql
 	FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest --numprocesses 3 --loadscope-reorder tests/deployed
 
-# Debian's, installed where there is none, as root.
+# Installs Debian's package, as root, if the machine has no Postgres.
 postgresql:
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || \
 		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; }
 
-# Bytes that ingest and Python's csv module take for different things are written to tests/fuzz/found-*.
+# Writes each input that ingest and Python's csv module read differently to tests/fuzz/found-*.
 FUZZ_SECONDS ?= 50
-fuzz: .venv/dev.stamp
-	@mkdir -p .venv/fuzz
+fuzz: $(VENV)/dev.stamp
+	@mkdir -p $(VENV)/fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_ingest -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -dict=tests/fuzz/csv.dict \
-		-artifact_prefix=tests/fuzz/found- .venv/fuzz tests/fuzz/corpus
+		-artifact_prefix=tests/fuzz/found- $(VENV)/fuzz tests/fuzz/corpus
 
-# The report and Prefect's UI in a real browser, which is started once.
-test-browser: .venv/dev.stamp chromium
+# The report and Prefect's UI in a real browser; one process, so that the browser starts once.
+test-browser: $(VENV)/dev.stamp chromium
 	$(BIN)/pytest --numprocesses 0 tests/browser
 
-# Debian's, installed where there is none. CHROMIUM names another one.
+# Installs Debian's package, as root, if the machine has no browser. Set CHROMIUM to use another one.
 chromium:
 	@test -n "$$CHROMIUM" || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 		command -v google-chrome >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
-check: .venv/dev.stamp
+check: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/dev.stamp
+bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
 
-# The pictures of README and docs, from a run of its own.
-pictures: .venv/dev.stamp chromium
+# The pictures in README.md and docs/. Trains a model to take them.
+pictures: $(VENV)/dev.stamp chromium
 	$(BIN)/python -m benchmarks.pictures
 
-# Newest versions within the bounds of pyproject.toml, hashes and no registry addresses.
+# Locks the newest versions within the bounds of pyproject.toml, with hashes and without registry addresses.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock' --upgrade
-lock: .venv/uv.stamp
+lock: $(VENV)/uv.stamp
 	$(COMPILE) requirements/uv.in -o requirements/uv.lock
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets -c requirements/cpu.lock -o requirements/dev.lock
 
 clean:
-	rm -rf .venv
+	rm -rf $(VENV)
 
-.venv/uv.stamp: requirements/uv.lock
-	$(PYTHON) -m venv .venv
+$(VENV)/uv.stamp: requirements/uv.lock
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# The project itself last: an editable install, so that the checkout is what runs.
-.venv/%.stamp: requirements/%.lock .venv/uv.stamp pyproject.toml
+# Installs the project last and editable: commands run the code of the checkout.
+$(VENV)/%.stamp: requirements/%.lock $(VENV)/uv.stamp pyproject.toml
 	$(INSTALL) --require-hashes -r $<
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@

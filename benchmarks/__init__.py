@@ -1,3 +1,3 @@
-"""Ours and the peers, measured in turns: see `benchmarks.__main__`."""
+"""Measurements of the pipeline and its peers: see `benchmarks.__main__`."""
 
-import tasks  # noqa: F401  # before numpy, which it sets up as for a flow
+import tasks  # noqa: F401  # before numpy, because it sets numpy's environment variables as for a flow

@@ -1,8 +1,7 @@
-"""`make bench`: what this project claims in numbers, each measured against a peer in the same run.
+"""Measure this project's performance claims, each against a peer in the same run: `make bench`.
 
-Prints one table. Ours and the peer take turns, round by round, so that noise of the machine meets both. A figure is
-the median, with smallest and largest. The real data is taken from the data folder, and fetched into it when it is not
-there.
+Prints one table. The pipeline and its peer take turns, round by round, so that noise affects both. Each cell is the
+median with its range. Reads the published data in the data folder, and downloads it first if the folder has no CSVs.
 """
 
 import argparse
@@ -24,24 +23,24 @@ from tasks.version import code_revision
 def main() -> None:
     options = _parser().parse_args()
     data_dir = data_folder()
-    csvs = fetch_data(FASHION_MNIST, data_dir)  # hashes them, too: from here on the file cache is warm
+    csvs = fetch_data(FASHION_MNIST, data_dir)  # also hashes them, so the file cache is warm from here on
     print(_machine(options.rounds))
-    print(f"| {'what':<46} | {'ours':<30} | {'peer':<56} | {'ours / peer':<24} | goal |")
+    print(f"| {'measurement':<46} | {'ours':<30} | {'peer':<56} | {'ours / peer':<24} | goal |")
     print("|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="fashion-ann-bench-") as folder:
         bench = Bench(Path(folder), data_dir, csvs, options.rounds, options.seeds)
         for name in options.only or ROWS:
             for row in ROWS[name](bench):
                 print(
-                    f"| {row.what:<46} | {row.ours:<30} | {row.peer:<56} | {row.ratio:<24} | {row.goal} |", flush=True
+                    f"| {row.name:<46} | {row.ours:<30} | {row.peer:<56} | {row.ratio:<24} | {row.goal} |", flush=True
                 )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="of each measurement (default: 3)")
-    parser.add_argument("--seeds", type=_count, default=5, metavar="N", help="of the accuracy row (default: 5)")
-    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="rounds per measurement (default: 3)")
+    parser.add_argument("--seeds", type=_count, default=5, metavar="N", help="seeds of the accuracy row (default: 5)")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=f"rows to measure: {', '.join(ROWS)}")
     return parser
 
 
@@ -60,8 +59,8 @@ def _machine(rounds: int) -> str:
     revision = code_revision()
     return (
         f"{cpu}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; {packages}; "
-        f"commit {(revision['revision'] or 'unknown')[:12]}{' and changes' if revision['dirty'] else ''}; "
-        f"n = {rounds} where no other is said\n"
+        f"commit {(revision['revision'] or 'unknown')[:12]}{' with changes' if revision['dirty'] else ''}; "
+        f"n = {rounds} unless a cell states another\n"
     )
 
 

@@ -1,7 +1,7 @@
-"""Where the bounds of the contracts' checks come from: `python -m benchmarks.checks DATASET`.
+"""Measure the statistics that the bounds of a contract's checks are chosen from: `python -m benchmarks.checks DATASET`.
 
-Prints the smallest and largest figure of each check on random subsets of the published test split, and its figure on
-the same split made wrong in known ways. The data is taken from the data folder, or fetched into it.
+Prints the range of each check's statistic on random subsets of the published test split, and its value on the same
+split with known faults. Reads the data in the data folder, and downloads it first if the folder has no CSVs.
 """
 
 import argparse
@@ -39,34 +39,36 @@ def main() -> None:
         rows = images, labels.astype(np.uint8)
         print(f"| {contract.name} | {' | '.join(check.name for check in contract.checks)} |")
         print(f"|---|{'---|' * len(contract.checks)}")
-        _print("all rows, as they are", [figures_of(rows, contract, parquet)], contract)
+        _print("all rows", [measure_rows(rows, contract, parquet)], contract)
         for size, times in _SUBSETS.items():
             if size < len(images):
-                found = [figures_of(_drawn(rows, size, seed), contract, parquet) for seed in range(times)]
-                _print(f"{times} subsets of {size} rows", found, contract)
-        for name, change in changes(contract).items():
-            _print(name, [figures_of(change(rows), contract, parquet)], contract)
+                measured = [measure_rows(_sample(rows, size, seed), contract, parquet) for seed in range(times)]
+                _print(f"{times} subsets of {size} rows", measured, contract)
+        for name, change in faults(contract).items():
+            _print(name, [measure_rows(change(rows), contract, parquet)], contract)
 
 
-def figures_of(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str, Measurement]:
-    """As validate measures a split alone; ``path`` is written over."""
+def measure_rows(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str, Measurement]:
+    """Measure a split as validate does without a train split to compare with. Overwrites ``path``."""
     table = np.ascontiguousarray(np.column_stack([rows[1], rows[0]]).T)
     pq.write_table(pa.table(dict(zip(contract.columns, table, strict=True))), path)
     scan = scan_parquet(path, contract)
     if scan.sample is None:
-        raise ValueError("the data was expected to be of the contract's form")
+        raise ValueError(
+            f"{path}: expected data in the contract's format, received a table that validate takes no sample of."
+        )
     profile = profile_images(scan.sample.images, scan.sample.labels, contract)
     return measure_checks(scan, scan.sample, profile, contract, None)
 
 
-def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
-    """Ways to make data wrong."""
+def faults(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
+    """Return functions that add one known fault to correct data, by the fault's name."""
     generator = np.random.default_rng(0)
     top = contract.pixel_max
     square = (-1, contract.height, contract.width)
 
-    def turned(turn: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Rows], Rows]:
-        return lambda rows: (turn(rows[0].reshape(square)).reshape(len(rows[0]), -1), rows[1])
+    def transformed(transform: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Rows], Rows]:
+        return lambda rows: (transform(rows[0].reshape(square)).reshape(len(rows[0]), -1), rows[1])
 
     def shuffled(share: float) -> Callable[[Rows], Rows]:
         return lambda rows: (
@@ -78,7 +80,7 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
         return lambda rows: (np.minimum(rows[0] * factor, top).astype(np.uint8), rows[1])
 
     def tenth(change: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
-        """Of rows 20 % to 30 %, as one of ten shards."""
+        """Apply ``change`` only to the rows from 20 % to 30 %, like one bad shard of ten."""
 
         def changed(rows: Rows) -> Rows:
             first, last = len(rows[1]) // 5, len(rows[1]) * 3 // 10
@@ -90,13 +92,13 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
 
     swapped = np.arange(contract.classes, dtype=np.uint8)
     swapped[[4, 6]] = [6, 4]
-    ways: dict[str, Callable[[Rows], Rows]] = {
+    whole: dict[str, Callable[[Rows], Rows]] = {
         "inverted": lambda rows: (top - rows[0], rows[1]),
-        "transposed": turned(lambda image: image.transpose(0, 2, 1)),
-        "turned by 90 degrees": turned(lambda image: np.rot90(image, -1, (1, 2))),
-        "upside down": turned(lambda image: image[:, ::-1, ::-1]),
-        "mirrored left to right": turned(lambda image: image[:, :, ::-1]),
-        "mirrored top to bottom": turned(lambda image: image[:, ::-1]),
+        "transposed": transformed(lambda image: image.transpose(0, 2, 1)),
+        "turned by 90 degrees": transformed(lambda image: np.rot90(image, -1, (1, 2))),
+        "upside down": transformed(lambda image: image[:, ::-1, ::-1]),
+        "mirrored left to right": transformed(lambda image: image[:, :, ::-1]),
+        "mirrored top to bottom": transformed(lambda image: image[:, ::-1]),
         "columns moved by one": lambda rows: (np.roll(rows[0], 1, axis=1), rows[1]),
         "halved": lambda rows: (rows[0] // 2, rows[1]),
         "zeros and ones": lambda rows: ((rows[0] > top // 2).astype(np.uint8), rows[1]),
@@ -111,7 +113,7 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
         "10 % brighter": brighter(1.1),
         "20 % brighter": brighter(1.2),
     }
-    of_a_tenth = (
+    in_a_tenth = (
         "inverted",
         "transposed",
         "mirrored left to right",
@@ -119,21 +121,21 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
         "labels shifted by one",
         "labels shuffled",
     )
-    return ways | {f"a tenth: {name}": tenth(ways[name]) for name in of_a_tenth}
+    return whole | {f"a tenth: {name}": tenth(whole[name]) for name in in_a_tenth}
 
 
-def _drawn(rows: Rows, size: int, seed: int) -> Rows:
-    drawn = np.random.default_rng(seed).choice(len(rows[0]), size, replace=False)
-    return rows[0][drawn], rows[1][drawn]
+def _sample(rows: Rows, size: int, seed: int) -> Rows:
+    indices = np.random.default_rng(seed).choice(len(rows[0]), size, replace=False)
+    return rows[0][indices], rows[1][indices]
 
 
-def _print(what: str, found: list[Mapping[str, Measurement]], contract: DatasetContract) -> None:
+def _print(label: str, measured: list[Mapping[str, Measurement]], contract: DatasetContract) -> None:
     cells = []
     for check in contract.checks:
-        values = [figures[check.name].value for figures in found if check.name in figures]
+        values = [statistics[check.name].value for statistics in measured if check.name in statistics]
         ends = sorted({f"{min(values):.3g}", f"{max(values):.3g}"}, key=float) if values else ["-"]
         cells.append("..".join(ends))
-    print(f"| {what} | {' | '.join(cells)} |", flush=True)
+    print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

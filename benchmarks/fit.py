@@ -1,7 +1,7 @@
-"""One fit in a process of its own, so that our settings of the backend never touch the peer.
+"""Time one fit: `python -m benchmarks.fit ours|plain PREPARED_FOLDER FIT`, with FIT as the JSON of a `Fit`.
 
-ours|plain, PREPARED folder, JSON of how (`Fit`). Prints JSON: for each epoch the seconds since the fit was begun, and
-the test accuracy where a target was set.
+Runs as a separate process, so that our backend settings do not affect the peer. Prints JSON: per epoch the
+seconds since the start of the fit, and the test accuracy if there is a target.
 """
 
 import json
@@ -23,29 +23,30 @@ Weights = list[npt.NDArray[np.float32]]  # hidden kernel and bias, output kernel
 
 @dataclass(frozen=True)
 class Fit:
-    """``watched``: with the validation split judged every epoch, as ours always does.
+    """Parameters of one fit.
 
-    ``target``: end after the first epoch with this test accuracy. None: the test split is not opened.
+    ``validate``: evaluate the validation split after every epoch, as the train stage always does.
+    ``target``: stop after the first epoch with this test accuracy. With None the test split is not read.
     """
 
     epochs: int
     batch_size: int
     dropout: float
-    watched: bool
+    validate: bool
     target: float | None
     seed: int
 
 
 class EpochClock:
-    """Seconds since it was made, at the end of each epoch; judging the test split does not count."""
+    """Record the seconds since creation at the end of each epoch, without the time to evaluate the test split."""
 
     def __init__(self, test: Split | None, target: float | None) -> None:
         self.test, self.target = test, target
         self.epochs: list[dict[str, float | None]] = []
         self.started = time.perf_counter()
 
-    def epoch_ended(self, weights: Callable[[], Weights]) -> bool:
-        """Whether the target is reached."""
+    def end_epoch(self, weights: Callable[[], Weights]) -> bool:
+        """Record an epoch. Return True if the weights reach the target."""
         now = time.perf_counter()
         accuracy = None if self.test is None else accuracy_of(weights(), *self.test)
         self.epochs.append({"seconds": now - self.started, "test_accuracy": accuracy})
@@ -64,7 +65,7 @@ class _TargetReached(Exception):
 
 
 def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
-    """`fit_network` as the train stage calls it, with a checkpoint every epoch."""
+    """Run `fit_network` as the train stage does, with a checkpoint per epoch."""
     from schemas.config import TrainingConfig
     from schemas.contract import FASHION_MNIST
     from tasks.model import fit
@@ -73,17 +74,17 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
     config = TrainingConfig(epochs=how.epochs, batch_size=how.batch_size, dropout=how.dropout, seed=how.seed)
     set_up_backend(config.seed)
     module = vars(fit)
-    build, built = module["build_network"], []
+    build, models = module["build_network"], []
 
     def build_and_keep(*arguments: Any) -> Any:
-        built.append(build(*arguments))
-        return built[-1]
+        models.append(build(*arguments))
+        return models[-1]
 
-    module["build_network"] = build_and_keep  # fit_network hands its model out at the end alone
+    module["build_network"] = build_and_keep  # fit_network returns its model only at the end
     clock = EpochClock(splits.get("test"), how.target)
 
-    def on_epoch(epoch: int, figures: dict[str, float]) -> None:
-        if clock.epoch_ended(built[0].get_weights):
+    def on_epoch(epoch: int, logs: dict[str, float]) -> None:
+        if clock.end_epoch(models[0].get_weights):
             raise _TargetReached
 
     with tempfile.TemporaryDirectory() as folder, suppress(_TargetReached):
@@ -95,27 +96,27 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
 
 
 def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
-    """`model.fit` on arrays with Keras's defaults; all train rows where no validation split is judged."""
+    """Run `model.fit` on arrays with Keras's defaults. Without validation it trains on all train rows."""
     import keras
 
     from benchmarks.plain_script import plain_network
 
     keras.utils.set_random_seed(how.seed)
     train, validation = splits["train"], splits["validation"]
-    if not how.watched:
+    if not how.validate:
         train = (np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]]))
     clock = EpochClock(splits.get("test"), how.target)
 
     class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            if clock.epoch_ended(self.model.get_weights):
+            if clock.end_epoch(self.model.get_weights):
                 self.model.stop_training = True
 
     plain_network(how.dropout).fit(
         *train,
         batch_size=how.batch_size,
         epochs=how.epochs,
-        validation_data=validation if how.watched else None,
+        validation_data=validation if how.validate else None,
         callbacks=[Watch()],
         verbose=0,
     )
@@ -126,7 +127,7 @@ def main(who: str, folder: str, text: str) -> None:
     how = Fit(**json.loads(text))
     names = ("train", "validation") if how.target is None else ("train", "validation", "test")
     fit = {"ours": fit_ours, "plain": fit_plain}[who]
-    mode: Literal["r"] | None = "r" if who == "ours" else None  # the train stage maps its images
+    mode: Literal["r"] | None = "r" if who == "ours" else None  # the train stage memory-maps its images
     splits = {
         name: (
             np.load(Path(folder) / f"{name}_images.npy", mmap_mode=mode),

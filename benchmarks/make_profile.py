@@ -1,12 +1,15 @@
-"""`python -m benchmarks.make_profile DATASET DATA_DIR` makes a contract's reference profile from the published train split."""
+"""Make the baseline profile that a contract refers to: `python -m benchmarks.make_profile DATASET DATA_DIR`.
 
-import sys
+Reads the published train split in DATA_DIR, and downloads it first if the folder has no CSVs.
+"""
+
+import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from schemas.contract import contract_of
+from schemas.contract import CONTRACTS, contract_of
 from schemas.errors import WrongUsage
 from tasks.checks.image_profile import profile_images, write_profile
 from tasks.data.csv_to_parquet import ingest_csv
@@ -14,15 +17,17 @@ from tasks.data.published_data import fetch_data
 from tasks.data.splits import read_images
 
 
-def make_reference(dataset: str, data_dir: Path, target: Path) -> None:
-    """Write the profile of the published train split of ``dataset``, which is fetched into ``data_dir`` if need be.
+def make_profile(dataset: str, data_dir: Path, target: Path) -> None:
+    """Write the profile of the published train split of ``dataset`` to ``target``.
 
-    Raises `WrongUsage` when the data there is somebody's own.
+    Raises `WrongUsage` if ``data_dir`` has a train split that is not the published one.
     """
     contract = contract_of(dataset)
     csv = fetch_data(contract, data_dir)["train"]
     if csv.origin != "fetched":
-        raise WrongUsage(f"{csv.name}: the published train split was expected, this is somebody's own. Name a folder.")
+        raise WrongUsage(
+            f"{csv.name} in {data_dir} is not the published train split. Pass an empty folder, and it is downloaded."
+        )
     with tempfile.TemporaryDirectory() as folder:
         parquet = Path(folder) / "train.parquet"
         ingest_csv(csv, parquet, Path(folder) / "bad.parquet", contract)
@@ -30,9 +35,16 @@ def make_reference(dataset: str, data_dir: Path, target: Path) -> None:
     write_profile(target, profile_images(images, labels.astype(np.uint8), contract))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.make_profile", description=__doc__)
+    parser.add_argument("dataset", metavar="DATASET", choices=CONTRACTS)
+    parser.add_argument("data_dir", metavar="DATA_DIR", type=Path)
+    options = parser.parse_args()
+    target = contract_of(options.dataset).reference
+    if target is None:
+        parser.error(f"the contract of {options.dataset} has no baseline profile")
+    make_profile(options.dataset, options.data_dir.absolute(), target)
+
+
 if __name__ == "__main__":
-    name, folder = sys.argv[1:]
-    reference = contract_of(name).reference
-    if reference is None:
-        raise SystemExit(f"The contract of {name} names no reference profile.")
-    make_reference(name, Path(folder).absolute(), reference)
+    main()

@@ -1,4 +1,4 @@
-"""Measuring: rounds that take turns, child processes with their whole tree, and how figures are written."""
+"""Interleaved rounds, time and memory of child processes, and the text of table cells."""
 
 import os
 import statistics
@@ -26,7 +26,7 @@ SECONDS_TO_END = 10
 class Row:
     """One line of the table, as text."""
 
-    what: str
+    name: str
     ours: str
     peer: str = "-"
     ratio: str = "-"
@@ -35,10 +35,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Finished:
-    """A child process that ended well, with all processes below it.
+    """Usage of a child process that succeeded, with all its descendants.
 
-    cpu_seconds: user and system. peak_mb: largest sum of PSS seen, where a page that n processes share counts 1/n in
-    each, in units of 10^6 bytes.
+    cpu_seconds: user and system time. peak_mb: largest sampled sum of PSS in 10^6 bytes; a page that n processes share
+    counts as 1/n in each.
     """
 
     wall_seconds: float
@@ -48,30 +48,31 @@ class Finished:
 
 
 def interleaved(name: str, rounds: int, **calls: Callable[[int], T]) -> dict[str, list[T]]:
-    """What each call returned for the rounds 0, 1, ..; the calls take turns within a round: A B A B."""
-    figures: dict[str, list[T]] = {who: [] for who in calls}
+    """Run each call once per round, in turns (A B A B), and return its results. A call receives the round's number."""
+    results: dict[str, list[T]] = {who: [] for who in calls}
     for number in range(rounds):
         for who, call in calls.items():
             print(f"{name}: round {number + 1} of {rounds}, {who}", file=sys.stderr, flush=True)
-            figures[who].append(call(number))
-    return figures
+            results[who].append(call(number))
+    return results
 
 
 def seconds(call: Callable[[], object]) -> float:
+    """Run ``call`` and return its wall time."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
-    """Of the same round; where the peer had fewer rounds, of ours to the peer's median."""
+    """Divide round by round. If the peer has fewer rounds, divide each of ours by the peer's median."""
     if len(ours) == len(peer):
         return [one / other for one, other in zip(ours, peer, strict=True)]
     return [one / statistics.median(peer) for one in ours]
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 2) -> str:
-    """Median and range, or the one value there is."""
+    """Format the median and the range, or a single value."""
     middle = f"{statistics.median(values):.{digits}f}{unit}"
     return f"{middle} (n = 1)" if len(values) == 1 else f"{middle} ({min(values):.{digits}f}..{max(values):.{digits}f})"
 
@@ -81,11 +82,11 @@ def goal(text: str, *, met: bool) -> str:
 
 
 def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Path) -> Finished:
-    """Run a command in ``folder`` to its end; raises RuntimeError with what it said when it fails."""
+    """Run a command in ``folder`` and wait for it. Raises RuntimeError with the end of its stderr when it fails."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()
         process = subprocess.Popen(command, env=dict(env), cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        with _ended(process), _memory_sampler(process.pid) as peak:
+        with _stopped_on_error(process), _memory_sampler(process.pid) as peak:
             _, status, usage = os.wait4(process.pid, 0)
             wall = time.perf_counter() - started
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -93,13 +94,13 @@ def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Pat
         err.seek(0)
         stdout = out.read().decode()
         if process.returncode:
-            raise RuntimeError(f"{command} ended with {process.returncode}: {err.read().decode()[-2000:]}")
+            raise RuntimeError(f"{command} exited with status {process.returncode}: {err.read().decode()[-2000:]}")
         return Finished(wall, usage.ru_utime + usage.ru_stime, max(peak, default=0) / 1e6, stdout)
 
 
 @contextmanager
-def _ended(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """On an error or Ctrl-C the child ends with us."""
+def _stopped_on_error(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Stop the child and its descendants on an error or Ctrl-C."""
     try:
         yield
     finally:
@@ -109,14 +110,14 @@ def _ended(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 @contextmanager
 def _memory_sampler(pid: int) -> Iterator[list[int]]:
-    """Bytes of PSS of the process and all below it, one sum a sample."""
+    """Sample the PSS of a process and its descendants in a thread. Yields the list of sums, in bytes."""
     sums: list[int] = []
-    over = threading.Event()
+    stop = threading.Event()
 
     def sample() -> None:
         with suppress(psutil.Error):
             root = psutil.Process(pid)
-            while not over.wait(_SAMPLE_SECONDS):
+            while not stop.wait(_SAMPLE_SECONDS):
                 sums.append(sum(_pss(process) for process in [root, *root.children(recursive=True)]))
 
     thread = threading.Thread(target=sample, daemon=True)
@@ -124,12 +125,12 @@ def _memory_sampler(pid: int) -> Iterator[list[int]]:
     try:
         yield sums
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
 def _pss(process: psutil.Process) -> int:
     try:
         return int(process.memory_full_info().pss)
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # the process has just exited
         return 0

@@ -1,4 +1,4 @@
-"""What ingest and validate are measured against: the plain way to do the same, in this process."""
+"""The peers of ingest and validate: plain pandas and a plain Great Expectations suite, in the same process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +10,21 @@ from schemas.contract import DatasetContract
 
 
 def pandas_ingests(source: Path, target: Path) -> dict[str, Callable[[], None]]:
-    """pandas' ways from CSV to Parquet; the fastest is the peer."""
+    """Return the variants of CSV to Parquet with pandas. The fastest one is the peer."""
 
-    def way(**options: Any) -> Callable[[], None]:
+    def variant(**options: Any) -> Callable[[], None]:
         return lambda: pd.read_csv(source, **options).to_parquet(target)
 
     return {
-        "pandas c": way(engine="c"),
-        "pandas c uint8": way(engine="c", dtype="uint8"),
-        "pandas pyarrow": way(engine="pyarrow"),
-        "pandas pyarrow uint8": way(engine="pyarrow", dtype="uint8"),
+        "pandas c": variant(engine="c"),
+        "pandas c uint8": variant(engine="c", dtype="uint8"),
+        "pandas pyarrow": variant(engine="pyarrow"),
+        "pandas pyarrow uint8": variant(engine="pyarrow", dtype="uint8"),
     }
 
 
 def plain_suite_accepts(path: Path, contract: DatasetContract, rows: int) -> bool:
-    """Great Expectations as its tutorials use it: expectations on every column of the table."""
+    """Validate with expectations on every column, as Great Expectations' tutorials do. Return True on success."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
     from great_expectations.data_context.types.base import ProgressBarsConfig

@@ -1,7 +1,7 @@
-"""The pictures in README and docs, from a real run: `make pictures`.
+"""Take the pictures in README.md and docs/ from a real run: `make pictures`.
 
-Trains as `fashion-ann train` does in a folder of its own, keeps the terminal as it looks in the middle of the training
-and at the end, and photographs the report in Debian's chromium.
+Trains as `fashion-ann train` does, in a temporary folder. Takes the terminal view during training, and screenshots of
+the report in chromium.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from tasks.runtime.events import Event, TrainingProgress
 IMAGES = PROJECT_ROOT / "docs" / "images"
 
 
-class _Photographed(Progress):
-    """Keeps the view as it is when two thirds of the training are done."""
+class _Snapshot(Progress):
+    """A terminal view that keeps its picture at two thirds of the training."""
 
     picture: str | None = None
 
@@ -38,7 +38,7 @@ class _Photographed(Progress):
 
 
 def _svg(progress: Progress) -> str:
-    """The live view as an SVG that loads no font from anywhere."""
+    """Return the live view as an SVG without web fonts."""
     console = Console(record=True, file=io.StringIO(), width=100, force_terminal=True)
     console.print("$ make run", style="bold", highlight=False)
     console.print(LiveView(progress, Path("artifacts/logs/train.log")))
@@ -47,13 +47,13 @@ def _svg(progress: Progress) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
-    parser.add_argument("--data-dir", metavar="D", help="the folder of the CSVs, as for train")
+    parser.add_argument("--data-dir", metavar="D", help="folder of the CSVs, as for `train`")
     parser.add_argument("--epochs", type=int, default=TrainingConfig().epochs)
     options = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
-    progress = _Photographed()
+    progress = _Snapshot()
     with tempfile.TemporaryDirectory() as scratch:
-        made = run_training_flow(
+        version = run_training_flow(
             "fashion-mnist",
             data_folder(options.data_dir),
             Path(scratch),
@@ -70,13 +70,13 @@ def main() -> None:
                 executable_path=browser, args=["--no-sandbox"] if os.geteuid() == 0 else []
             )
             page = chromium.new_page(viewport={"width": 1180, "height": 1000}, color_scheme="light")
-            page.goto((made.path / "report.html").as_uri())
+            page.goto((version.path / "report.html").as_uri())
             page.screenshot(path=IMAGES / "report.png")
             page.locator("#mistakes").screenshot(path=IMAGES / "mistakes.png")
             page.set_content(progress.picture or "")
             page.locator("svg").first.screenshot(path=IMAGES / "run.png")
             chromium.close()
-    print(f"{IMAGES}: report.png, mistakes.png, run.png of a run with test accuracy {made.test_accuracy:.4f}")
+    print(f"{IMAGES}: report.png, mistakes.png and run.png, from a run with test accuracy {version.test_accuracy:.4f}")
 
 
 if __name__ == "__main__":

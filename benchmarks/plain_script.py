@@ -1,9 +1,9 @@
-"""The peer of the whole command: what one writes without this project. TRAIN.csv TEST.csv MODEL.keras"""
+"""The peer of the whole command, a plain Keras script: `python -m benchmarks.plain_script TRAIN TEST MODEL`."""
 
 import json
 import sys
 
-# TensorFlow imports jax where it is installed, which only our tests have it for.
+# TensorFlow imports jax if it is installed. Only our tests need it, so the peer must not pay for it.
 sys.modules["jax"] = None  # type: ignore[assignment]
 
 import keras  # noqa: E402

@@ -1,4 +1,4 @@
-"""The rows of the table: what is measured, and how."""
+"""The rows of the benchmark table, one function per measurement."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fit import Fit
-from benchmarks.ingest_validate import judge_both
+from benchmarks.ingest_validate import validate_both
 from benchmarks.measure import SECONDS_TO_END, Finished, Row, goal, interleaved, ratios, run_child, seconds, spread
 from benchmarks.peers import pandas_ingests, plain_suite_accepts
 from cli.server_process import HOST, free_port, stop_tree, wait_until_healthy
@@ -36,7 +36,7 @@ _COMMAND = Path(sys.executable).with_name("fashion-ann")
 
 @dataclass(frozen=True)
 class Bench:
-    """What rows share: a temporary folder, the real CSVs, and what is made of them once."""
+    """Options and inputs of all rows: a temporary folder, the published CSVs, and stage outputs that are built once."""
 
     folder: Path
     data_dir: Path
@@ -59,13 +59,13 @@ class Bench:
         return run_child([sys.executable, "-m", f"benchmarks.{name}", *arguments], self._environment(), PROJECT_ROOT)
 
     def train(self, artifacts: str, *flags: str, data: Path | None = None, api: str | None = None) -> Finished:
-        """`fashion-ann train` with a Prefect home of its own, which the first call fills."""
+        """Run `fashion-ann train` in the benchmark's Prefect home, which the first call creates."""
         command: list[str | Path] = [_COMMAND, "train", "--json", "--data-dir", data or self.data_dir]
         environment = {**self._environment(), **({} if api is None else {"PREFECT_API_URL": api})}
         return run_child([*command, "--artifacts-dir", self.folder / artifacts, *flags], environment, self.folder)
 
     def warm_up(self) -> None:
-        """A first run on a few rows: creates the database of the Prefect home, reads all packages once."""
+        """Train on a few rows: creates the database in the Prefect home and reads all packages into the file cache."""
         tiny = self.folder / "tiny"
         if tiny.exists():
             return
@@ -77,32 +77,32 @@ class Bench:
 
     @contextmanager
     def prefect_server(self) -> Iterator[str]:
-        """The address of a server that was started before, with a home of its own."""
+        """Start a Prefect server with a separate home, and yield its URL."""
         port = free_port()
         url = f"http://{HOST}:{port}/api"
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port), "--no-ui"],
             env=self._environment("server-home"),
-            cwd=PROJECT_ROOT,  # where Prefect finds the project's settings
+            cwd=PROJECT_ROOT,  # Prefect reads the project's settings here
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
             fault = wait_until_healthy(url, _SECONDS_TO_START, process.poll)
-            _demand(fault is None, f"`prefect server start` {fault}")
+            _require(fault is None, f"`prefect server start` {fault}")
             yield url
         finally:
             stop_tree(process.pid, SECONDS_TO_END)
 
     def _environment(self, home: str = "home") -> dict[str, str]:
-        """Ours, without what the user set for Prefect, and without what `tasks` sets: it does in its own processes."""
-        ours = ("PREFECT_", "OPENBLAS_NUM_THREADS")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        """Return this process's variables without the user's Prefect settings and without those that `tasks` sets."""
+        removed = ("PREFECT_", "OPENBLAS_NUM_THREADS")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
         return {**kept, "PREFECT_HOME": str(self.folder / home)}
 
 
 def ingest_row(bench: Bench) -> Iterator[Row]:
-    """The train CSV to Parquet, in this process: imports and file cache are warm."""
+    """Convert the train CSV to Parquet in this process, with warm imports and file cache."""
 
     def ours() -> None:
         _ingest(bench, "train")
@@ -111,10 +111,10 @@ def ingest_row(bench: Bench) -> Iterator[Row]:
 
 
 def both_row(bench: Bench) -> Iterator[Row]:
-    """Both CSVs to Parquet, and judged; the peers write Parquet alone."""
+    """Convert both CSVs to Parquet and validate them. The peers only write Parquet."""
 
     def ours() -> None:
-        _judge({split: _ingest(bench, split) for split in SPLITS})
+        _validate({split: _ingest(bench, split) for split in SPLITS})
 
     yield _against_pandas(bench, SPLITS, "ingest and validate, both splits, s", ours)
 
@@ -125,23 +125,23 @@ def _ingest(bench: Bench, split: Split) -> Path:
     return target
 
 
-def _against_pandas(bench: Bench, splits: Sequence[Split], what: str, ours: Callable[[], None]) -> Row:
-    """A row of ours, by the fastest of pandas' ways with the same CSVs."""
+def _against_pandas(bench: Bench, splits: Sequence[Split], name: str, ours: Callable[[], None]) -> Row:
+    """Return a row of ``ours`` against the fastest pandas variant on the same CSVs."""
     by_split = [
         pandas_ingests(bench.csvs[split].files[0].path, bench.folder / f"pandas-{split}.parquet") for split in splits
     ]
 
-    def peer(name: str) -> Callable[[int], float]:
-        return _seconds_of(lambda: [ways[name]() for ways in by_split])
+    def peer(variant: str) -> Callable[[int], float]:
+        return _seconds_of(lambda: [variants[variant]() for variants in by_split])
 
     ours()
-    peers = {name: peer(name) for name in by_split[0]}
-    timed = interleaved(what.partition(",")[0], bench.rounds, ours=_seconds_of(ours), **peers)
+    peers = {variant: peer(variant) for variant in by_split[0]}
+    timed = interleaved(name.partition(",")[0], bench.rounds, ours=_seconds_of(ours), **peers)
     own = timed.pop("ours")
-    fastest = min(timed, key=lambda name: statistics.median(timed[name]))
+    fastest = min(timed, key=lambda variant: statistics.median(timed[variant]))
     against = ratios(own, timed[fastest])
     return Row(
-        what,
+        name,
         spread(own),
         f"{fastest}: {spread(timed[fastest])}",
         spread(against),
@@ -149,19 +149,21 @@ def _against_pandas(bench: Bench, splits: Sequence[Split], what: str, ours: Call
     )
 
 
-def _seconds_of(way: Callable[[], object]) -> Callable[[int], float]:
-    return lambda number: seconds(way)
+def _seconds_of(call: Callable[[], object]) -> Callable[[int], float]:
+    return lambda number: seconds(call)
 
 
 def validate_row(bench: Bench) -> Iterator[Row]:
-    """Both splits, from Parquet to verdict, in this process. The peer gets one round: it takes about a minute."""
+    """Validate both splits, from Parquet to verdict, in this process. The peer needs a minute, so it has one round."""
 
     def ours() -> None:
-        _judge({split: parquet.path for split, parquet in bench.parquet.items()})
+        _validate({split: parquet.path for split, parquet in bench.parquet.items()})
 
     def peer() -> None:
         for data in bench.parquet.values():
-            _demand(plain_suite_accepts(data.path, FASHION_MNIST, data.rows), "the plain suite refused the real data")
+            _require(
+                plain_suite_accepts(data.path, FASHION_MNIST, data.rows), "The plain suite rejected the real data."
+            )
 
     ours()  # imports Great Expectations
     plain = interleaved("validate", 1, plain=_seconds_of(peer))["plain"]
@@ -170,28 +172,28 @@ def validate_row(bench: Bench) -> Iterator[Row]:
     yield Row(
         "validate, both splits, 785 columns, s",
         spread(timed),
-        f"a plain suite of expectations: {spread(plain)}",
+        f"plain suite: {spread(plain)}",
         spread(against, digits=4),
         goal("<= 0.01", met=statistics.median(against) <= 0.01),
     )
 
 
-def _judge(parquet: Mapping[Split, Path]) -> None:
-    verdicts = [part for judged in judge_both(parquet) for part in judged.result.values()]
-    _demand(all(part["success"] for part in verdicts), "our suite refused the real data, or warned of it")
+def _validate(parquet: Mapping[Split, Path]) -> None:
+    verdicts = [verdict for split in validate_both(parquet) for verdict in split.result.values()]
+    _require(all(verdict["success"] for verdict in verdicts), "Our suite rejected the real data or warned about it.")
 
 
 def tenfold_rows(bench: Bench) -> Iterator[Row]:
-    """The same for ten times the rows: each image ten times, one pixel of its corner counted up, so that none repeats.
+    """Ingest and validate ten times the rows. The peer is the published data.
 
-    The peer is the data as it is.
+    Each image occurs ten times, with ten values of one corner pixel, so that there are no duplicates.
     """
     tenfold = bench.folder / "tenfold"
     tenfold.mkdir()
     for split, csv in bench.csvs.items():
-        with csv.files[0].path.open("rb") as once, (tenfold / FASHION_MNIST.csv_name(split)).open("wb") as target:
-            target.write(next(once))
-            for line in once:
+        with csv.files[0].path.open("rb") as source, (tenfold / FASHION_MNIST.csv_name(split)).open("wb") as target:
+            target.write(next(source))
+            for line in source:
                 label, first, rest = line.split(b",", 2)
                 target.writelines(b"%s,%d,%s" % (label, (int(first) + copy) % 256, rest) for copy in range(10))
 
@@ -200,34 +202,37 @@ def tenfold_rows(bench: Bench) -> Iterator[Row]:
 
     runs = interleaved("tenfold", bench.rounds, tenfold=run(tenfold), once=run(bench.data_dir))
     shutil.rmtree(tenfold)
-    times = {who: [_answer(finished)["seconds"] for finished in found] for who, found in runs.items()}
-    peaks = {who: [finished.peak_mb for finished in found] for who, found in runs.items()}
-    for what, figures, limit, digits in (
+    times = {who: [_output(run)["seconds"] for run in finished] for who, finished in runs.items()}
+    peaks = {who: [run.peak_mb for run in finished] for who, finished in runs.items()}
+    for name, values, limit, digits in (
         ("ingest and validate 700,000 rows, s", times, 10, 1),
         ("ingest and validate 700,000 rows, peak PSS, MB", peaks, 1.1, 0),
     ):
-        against = ratios(figures["tenfold"], figures["once"])
+        against = ratios(values["tenfold"], values["once"])
         yield Row(
-            what,
-            spread(figures["tenfold"], digits=digits),
-            f"70,000 rows: {spread(figures['once'], digits=digits)}",
+            name,
+            spread(values["tenfold"], digits=digits),
+            f"70,000 rows: {spread(values['once'], digits=digits)}",
             spread(against),
             goal(f"<= {limit}", met=statistics.median(against) <= limit),
         )
 
 
-def _demand(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise RuntimeError(otherwise)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
 
 
 def epoch_row(bench: Bench) -> Iterator[Row]:
-    """Median time from one epoch's end to the next's, so without the first; same rows, batch size and validation."""
+    """Measure an epoch as the median time between epoch ends, which leaves out the first.
+
+    Both train on the same rows with the same batch size and validation split.
+    """
     config = TrainingConfig()
 
     def epoch_seconds(who: str) -> Callable[[int], float]:
         def measure(number: int) -> float:
-            how = Fit(_TIMED_EPOCHS, config.batch_size, config.dropout, watched=True, target=None, seed=number)
+            how = Fit(_TIMED_EPOCHS, config.batch_size, config.dropout, validate=True, target=None, seed=number)
             ends: list[float] = [epoch["seconds"] for epoch in _fit(bench, who, how)]
             return statistics.median(after - before for before, after in pairwise(ends))
 
@@ -245,7 +250,7 @@ def epoch_row(bench: Bench) -> Iterator[Row]:
 
 
 def time_row(bench: Bench) -> Iterator[Row]:
-    """From the start of the fit to the end of the first epoch with the target accuracy on the test split."""
+    """Measure the time to the end of the first epoch that has the target accuracy on the test split."""
     config = TrainingConfig()
     recipes = {
         "ours": lambda seed: Fit(config.epochs, config.batch_size, config.dropout, True, _TARGET_ACCURACY, seed),
@@ -256,18 +261,18 @@ def time_row(bench: Bench) -> Iterator[Row]:
         return lambda number: _fit(bench, who, recipes[who](number))[-1]
 
     ends = interleaved("time", bench.rounds, ours=last_epoch("ours"), plain=last_epoch("plain"))
-    times = {who: [end["seconds"] for end in found] for who, found in ends.items()}
-    reached = {who: sum(end["test_accuracy"] >= _TARGET_ACCURACY for end in found) for who, found in ends.items()}
+    times = {who: [end["seconds"] for end in epochs] for who, epochs in ends.items()}
+    reached = {who: sum(end["test_accuracy"] >= _TARGET_ACCURACY for end in epochs) for who, epochs in ends.items()}
     missed = {who: bench.rounds - count for who, count in reached.items()}
     against = ratios(times["ours"], times["plain"])
 
     def cell(who: str) -> str:
-        # A fit that never got there counts with all its epochs: a lower bound.
+        # A fit that missed the target counts with all its epochs, which is a lower bound.
         note = f", not reached in {missed[who]} of {bench.rounds}" if missed[who] else ""
         return f"{'> ' if missed[who] else ''}{spread(times[who])}{note}"
 
     met = not missed["ours"] and statistics.median(against) <= 0.25
-    # The peer's time is at least this, the ratio at most that: too large a bound proves nothing either way.
+    # If only the peer missed the target, its time is a lower bound and the ratio an upper bound.
     open_ended = missed["plain"] > 0 and not missed["ours"]
     yield Row(
         f"to test accuracy {_TARGET_ACCURACY}, s",
@@ -280,20 +285,19 @@ def time_row(bench: Bench) -> Iterator[Row]:
 
 def _fit(bench: Bench, who: str, how: Fit) -> list[dict[str, Any]]:
     finished = bench.module("fit", who, bench.prepared.record.path, json.dumps(asdict(how)))
-    epochs: list[dict[str, Any]] = _answer(finished)
+    epochs: list[dict[str, Any]] = _output(finished)
     return epochs
 
 
-def _answer(finished: Finished) -> Any:
-    """The JSON that a child of ours printed last."""
+def _output(finished: Finished) -> Any:
+    """Return the JSON in the last line that a child process printed."""
     return json.loads(finished.stdout.splitlines()[-1])
 
 
 def command_rows(bench: Bench) -> Iterator[Row]:
-    """`fashion-ann train`, server and all, against the plain script, and against its own stages without Prefect.
+    """Compare `fashion-ann train`, including its server, with the plain script and with its stages without Prefect.
 
-    Each in a process of its own with an empty artifacts folder; the CSVs are in the data folder, the Prefect home and
-    the file cache are warm.
+    Each runs as a separate process with an empty artifacts folder. CSVs, Prefect home and file cache are warm.
     """
     bench.warm_up()
 
@@ -308,48 +312,48 @@ def command_rows(bench: Bench) -> Iterator[Row]:
         "command", bench.rounds, ours=lambda number: bench.train(f"command-{number}"), script=script, stages=stages
     )
 
-    def compared(what: str, figure: str, digits: int = 1, limit: float | None = None) -> Row:
-        ours, plain = ([getattr(run, figure) for run in runs[who]] for who in ("ours", "script"))
+    def usage(name: str, field: str, digits: int = 1, limit: float | None = None) -> Row:
+        ours, plain = ([getattr(run, field) for run in runs[who]] for who in ("ours", "script"))
         against = ratios(ours, plain)
-        asked = "-" if limit is None else goal(f"<= {limit}", met=statistics.median(against) <= limit)
+        result = "-" if limit is None else goal(f"<= {limit}", met=statistics.median(against) <= limit)
         return Row(
-            what, spread(ours, digits=digits), f"plain script: {spread(plain, digits=digits)}", spread(against), asked
+            name, spread(ours, digits=digits), f"plain script: {spread(plain, digits=digits)}", spread(against), result
         )
 
-    yield compared("whole command, wall s", "wall_seconds", limit=0.7)
-    yield compared("whole command, CPU s", "cpu_seconds")
+    yield usage("whole command, wall s", "wall_seconds", limit=0.7)
+    yield usage("whole command, CPU s", "cpu_seconds")
     peak = max(run.peak_mb for run in runs["ours"])
-    memory = asdict(compared("whole command, peak PSS, MB", "peak_mb", digits=0))
+    memory = asdict(usage("whole command, peak PSS, MB", "peak_mb", digits=0))
     yield Row(**{**memory, "goal": goal("ours <= 1200 MB", met=peak <= 1200)})
     yield Row(
         "whole command, test accuracy",
         spread([json.loads(run.stdout)["test_accuracy"] for run in runs["ours"]], digits=4),
-        f"plain script: {spread([_answer(run)['test_accuracy'] for run in runs['script']], digits=4)}",
+        f"plain script: {spread([_output(run)['test_accuracy'] for run in runs['script']], digits=4)}",
     )
-    outside = [
-        whole.wall_seconds - alone.wall_seconds + _answer(alone)["import_seconds"]
-        for whole, alone in zip(runs["ours"], runs["stages"], strict=True)
+    prefect = [
+        whole.wall_seconds - stages.wall_seconds + _output(stages)["import_seconds"]
+        for whole, stages in zip(runs["ours"], runs["stages"], strict=True)
     ]
-    shares = [100 * cost / whole.wall_seconds for cost, whole in zip(outside, runs["ours"], strict=True)]
-    imports = statistics.median(_answer(alone)["import_seconds"] for alone in runs["stages"])
+    shares = [100 * cost / whole.wall_seconds for cost, whole in zip(prefect, runs["ours"], strict=True)]
+    imports = statistics.median(_output(run)["import_seconds"] for run in runs["stages"])
     yield Row(
-        "of it Prefect: server, engine, import, wall s",
-        f"{spread(outside, digits=1)}, import {imports:.1f}",
-        f"its stages alone: {spread([alone.wall_seconds for alone in runs['stages']], digits=1)}",
+        "Prefect (server, engine, import), wall s",
+        f"{spread(prefect, digits=1)}, import {imports:.1f}",
+        f"stages without Prefect: {spread([run.wall_seconds for run in runs['stages']], digits=1)}",
         f"{spread(shares, ' %', digits=0)} of ours",
     )
 
 
 def unchanged_rows(bench: Bench) -> Iterator[Row]:
-    """The same command again. Its own time is what it takes on a server that runs already."""
-    once = ("--epochs", "1")  # that nothing is repeated does not depend on the number of epochs
+    """Run the command again without a change, with an embedded server and on a running one."""
+    epochs = ("--epochs", "1")  # all results are reused, so the number of epochs does not matter
     bench.warm_up()
-    bench.train("unchanged", *once)
+    bench.train("unchanged", *epochs)
 
     def again(api: str | None) -> Callable[[int], float]:
         def run(number: int) -> float:
-            finished = bench.train("unchanged", *once, api=api)
-            _demand(not json.loads(finished.stdout)["created"], "the second run made a version")
+            finished = bench.train("unchanged", *epochs, api=api)
+            _require(not json.loads(finished.stdout)["created"], "The second run created a version.")
             return finished.wall_seconds
 
         return run
@@ -367,18 +371,18 @@ def unchanged_rows(bench: Bench) -> Iterator[Row]:
 
 
 def seeds_row(bench: Bench) -> Iterator[Row]:
-    """The default recipe with the seeds 0, 1, ..: split, weights, order and dropout all follow the seed."""
+    """Train the default recipe with the seeds 0, 1, .., which decide split, weights, order and dropout."""
 
     def accuracy(seed: int) -> float:
         return float(
-            _answer(bench.module("stages", bench.data_dir, bench.folder / "seeds", str(seed)))["test_accuracy"]
+            _output(bench.module("stages", bench.data_dir, bench.folder / "seeds", str(seed)))["test_accuracy"]
         )
 
-    found: Sequence[float] = interleaved("seeds", bench.seeds, ours=accuracy)["ours"]
-    mean = statistics.fmean(found)
+    accuracies = interleaved("seeds", bench.seeds, ours=accuracy)["ours"]
+    mean = statistics.fmean(accuracies)
     yield Row(
-        f"test accuracy, mean of {len(found)} seeds",
-        f"{mean:.4f} ({min(found):.4f}..{max(found):.4f})",
+        f"test accuracy, mean of {len(accuracies)} seeds",
+        f"{mean:.4f} ({min(accuracies):.4f}..{max(accuracies):.4f})",
         goal=goal(">= 0.895", met=mean >= 0.895),
     )
 

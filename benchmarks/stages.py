@@ -1,6 +1,7 @@
-"""The flow's stages as plain function calls, without Prefect's engine and server: DATA and ARTIFACTS folder, seed.
+"""Run the stages as plain functions, without a Prefect engine or server.
 
-Prints JSON: test_accuracy, and the seconds of importing Prefect, which the modules of the stages do.
+`python -m benchmarks.stages DATA_DIR ARTIFACTS_DIR SEED` prints JSON: test_accuracy and the seconds to import Prefect,
+which the modules of the stages need.
 """
 
 import json
@@ -22,12 +23,12 @@ def main(data_dir: str, artifacts_dir: str, seed: str) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, Flow | Task):
                 setattr(module, name, value.fn)
-    made = train_fashion_mnist.train_fashion_mnist(
+    version = train_fashion_mnist.train_fashion_mnist(
         data_dir=Path(data_dir), artifacts_dir=Path(artifacts_dir), training=TrainingConfig(seed=int(seed))
     )
-    if not isinstance(made, ModelVersion):
-        raise TypeError(f"a new version was expected, received {made!r}")
-    print(json.dumps({"test_accuracy": made.test_accuracy, "import_seconds": import_seconds}))
+    if not isinstance(version, ModelVersion):
+        raise TypeError(f"Expected a new version, received {version!r}.")
+    print(json.dumps({"test_accuracy": version.test_accuracy, "import_seconds": import_seconds}))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         if facts.quarantined:
             # The stage's own, checked with it: the other one may be lost.
             shutil.copyfile(quarantine, folder / QUARANTINE_NAME)
-        logger.info("%s: %d rows to Parquet", csv.name, facts.rows)
+        logger.debug("%s: %d rows to Parquet", csv.name, facts.rows)
         return {**asdict(facts), "sha256": sha256_file(folder / name)}
 
     # Not the budget: it decides whether there is an output, not what is in it. The names stand in what is told of it.

@@ -1,13 +1,14 @@
-"""What a call allocates, for tests of code that must work in bounded memory."""
+"""Peak allocation of a call, for tests of code that must work in bounded memory."""
 
 import tracemalloc
 from collections.abc import Callable
 
 
 def peak_bytes(call: Callable[[], object], enough: float = 0) -> int:
-    """The most bytes that Python and NumPy hold at once while `call` runs, as tracemalloc counts: the least of three
-    runs, since what else happens in this process (threads that Prefect keeps, what is imported at first use) is counted
-    with it and can only add. Less than ``enough`` is not measured again.
+    """Return the peak bytes that Python and NumPy allocate while ``call`` runs, the minimum of three runs.
+
+    tracemalloc also counts other work of this process, such as Prefect's threads and first imports, which can only add.
+    A peak below ``enough`` ends the runs early.
     """
     peaks: list[int] = []
     while len(peaks) < 3 and (not peaks or peaks[-1] >= enough):

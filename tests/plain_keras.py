@@ -1,11 +1,11 @@
-"""What anyone gets who reads the files of a version with Keras alone."""
+"""Loads a stored version with plain Keras, as users without this project do."""
 
 from pathlib import Path
 from typing import Any
 
 
 def plain_network(folder: Path) -> Any:
-    """The `keras.Model` of topology.json and model.weights.h5, compiled as Keras's own tutorials do."""
+    """Return the `keras.Model` of topology.json and model.weights.h5, compiled as in Keras's tutorials."""
     import keras
 
     model = keras.models.model_from_json((folder / "topology.json").read_text())

@@ -1,4 +1,4 @@
-"""What every test may use: the committed sample of the real data, and the stages' outputs made from it."""
+"""Fixtures for all tests: the committed sample of the published data, and the outputs of the stages on it."""
 
 import importlib
 import os
@@ -32,7 +32,7 @@ SAMPLE = Path(__file__).parent / "data"
 
 @pytest.fixture
 def tiny_contract() -> DatasetContract:
-    """Images of 2 x 2 pixels in 3 classes, 6 rows at least."""
+    """Images of 2 x 2 pixels in 3 classes, at least 6 rows."""
     return replace(
         FASHION_MNIST,
         height=2,
@@ -45,15 +45,15 @@ def tiny_contract() -> DatasetContract:
 
 @pytest.fixture(scope="session")
 def small_config() -> TrainingConfig:
-    """Quick to train, with a validation split of 100 rows."""
+    """A quick training with a validation split of 100 rows."""
     return TrainingConfig(epochs=3, batch_size=64, validation_size=100, seed=7)
 
 
 @pytest.fixture(scope="session")
 def sample_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artifacts folder that the session's stage outputs lie in; stages add to it, nothing takes from it.
+    """The artifacts folder of the session's stage outputs; tests must not remove anything from it.
 
-    One for all workers of pytest-xdist: as with any runs at once, whoever comes first makes an output for the others.
+    All workers of pytest-xdist share it: the first one builds an output, and the others reuse it.
     """
     folder = tmp_path_factory.getbasetemp()
     return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "sample-artifacts"
@@ -87,7 +87,7 @@ def sample_prepared(
 
 @pytest.fixture(scope="session")
 def backend() -> None:
-    """What imports the backend as whoever trains does: by itself Keras imports all that it finds, for seconds."""
+    """Import the backend as the train stage does. Keras alone would import every installed backend, for seconds."""
     set_up_backend(0)
 
 
@@ -112,31 +112,31 @@ def sample_version(
     sample_artifacts: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The folder of a version that the stages made of the sample; read it only."""
+    """The folder of a version that the stages made from the sample; read-only."""
     artifacts = tmp_path_factory.mktemp("version")
     floor = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
     with _here(tmp_path_factory):
-        judged = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
-        return version.fn(sample_data, sample_prepared, sample_trained, judged, small_config, floor, artifacts).path
+        evaluation = evaluate.fn(sample_prepared, sample_trained, sample_artifacts)
+        return version.fn(sample_data, sample_prepared, sample_trained, evaluation, small_config, floor, artifacts).path
 
 
 @pytest.fixture(scope="module")
 def in_this_process(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What has a process of its own runs here all the same: each process imports the backend, which takes seconds."""
+    """Run worker processes' code in this process: each process would import the backend, which takes seconds."""
     with _here(tmp_path_factory):
         yield
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of an evaluation are empty files: they take most of its time, and few tests look at them."""
+    """Write empty files as the pictures of an evaluation: drawing takes most of its time, and few tests need them."""
     for name in ("draw_learning", "draw_confusion"):
-        monkeypatch.setattr(f"tasks.evaluate.{name}", lambda *what: what[-1].touch())
+        monkeypatch.setattr(f"tasks.evaluate.{name}", lambda *arguments: arguments[-1].touch())
 
 
 @contextmanager
 def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """As `in_this_process`, for as long as the block lasts."""
+    """Apply `in_this_process` during the block."""
 
     @contextmanager
     def here(module: str, job: dict[str, Any]) -> Iterator[SimpleNamespace]:
@@ -146,14 +146,14 @@ def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for starter in ("tasks.train", "tasks.model.inference"):
             patch.setattr(f"{starter}.run_worker", here)
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a process would take it with it
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a process would remove it
         patch.setattr("tasks.model.warm_up.prestart", lambda module: None)
         yield
 
 
 @pytest.fixture(scope="session")
 def two_versions(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifacts folder whose store holds two untrained versions that disagree, 1 of them champion; read it only."""
+    """An artifacts folder with two untrained versions that predict differently; 1 is the champion. Read-only."""
     from tasks.model.network import build_network, topology_bytes
 
     artifacts = tmp_path_factory.mktemp("two-versions")

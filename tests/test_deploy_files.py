@@ -1,4 +1,4 @@
-"""Containers and systemd units say the same as `fashion-ann up`: commands, pools, ports, variables."""
+"""Compare containers and systemd units with `fashion-ann up`: commands, pools, ports, variables."""
 
 import os
 import re
@@ -28,29 +28,29 @@ UI_FOLDER = "PREFECT_SERVER_UI_STATIC_DIRECTORY"
 
 
 def _stages() -> dict[str, list[tuple[str, str]]]:
-    """Instruction and argument of each line of the Dockerfile, by stage."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    """Return the instructions of each stage of the Dockerfile, with their arguments."""
+    stages: dict[str, list[tuple[str, str]]] = {}
     text = re.sub(r"(?m)^\s*#.*\n", "", DOCKERFILE).replace("\\\n", " ")
     for line in filter(None, map(str.strip, text.splitlines())):
         instruction, _, argument = line.partition(" ")
         if instruction == "FROM":
             stage = argument.split()[-1]
-            found[stage] = []
-        found[stage].append((instruction, argument))
-    return found
+            stages[stage] = []
+        stages[stage].append((instruction, argument))
+    return stages
 
 
 def _unit(name: str) -> dict[str, list[str]]:
-    """[Service] of a unit; a key may stand several times."""
-    found: dict[str, list[str]] = {}
+    """Return the [Service] section of a unit; a key may occur several times."""
+    values: dict[str, list[str]] = {}
     section = ""
     for line in UNITS[name].read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             section = line
         elif section == "[Service]" and "=" in line and not line.startswith("#"):
             key, _, value = line.partition("=")
-            found.setdefault(key, []).append(value)
-    return found
+            values.setdefault(key, []).append(value)
+    return values
 
 
 def _environment(unit: dict[str, list[str]]) -> dict[str, str]:
@@ -67,7 +67,7 @@ def _worker(pool: str) -> list[str]:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_each_pool_has_a_target_that_serves_it_from_its_lock_and_not_as_root(pool: str) -> None:
+def test_each_pool_has_an_image_target_with_its_lock(pool: str) -> None:
     stage = _stages()[pool]
     (command,) = (yaml.safe_load(argument) for instruction, argument in stage if instruction == "CMD")
     assert command[: len(_worker(pool))] == _worker(pool)
@@ -81,47 +81,47 @@ def test_each_pool_has_a_target_that_serves_it_from_its_lock_and_not_as_root(poo
     assert (ROOT / "requirements" / f"{pool}.lock").exists()
 
 
-def test_the_images_hold_what_the_stages_copy_and_nothing_private() -> None:
+def test_images_contain_only_runtime_files() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert lines.index("*") < min(number for number, line in enumerate(lines) if line.startswith("!"))
-    let_in = {line[1:] for line in lines if line.startswith("!")}
+    included = {line[1:] for line in lines if line.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert packages | {"requirements", "pyproject.toml", "prefect.yaml", project["project"]["readme"]} <= let_in
-    assert not let_in & {".env", "data", "artifacts", "tests", ".git"}
+    assert packages | {"requirements", "pyproject.toml", "prefect.yaml", project["project"]["readme"]} <= included
+    assert not included & {".env", "data", "artifacts", "tests", ".git"}
 
 
-def test_the_folders_of_the_image_are_those_that_compose_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compose_volumes_are_the_folders_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in _image_environment().items():
         monkeypatch.setenv(name, value)
     kept = {volume.split(":")[1] for volume in COMPOSE["services"]["worker-cpu"]["volumes"]}
     assert kept == {str(artifacts_folder()), str(data_folder())}
-    # Where `up` has it too: a worker reads there what another's flow run has returned.
+    # The same folder as with `up`: workers read each other's flow run results there.
     assert os.environ["PREFECT_HOME"] == str(services.ServicePaths(artifacts_folder()).home)
 
 
-def test_compose_starts_what_up_starts_and_in_that_order() -> None:
-    found = COMPOSE["services"]
-    assert set(found) == {"database", "server", "deploy", *map(services.service_of, POOLS)}
+def test_compose_starts_the_services_of_up_in_order() -> None:
+    defined = COMPOSE["services"]
+    assert set(defined) == {"database", "server", "deploy", *map(services.service_of, POOLS)}
     port = str(services.PREFECT_DEFAULT_PORT)
-    assert found["server"]["command"][:3] == ["prefect", "server", "start"]
-    assert found["server"]["command"][-1] == port
-    assert found["server"]["ports"] == [f"127.0.0.1:{port}:{port}"]
-    assert found["deploy"]["command"] == ["fashion-ann", "deploy"]
-    assert found["deploy"]["restart"] == "no"
-    after = {name: service.get("depends_on", {}) for name, service in found.items()}
+    assert defined["server"]["command"][:3] == ["prefect", "server", "start"]
+    assert defined["server"]["command"][-1] == port
+    assert defined["server"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert defined["deploy"]["command"] == ["fashion-ann", "deploy"]
+    assert defined["deploy"]["restart"] == "no"
+    after = {name: service.get("depends_on", {}) for name, service in defined.items()}
     assert after["server"] == {"database": {"condition": "service_healthy"}}
     assert after["deploy"] == {"server": {"condition": "service_healthy"}}
     for pool in POOLS:
-        worker = found[services.service_of(pool)]
+        worker = defined[services.service_of(pool)]
         assert worker["build"]["target"] == pool  # its command is the image's
         assert "command" not in worker
         assert after[services.service_of(pool)] == {"deploy": {"condition": "service_completed_successfully"}}
-    (device,) = found["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    (device,) = defined["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
 
 
-def test_a_server_serves_its_ui_from_a_folder_that_its_user_may_write_and_failures_can_be_told() -> None:
+def test_servers_have_a_writable_ui_folder_and_notifications() -> None:
     for environment in (
         COMPOSE["services"]["server"]["environment"],
         _environment(_unit("fashion-ann-server.service")),
@@ -133,10 +133,10 @@ def test_a_server_serves_its_ui_from_a_folder_that_its_user_may_write_and_failur
     assert f"\n#{NOTIFY_VARIABLE}=" in example
 
 
-def test_compose_has_no_password_of_its_own_and_gives_each_only_what_it_needs() -> None:
+def test_only_the_server_of_compose_has_secrets() -> None:
     text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
     for name in ("POSTGRES_PASSWORD", "PREFECT_SERVER_API_AUTH_STRING"):
-        assert f"${{{name}:?" in text  # refused when it is not set
+        assert f"${{{name}:?" in text  # compose fails if it is not set
     for name, service in COMPOSE["services"].items():
         secrets = set(services.SERVER_SECRETS) & set(service.get("environment", {}))
         assert bool(secrets) == (name == "server")
@@ -151,19 +151,19 @@ def _named_settings() -> set[str]:
     return {name for name in named | set(project_settings()) if name.startswith("PREFECT_")}
 
 
-def test_every_setting_of_prefect_that_is_named_is_one() -> None:
+def test_every_prefect_setting_exists() -> None:
     assert {name for name in _named_settings() if not hasattr(prefect.settings, name)} == set()
     assert not hasattr(prefect.settings, "PREFECT_NO_SUCH_SETTING")
 
 
-def test_workers_ask_for_work_as_often_everywhere(tmp_path: Path) -> None:
+def test_workers_poll_equally_often_everywhere(tmp_path: Path) -> None:
     name = "PREFECT_WORKER_QUERY_SECONDS"
     ours = services.worker_environment(tmp_path, "http://127.0.0.1:4200/api", {})
     for place in (_image_environment(), _environment(_unit("fashion-ann-worker@.service"))):
         assert place[name] == ours[name]
 
 
-def test_the_units_start_what_up_starts() -> None:
+def test_units_start_the_services_of_up() -> None:
     assert set(UNITS) == {"fashion-ann-server.service", "fashion-ann-deploy.service", "fashion-ann-worker@.service"}
     commands = {}
     for name in UNITS:
@@ -183,11 +183,11 @@ def test_the_units_start_what_up_starts() -> None:
     assert set(hidden) >= set(services.SERVER_SECRETS) & _named_settings()
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not on this machine")
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     here = str(Path(sys.executable).parent)
     for name, path in UNITS.items():
-        # The commands have to exist where it looks for them.
+        # systemd-analyze requires that the commands exist.
         (tmp_path / name).write_text(path.read_text(encoding="utf-8").replace("/opt/fashion-ann/.venv/bin", here))
     done = subprocess.run(
         ["systemd-analyze", "verify", *sorted(map(str, tmp_path.iterdir()))], capture_output=True, text=True

@@ -75,7 +75,7 @@ def run_stage(
                 logger.warning("%s: an earlier output is damaged and is rebuilt. %s", name, error)
                 shutil.rmtree(final)
             else:
-                logger.info("%s: reused %s", name, final.name)
+                logger.debug("reused %s", final.name)
                 emit(StageFinished(name, split, True, record["seconds"], record["facts"]))
                 return _reference(record, final, reused=True), record["facts"]
         temporary = folder / f".{short_key(key)}.{os.getpid()}.tmp"
@@ -111,7 +111,7 @@ def _only_maker(path: Path, stage: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        logger.info("%s: another run is building the same output; waiting for it", stage)
+        logger.info("another run is building the same output; waiting for it")
         lock.acquire()
     try:
         yield

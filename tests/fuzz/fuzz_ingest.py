@@ -1,7 +1,7 @@
-"""Look for bytes that ingest takes for something else than Python's csv module does: `make fuzz`.
+"""Search for inputs that ingest and Python's csv module read differently: `make fuzz`.
 
-Coverage-guided, by libFuzzer through atheris; arguments are libFuzzer's. What it finds is written to
-tests/fuzz/found-crash-DIGEST, and belongs into corpus/ once it is mended: tests/tasks/test_ingest.py tries all there.
+atheris runs libFuzzer, guided by coverage; the arguments are libFuzzer's. It writes such an input to
+tests/fuzz/found-crash-DIGEST. After the fix add it to corpus/: tests/tasks/test_ingest.py tests every file there.
 """
 
 import sys
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import atheris
 
-# What is to be covered; the oracle's own branches would only distract.
+# Only product code: coverage of the oracle's branches would mislead the search.
 with atheris.instrument_imports(include=["tasks.data"]):
-    import tasks.ingest
+    import tasks.data.csv_reader
 
 from tests.tasks.data.csv_oracle import demand_the_verdict_of_csv
 
 
-def one_input(content: bytes) -> None:
-    # Lines of all lengths end anywhere in a block; a file as small as this would be a single one.
+def check_input(content: bytes) -> None:
+    # Small blocks, so that lines cross block borders in these short files.
     tasks.data.csv_reader._BLOCK_BYTES = 64
     with tempfile.TemporaryDirectory() as folder:
         demand_the_verdict_of_csv(content, Path(folder))
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, one_input)
+    atheris.Setup(sys.argv, check_input)
     atheris.Fuzz()

@@ -242,14 +242,22 @@ def test_parquet_has_the_contracts_columns_ranges_in_its_footer_and_bounded_row_
 
 
 @pytest.mark.parametrize(
-    ("form", "pack"),
+    ("form", "pack", "sizes"),
     [
-        *(("plain", bytes), ("plain", gzip.compress), ("quoted", bytes)),
-        *(("label last", bytes), ("every other row bad", bytes)),
+        ("plain", bytes, (2, 18)),
+        # From Python 3.12 on gzip reads 128 KiB of compressed bytes at a time; 12 copies compress to 164 KiB.
+        ("plain", gzip.compress, (12, 60)),
+        ("quoted", bytes, (2, 18)),
+        ("label last", bytes, (2, 18)),
+        ("every other row bad", bytes, (2, 18)),
     ],
 )
 def test_memory_does_not_grow_with_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, pack: Callable[[bytes], bytes]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    pack: Callable[[bytes], bytes],
+    sizes: tuple[int, int],
 ) -> None:
     monkeypatch.setattr(csv_to_parquet, "BLOCK_ROWS", 64)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1 << 13)
@@ -264,12 +272,12 @@ def test_memory_does_not_grow_with_the_file(
         text = b"".join((b"-" if at and at % 2 else b"") + line for at, line in enumerate(text.splitlines(True)))
     header, _, body = text.partition(b"\n")
     peaks = []
-    for times in (2, 18):
+    for times in sizes:
         (tmp_path / "train.csv").write_bytes(pack(header + b"\n") + pack(body) * times)
         csv = supplied(tmp_path / "train.csv", split="test")
         ingested = partial(ingest_csv, csv, tmp_path / TARGET, tmp_path / QUARANTINE, narrow, "50%")
         peaks.append(peak_bytes(ingested, 1.5 * sum(peaks)))
-    assert peaks[1] < len(body) * 18 / 3
+    assert peaks[1] < len(body) * sizes[1] / 3
     assert peaks[1] < 1.5 * peaks[0]
 
 

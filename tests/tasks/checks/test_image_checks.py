@@ -1,14 +1,11 @@
 """What is measured of images, against the same by another way."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.make_profile import make_reference
 from schemas.contract import DIGITS, FASHION_MNIST, Split
-from schemas.errors import WrongUsage
 from schemas.layout import PROFILE_NAME
 from schemas.references import ValidatedSplit
 from tasks.checks.image_checks import orientations
@@ -80,16 +77,3 @@ def test_a_profile_is_read_as_it_was_written(sample_data: dict[Split, ValidatedS
     assert (tmp_path / PROFILE_NAME).read_bytes() == (train.record.path / PROFILE_NAME).read_bytes()
     assert read_profile((tmp_path / PROFILE_NAME).read_bytes()) == profile
     assert profile.class_rows == [100] * 10
-
-
-def test_the_reference_of_the_digits_is_what_the_command_makes_of_them(tmp_path: Path) -> None:
-    make_reference("digits", tmp_path, tmp_path / "digits.json")
-    assert DIGITS.reference is not None
-    assert json.loads((tmp_path / "digits.json").read_bytes()) == json.loads(DIGITS.reference.read_bytes())
-
-
-def test_a_reference_is_made_of_published_data_alone(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / f"digits_{split}.csv").write_text("label\n")
-    with pytest.raises(WrongUsage, match="published train split was expected"):
-        make_reference("digits", tmp_path, tmp_path / "digits.json")
