@@ -32,7 +32,7 @@ WorkerSeconds = Annotated[float, Field(ge=1, le=86_400)]
 class TrainingConfig(BaseModel):
     """Hyperparameters of training. Unknown keys are errors.
 
-    The defaults were chosen on the validation split (README, "The recipe").
+    The defaults were chosen on the validation split (docs/recipe.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

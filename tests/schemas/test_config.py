@@ -1,33 +1,81 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from schemas.config import PROJECT_ROOT, BadRows, TrainingConfig, allowed_bad_rows, artifacts_folder, data_folder
+from schemas.config import (
+    PROJECT_ROOT,
+    BadRows,
+    PromotionConfig,
+    TrainingConfig,
+    WorkerSeconds,
+    allowed_bad_rows,
+    artifacts_folder,
+    data_folder,
+)
 from schemas.errors import WrongUsage
 
+EPSILON = 1e-9
+# For each key: the values accepted at both ends of its range, and the nearest ones that are rejected.
+TRAINING = {
+    "epochs": ((1, 10_000), (0, 10_001)),
+    "batch_size": ((1, 65_536), (0, 65_537)),
+    "learning_rate": ((EPSILON, 1), (0, 1 + EPSILON, float("nan"))),
+    "weight_decay": ((0, 1), (-EPSILON, 1 + EPSILON)),
+    "dropout": ((0, 1 - EPSILON), (-EPSILON, 1)),
+    "validation_size": ((10, 1_000_000), (9, 1_000_001)),
+    "early_stopping": ((1, 10_000, None), (0, 10_001)),
+    "seed": ((0, 2**32 - 1), (-1, 2**32)),
+}
+PROMOTION = {
+    "policy": (("better", "not_worse", "never"), ("worse",)),
+    "minimum_accuracy": ((0, 1), (-EPSILON, 1 + EPSILON)),
+    "minimum_recall": ((0, 1), (-EPSILON, 1 + EPSILON)),
+    "significance": ((EPSILON, 1 - EPSILON), (0, 1)),
+}
+BOUNDS = [
+    (model, key, *values)
+    for model, keys in ((TrainingConfig, TRAINING), (PromotionConfig, PROMOTION))
+    for key, values in keys.items()
+]
 
-def test_an_unknown_key_is_refused_by_name() -> None:
+
+@pytest.mark.parametrize(("model", "key", "accepted", "rejected"), BOUNDS, ids=[bound[1] for bound in BOUNDS])
+def test_bounds_of_every_key(
+    model: type[BaseModel], key: str, accepted: tuple[Any, ...], rejected: tuple[Any, ...]
+) -> None:
+    for value in accepted:
+        assert getattr(model.model_validate({key: value}), key) == value
+    for value in rejected:
+        with pytest.raises(ValidationError, match=key):
+            model.model_validate({key: value})
+
+
+def test_every_key_has_bounds() -> None:
+    assert set(TRAINING) == set(TrainingConfig.model_fields)
+    assert set(PROMOTION) == set(PromotionConfig.model_fields)
+
+
+@pytest.mark.parametrize("model", [TrainingConfig, PromotionConfig])
+def test_rejects_an_unknown_key_by_name(model: type[BaseModel]) -> None:
     with pytest.raises(ValidationError, match="epoch\n"):
-        TrainingConfig.model_validate({"epoch": 3})
+        model.model_validate({"epoch": 3})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("epochs", 0), ("batch_size", 0), ("learning_rate", 0), ("learning_rate", 1.5), ("weight_decay", -0.1)),
-        *(("dropout", 1), ("dropout", -0.1), ("validation_size", 0), ("early_stopping", 0), ("seed", -1)),
-        *(("seed", 2**32), ("learning_rate", float("nan"))),
-    ],
-)
-def test_a_value_out_of_range_is_refused_by_name(key: str, value: float) -> None:
-    with pytest.raises(ValidationError, match=key):
-        TrainingConfig.model_validate({key: value})
-
-
-def test_the_configuration_is_frozen() -> None:
+@pytest.mark.parametrize("model", [TrainingConfig, PromotionConfig])
+def test_configurations_are_frozen(model: type[BaseModel]) -> None:
+    configuration = model()
     with pytest.raises(ValidationError):
-        TrainingConfig().epochs = 3  # type: ignore[misc]
+        setattr(configuration, next(iter(model.model_fields)), 3)
+
+
+def test_bounds_of_worker_seconds() -> None:
+    seconds = TypeAdapter(WorkerSeconds)
+    assert [seconds.validate_python(value) for value in (1, 86_400)] == [1, 86_400]
+    for value in (0.9, 86_401):
+        with pytest.raises(ValidationError):
+            seconds.validate_python(value)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +83,10 @@ def test_the_configuration_is_frozen() -> None:
     [
         *((0, 100, 0), (7, 3, 7), ("7", 100, 7), ("0%", 100, 0), ("100%", 3, 3), ("1%", 99, 0), ("1%", 100, 1)),
         *(("0.5%", 60_000, 300), ("0.29%", 100_000, 290), ("33.333333333%", 3, 0), ("33.4%", 3, 1), ("100.0%", 3, 3)),
+        *((10**12 - 1, 3, 10**12 - 1), ("9" * 12, 3, 10**12 - 1)),
     ],
 )
-def test_a_budget_is_a_number_of_rows_or_the_whole_rows_of_a_share(budget: BadRows, rows: int, allowed: int) -> None:
+def test_allowed_bad_rows(budget: BadRows, rows: int, allowed: int) -> None:
     assert TypeAdapter(BadRows).validate_python(budget) == budget
     assert allowed_bad_rows(budget, rows) == allowed
 
@@ -46,15 +95,15 @@ def test_a_budget_is_a_number_of_rows_or_the_whole_rows_of_a_share(budget: BadRo
     "budget",
     [
         *(-1, 1.5, 5.0, True, "few", "-1", "+5", "1.5", "5.0", "1_0", " 7 ", "101%", "100.5%", "100.01%", "1e1%"),
-        *("%", "5 %", "", "5%\n", None),
+        *("%", "5 %", "", "5%\n", None, 10**12, "1" * 13),
     ],
 )
-def test_what_is_no_budget_is_refused(budget: object) -> None:
+def test_rejects_an_invalid_budget(budget: object) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(BadRows).validate_python(budget)
 
 
-def test_folders_come_from_the_flag_then_the_variable_then_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_precedence_is_flag_variable_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert artifacts_folder() == PROJECT_ROOT / "artifacts"
     assert data_folder() == PROJECT_ROOT / "data"
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", "/of/variable")
@@ -63,18 +112,18 @@ def test_folders_come_from_the_flag_then_the_variable_then_the_checkout(monkeypa
     assert artifacts_folder("/of/flag") == Path("/of/flag")
 
 
-def test_a_relative_folder_is_made_absolute() -> None:
+def test_a_relative_folder_becomes_absolute() -> None:
     assert data_folder("here") == Path.cwd() / "here"
 
 
-def test_a_file_or_an_unknown_home_is_no_folder(tmp_path: Path) -> None:
+def test_rejects_a_path_that_cannot_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for given in (tmp_path / "file", "~nobody-has-this-name/x"):
+    for path in (tmp_path / "file", "~no-user-of-this-name/x"):
         with pytest.raises(WrongUsage, match="folder"):
-            artifacts_folder(given)
+            artifacts_folder(path)
 
 
-def test_an_empty_folder_name_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_an_empty_folder_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", " ")
     with pytest.raises(WrongUsage, match="FASHION_ANN_DATA_DIR"):
         data_folder()
