@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # A URL that receives JSON, or TYPE/NAME of a notification block on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
 
-NOTIFY = "fashion-ann: tell about failed, crashed and refused runs"
+NOTIFY = "fashion-ann: notify about failed, crashed and rejected runs"
 MARK_DEAD = "fashion-ann: mark runs without a heartbeat crashed"
 MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 
@@ -32,7 +32,7 @@ _BLOCK_NAME = "fashion-ann"
 
 _SUBJECT = (
     "{{ flow.name }}: "
-    "{% if 'CandidateRefused' in (flow_run.state.message or '') %}promotion refused"
+    "{% if 'CandidateRejected' in (flow_run.state.message or '') %}version rejected"
     "{% else %}{{ flow_run.state.name | lower }}{% endif %}"
 )
 _BODY = (

@@ -80,13 +80,13 @@ def test_rejected_run_notifies_and_its_retry_does_not_train(
     parameters = {**_quick(2), "promotion": {"minimum_accuracy": 1}}
     run = deployed.run("train-fashion-mnist/on-demand", **parameters)
     assert run.state_name == "Failed"
-    assert "CandidateRefused" in str(run.state.message if run.state else None)
+    assert "CandidateRejected" in str(run.state.message if run.state else None)
 
     def notifications() -> list[dict[str, str]]:
         return [message for message in webhook[1] if run.name in message["body"]]
 
     deployed.wait_for(notifications)
-    assert notifications()[0]["subject"] == "train-fashion-mnist: promotion refused"
+    assert notifications()[0]["subject"] == "train-fashion-mnist: version rejected"
     assert "expected >= 1" in notifications()[0]["body"]
 
     assert deployed.command("prefect", "flow-run", "retry", str(run.id)).returncode == 0

@@ -22,73 +22,73 @@ from tests.sample import SAMPLE
 STAGES = ["ingest", "validate", "ingest", "validate", "prepare", "train", "evaluate"]
 
 
-def _train(artifacts: Path, **training: Any) -> ModelVersion:
+def train(artifacts: Path, **training: Any) -> ModelVersion:
     config = TrainingConfig(**{"epochs": 2, "batch_size": 64, "validation_size": 100, **training})
-    # What two epochs on a thousand images give is below the floor.
+    # Two epochs on a thousand images give an accuracy below the default floor.
     promotion = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
-    made = train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, training=config, promotion=promotion)
-    assert isinstance(made, ModelVersion)
-    return made
+    version = train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, training=config, promotion=promotion)
+    assert isinstance(version, ModelVersion)
+    return version
 
 
 @pytest.fixture(scope="module")
 def artifacts(server: str, in_this_process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifacts folder that one run of the flow has filled. With processes of their own it is tried as a command."""
+    """Return an artifacts folder that one run of the flow has filled. test_command.py runs it with worker processes."""
     folder = tmp_path_factory.mktemp("artifacts")
-    _train(folder)
+    train(folder)
     return folder
 
 
-def _reused(artifacts: Path, version: int) -> list[bool]:
+def reused_stages(artifacts: Path, version: int) -> list[bool]:
     lineage = show_version(store_folder(artifacts, "fashion-mnist"), version)["lineage"]
     assert [entry["stage"] for entry in lineage] == STAGES
     return [entry["reused"] for entry in lineage]
 
 
-def _fits() -> int:
-    """Runs of fit-model that the server knows."""
+def fit_runs() -> int:
+    """Return the number of fit-model runs on the server."""
     with get_client(sync_client=True) as client:
         return len(client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["fit-model"]))))
 
 
-def test_the_flow_makes_a_version_that_learned_something(artifacts: Path) -> None:
+def test_creates_a_version_that_has_learned(artifacts: Path) -> None:
     (row,) = list_versions(store_folder(artifacts, "fashion-mnist"))
     assert (row["version"], row["aliases"]) == (1, ["champion"])
-    assert row["test_accuracy"] > 0.5  # a guess is right one time in ten
-    assert _reused(artifacts, 1) == [False] * 7
+    assert row["test_accuracy"] > 0.5  # chance is 0.1
+    assert reused_stages(artifacts, 1) == [False] * 7
 
 
-def test_an_unchanged_run_makes_no_version(artifacts: Path) -> None:
-    before = len(list_versions(store_folder(artifacts, "fashion-mnist"))), _fits()
-    made = _train(artifacts)
-    assert (made.version, made.created) == (1, False)
-    assert (len(list_versions(store_folder(artifacts, "fashion-mnist"))), _fits()) == before
+def test_an_unchanged_run_creates_no_version(artifacts: Path) -> None:
+    before = len(list_versions(store_folder(artifacts, "fashion-mnist"))), fit_runs()
+    version = train(artifacts)
+    assert (version.version, version.created) == (1, False)
+    assert (len(list_versions(store_folder(artifacts, "fashion-mnist"))), fit_runs()) == before
 
 
-def test_a_damaged_model_is_trained_anew_and_comes_out_the_same(artifacts: Path) -> None:
+def test_retrains_a_damaged_model_to_the_same_weights(artifacts: Path) -> None:
     (weights,) = (artifacts / "trained").glob("*/model.weights.h5")
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1])
-    made = _train(artifacts)
-    assert (made.version, made.created) == (1, False)
-    assert weights.read_bytes() == whole
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1])
+    version = train(artifacts)
+    assert (version.version, version.created) == (1, False)
+    assert weights.read_bytes() == intact
 
 
-def test_a_changed_seed_redoes_train_and_not_ingest(artifacts: Path) -> None:
-    before = _fits()
-    made = _train(artifacts, seed=3)
-    assert made.created
-    assert _fits() == before + 1
-    assert _reused(artifacts, made.version) == [True] * 4 + [False] * 3
+def test_another_seed_rebuilds_from_prepare_on(artifacts: Path) -> None:
+    before = fit_runs()
+    version = train(artifacts, seed=3)
+    assert version.created
+    assert fit_runs() == before + 1
+    assert reused_stages(artifacts, version.version) == [True] * 4 + [False] * 3
 
 
-def test_a_changed_recipe_redoes_train_and_not_prepare(artifacts: Path) -> None:
-    made = _train(artifacts, learning_rate=1e-3)
-    assert made.created
-    assert _reused(artifacts, made.version) == [True] * 5 + [False] * 2
+def test_another_recipe_rebuilds_from_train_on(artifacts: Path) -> None:
+    version = train(artifacts, learning_rate=1e-3)
+    assert version.created
+    assert reused_stages(artifacts, version.version) == [True] * 5 + [False] * 2
 
 
-def test_the_run_is_on_the_server_with_its_artifacts_and_a_child_of_its_own(artifacts: Path) -> None:
+def test_publishes_the_run_its_child_and_its_artifacts(artifacts: Path) -> None:
     run_id = show_version(store_folder(artifacts, "fashion-mnist"), 1)["flow_run_id"]
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
@@ -104,27 +104,28 @@ def test_the_run_is_on_the_server_with_its_artifacts_and_a_child_of_its_own(arti
         assert len(tasks) == 9
         assert (run.name, set(run.tags)) == ("fashion-mnist v0001 seed 0", {"fashion-mnist", "v0001", "promoted"})
         assert client.read_flow_run(child).name == "fashion-mnist fit seed 0"
-        ours = {run.id, child}
-        found = [artifact for artifact in client.read_artifacts(limit=200) if artifact.flow_run_id in ours]
-    kinds = {(artifact.key, artifact.type) for artifact in found if artifact.key}
-    # Records of results have no key. All else is what the page for people lists.
-    told = (PROJECT_ROOT / "docs" / "prefect-ui.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^\| `DATASET-([a-z-]+)` \| (\w+) \|", told, re.MULTILINE))
+        artifacts_of_run = [
+            artifact for artifact in client.read_artifacts(limit=200) if artifact.flow_run_id in {run.id, child}
+        ]
+    kinds = {(artifact.key, artifact.type) for artifact in artifacts_of_run if artifact.key}
+    # Records of results have no key. The page lists every other artifact.
+    page = (PROJECT_ROOT / "docs" / "prefect-ui.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `DATASET-([a-z-]+)` \| (\w+) \|", page, re.MULTILINE))
     assert kinds == {(f"fashion-mnist-{key}", kind) for key, kind in listed}
-    link = next(artifact.data for artifact in found if artifact.key == "fashion-mnist-report")
+    link = next(artifact.data for artifact in artifacts_of_run if artifact.key == "fashion-mnist-report")
     assert (artifacts / "models" / "fashion-mnist" / "versions" / "0001" / "report.html").as_uri() in str(link)
-    summary = next(str(artifact.data) for artifact in found if artifact.key == "fashion-mnist-version")
+    summary = next(str(artifact.data) for artifact in artifacts_of_run if artifact.key == "fashion-mnist-version")
     assert "promoted, champion now" in summary
     assert "| ingest train | done |" in summary
-    progress = [artifact.data for artifact in found if artifact.type == "progress"]
+    progress = [artifact.data for artifact in artifacts_of_run if artifact.type == "progress"]
     assert progress == [100.0]
-    for artifact in found:
+    for artifact in artifacts_of_run:
         if artifact.type == "image":
             encoded = str(artifact.data).removeprefix("data:image/png;base64,")
             assert base64.b64decode(encoded).startswith(b"\x89PNG")
 
 
-def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(server: str, tmp_path: Path) -> None:
+def test_rejects_a_wrong_parameter_by_name(server: str, tmp_path: Path) -> None:
     with pytest.raises((ParameterTypeError, ValidationError), match="epoch"):
         train_fashion_mnist(artifacts_dir=tmp_path / "none", training={"epoch": 3})
     with pytest.raises((ParameterTypeError, ValidationError), match="dataset"):
@@ -132,10 +133,10 @@ def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(server: str, 
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.skipif(gpu_driver_present(), reason="says what a machine without a GPU does")
-def test_a_demanded_gpu_that_is_not_there_fails_the_run_and_an_unknown_device_never_starts_one(artifacts: Path) -> None:
+@pytest.mark.skipif(gpu_driver_present(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_fails_the_run(artifacts: Path) -> None:
     before = len(list_versions(store_folder(artifacts, "fashion-mnist")))
-    config = TrainingConfig(epochs=2, batch_size=64, validation_size=100)  # which a CPU has trained here
+    config = TrainingConfig(epochs=2, batch_size=64, validation_size=100)  # already trained on the CPU
     with pytest.raises(DeviceUnavailable, match="nvidia-smi"):
         train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, training=config, device="gpu")
     with pytest.raises(ParameterTypeError, match="device"):
