@@ -1,7 +1,7 @@
-"""One fit in a process of its own, so that our settings of the backend never touch the peer.
+"""Time one fit in its own process, so that our backend settings do not affect the plain script.
 
-ours|plain, PREPARED folder, JSON of how (`Fit`). Prints JSON: for each epoch the seconds since the fit was begun, and
-the test accuracy where a target was set.
+Arguments: ours|plain, PREPARED folder, JSON of `Fit`. Prints JSON with one entry per epoch: seconds since the start of
+the fit, and the test accuracy if a target is set.
 """
 
 import json
@@ -23,9 +23,10 @@ Weights = list[npt.NDArray[np.float32]]  # hidden kernel and bias, output kernel
 
 @dataclass(frozen=True)
 class Fit:
-    """``watched``: with the validation split judged every epoch, as ours always does.
+    """Settings of one fit.
 
-    ``target``: end after the first epoch with this test accuracy. None: the test split is not opened.
+    watched: evaluate the validation split after every epoch, as our fit always does. target: stop after the first epoch
+    with this test accuracy; None does not read the test split.
     """
 
     epochs: int
@@ -37,7 +38,7 @@ class Fit:
 
 
 class EpochClock:
-    """Seconds since it was made, at the end of each epoch; judging the test split does not count."""
+    """A clock that records the seconds since its creation after each epoch, without the evaluation on test."""
 
     def __init__(self, test: Split | None, target: float | None) -> None:
         self.test, self.target = test, target
@@ -45,7 +46,7 @@ class EpochClock:
         self.started = time.perf_counter()
 
     def epoch_ended(self, weights: Callable[[], Weights]) -> bool:
-        """Whether the target is reached."""
+        """Record the epoch and return True if the target is reached."""
         now = time.perf_counter()
         accuracy = None if self.test is None else accuracy_of(weights(), *self.test)
         self.epochs.append({"seconds": now - self.started, "test_accuracy": accuracy})
@@ -64,7 +65,7 @@ class _TargetReached(Exception):
 
 
 def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
-    """`fit_network` as the train stage calls it, with a checkpoint every epoch."""
+    """Call `fit_network` as the train stage does, with a checkpoint after each epoch."""
     from schemas.config import TrainingConfig
     from schemas.contract import FASHION_MNIST
     from tasks.model import fit
@@ -73,17 +74,17 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
     config = TrainingConfig(epochs=how.epochs, batch_size=how.batch_size, dropout=how.dropout, seed=how.seed)
     set_up_backend(config.seed)
     module = vars(fit)
-    build, built = module["build_network"], []
+    build, networks = module["build_network"], []
 
     def build_and_keep(*arguments: Any) -> Any:
-        built.append(build(*arguments))
-        return built[-1]
+        networks.append(build(*arguments))
+        return networks[-1]
 
-    module["build_network"] = build_and_keep  # fit_network hands its model out at the end alone
+    module["build_network"] = build_and_keep  # fit_network returns its model only at the end
     clock = EpochClock(splits.get("test"), how.target)
 
-    def on_epoch(epoch: int, figures: dict[str, float]) -> None:
-        if clock.epoch_ended(built[0].get_weights):
+    def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
+        if clock.epoch_ended(networks[0].get_weights):
             raise _TargetReached
 
     with tempfile.TemporaryDirectory() as folder, suppress(_TargetReached):
@@ -95,7 +96,7 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
 
 
 def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
-    """`model.fit` on arrays with Keras's defaults; all train rows where no validation split is judged."""
+    """Call `model.fit` on arrays with Keras's defaults; without ``watched`` on all train rows."""
     import keras
 
     from benchmarks.plain_script import plain_network
@@ -122,11 +123,11 @@ def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
     return clock
 
 
-def main(who: str, folder: str, text: str) -> None:
+def main(fitter: str, folder: str, text: str) -> None:
     how = Fit(**json.loads(text))
     names = ("train", "validation") if how.target is None else ("train", "validation", "test")
-    fit = {"ours": fit_ours, "plain": fit_plain}[who]
-    mode: Literal["r"] | None = "r" if who == "ours" else None  # the train stage maps its images
+    fit = {"ours": fit_ours, "plain": fit_plain}[fitter]
+    mode: Literal["r"] | None = "r" if fitter == "ours" else None  # the train stage maps its images
     splits = {
         name: (
             np.load(Path(folder) / f"{name}_images.npy", mmap_mode=mode),

@@ -13,8 +13,8 @@ from tasks.runtime.files import digest_of, sha256_file
 
 _PARSING_TRIES = 10
 _PROJECT_PACKAGES = ("schemas", "tasks")
-# Packages that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages.
-_NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.")
+# Modules that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages, warm-up.
+_NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.", "tasks.model.warm_up")
 # What the numbers of a model can depend on.
 _PACKAGES = (
     *("keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pandas", "pyarrow"),

@@ -190,7 +190,7 @@ def test_without_a_configured_api_the_command_brings_its_own_and_quiet_says_the_
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("version 1 made, champion")
     # But for a warning, from the process that trains.
-    assert done.stderr == "warning: batch_size 64 leaves too few steps for 900 images: 36 a step\n"
+    assert done.stderr == "warning: batch_size 64 leaves too few steps for 900 images; using 36\n"
     assert (tmp_path / "home" / "prefect.db").exists()
 
 
