@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import DeviceUnavailable
 from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
-from schemas.references import PreparedData, TrainedBy, TrainedModel
+from schemas.references import PreparedData, TrainedModel
 from tasks.model import fit
 from tasks.model.backend import backend_name, gpu_driver_present
 from tasks.runtime.events import TrainingProgress, emit
@@ -98,7 +98,12 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
             "topology_sha256": sha256_file(folder / TOPOLOGY_NAME),
             "weights_sha256": sha256_file(folder / WEIGHTS_NAME),
             **facts,
-            "trained_by": _trained_by().model_dump(),
+            "trained_by": {
+                "flow_run_id": flow_run.id,
+                # A Prefect worker passes its name in this variable; there is no public API for it.
+                "worker": os.environ.get("PREFECT__WORKER_NAME"),
+                "host": socket.gethostname(),
+            },
             "lock_sha256": lock_digest(),
             "packages": package_versions(),
         }
@@ -127,8 +132,3 @@ def _log_epoch(epoch: int, epochs: int, metrics: dict[str, float]) -> None:
         *(epoch, epochs, metrics["loss"], metrics["accuracy"]),
         *(metrics["val_loss"], metrics["val_accuracy"], metrics["seconds"]),
     )
-
-
-def _trained_by() -> TrainedBy:
-    # A Prefect worker passes its name to its processes in this variable; there is no public API for it.
-    return TrainedBy(flow_run_id=flow_run.id, worker=os.environ.get("PREFECT__WORKER_NAME"), host=socket.gethostname())

@@ -9,10 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from schemas.config import DeviceChoice
 from schemas.errors import DeviceUnavailable, WrongUsage
@@ -28,14 +25,6 @@ _NVIDIA_SMI_TIMEOUT_SECONDS = 30
 _BACKENDS = ("tensorflow", "jax")
 # Keras imports these if they are installed.
 _UNUSED_PACKAGES = ("matplotlib", "pandas", "sklearn")
-
-
-class Batches(Protocol):
-    """A `keras.utils.PyDataset` of row numbers and labels, int32 (batch,) each. ``order`` is set once per epoch."""
-
-    order: npt.NDArray[np.int32]
-    labels: npt.NDArray[np.int32]
-    batch_size: int
 
 
 def backend_name() -> str:
@@ -154,11 +143,11 @@ def distribution_scope(devices: Sequence[str] = ()) -> Iterator[int]:
         yield len(names)
 
 
-def input_pipeline(batches: Batches, devices: int = 1) -> Any:
-    """Return the input of `keras.Model.fit` for ``batches``: with TensorFlow a pipeline, else ``batches`` itself.
+def input_pipeline(batches: Any, devices: int = 1) -> Any:
+    """Return the input of `keras.Model.fit` for the `tasks.model.fit.row_batches`.
 
-    The pipeline reads the order from Python once per epoch, at its start, and slices the batches itself. A batch that
-    Python slices costs more than half of its training step.
+    With TensorFlow it is a pipeline that reads ``batches.order`` at the start of each epoch and slices the batches
+    itself, because a batch that Python slices costs more than half of its training step. Otherwise it is ``batches``.
 
     For several ``devices`` each batch is padded with repeated rows to equal shares. Padding has sample weight 0 and
     the other rows are scaled up, so the mean over shares is the mean over the batch. An epoch's loss and accuracy

@@ -53,10 +53,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     device = set_up_backend(config.seed, job["device"]).model_dump()
     emit({"device": device})
     train, validation = (
-        (
-            np.load(prepared / images_name(split), mmap_mode="r"),
-            np.load(prepared / labels_name(split), mmap_mode="r"),
-        )
+        tuple(np.load(prepared / name(split), mmap_mode="r") for name in (images_name, labels_name))
         for split in ("train", "validation")
     )
     rows = len(train[1])
@@ -260,9 +257,9 @@ def images_to_bytes(images: npt.NDArray[np.float32], levels: int) -> npt.NDArray
 
 
 def row_batches(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
-    """Return the `tasks.model.backend.Batches` of the epoch that ``shuffle(epoch)`` selects, at first epoch 0.
+    """Return a `keras.utils.PyDataset` with batches of row numbers and labels, int32 (batch,) each.
 
-    The order of rows depends on seed and epoch alone, so a training can resume at any epoch.
+    ``shuffle(epoch)`` sets the order of rows. It depends on seed and epoch alone, so training can resume at any epoch.
     """
     import keras
 
