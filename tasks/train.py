@@ -50,7 +50,7 @@ def train(
 def is_trained(
     prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> bool:
-    """Check that an output of `train` exists for these inputs, without verifying it.
+    """Return True if an output of `train` exists for these inputs. It is not verified.
 
     With "auto" and a GPU that turns out to be unusable this is False, also if the CPU has trained the model.
     """

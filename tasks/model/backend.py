@@ -42,7 +42,7 @@ def backend_name() -> str:
 
 
 def gpu_driver_present(driver_files: Sequence[Path] = _DRIVER_FILES) -> bool:
-    """Check quickly that a GPU driver is installed. The backend may still be unable to use the GPU."""
+    """Return True if a GPU driver is installed and this backend supports GPUs. The GPU itself is not checked."""
     if backend_name() == "tensorflow" and accelerator_extra() == "cpu":
         return False
     return any(file.exists() for file in driver_files)

@@ -102,13 +102,11 @@ def fit_network(
     Call `tasks.model.backend.set_up_backend` for the seed first. Raises ValueError for scaled pixels that are not on
     the contract's levels.
 
-    checkpoint: stores the state after each epoch. If it exists, training resumes from it, with the result of a training
-        that was never interrupted. It contains weights, optimizer and the state of dropout's generator. The order of
-        batches depends on seed and epoch alone.
-    on_epoch: receives the number and the metrics of each finished epoch.
-    on_steps: receives the epochs done as a fraction, and loss and accuracy so far, within an epoch.
-    devices: trains on these instead of all GPUs, see `tasks.model.backend.distribution_scope`. The returned model is on
-        one device.
+    checkpoint: file for the state after each epoch: weights, optimizer, generator of dropout. If it exists, training
+        resumes from it and gives the same result as an uninterrupted one.
+    on_epoch: called after each epoch with its number and metrics.
+    on_steps: called within an epoch with the epochs done, a fraction, and with loss and accuracy so far.
+    devices: used instead of all GPUs, see `tasks.model.backend.distribution_scope`. The returned model is on one.
 
     AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. Warm-up and cosine: Loshchilov
     and Hutter, "SGDR", ICLR 2017; Goyal et al., "Accurate, Large Minibatch SGD", 2017.

@@ -39,7 +39,7 @@ _LARGEST_TOPOLOGY_BYTES = 1_000_000
 def build_network(contract: DatasetContract, dropout: float) -> Any:
     """Return the uncompiled `keras.Model`: float32 (N, pixels) in, float32 (N, classes) probabilities out.
 
-    All layers are named, also the input: names that Keras numbers would make the topology differ between processes.
+    All layers are named, also the input. Keras numbers unnamed layers, so topologies would differ between processes.
     """
     import keras
 
