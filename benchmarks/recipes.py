@@ -22,7 +22,8 @@ from schemas.references import PreparedData
 from tasks.data.published_data import fetch_data
 from tasks.ingest import ingest
 from tasks.model.backend import set_up_backend
-from tasks.model.fit import EpochMetrics, fit_network
+from tasks.model.checkpoint import EpochMetrics
+from tasks.model.fit import fit_network
 from tasks.prepare import prepare
 from tasks.validate import validate
 

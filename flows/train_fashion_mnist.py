@@ -22,9 +22,8 @@ from schemas.references import ModelVersion
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
-from tasks.model.warm_up import prestart_workers
+from tasks.model.warm_up import pipeline_session
 from tasks.prepare import prepare
-from tasks.runtime.locks import artifacts_lock
 from tasks.train import is_trained
 from tasks.train import train as train_model
 from tasks.train_on_worker import train_on_gpu_worker
@@ -60,7 +59,7 @@ def train_fashion_mnist(
     data_digest: the only data that is trained on; the run ends as Superseded when the folder holds another.
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
-    with artifacts_lock(artifacts), prestart_workers(train_here=train_on == "here"):
+    with pipeline_session(artifacts, prestart_trainer=train_on == "here"):
         csvs = fetch(dataset, data_home, present_alone=data_digest is not None)
         if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, found)

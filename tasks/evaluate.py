@@ -1,4 +1,4 @@
-"""Judge the trained model on the test split, and draw what the figures say."""
+"""Evaluate the trained model on the test split, and draw its metrics."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from schemas.contract import DatasetContract, contract_of
 from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts, images_name
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.model.inference import start_stored_model
-from tasks.model.metrics import compute_metrics, without_duplicates
+from tasks.model.metrics import evaluation_metrics
 from tasks.model.test_predictions import StoredPredictions, image_digests, write_predictions
 from tasks.runtime.files import write_json
 from tasks.runtime.fingerprint import Stage
@@ -23,38 +23,37 @@ STAGE = Stage("evaluate", core=("tasks.model.inference", "tasks.model.metrics", 
 CONFUSION_NAME = "confusion_matrix.png"
 LEARNING_NAME = "learning_curve.png"
 
+_SHOWN_METRICS = (
+    *("test_accuracy", "test_loss", "expected_calibration_error", "test_rows"),
+    *("test_accuracy_without_duplicates", "test_rows_without_duplicates"),
+)
+
 
 @task(name="evaluate", task_run_name="evaluate")
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
-    """Have a fresh process load the model, repeat its golden predictions and predict the test split.
+    """Load the model in a fresh process, compare its golden predictions and predict the test split.
 
-    Writes metrics.json, test_predictions.parquet (`tasks.model.test_predictions`), and two pictures. Raises `StoredArtifactError` when
-    what was trained cannot be loaded.
+    Writes metrics.json, test_predictions.parquet and two pictures. Raises `StoredArtifactError` if the trained files
+    cannot be loaded.
     """
     contract = contract_of(prepared.dataset)
 
     def build(folder: Path) -> dict[str, Any]:
-        with start_stored_model(trained.record.path, prepared.record.path) as output_of_model:
+        with start_stored_model(trained.record.path, prepared.record.path) as wait_for_output:
+            # While the process starts.
             history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
-            draw_learning(history, folder / LEARNING_NAME)  # while the process starts
+            draw_learning(history, folder / LEARNING_NAME)
             digests = image_digests(np.load(prepared.record.path / images_name("test"), mmap_mode="r"), contract)
-            judged = output_of_model()
-        in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
-        metrics = {
-            "test_loss": judged.loss,
-            **compute_metrics(judged.probabilities, judged.labels, contract),
-            **without_duplicates(judged.probabilities, judged.labels, in_train),
-            "history": history,
-        }
+            output = wait_for_output()
+        metrics = evaluation_metrics(output, np.load(prepared.record.path / TEST_IN_TRAIN_NAME), history, contract)
         write_json(folder / METRICS_NAME, metrics)
-        write_predictions(
-            folder / PREDICTIONS_NAME, StoredPredictions(digests, judged.labels, judged.probabilities), contract
-        )
+        predictions = StoredPredictions(digests, output.labels, output.probabilities)
+        write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
         draw_confusion(metrics["confusion_matrix"], contract, folder / CONFUSION_NAME)
         return {
             "test_accuracy": metrics["test_accuracy"],
             "test_loss": metrics["test_loss"],
-            "golden_difference": judged.golden_difference,
+            "golden_difference": output.golden_difference,
         }
 
     record, facts = run_stage(
@@ -114,29 +113,27 @@ def _publish(dataset: str, folder: Path) -> None:
     publish_table(
         f"{dataset}-per-class",
         [{key: _short(value) for key, value in row.items()} for row in metrics["per_class"]],
-        "Precision, recall and F1 of each class on the test split",
+        "Per-class metrics on the test split",
     )
     publish_markdown(
         f"{dataset}-evaluation",
-        f"| figure | value |\n|---|---|\n"
-        f"| test accuracy | {metrics['test_accuracy']:.4f} |\n"
-        f"| test loss | {metrics['test_loss']:.4f} |\n"
-        f"| expected calibration error | {metrics['expected_calibration_error']:.4f} |\n"
-        f"| test rows | {metrics['test_rows']} |\n"
-        f"| test accuracy without rows that stand in train | {_shown(metrics['test_accuracy_without_duplicates'])} |\n"
-        f"| test rows without them | {metrics['test_rows_without_duplicates']} |\n\n"
-        f"All figures: `{folder / METRICS_NAME}`\n",
-        "The model on the test split",
+        "| metric | value |\n|---|---|\n"
+        + "".join(f"| {name.replace('_', ' ')} | {_short(metrics[name])} |\n" for name in _SHOWN_METRICS)
+        + "\nDuplicates are test images that are also in train, exactly or nearly. "
+        f"All metrics: `{folder / METRICS_NAME}`\n",
+        "Metrics on the test split",
     )
     publish_png(f"{dataset}-confusion-matrix", folder / CONFUSION_NAME, "True against predicted class")
     publish_png(f"{dataset}-learning-curve", folder / LEARNING_NAME, "Loss and accuracy by epoch")
 
 
-def _shown(accuracy: float | None) -> str:
-    return "no row is left" if accuracy is None else f"{accuracy:.4f}"
-
-
 def _short(value: Any) -> Any:
-    if isinstance(value, list):  # an interval
-        return f"{value[0]:.4f} to {value[1]:.4f}"
-    return round(value, 4) if isinstance(value, float) else value
+    """Return a metric with four decimals. An interval becomes text; None means that no rows were left."""
+    match value:
+        case None:
+            return "no rows"
+        case [low, high]:
+            return f"{low:.4f} to {high:.4f}"
+        case float():
+            return round(value, 4)
+    return value

@@ -1,4 +1,4 @@
-"""The one place that knows a backend by name: sets it up, feeds it, asks what it runs on. The rest is plain Keras."""
+"""Set up Keras's backend, feed it and describe its device. No other module names a backend."""
 
 import logging
 import math
@@ -9,38 +9,28 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from schemas.config import DeviceChoice
 from schemas.errors import DeviceUnavailable, WrongUsage
 from schemas.references import Device
+from tasks.model.warm_up import blocked_imports
 from tasks.runtime.fingerprint import installed_extra
 
 logger = logging.getLogger(__name__)
 
-# What NVIDIA's driver puts there; the second under Windows.
-_SIGNS_OF_A_GPU = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-_PATIENCE_SECONDS = 30
+# Created by NVIDIA's driver; the second under Windows (WSL).
+_DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+_NVIDIA_SMI_TIMEOUT_SECONDS = 30
 _BACKENDS = ("tensorflow", "jax")
-# Keras imports them where they are installed.
-_OF_NO_USE = ("matplotlib", "pandas", "sklearn")
-
-
-class Batches(Protocol):
-    """A `keras.utils.PyDataset` of row numbers and labels, int32 (batch,) each, in an order that is set each epoch."""
-
-    order: npt.NDArray[np.int32]
-    labels: npt.NDArray[np.int32]
-    batch_size: int
+# Keras imports these if they are installed.
+_UNUSED_PACKAGES = ("matplotlib", "pandas", "sklearn")
 
 
 def backend_name() -> str:
-    """Keras's backend in this process: KERAS_BACKEND, else TensorFlow, whatever the user's keras.json says.
+    """Return the name of Keras's backend: KERAS_BACKEND or else TensorFlow. A keras.json of the user is ignored.
 
-    Raises `WrongUsage` for one that is not known here.
+    Raises `WrongUsage` for an unsupported backend.
     """
     name = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if name not in _BACKENDS:
@@ -51,47 +41,47 @@ def backend_name() -> str:
     return name
 
 
-def gpu_driver_present(signs: Sequence[Path] = _SIGNS_OF_A_GPU) -> bool:
-    """Whether it is worth asking the backend for a GPU, found out in no time; it may still have no use for it."""
+def gpu_driver_present(driver_files: Sequence[Path] = _DRIVER_FILES) -> bool:
+    """Return True if a GPU driver is installed and this backend supports GPUs. The GPU itself is not checked."""
     if backend_name() == "tensorflow" and installed_extra() == "cpu":
         return False
-    return any(sign.exists() for sign in signs)
+    return any(file.exists() for file in driver_files)
 
 
 def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
-    """Import the backend, make it deterministic for ``seed``, and say what it computes on.
+    """Import the backend, make it deterministic for ``seed`` and return the device that it computes on.
 
-    With TensorFlow (the default) the operations are deterministic, too; the same seed then gives the same weights in
-    every process on the same kind of CPU. One operation is computed by one thread, unless TF_NUM_INTRAOP_THREADS says
-    otherwise: those of this network are so short that handing them out costs more than it saves.
+    With TensorFlow (the default) operations are deterministic, too: the same seed gives the same weights in every
+    process on the same kind of CPU. Each operation runs in one thread unless TF_NUM_INTRAOP_THREADS is set, because
+    the operations of this network are too short to share.
 
-    A backend starts once in a process: what the first call chose holds, and "auto" keeps to it. Raises
-    `DeviceUnavailable` when ``device`` cannot be had.
+    A backend starts once per process, so the first ``device`` remains in use and "auto" accepts it. Raises
+    `DeviceUnavailable` if ``device`` cannot be used.
     """
     import_backend()
-    with _start_up_words_logged(), _kept_out(*_OF_NO_USE):
+    with _stderr_to_debug_log(), blocked_imports(*_UNUSED_PACKAGES):
         if backend_name() == "tensorflow":
             _start_tensorflow(device)
         else:
             _start_jax(device)
         import keras
     keras.utils.set_random_seed(seed)
-    found = _device(backend_name())
-    if device != "auto" and found.kind != device:
-        raise DeviceUnavailable(_cannot_be_had(device, found))
-    return found
+    observed = _describe_device(backend_name())
+    if device != "auto" and observed.kind != device:
+        raise DeviceUnavailable(_unavailable_message(device, observed))
+    return observed
 
 
 def import_backend() -> None:
-    """What takes most seconds of `set_up_backend`, and asks for neither seed nor device: it may come before."""
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # TensorFlow reads it when it starts
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so does jax, which would take 3/4 of the memory
-    with _start_up_words_logged():
+    """Import the backend: the slowest part of `set_up_backend`, which a process can do before it receives its job."""
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # read at the start of TensorFlow
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else jax allocates 3/4 of the GPU's memory
+    with _stderr_to_debug_log():
         if backend_name() == "tensorflow":
-            with _kept_out("jax", "scipy", *_OF_NO_USE):  # also of Keras, which TensorFlow imports
+            with blocked_imports("jax", "scipy", *_UNUSED_PACKAGES):  # TensorFlow also imports Keras
                 import tensorflow  # noqa: F401
         else:
-            with _kept_out(*_OF_NO_USE):
+            with blocked_imports(*_UNUSED_PACKAGES):
                 import jax  # noqa: F401
 
 
@@ -99,7 +89,7 @@ def _start_tensorflow(device: DeviceChoice) -> None:
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-    # 10 bits of a float32 would make a GPU's probabilities differ from a CPU's by more than golden predictions may.
+    # With float32 rounded to 10 bits, GPU and CPU would differ by more than the tolerance of golden predictions.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
         if device == "cpu":
@@ -107,8 +97,8 @@ def _start_tensorflow(device: DeviceChoice) -> None:
         for gpu in tf.config.get_visible_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError as error:
-        # Someone started it before us; what it computes on is looked at afterwards.
-        logger.warning("TensorFlow runs already in this process and stays as it is: %s", error)
+        # TensorFlow started earlier in this process; `set_up_backend` checks the device that it uses.
+        logger.warning("TensorFlow already runs in this process and keeps its settings: %s", error)
 
 
 def _start_jax(device: DeviceChoice) -> None:
@@ -116,29 +106,29 @@ def _start_jax(device: DeviceChoice) -> None:
 
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_default_matmul_precision", "highest")  # as for TensorFlow: no TensorFloat-32
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TensorFloat-32, as with TensorFlow
 
 
-def _cannot_be_had(device: DeviceChoice, found: Device) -> str:
+def _unavailable_message(device: DeviceChoice, observed: Device) -> str:
     if device == "cpu":
         return (
-            f"The CPU was demanded, and {found.backend} runs on {found.name} in this process already. Start a new "
-            "process, or hide the GPU from it: CUDA_VISIBLE_DEVICES=-1."
+            f"The CPU was requested, but {observed.backend} already runs on {observed.name} in this process. Start a "
+            "new process, or hide the GPU: CUDA_VISIBLE_DEVICES=-1."
         )
     return (
-        f"A GPU was demanded, and {found.backend} found none that it can use: it would train on {found.name}. "
-        "`nvidia-smi` must list the GPU (else install NVIDIA's driver, or hand the GPU to this container), and the gpu "
-        "extra must be installed (`make run ACCELERATOR=gpu`); `fashion-ann doctor` looks at both. To train without "
-        'one, set device to "auto" or "cpu".'
+        f"A GPU was requested, but {observed.backend} has no usable one and would train on {observed.name}. Check that "
+        "`nvidia-smi` lists the GPU (else install NVIDIA's driver, or give this container access to the GPU) and that "
+        "the gpu extra is installed (`make run ACCELERATOR=gpu`). `fashion-ann doctor` checks both. To train without "
+        'a GPU, set device to "auto" or "cpu".'
     )
 
 
 @contextmanager
-def on_every_gpu(devices: Sequence[str] = ()) -> Iterator[int]:
-    """A model that is built inside is trained by all GPUs of this process together; yields how many devices those are.
+def distribution_scope(devices: Sequence[str] = ()) -> Iterator[int]:
+    """Distribute the training of a model built in the block over all GPUs; yield the number of devices.
 
-    devices: TensorFlow's names of others to train on. With less than two nothing is done, and other backends than
-    TensorFlow train on one.
+    devices: TensorFlow's names of the devices to use instead. Fewer than two need no distribution, and other backends
+    than TensorFlow train on one.
     """
     if backend_name() != "tensorflow":
         yield 1
@@ -153,15 +143,15 @@ def on_every_gpu(devices: Sequence[str] = ()) -> Iterator[int]:
         yield len(names)
 
 
-def feed(batches: Batches, devices: int = 1) -> Any:
-    """What `keras.Model.fit` is given for ``batches``: the same ones, at less cost where the backend has a way.
+def input_pipeline(batches: Any, devices: int = 1) -> Any:
+    """Return the input of `keras.Model.fit` for the `tasks.model.fit.row_batches`.
 
-    With TensorFlow it is a pipeline that asks Python for the order once an epoch, when the epoch starts, and cuts it
-    by itself; a batch that Python cuts costs more than half of the step that it feeds.
+    With TensorFlow it is a pipeline that reads ``batches.order`` at the start of each epoch and slices the batches
+    itself, because a batch that Python slices costs more than half of its training step. Otherwise it is ``batches``.
 
-    Several ``devices`` are given equal shares of a batch, which some rows are repeated for. Those weigh nothing and the
-    others as much more, so that the mean over the shares is the mean over the batch; an epoch's loss and accuracy count
-    such a batch for as many rows as were shared.
+    For several ``devices`` each batch is padded with repeated rows to equal shares. Padding has sample weight 0 and
+    the other rows are scaled up, so the mean over shares is the mean over the batch. An epoch's loss and accuracy
+    weight a batch by its padded size.
     """
     if backend_name() != "tensorflow":
         return batches
@@ -174,73 +164,59 @@ def feed(batches: Batches, devices: int = 1) -> Any:
         order = tf.numpy_function(lambda: batches.order, [], tf.int32, stateful=True)
         order.set_shape(labels.shape)
         columns = (order, tf.gather(labels, order))
-        # Batches are sliced, not collected row by row, which takes an eighth of an epoch.
-        cut = tuple(tf.reshape(column[:whole], (-1, batches.batch_size)) for column in columns)
-        rest = tuple(column[whole:] for column in columns)
-        fed = tf.data.Dataset.from_tensor_slices(cut)
-        return fed if whole == len(batches.labels) else fed.concatenate(tf.data.Dataset.from_tensors(rest))
+        # Batches are sliced: collecting them row by row takes an eighth of an epoch.
+        full_batches = tuple(tf.reshape(column[:whole], (-1, batches.batch_size)) for column in columns)
+        dataset = tf.data.Dataset.from_tensor_slices(full_batches)
+        if whole == len(batches.labels):
+            return dataset
+        return dataset.concatenate(tf.data.Dataset.from_tensors(tuple(column[whole:] for column in columns)))
 
-    def in_equal_shares(rows: Any, labels: Any) -> tuple[Any, Any, Any]:
+    def pad_to_equal_shares(rows: Any, labels: Any) -> tuple[Any, Any, Any]:
         size = tf.size(rows)
-        shared = -(-size // devices) * devices
-        places = tf.range(shared)
-        weights = tf.where(places < size, tf.cast(shared / size, tf.float32), 0.0)
+        padded = -(-size // devices) * devices
+        places = tf.range(padded)
+        weights = tf.where(places < size, tf.cast(padded / size, tf.float32), 0.0)
         return tf.gather(rows, places % size), tf.gather(labels, places % size), weights
 
     steps = math.ceil(len(batches.labels) / batches.batch_size)
-    fed = tf.data.Dataset.range(1).flat_map(epoch).apply(tf.data.experimental.assert_cardinality(steps))
-    fed = fed.map(in_equal_shares) if devices > 1 else fed
-    untuned = tf.data.Options()
-    # There is nothing to tune, and the thread that would makes a third of the epochs wait 0.2 s for it at their start.
-    untuned.autotune.enabled = False
-    return fed.with_options(untuned)
+    dataset = tf.data.Dataset.range(1).flat_map(epoch).apply(tf.data.experimental.assert_cardinality(steps))
+    dataset = dataset.map(pad_to_equal_shares) if devices > 1 else dataset
+    options = tf.data.Options()
+    # Nothing needs tuning, and starting the tuner's thread delays a third of the epochs by 0.2 s.
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 @contextmanager
-def _kept_out(*packages: str) -> Iterator[None]:
-    """Packages that Keras and the backend do without, and import where they are installed: 0.3 s and 60 MB.
-
-    TensorFlow imports jax for its converter for phones: another second and 140 MB.
-    """
-    absent = [package for package in packages if package not in sys.modules]
-    for package in absent:
-        sys.modules[package] = None  # type: ignore[assignment]  # how Python spells that an import has to fail
-    try:
-        yield
-    finally:
-        for package in absent:
-            del sys.modules[package]
-
-
-@contextmanager
-def _start_up_words_logged() -> Iterator[None]:
-    """TensorFlow greets on stderr, from C++ and before any log level applies; its words go to the debug log."""
-    # Read at the import. Below 3 TensorFlow calls its own rewriting of graphs an error; what goes wrong is raised.
+def _stderr_to_debug_log() -> Iterator[None]:
+    """Write stderr to the debug log: TensorFlow's C++ code prints there before any log level applies."""
+    # Read at the import. Below 3 TensorFlow logs its own graph optimization as an error; real errors are raised.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with tempfile.TemporaryFile() as words:
+    with tempfile.TemporaryFile() as output:
         sys.stderr.flush()
         terminal = os.dup(2)
-        os.dup2(words.fileno(), 2)
+        os.dup2(output.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
-            words.seek(0)
-            logger.debug("%s", words.read().decode(errors="replace"))
+            output.seek(0)
+            logger.debug("%s", output.read().decode(errors="replace"))
 
 
-def _device(backend: str) -> Device:
-    """Where the backend really puts an array, not what is plugged in."""
+def _describe_device(backend: str) -> Device:
+    """Return the device where the backend places an array, which may not be the best one installed."""
     import keras
 
     policy = keras.config.dtype_policy()
     gpu = _tensorflow_gpu() if backend == "tensorflow" else _jax_gpu()
+    cpu = {"kind": "cpu", "name": _cpu_name()}
     return Device(
         backend=backend,
         dtype_policy=policy.name,
         mixed_precision=policy.compute_dtype != policy.variable_dtype,
-        **({"kind": "cpu", "name": _processor()} if gpu is None else {"kind": "gpu", "driver": nvidia_driver(), **gpu}),
+        **(cpu if gpu is None else {"kind": "gpu", "driver": nvidia_driver_version(), **gpu}),
     )
 
 
@@ -274,15 +250,15 @@ def _jax_gpu() -> dict[str, Any] | None:
     }
 
 
-def nvidia_driver() -> str | None:
-    """Version of NVIDIA's driver, as `nvidia-smi` tells it; None where that says nothing."""
+def nvidia_driver_version() -> str | None:
+    """Return the version of NVIDIA's driver as `nvidia-smi` reports it, or None if it reports none."""
     try:
         done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],  # noqa: S607  # lies where the driver is
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],  # noqa: S607  # installed with the driver
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_PATIENCE_SECONDS,
+            timeout=_NVIDIA_SMI_TIMEOUT_SECONDS,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
@@ -290,7 +266,7 @@ def nvidia_driver() -> str | None:
     return next(iter(done.stdout.split()), None)
 
 
-def _processor() -> str:
+def _cpu_name() -> str:
     import platform
 
     try:

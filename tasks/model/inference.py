@@ -1,6 +1,6 @@
-"""Ask a stored model in a fresh process, which knows nothing but its files.
+"""Run a stored model in a fresh process that knows only its files, and compare its golden predictions.
 
-Run as ``python -m tasks.model.inference`` it is that process. Nothing of Prefect is imported here.
+Run as ``python -m tasks.model.inference`` this module is that worker process.
 """
 
 import json
@@ -20,13 +20,17 @@ from tasks.model.network import evaluate_rows, load_network, predict_rows
 from tasks.runtime.files import write_json
 from tasks.runtime.worker_process import Emit, run_worker, serve_job
 
+GOLDEN_ROWS = 32
+# Another device adds in another order, which changed float32 probabilities by 1e-6. A wrong weight changes them more.
+TOLERANCE = 1e-5
+
 
 @dataclass(frozen=True)
 class StoredModelOutput:
-    """What a stored model said. golden_difference: `tasks.model.inference.golden_difference_of`.
+    """Output of a stored model. Without a test split ``loss`` is None and the arrays have no rows.
 
-    Of the test split its loss, the probabilities float32 (N, classes) and the true labels int32 (N,); None and no rows
-    where it was not asked.
+    golden_difference: see the function of that name. probabilities: float32 (N, classes). labels: the true classes,
+    int32 (N,).
     """
 
     golden_difference: float
@@ -36,83 +40,77 @@ class StoredModelOutput:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """bool (N,): which rows the model has right."""
+        """Return which rows are predicted correctly, bool (N,)."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.labels)
 
 
 def run_stored_model(folder: Path, prepared: Path | None = None) -> StoredModelOutput:
-    """Have the model of ``folder`` repeat its golden predictions, and predict the test split of ``prepared``.
+    """Load the model in ``folder`` in a fresh process and predict its golden images and the test split of ``prepared``.
 
-    The caller has checked the digests of the files. Raises `StoredArtifactError` when they cannot be loaded.
+    The caller has checked the digests of the files. Raises `StoredArtifactError` if they cannot be loaded.
     """
-    with start_stored_model(folder, prepared) as serve_job:
-        return serve_job()
+    with start_stored_model(folder, prepared) as wait_for_output:
+        return wait_for_output()
 
 
 @contextmanager
 def start_stored_model(folder: Path, prepared: Path | None) -> Iterator[Callable[[], StoredModelOutput]]:
-    """`run_stored_model`, begun when the block is entered; what it yields waits for the answer."""
+    """Start `run_stored_model` on entering the block; yield a function that waits for its output."""
     job = {
         "folder": str(folder.absolute()),
         "prepared": None if prepared is None else str(prepared.absolute()),
     }
     with run_worker(__name__, job) as process:
 
-        def wait() -> StoredModelOutput:
-            found = process.result()
-            said = found.pop("probabilities")
+        def wait_for_output() -> StoredModelOutput:
+            result = process.result()
+            path = result.pop("probabilities")
             if prepared is None:
-                return StoredModelOutput(
-                    **found, probabilities=np.zeros((0, 1), np.float32), labels=np.zeros(0, np.int32)
-                )
-            return StoredModelOutput(
-                **found, probabilities=np.load(said), labels=np.load(prepared / labels_name("test"))
-            )
+                probabilities, labels = np.zeros((0, 1), np.float32), np.zeros(0, np.int32)
+            else:
+                probabilities, labels = np.load(path), np.load(prepared / labels_name("test"))
+            return StoredModelOutput(**result, probabilities=probabilities, labels=labels)
 
-        yield wait
+        yield wait_for_output
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Return golden_difference, and loss and the path of the probabilities on the test split, as a worker process."""
     set_up_backend(seed=0)
     folder = Path(job["folder"])
     model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
-    loss = said = None
+    loss = path = None
     if job["prepared"] is not None:
         images = np.load(Path(job["prepared"]) / images_name("test"), mmap_mode="r")
         labels = np.load(Path(job["prepared"]) / labels_name("test"))
-        # In the folder for temporary files of this process, which is gone once the answer is read.
-        said = str(Path(tempfile.mkdtemp()) / "probabilities.npy")
-        np.save(said, predict_rows(model, images))
+        # In the worker's temporary folder, which is removed once the output is read.
+        path = str(Path(tempfile.mkdtemp()) / "probabilities.npy")
+        np.save(path, predict_rows(model, images))
         model.compile(loss="sparse_categorical_crossentropy")
-        # Keras's own figure, so that anyone's model.evaluate gives the same.
+        # Keras's loss, so that `model.evaluate` on the stored files gives the same.
         loss = float(evaluate_rows(model, images, labels)["loss"])
-    return {"golden_difference": golden_difference_of(model, folder), "loss": loss, "probabilities": said}
-
-
-GOLDEN_ROWS = 32
-# Another device adds up in another order: 1e-6 was seen on float32 probabilities. A wrong weight shows far above.
-TOLERANCE = 1e-5
+    return {"golden_difference": golden_difference(model, folder), "loss": loss, "probabilities": path}
 
 
 def write_golden(model: Any, images: npt.NDArray[np.float32], folder: Path) -> None:
-    """Keep ``images``, float32 (n, pixels) in [0, 1], with the probabilities (n, classes) that ``model`` gives now."""
+    """Write the golden predictions: the first 32 of ``images``, float32 (N, pixels) in [0, 1], with probabilities."""
     images = np.asarray(images[:GOLDEN_ROWS])
     probabilities = np.asarray(model.predict_on_batch(images))
-    # A float32 written with all its digits comes back as it was.
+    # JSON keeps all digits of a float32.
     write_json(folder / GOLDEN_NAME, {"images": images.tolist(), "probabilities": probabilities.tolist()})
 
 
-def golden_difference_of(model: Any, folder: Path) -> float:
-    """Between what ``model`` says of the golden images of ``folder`` and what was said then.
+def golden_difference(model: Any, folder: Path) -> float:
+    """Return the largest absolute difference from the golden predictions stored in ``folder``.
 
-    1, the most that two probabilities can differ by, where it says NaN or has another number of classes.
+    NaN, or another number of classes, counts as 1: the largest possible difference of two probabilities.
     """
     golden = json.loads((folder / GOLDEN_NAME).read_bytes())
-    again = np.asarray(model.predict_on_batch(np.asarray(golden["images"], dtype=np.float32)))
+    actual = np.asarray(model.predict_on_batch(np.asarray(golden["images"], dtype=np.float32)))
     expected = np.asarray(golden["probabilities"], dtype=np.float32)
-    if again.shape != expected.shape:
+    if actual.shape != expected.shape:
         return 1.0
-    difference = np.abs(again.astype(np.float64) - expected)
+    difference = np.abs(actual.astype(np.float64) - expected)
     return float(np.where(np.isnan(difference), 1.0, difference).max())
 
 

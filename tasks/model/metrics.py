@@ -1,4 +1,4 @@
-"""Compute metrics from probabilities: accuracy, per class, calibration."""
+"""Compute the metrics of a model on the test split: accuracy, per class, calibration."""
 
 from typing import Any
 
@@ -7,38 +7,57 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from tasks.data.statistics import wilson_interval
+from tasks.model.inference import StoredModelOutput
 
 _CALIBRATION_BINS = 15
+
+
+def evaluation_metrics(
+    output: StoredModelOutput,
+    in_train: npt.NDArray[np.uint8],
+    history: list[dict[str, float]],
+    contract: DatasetContract,
+) -> dict[str, Any]:
+    """Return the content of metrics.json.
+
+    in_train: see `metrics_without_duplicates`. history: metrics of each training epoch.
+    """
+    return {
+        "test_loss": output.loss,
+        **compute_metrics(output.probabilities, output.labels, contract),
+        **metrics_without_duplicates(output.probabilities, output.labels, in_train),
+        "history": history,
+    }
 
 
 def compute_metrics(
     probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], contract: DatasetContract
 ) -> dict[str, Any]:
-    """Every figure but the loss, from probabilities float32 (N, classes) and labels int32 (N,).
+    """Return all metrics but the loss, from probabilities float32 (N, classes) and labels int32 (N,).
 
-    confusion_matrix: rows are true labels, columns predicted ones. A class that was never predicted has precision 0.
-    Intervals are Wilson's of 95 %; that of a class without a row is null.
+    confusion_matrix: a row per true label, a column per predicted label. A class that was never predicted has
+    precision 0. Intervals are Wilson's of 95 %; the interval of a class without rows is None.
     """
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((contract.classes, contract.classes), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
-    right, given = confusion.diagonal(), confusion.sum(axis=1)
-    precision = right / np.maximum(confusion.sum(axis=0), 1)
-    recall = right / np.maximum(given, 1)
+    correct, rows = confusion.diagonal(), confusion.sum(axis=1)
+    precision = correct / np.maximum(confusion.sum(axis=0), 1)
+    recall = correct / np.maximum(rows, 1)
     f1 = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
     calibration = calibration_bins(probabilities.max(axis=1), predicted == labels)
     return {
-        "test_accuracy": float(right.sum() / len(labels)),
-        "test_accuracy_interval": wilson_interval(int(right.sum()), len(labels)),
+        "test_accuracy": float(correct.sum() / len(labels)),
+        "test_accuracy_interval": wilson_interval(int(correct.sum()), len(labels)),
         "test_rows": len(labels),
         "per_class": [
             {
                 "label": label,
                 "name": name,
-                "rows": int(given[label]),
+                "rows": int(rows[label]),
                 "precision": float(precision[label]),
                 "recall": float(recall[label]),
-                "recall_interval": wilson_interval(int(right[label]), rows) if (rows := int(given[label])) else None,
+                "recall_interval": wilson_interval(int(correct[label]), int(rows[label])) if rows[label] else None,
                 "f1": float(f1[label]),
             }
             for label, name in enumerate(contract.class_names)
@@ -49,42 +68,43 @@ def compute_metrics(
     }
 
 
-def without_duplicates(
+def metrics_without_duplicates(
     probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], in_train: npt.NDArray[np.uint8]
 ) -> dict[str, Any]:
-    """Test rows and accuracy without the images that stand in train, to the byte or nearly; null where none is left.
+    """Return test rows and accuracy without exact and near duplicates of training images.
 
-    in_train: uint8 (N,), as `tasks.checks.near_duplicates.find_test_images_in_train` makes it.
+    in_train: uint8 (N,) from `tasks.checks.near_duplicates.find_test_images_in_train`, 0 for no duplicate. The accuracy
+    is None if no row is left.
     """
-    own = in_train == 0
-    right = probabilities[own].argmax(axis=1) == labels[own]
+    kept = in_train == 0
+    correct = probabilities[kept].argmax(axis=1) == labels[kept]
     return {
-        "test_rows_without_duplicates": int(own.sum()),
-        "test_accuracy_without_duplicates": float(right.mean()) if own.any() else None,
+        "test_rows_without_duplicates": int(kept.sum()),
+        "test_accuracy_without_duplicates": float(correct.mean()) if kept.any() else None,
     }
 
 
-def calibration_bins(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Rows, mean confidence and accuracy in bins of equal width; bins without a row are left out.
+def calibration_bins(confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.bool_]) -> list[dict[str, float]]:
+    """Return rows, mean confidence and accuracy per bin of equal width, without empty bins.
 
-    confidence is the largest probability of a row, float32 (N,); right is bool (N,).
+    confidence: largest probability of each row, float32 (N,). correct: bool (N,).
     """
-    places = np.minimum((confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
     return [
         {
-            "from": place / _CALIBRATION_BINS,
-            "to": (place + 1) / _CALIBRATION_BINS,
+            "from": number / _CALIBRATION_BINS,
+            "to": (number + 1) / _CALIBRATION_BINS,
             "rows": int(inside.sum()),
             "confidence": float(confidence[inside].mean(dtype=np.float64)),
-            "accuracy": float(right[inside].mean()),
+            "accuracy": float(correct[inside].mean()),
         }
-        for place in range(_CALIBRATION_BINS)
-        if (inside := places == place).any()
+        for number in range(_CALIBRATION_BINS)
+        if (inside := bins == number).any()
     ]
 
 
 def expected_calibration_error(bins: list[dict[str, float]]) -> float:
-    """Mean gap between confidence and accuracy, weighted by rows.
+    """Return the mean gap between confidence and accuracy, weighted by rows.
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """

@@ -1,7 +1,6 @@
-"""What a model said of each test row, kept with its version: the report and `compare` read it instead of Keras.
+"""Store the predictions for each test row with a version. The report and `compare` read them without Keras.
 
-A row is known by its image and not by its number, so that two versions are compared on the same images whatever the
-order of the rows that each was tested on.
+Rows are matched by image digest, not by number: two versions may have been tested on the rows in another order.
 """
 
 import hashlib
@@ -22,9 +21,9 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """One entry a test row.
+    """Predictions with one entry per test row.
 
-    ``images``: its `image_digest`; ``labels`` int32 (N,): its true class; ``probabilities`` float32 (N, classes).
+    images: the `image_digest` of each row. labels: true classes, int32 (N,). probabilities: float32 (N, classes).
     """
 
     images: list[bytes]
@@ -33,33 +32,35 @@ class StoredPredictions:
 
     @property
     def predicted(self) -> npt.NDArray[np.int64]:
-        """The class with the largest probability, (N,)."""
+        """Return the class with the largest probability, (N,)."""
         return np.asarray(self.probabilities.argmax(axis=1))
 
     @property
     def confidence(self) -> npt.NDArray[np.float32]:
-        """The largest probability, (N,)."""
+        """Return the largest probability, (N,)."""
         return np.asarray(self.probabilities.max(axis=1))
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
+        """Return which rows are predicted correctly, bool (N,)."""
         return np.asarray(self.predicted == self.labels)
 
 
 def image_digest(image: npt.NDArray[np.uint8]) -> bytes:
-    """blake2b of the bytes of one image, uint8 (pixels,), 16 bytes long."""
+    """Return the 16-byte blake2b digest of one image, uint8 (pixels,)."""
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST_BYTES).digest()
 
 
 def image_digests(images: npt.NDArray[np.float32], contract: DatasetContract) -> list[bytes]:
-    """`image_digest` of each of ``images``, float32 (N, pixels) in [0, 1]."""
+    """Return the `image_digest` of each image, float32 (N, pixels) in [0, 1]."""
     return [image_digest(image) for image in unscaled_images(images, contract)]
 
 
 def write_predictions(path: Path, predictions: StoredPredictions, contract: DatasetContract) -> None:
-    """A Parquet of ``row`` int64 from 0, ``image`` (its digest), ``true_label`` and ``label`` int32, ``p0`` .. float32.
+    """Write a Parquet file with one row per test row.
 
-    ``label`` is the predicted class, ``p<label>`` the probability of a class, as in what `predict` writes.
+    Columns: ``row`` int64 from 0; ``image``, its digest; ``true_label`` and the predicted ``label`` int32; the
+    probabilities ``p0``, ``p1``, ... float32, as in the output of `predict`.
     """
     columns: dict[str, pa.Array] = {
         "row": pa.array(np.arange(len(predictions.labels))),
@@ -69,12 +70,12 @@ def write_predictions(path: Path, predictions: StoredPredictions, contract: Data
     }
     for label in range(contract.classes):
         columns[f"p{label}"] = pa.array(np.ascontiguousarray(predictions.probabilities[:, label]))
-    # Neither digests nor probabilities repeat.
+    # A dictionary saves nothing: digests and probabilities do not repeat.
     pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=False)
 
 
 def read_predictions(path: Path, contract: DatasetContract) -> StoredPredictions:
-    """What `write_predictions` wrote; the caller has checked the digest of the file."""
+    """Read the file that `write_predictions` wrote. The caller has checked its digest."""
     table = pq.read_table(path)
     return StoredPredictions(
         images=table["image"].to_pylist(),
@@ -86,14 +87,14 @@ def read_predictions(path: Path, contract: DatasetContract) -> StoredPredictions
 def shared_rows(
     one: StoredPredictions, other: StoredPredictions
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row numbers in ``one`` and in ``other``, (n,) each, of the images that both were tested on with the same label.
+    """Return the rows of ``one`` and of ``other``, (n,) each, that have the same image and label.
 
-    In the order of ``other``. An image that occurs twice in both is two pairs.
+    The order is that of ``other``. An image that occurs twice in both gives two pairs.
     """
-    waiting: dict[tuple[bytes, int], list[int]] = {}
+    unmatched: dict[tuple[bytes, int], list[int]] = {}
     for row, key in reversed(list(enumerate(_keys(one)))):
-        waiting.setdefault(key, []).append(row)
-    pairs = [(waiting[key].pop(), row) for row, key in enumerate(_keys(other)) if waiting.get(key)]
+        unmatched.setdefault(key, []).append(row)
+    pairs = [(unmatched[key].pop(), row) for row, key in enumerate(_keys(other)) if unmatched.get(key)]
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return rows[:, 0], rows[:, 1]
 

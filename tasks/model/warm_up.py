@@ -1,56 +1,102 @@
-"""What a run sees to while its stages work: processes of stages to come are begun, and memory is given back.
+"""Tricks that shorten a run or lower its peak memory. None changes a result, so no cache key covers this module.
 
-Importing the backend takes about 3 s, with a core to itself that the stages before leave idle. It costs memory: what
-waits has its 300 MB beside that of the stage that works.
+| trick | where | saves | without it |
+|---|---|---|---|
+| start the trainer when a data stage is rebuilt | `pipeline_session` | 3 s | training waits for the backend import |
+| start the evaluator after the last epoch | `pipeline_session` | 3 s | same; earlier, it adds 300 MB to the peak |
+| return freed memory after each rebuilt stage | `pipeline_session` | 100 MB | allocators keep it during training |
+| release pages of mapped images | `release_pages` | 4 bytes per pixel | float32 images stay beside their bytes |
+| block optional imports of Keras | `blocked_imports` | 0.3 s, 60 MB | Keras imports matplotlib, pandas, sklearn |
+| block jax and scipy for TensorFlow | `blocked_imports` | 1 s, 140 MB | a converter in TensorFlow imports jax |
+| import scipy.stats and altair on first use | checks/expectations.py | 60 MB | Great Expectations imports both |
+| import Great Expectations in a thread | cli/prefect_run.py | 3 s | validate waits for the import |
+| start workers without multiprocessing | runtime/worker_process.py | 1 s, 60 MB | workers import Prefect's engine |
+| collect no garbage during imports | runtime/worker_process.py | CPU time | the collector scans new modules |
+| collect garbage rarely | cli/main.py | 1/5 of the start, 2 s at exit | the collector scans 500,000 objects |
+| end workers without teardown | runtime/worker_process.py | CPU time | the caller waits for the backend to close |
+| use one OpenBLAS thread | tasks/__init__.py | CPU time | threads spin on other cores; set before numpy |
+| start no flow run for a cached training | flows | 1 s | a subflow only reports a cache hit |
 """
 
 import ctypes
+import mmap
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
+import numpy.typing as npt
 
-from tasks.model import fit
-from tasks.model import inference as judge
 from tasks.runtime.events import Event, StageFinished, TrainingProgress, subscribe
+from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.worker_process import prestart, stop_idle
 
-_BEFORE_TRAINING = ("ingest", "validate", "prepare")
+# By name, because both modules import this one.
+TRAINER = "tasks.model.fit"
+EVALUATOR = "tasks.model.inference"
+
+_DATA_STAGES = ("ingest", "validate", "prepare")
 
 
 @contextmanager
-def prestart_workers(*, train_here: bool) -> Iterator[None]:
-    """While the block runs: once data was made anew the process that trains is begun, if ``train_here``; once the last
-    of the configured epochs is done that which judges, so that after an early stop it is not begun ahead. What nobody
-    had work for is ended with the block."""
-    begun: set[str] = set()
+def pipeline_session(artifacts_dir: Path, *, prestart_trainer: bool) -> Iterator[None]:
+    """Hold the shared lock on ``artifacts_dir`` and prestart worker processes while the block runs.
 
-    def begin_once(module: str) -> None:
-        if module not in begun:
-            begun.add(module)
-            with suppress(OSError):  # whoever has work for it starts one, and says what is wrong
+    The trainer starts when the first data stage is rebuilt, if ``prestart_trainer``. The evaluator starts after the
+    last configured epoch, so not after an early stop. Workers without a job are stopped at the end.
+    """
+    started: set[str] = set()
+
+    def prestart_once(module: str) -> None:
+        if module not in started:
+            started.add(module)
+            # The stage that needs the worker starts it again and reports the error.
+            with suppress(OSError):
                 prestart(module)
 
     def on_event(event: Event) -> None:
         match event:
             case StageFinished(reused=False, stage=stage):
-                _give_back_memory()
-                if train_here and stage in _BEFORE_TRAINING:
-                    begin_once(fit.__name__)
+                _release_freed_memory()
+                if prestart_trainer and stage in _DATA_STAGES:
+                    prestart_once(TRAINER)
             case StageFinished(reused=True, stage="train"):
-                stop_idle()  # what was made anew came out as it was before
+                stop_idle()  # the rebuilt data equals that of an earlier run
             case TrainingProgress(done=done, epochs=epochs) if done == epochs:
-                begin_once(judge.__name__)
+                prestart_once(EVALUATOR)
 
-    try:
-        with subscribe(on_event):
+    with artifacts_lock(artifacts_dir), subscribe(on_event):
+        try:
             yield
-    finally:
-        stop_idle()
+        finally:
+            stop_idle()
 
 
-def _give_back_memory() -> None:
-    """What a stage has freed, and the allocators keep: 100 MB of it after the images were read as columns."""
+def _release_freed_memory() -> None:
+    """Return freed memory that the allocators of Arrow and of glibc still hold."""
+    import pyarrow as pa  # here, because workers import this module and need no Arrow
+
     pa.default_memory_pool().release_unused()
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc's
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
         trim(0)
+
+
+def release_pages(array: npt.NDArray[Any]) -> None:
+    """Release the pages in memory of a file that is mapped read-only. A later access reads them again."""
+    file: object = array.base
+    if isinstance(file, mmap.mmap):
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def blocked_imports(*packages: str) -> Iterator[None]:
+    """Make the import of ``packages`` fail while the block runs. Packages that are imported already are unaffected."""
+    absent = [package for package in packages if package not in sys.modules]
+    for package in absent:
+        sys.modules[package] = None  # type: ignore[assignment]  # None makes an import fail
+    try:
+        yield
+    finally:
+        for package in absent:
+            del sys.modules[package]

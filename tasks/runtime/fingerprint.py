@@ -21,8 +21,8 @@ Extra = Literal["cpu", "gpu"]
 
 _PARSING_TRIES = 10
 _PROJECT_PACKAGES = ("schemas", "tasks")
-# Packages that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages.
-_NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.")
+# Modules that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages, warm-up.
+_NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.", "tasks.model.warm_up")
 # Packages that a model's weights can depend on.
 _PACKAGES = (
     *("keras", "tensorflow", CPU_TENSORFLOW, CUDNN, "jax", "numpy", "pandas", "pyarrow"),

@@ -1,7 +1,7 @@
-"""Train in a process of its own: PREPARED folder, OUT folder, how many CPU devices share the work, JSON of the recipe.
+"""Train in this process with another backend or set of devices: a backend starts only once per process.
 
-A backend starts once in a process, so another one, or another set of devices, needs another process. A checkpoint in
-OUT is resumed. OUT gets the model, its golden predictions, a copy of each epoch's checkpoint and facts.json.
+Arguments: PREPARED folder, OUT folder, number of CPU devices, JSON of the recipe. A checkpoint in OUT is resumed. OUT
+receives the model, its golden predictions, a copy of each epoch's checkpoint and facts.json.
 """
 
 import json
@@ -15,7 +15,8 @@ import numpy as np
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
 from tasks.model.backend import backend_name, set_up_backend
-from tasks.model.fit import EpochMetrics, fit_network, save_model
+from tasks.model.checkpoint import EpochMetrics
+from tasks.model.fit import fit_network, save_model
 from tasks.model.inference import write_golden
 
 
@@ -26,7 +27,7 @@ def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> Non
         (cpu,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     else:
-        # Whoever needs it all the same fails: Keras takes what TensorFlow has made on any backend.
+        # Code that needs TensorFlow must fail here: Keras accepts its tensors on any backend.
         sys.modules["tensorflow"] = None  # type: ignore[assignment]
     splits = [
         (np.load(prepared / f"{name}_images.npy"), np.load(prepared / f"{name}_labels.npy"))
@@ -50,7 +51,7 @@ def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> Non
     facts: dict[str, Any] = {"device": device.model_dump(), "history": history}
     if backend_name() != "tensorflow":
         resumed = fit(out / f"after-{config.epochs - 1}.npz")[0].get_weights()
-        facts["resumed_as_if_never_stopped"] = all(map(np.array_equal, resumed, model.get_weights()))
+        facts["resumed_equals_uninterrupted"] = all(map(np.array_equal, resumed, model.get_weights()))
     (out / "facts.json").write_text(json.dumps(facts))
 
 

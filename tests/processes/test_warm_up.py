@@ -1,24 +1,23 @@
+from pathlib import Path
+
 import pytest
 
 from schemas.errors import DataContractError
-from tasks.model import warm_up as ahead
+from tasks.model.warm_up import pipeline_session
 from tasks.runtime.events import emit
-from tests.processes.test_worker_process import WORKER, children
-from tests.tasks.model.test_warm_up import ended
+from tests.processes.test_worker_process import children
+from tests.tasks.model.test_warm_up import finished
 
 
-def test_what_was_begun_is_ended_once_training_is_reused_and_with_the_block_also_after_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unused_workers_end_with_the_session(tmp_path: Path) -> None:
     before = children()
-    monkeypatch.setattr(ahead.fit, "__name__", WORKER)
-    with ahead.prestart_workers(train_here=True):
-        emit(ended("ingest", reused=False))
+    with pipeline_session(tmp_path, prestart_trainer=True):
+        emit(finished("ingest", reused=False))
         assert len(children() - before) == 1
-        emit(ended("train", reused=True))
+        emit(finished("train", reused=True))
         assert children() == before
-    with pytest.raises(DataContractError), ahead.prestart_workers(train_here=True):
-        emit(ended("ingest", reused=False))
+    with pytest.raises(DataContractError), pipeline_session(tmp_path, prestart_trainer=True):
+        emit(finished("ingest", reused=False))
         assert len(children() - before) == 1
         raise DataContractError("for this test")
     assert children() == before

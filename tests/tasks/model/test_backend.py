@@ -5,39 +5,44 @@ import pytest
 
 from schemas.config import TrainingConfig
 from schemas.errors import WrongUsage
-from tasks.model.backend import backend_name, feed, gpu_driver_present, nvidia_driver, on_every_gpu, set_up_backend
+from tasks.model.backend import (
+    backend_name,
+    distribution_scope,
+    gpu_driver_present,
+    input_pipeline,
+    nvidia_driver_version,
+    set_up_backend,
+)
 from tasks.model.fit import row_batches
 from tasks.runtime.fingerprint import installed_extra
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 
-def test_a_backend_that_is_not_known_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_an_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "abacus")
     with pytest.raises(WrongUsage, match="tensorflow, jax, received 'abacus'"):
         backend_name()
 
 
-def test_a_gpu_is_in_sight_where_a_driver_is_and_a_backend_that_could_use_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    driver, none = [tmp_path], [tmp_path / "nvidiactl"]
-    assert gpu_driver_present(driver) == (installed_extra() == "gpu")
+def test_gpu_driver_counts_if_the_backend_can_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present, absent = [tmp_path], [tmp_path / "nvidiactl"]
+    assert gpu_driver_present(present) == (installed_extra() == "gpu")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert gpu_driver_present(driver)
-    assert not gpu_driver_present(none)
+    assert gpu_driver_present(present)
+    assert not gpu_driver_present(absent)
 
 
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        pytest.param("echo 570.86.15; echo 570.86.15", "570.86.15", id="a line for each GPU"),
-        pytest.param("echo 'NVIDIA-SMI has failed'; exit 9", None, id="no driver behind it"),
+        pytest.param("echo 570.86.15; echo 570.86.15", "570.86.15", id="two GPUs"),
+        pytest.param("echo 'NVIDIA-SMI has failed'; exit 9", None, id="no driver"),
         pytest.param("true", None, id="no GPU"),
         pytest.param(None, None, id="not installed"),
     ],
 )
-def test_the_driver_is_what_nvidia_smi_says(
+def test_driver_version_comes_from_nvidia_smi(
     script: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if script is not None:
@@ -45,35 +50,32 @@ def test_the_driver_is_what_nvidia_smi_says(
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert nvidia_driver() == expected
+    assert nvidia_driver_version() == expected
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4, 2]), (5, [5, 5]), (9, [9, 1]), (10, [10]), (12, [10])])
-def test_the_feed_gives_the_batches_of_the_epoch_that_was_chosen_last(
-    batch_size: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_input_pipeline_follows_the_order_of_each_epoch(batch_size: int, sizes: list[int]) -> None:
     set_up_backend(0)
-    monkeypatch.setattr("tasks.model.fit.batch_size_for", lambda rows, config: batch_size)
-    batches = row_batches(np.arange(10, dtype=np.int32) % 3, TrainingConfig())
-    fed = feed(batches)
-    seen = []
+    batches = row_batches(np.arange(10, dtype=np.int32) % 3, TrainingConfig(batch_size=batch_size))
+    pipeline = input_pipeline(batches)
+    orders = []
     for epoch in (0, 5):
         batches.shuffle(epoch)
         expected = [batches[place] for place in range(len(batches))]
-        received = [(np.asarray(rows), np.asarray(labels)) for rows, labels in fed]
+        received = [(np.asarray(rows), np.asarray(labels)) for rows, labels in pipeline]
         assert [len(rows) for rows, _ in received] == sizes
-        for (rows, labels), (our_rows, our_labels) in zip(received, expected, strict=True):
-            assert rows.tolist() == our_rows.tolist()
-            assert labels.tolist() == our_labels.tolist() == (our_rows % 3).tolist()
-        seen.append(np.concatenate([rows for rows, _ in received]).tolist())
-    assert sorted(seen[0]) == sorted(seen[1]) == list(range(10))
-    assert seen[0] != seen[1]
+        for (rows, labels), (expected_rows, expected_labels) in zip(received, expected, strict=True):
+            assert rows.tolist() == expected_rows.tolist()
+            assert labels.tolist() == expected_labels.tolist() == (rows % 3).tolist()
+        orders.append(np.concatenate([rows for rows, _ in received]).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1]
 
 
-def test_devices_get_equal_shares_in_which_every_row_weighs_the_same() -> None:
+def test_devices_get_equal_shares_and_rows_equal_weight() -> None:
     set_up_backend(0)
     batches = row_batches(np.arange(9, dtype=np.int32) % 3, TrainingConfig(batch_size=4))
-    received = [tuple(map(np.asarray, batch)) for batch in feed(batches, devices=3)]
+    received = [tuple(map(np.asarray, batch)) for batch in input_pipeline(batches, devices=3)]
     assert [len(rows) for rows, _, _ in received] == [6, 6, 3]
     for (rows, labels, weights), size in zip(received, (4, 4, 1), strict=True):
         assert labels.tolist() == (rows % 3).tolist()
@@ -81,11 +83,11 @@ def test_devices_get_equal_shares_in_which_every_row_weighs_the_same() -> None:
     assert sorted(np.concatenate([rows[weights > 0] for rows, _, weights in received]).tolist()) == list(range(9))
 
 
-def test_one_device_is_trained_on_without_a_strategy() -> None:
+@pytest.mark.parametrize("devices", [[], ["CPU:0"]])
+def test_one_device_needs_no_distribution(devices: list[str]) -> None:
     import tensorflow as tf
 
     set_up_backend(0)
-    for devices in ([], ["CPU:0"]):
-        with on_every_gpu(devices) as shared_by:
-            assert shared_by == 1
-            assert not tf.distribute.has_strategy()
+    with distribution_scope(devices) as count:
+        assert count == 1
+        assert not tf.distribute.has_strategy()

@@ -14,7 +14,15 @@ from tasks.model.network import build_network, check_topology, load_network, top
 pytestmark = pytest.mark.usefixtures("backend")
 
 
-def test_the_network_is_784_128_10_with_101770_parameters() -> None:
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A valid topology file."""
+    path = tmp_path / "topology.json"
+    path.write_bytes(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
+    return path
+
+
+def test_layers_and_parameters() -> None:
     model = build_network(FASHION_MNIST, dropout=0.2)
     assert model.count_params() == 101_770
     assert [(type(layer).__name__, layer.name) for layer in model.layers] == [
@@ -31,102 +39,76 @@ def test_the_network_is_784_128_10_with_101770_parameters() -> None:
     assert (probabilities.units, probabilities.activation.__name__) == (10, "softmax")
 
 
-def test_probabilities_sum_to_1() -> None:
+def test_a_loaded_network_predicts_like_the_saved_one(path: Path) -> None:
     model = build_network(FASHION_MNIST, dropout=0.2)
+    weights = path.with_name("model.weights.h5")
+    model.save_weights(weights)
     images = np.random.default_rng(0).random((64, 784), dtype=np.float32)
     probabilities = model.predict(images, verbose=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(probabilities, load_network(path, weights).predict(images, verbose=0))
 
 
-def test_saved_and_loaded_it_predicts_the_same(tmp_path: Path) -> None:
-    model = build_network(FASHION_MNIST, dropout=0.2)
-    (tmp_path / "topology.json").write_bytes(topology_bytes(model))
-    model.save_weights(tmp_path / "model.weights.h5")
-    loaded = load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")
-    images = np.random.default_rng(0).random((64, 784), dtype=np.float32)
-    np.testing.assert_array_equal(model.predict(images, verbose=0), loaded.predict(images, verbose=0))
+CODE = {"class_name": "__lambda__", "config": {"code": "4wEAAAA="}}
+LAMBDA = {"class_name": "Lambda", "module": "keras.layers", "config": {"name": "dropout", "function": CODE}}
+SYSTEM = {"class_name": "system", "module": "os", "config": {}, "registered_name": None}
 
 
-def _lambda(topology: dict[str, Any]) -> None:
-    topology["config"]["layers"][2] = {
-        "class_name": "Lambda",
-        "module": "keras.layers",
-        "config": {"name": "dropout", "function": {"class_name": "__lambda__", "config": {"code": "4wEAAAA="}}},
-        "registered_name": None,
-    }
-
-
-def _custom_object(topology: dict[str, Any]) -> None:
-    topology["config"]["layers"][1]["config"]["kernel_initializer"] = {
-        "class_name": "system",
-        "module": "os",
-        "config": {},
-        "registered_name": None,
-    }
-
-
-def _registered(topology: dict[str, Any]) -> None:
-    topology["config"]["layers"][1]["registered_name"] = "evil>Dense"
-
-
-def _activation(topology: dict[str, Any]) -> None:
-    topology["config"]["layers"][1]["config"]["activation"] = "tanh"
-
-
-def _huge(topology: dict[str, Any]) -> None:
-    topology["config"]["layers"][1]["config"]["units"] = 10**12
-
-
-@pytest.mark.parametrize("tamper", [_lambda, _custom_object, _registered, _activation, _huge])
-def test_a_topology_that_this_project_does_not_write_is_refused(tmp_path: Path, tamper: Any) -> None:
-    topology = json.loads(topology_bytes(build_network(FASHION_MNIST, 0.2)))
-    path = tmp_path / "topology.json"
-    path.write_text(json.dumps(topology))
+@pytest.mark.parametrize(
+    ("place", "values", "message"),
+    [
+        ((2,), [LAMBDA], r"class keras\.layers\.Lambda"),
+        ((1, "config", "kernel_initializer"), [SYSTEM], r"class os\.system"),
+        ((1, "registered_name"), ["evil>Dense", "", "Dropout", 1, ["Dense"], {}], "registered as"),
+        ((1, "config", "activation"), ["tanh", "", None, 0, [], ["relu"], {}, {"relu": 1}], "contains the activation"),
+        ((1, "config", "units"), [10_001, -10_001, 10**12, float("nan"), float("inf")], "declares a size of"),
+    ],
+    ids=["layer", "initializer", "registered_name", "activation", "units"],
+)
+def test_rejects_a_foreign_topology(place: tuple[Any, ...], values: list[Any], message: str, path: Path) -> None:
     check_topology(path)
-    tamper(topology)
-    path.write_text(json.dumps(topology))
+    valid = path.read_bytes()
+    for value in values:
+        topology = json.loads(valid)
+        node = topology["config"]["layers"]
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] = value
+        path.write_text(json.dumps(topology))
+        with pytest.raises(StoredArtifactError, match=rf"topology\.json .*{message}"):
+            load_network(path, path.with_name("never-opened.weights.h5"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"\x80\x04pickle", b"[]", b"{}", b'{"class_name": {}}'),
+        b'{"class_name": ["Functional"], "module": "keras"}',
+    ],
+    ids=lambda content: content.decode(errors="replace"),
+)
+def test_rejects_what_is_no_topology(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
     with pytest.raises(StoredArtifactError, match=r"topology\.json"):
-        load_network(path, tmp_path / "never-opened.weights.h5")
-
-
-def test_a_topology_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "topology.json"
-    path.write_bytes(b"\x80\x04pickle")
-    with pytest.raises(StoredArtifactError, match="cannot be read"):
         check_topology(path)
 
 
-def _write(folder: Path, topology: Any) -> None:
-    (folder / "topology.json").write_text(json.dumps(topology))
+def test_rejects_a_topology_of_more_than_a_megabyte(path: Path) -> None:
+    path.write_bytes(path.read_bytes().ljust(1_000_001))
+    with pytest.raises(StoredArtifactError, match="has 1000001 bytes"):
+        check_topology(path)
 
 
-@pytest.mark.parametrize("topology", [[], {}, {"class_name": ["Functional"], "module": "keras"}, {"class_name": {}}])
-def test_a_topology_of_another_shape_is_refused_by_name(tmp_path: Path, topology: Any) -> None:
-    _write(tmp_path, topology)
-    with pytest.raises(StoredArtifactError, match=r"topology\.json"):
-        load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")
-
-
-@pytest.mark.parametrize("size", [10_001, 1_000_000, float("nan"), float("inf")])
-def test_a_huge_size_is_refused_before_it_is_allocated(tmp_path: Path, size: float) -> None:
-    topology = json.loads(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
-    topology["config"]["layers"][1]["config"]["units"] = size
-    _write(tmp_path, topology)
-    with pytest.raises(StoredArtifactError, match="declares a size"):
-        check_topology(tmp_path / "topology.json")
-
-
-@pytest.mark.parametrize("weights", [b"", pickle.dumps({"hidden": 1}), b"\x89HDF\r\n\x1a\n" + b"\0" * 64])
-def test_weights_that_are_none_are_refused_by_name(tmp_path: Path, weights: bytes) -> None:
-    (tmp_path / "topology.json").write_bytes(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
-    (tmp_path / "model.weights.h5").write_bytes(weights)
+@pytest.mark.parametrize("content", [b"", pickle.dumps({"hidden": 1}), b"\x89HDF\r\n\x1a\n" + b"\0" * 64])
+def test_rejects_unreadable_weights(content: bytes, path: Path) -> None:
+    weights = path.with_name("model.weights.h5")
+    weights.write_bytes(content)
     with pytest.raises(StoredArtifactError, match=r"model\.weights\.h5 cannot be loaded"):
-        load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")
+        load_network(path, weights)
 
 
-def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
-    model = build_network(replace(FASHION_MNIST, class_names=("a", "b")), dropout=0.2)
-    (tmp_path / "topology.json").write_bytes(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
-    model.save_weights(tmp_path / "model.weights.h5")
+def test_rejects_weights_of_another_shape(path: Path) -> None:
+    weights = path.with_name("model.weights.h5")
+    build_network(replace(FASHION_MNIST, class_names=("a", "b")), dropout=0.2).save_weights(weights)
     with pytest.raises(StoredArtifactError, match=r"model\.weights\.h5 cannot be loaded"):
-        load_network(tmp_path / "topology.json", tmp_path / "model.weights.h5")
+        load_network(path, weights)

@@ -1,62 +1,82 @@
-"""When the processes of stages to come are begun; how a process is begun is test_own_process's."""
+"""When worker processes are prestarted. How they are started is tested in tests/processes/test_worker_process.py."""
+
+import sys
+from pathlib import Path
 
 import pytest
 
-from tasks.model import warm_up as ahead
-from tasks.runtime.events import StageFinished, StageStarted, TrainingProgress, emit
+from tasks.model import fit, inference, warm_up
+from tasks.model.warm_up import EVALUATOR, TRAINER, blocked_imports, pipeline_session
+from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, emit
+from tasks.runtime.locks import artifacts_lock
 
 
-@pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Modules whose process was begun, in order."""
-    modules: list[str] = []
-    monkeypatch.setattr(ahead, "prestart", modules.append)
-    return modules
-
-
-def ended(stage: str, *, reused: bool) -> StageFinished:
+def finished(stage: str, *, reused: bool) -> StageFinished:
     return StageFinished(stage, "train", reused, 1.0, {})
 
 
-def test_training_is_begun_with_the_first_stage_that_makes_something_anew_and_not_before(begun: list[str]) -> None:
-    with ahead.prestart_workers(train_here=True):
-        for event in (StageStarted("ingest", "train"), ended("ingest", reused=True), ended("validate", reused=True)):
+def epochs(done: float) -> TrainingProgress:
+    return TrainingProgress(done, 3, {})
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Modules whose worker was prestarted, in order."""
+    modules: list[str] = []
+    monkeypatch.setattr(warm_up, "prestart", modules.append)
+    return modules
+
+
+def test_the_workers_are_the_modules_of_their_stages() -> None:
+    assert (fit.__name__, inference.__name__) == (TRAINER, EVALUATOR)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param([StageStarted("ingest", "train"), finished("ingest", reused=True)], [], id="reused data"),
+        pytest.param([finished("validate", reused=False), finished("prepare", reused=False)], [TRAINER], id="once"),
+        pytest.param([finished("train", reused=True), finished("evaluate", reused=False)], [], id="after training"),
+        pytest.param([epochs(1), epochs(2), epochs(2.9)], [], id="before the last epoch"),
+        pytest.param([epochs(3), epochs(3)], [EVALUATOR], id="last epoch"),
+    ],
+)
+def test_events_prestart_workers(events: list[Event], expected: list[str], started: list[str], tmp_path: Path) -> None:
+    with pipeline_session(tmp_path, prestart_trainer=True):
+        for event in events:
             emit(event)
-        assert begun == []
-        for stage in ("prepare", "train", "evaluate"):
-            emit(ended(stage, reused=False))
-        assert begun == ["tasks.model.fit"]
-    emit(ended("ingest", reused=False))
-    assert begun == ["tasks.model.fit"]
+        assert started == expected
+    emit(finished("ingest", reused=False))  # the session is over
+    assert started == expected
 
 
-def test_after_training_nothing_that_trains_is_begun(begun: list[str]) -> None:
-    with ahead.prestart_workers(train_here=True):
-        emit(ended("train", reused=True))
-        emit(ended("evaluate", reused=False))
-    assert begun == []
+def test_the_trainer_is_not_prestarted_for_a_gpu_worker(started: list[str], tmp_path: Path) -> None:
+    with pipeline_session(tmp_path, prestart_trainer=False):
+        emit(finished("ingest", reused=False))
+    assert started == []
 
 
-def test_a_machine_that_can_begin_no_process_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(module: str) -> None:
+def test_a_failed_prestart_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(module: str) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(ahead, "prestart", full)
-    with ahead.prestart_workers(train_here=True):
-        emit(ended("ingest", reused=False))
+    monkeypatch.setattr(warm_up, "prestart", fail)
+    with pipeline_session(tmp_path, prestart_trainer=True):
+        emit(finished("ingest", reused=False))
 
 
-def test_what_trains_elsewhere_is_not_begun_here(begun: list[str]) -> None:
-    with ahead.prestart_workers(train_here=False):
-        emit(ended("ingest", reused=False))
-    assert begun == []
+def test_garbage_collection_waits_for_the_session(tmp_path: Path) -> None:
+    with pipeline_session(tmp_path, prestart_trainer=True), artifacts_lock(tmp_path, alone=True) as held:
+        assert not held
+    with artifacts_lock(tmp_path, alone=True) as held:
+        assert held
 
 
-def test_judging_is_begun_once_and_with_the_last_epoch(begun: list[str]) -> None:
-    with ahead.prestart_workers(train_here=True):
-        for done in (1, 2, 2.9):
-            emit(TrainingProgress(done, 3, {}))
-        assert begun == []
-        for _ in range(2):
-            emit(TrainingProgress(3, 3, {}))
-        assert begun == ["tasks.model.inference"]
+def test_blocked_imports_spare_loaded_modules() -> None:
+    sys.modules.pop("this", None)
+    with blocked_imports("json", "this"):
+        import json  # noqa: F401
+
+        with pytest.raises(ImportError):
+            import this  # noqa: F401
+    assert "this" not in sys.modules

@@ -1,0 +1,44 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.contract import FASHION_MNIST
+from tasks.model.checkpoint import TrainingState
+from tasks.model.network import build_network
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def _write_for_another_network(path: Path, variables: list[Any]) -> None:
+    """Write a complete checkpoint in which only the last variable has another shape."""
+    values = {f"{position:02d}": np.ones(variable.shape, np.float32) for position, variable in enumerate(variables)}
+    best = {f"best.{name}": value for name, value in values.items()}
+    history = np.frombuffer(json.dumps([{"val_loss": 1.0}]).encode(), np.uint8)
+    np.savez(path, **{**values, list(values)[-1]: np.ones(3, np.float32)}, **best, history=history)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path, variables: path.touch(), id="empty"),
+        pytest.param(lambda path, variables: path.write_bytes(b"PK\x03\x04 cut off"), id="truncated"),
+        pytest.param(_write_for_another_network, id="another network"),
+    ],
+)
+def test_a_damaged_checkpoint_changes_nothing(
+    damage: Callable[[Path, list[Any]], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "checkpoint.npz"
+    network, optimizer = (build_network(FASHION_MNIST, dropout=0).variables for _ in range(2))
+    damage(path, [*network, *optimizer])
+    before = [np.array(variable) for variable in [*network, *optimizer]]
+    state = TrainingState(network, optimizer, path)
+    state.restore()
+    assert f"{path} is damaged" in caplog.text
+    assert state.history == []
+    for variable, value in zip([*network, *optimizer], before, strict=True):
+        np.testing.assert_array_equal(variable, value)

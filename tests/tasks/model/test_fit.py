@@ -1,0 +1,242 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from schemas.config import TrainingConfig
+from schemas.contract import FASHION_MNIST, DatasetContract
+from schemas.references import PreparedData
+from tasks.model.backend import set_up_backend
+from tasks.model.checkpoint import EpochMetrics
+from tasks.model.fit import (
+    Split,
+    batch_size_for,
+    fit_network,
+    images_to_bytes,
+    learning_rate_schedule,
+    main,
+    row_batches,
+)
+from tasks.model.network import build_network, evaluate_rows
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+Fitted = tuple[Any, list[EpochMetrics]]
+
+# A learning rate that soon overshoots on 900 images.
+STOPS_EARLY = TrainingConfig(
+    epochs=60, batch_size=64, learning_rate=0.03, weight_decay=0, dropout=0.1, early_stopping=2, seed=7
+)
+
+
+def _split(prepared: PreparedData, name: str) -> Split:
+    return np.load(prepared.record.path / f"{name}_images.npy"), np.load(prepared.record.path / f"{name}_labels.npy")
+
+
+@pytest.fixture(scope="module")
+def fit(sample_prepared: PreparedData) -> Callable[..., Fitted]:
+    def run(config: TrainingConfig, **options: Any) -> Fitted:
+        set_up_backend(config.seed)
+        splits = (_split(sample_prepared, name) for name in ("train", "validation"))
+        return fit_network(FASHION_MNIST, config, *splits, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint after each epoch of `stopped_early`, as a killed run leaves it."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def stopped_early(fit: Callable[..., Fitted], checkpoints: Path) -> Fitted:
+    checkpoint = checkpoints / "checkpoint.npz"
+    return fit(
+        STOPS_EARLY,
+        checkpoint=checkpoint,
+        on_epoch=lambda epoch, _: shutil.copy(checkpoint, checkpoints / f"{epoch}.npz"),
+    )
+
+
+def _weights(model: Any) -> list[bytes]:
+    return [array.tobytes() for array in model.get_weights()]
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_memorizes_32_images(sample_prepared: PreparedData) -> None:
+    images, labels = _split(sample_prepared, "train")
+    few = images[::28][:32], labels[::28][:32]
+    repeated = np.tile(few[0], (20, 1)), np.tile(few[1], 20)
+    config = TrainingConfig(epochs=3, batch_size=16, learning_rate=5e-3, weight_decay=0, dropout=0)
+    set_up_backend(config.seed)
+    _, history = fit_network(FASHION_MNIST, config, repeated, few)
+    assert history[-1]["val_accuracy"] == 1.0
+    assert history[-1]["val_loss"] < 0.05
+
+
+def test_seed_and_epoch_change_weights_and_order() -> None:
+    weights, orders = [], []
+    for seed in (7, 9):
+        set_up_backend(seed)
+        weights.append(_weights(build_network(FASHION_MNIST, dropout=0)))
+        batches = row_batches(np.zeros(100, np.int32), TrainingConfig(seed=seed))
+        for epoch in range(2):
+            batches.shuffle(epoch)
+            orders.append(tuple(batches.order))
+    assert weights[0] != weights[1]
+    assert len(set(orders)) == 4
+
+
+def test_worker_uses_the_seed_and_device_of_its_job(
+    sample_prepared: PreparedData, small_config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[tuple[int, str]] = []
+
+    def record(seed: int, device: str) -> None:
+        received.append((seed, device))
+        raise _Stopped
+
+    monkeypatch.setattr("tasks.model.fit.set_up_backend", record)
+    paths = {"folder": tmp_path, "checkpoint": tmp_path / "checkpoint.npz", "prepared": sample_prepared.record.path}
+    job = {"dataset": "fashion-mnist", "training": small_config.model_dump(), "device": "cpu", **paths}
+    with pytest.raises(_Stopped):
+        main(job, lambda event: None)
+    assert received == [(7, "cpu")]
+
+
+def test_early_stopping_restores_the_best_epoch(stopped_early: Fitted, sample_prepared: PreparedData) -> None:
+    model, history = stopped_early
+    losses = [metrics["val_loss"] for metrics in history]
+    assert len(history) < 60
+    assert len(losses) - 1 - losses.index(min(losses)) == 2
+    images, labels = _split(sample_prepared, "validation")
+    assert model.evaluate(images, labels, batch_size=1_000, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_resumed_training_equals_an_uninterrupted_one(
+    fit: Callable[..., Fitted],
+    stopped_early: Fitted,
+    checkpoints: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uninterrupted, expected = stopped_early
+    last = len(expected)
+    epochs: list[int] = []
+    orders: list[int] = []
+
+    def recorded(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
+        batches = row_batches(labels, config)
+        shuffle = batches.shuffle
+
+        def record(epoch: int) -> None:
+            orders.append(epoch)
+            shuffle(epoch)
+
+        batches.shuffle = record
+        return batches
+
+    monkeypatch.setattr("tasks.model.fit.row_batches", recorded)
+    # Killed one epoch before the last. That is the last one, because the best epoch is two before it.
+    checkpoint = tmp_path / "checkpoint.npz"
+    shutil.copy(checkpoints / f"{last - 1}.npz", checkpoint)
+    resumed, history = fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
+    assert (epochs, orders) == ([last], [last - 1])
+    assert _weights(resumed) == _weights(uninterrupted)
+    assert [{**metrics, "seconds": 0} for metrics in history] == [{**metrics, "seconds": 0} for metrics in expected]
+    # Killed after the last epoch and before the output was written: no epoch is left.
+    finished, same_history = fit(STOPS_EARLY, checkpoint=checkpoint)
+    assert same_history == history
+    assert _weights(finished) == _weights(uninterrupted)
+
+
+def test_network_and_optimizer_follow_the_config(
+    fit: Callable[..., Fitted], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    config = small_config.model_copy(update={"weight_decay": 0.25, "dropout": 0.3})
+    rates: list[float] = []
+
+    def build(contract: DatasetContract, dropout: float) -> Any:
+        rates.append(dropout)
+        return build_network(contract, dropout)
+
+    def optimizer(schedule: Any, weight_decay: float) -> None:
+        assert schedule.get_config() == learning_rate_schedule(config, steps=25).get_config()  # 900 rows, 36 per step
+        assert weight_decay == 0.25
+        raise _Stopped
+
+    monkeypatch.setattr("tasks.model.fit.build_network", build)
+    monkeypatch.setattr(keras.optimizers, "AdamW", optimizer)
+    with pytest.raises(_Stopped):
+        fit(config)
+    assert rates == [0.3]
+
+
+def test_validation_metrics_equal_those_of_keras(stopped_early: Fitted, sample_prepared: PreparedData) -> None:
+    network, _ = stopped_early
+    images, labels = _split(sample_prepared, "validation")
+    images, labels = np.tile(images, (11, 1))[:1_040], np.tile(labels, 11)[:1_040]  # a block of 1,000 and one of 40
+    expected = network.evaluate(images, labels, verbose=0, return_dict=True)
+    assert evaluate_rows(network, images, labels) == pytest.approx(expected, abs=1e-5)
+
+
+def test_images_convert_to_bytes_exactly_or_not_at_all() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(4, 64)
+    scaled = images / np.float32(255)
+    assert np.array_equal(images_to_bytes(scaled, 255), images)
+    scaled[2, 5] += 1e-4
+    with pytest.raises(ValueError, match="256 levels"):
+        images_to_bytes(scaled, 255)
+
+
+def test_conversion_releases_the_mapped_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.ones((4_000, 784), np.float32))
+
+    def mapped_kilobytes() -> int:
+        entry = Path("/proc/self/smaps").read_text().partition("images.npy\n")[2]
+        return int(entry.partition("Rss:")[2].split()[0])
+
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert images.sum() == images.size
+    assert mapped_kilobytes() > 10_000
+    assert images_to_bytes(images, 255).min() == 255
+    assert mapped_kilobytes() < 1_000
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rates"),
+    [
+        pytest.param(5, {0: 0.001, 10: 0.01, 30: 0.005, 50: 0.0}, id="warm-up, then decay to zero"),
+        pytest.param(1, {0: 0.01, 5: 0.005, 10: 0.0}, id="one epoch starts at the peak"),
+    ],
+)
+def test_learning_rate_schedule(epochs: int, rates: dict[int, float]) -> None:
+    schedule = learning_rate_schedule(TrainingConfig(epochs=epochs, learning_rate=0.01), steps=10)
+    assert {step: float(schedule(step)) for step in rates} == pytest.approx(rates, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "expected"),
+    [
+        pytest.param(55_000, 256, 256, id="many rows: as configured"),
+        pytest.param(6_400, 256, 256, id="exactly 25 steps"),
+        pytest.param(6_399, 256, 255, id="one row less"),
+        pytest.param(800, 256, 32, id="few rows: 25 steps"),
+        pytest.param(100, 256, 16, id="at least 16 images"),
+        pytest.param(100, 8, 8, id="never more than configured"),
+    ],
+)
+def test_small_splits_get_smaller_batches(rows: int, batch_size: int, expected: int) -> None:
+    config = TrainingConfig(batch_size=batch_size)
+    assert batch_size_for(rows, config) == expected
+    assert len(row_batches(np.zeros(rows, np.int32), config)) == -(-rows // expected)

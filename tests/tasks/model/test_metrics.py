@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from schemas.contract import DatasetContract
+from tasks.model.inference import StoredModelOutput
+from tasks.model.metrics import (
+    calibration_bins,
+    compute_metrics,
+    evaluation_metrics,
+    expected_calibration_error,
+    metrics_without_duplicates,
+)
+
+
+def test_metrics_of_six_rows_match_hand_calculation(tiny_contract: DatasetContract) -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2], dtype=np.int32)
+    predicted = [0, 0, 1, 1, 1, 0]
+    probabilities = np.full((6, 3), 0.1, dtype=np.float32)
+    probabilities[range(6), predicted] = 0.8
+    metrics = compute_metrics(probabilities, labels, tiny_contract)
+    assert metrics["test_accuracy"] == pytest.approx(4 / 6)
+    assert metrics["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    per_class = {name: [row[name] for row in metrics["per_class"]] for name in ("precision", "recall", "f1", "rows")}
+    assert per_class["precision"] == pytest.approx([2 / 3, 2 / 3, 0])
+    assert per_class["recall"] == pytest.approx([2 / 3, 1, 0])
+    assert per_class["f1"] == pytest.approx([2 / 3, 0.8, 0])
+    assert per_class["rows"] == [3, 2, 1]
+    # Wilson, 1927, worked with z = 1.959964: (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
+    assert metrics["test_accuracy_interval"] == pytest.approx((0.3000, 0.9032), abs=1e-4)
+    assert metrics["per_class"][2]["recall_interval"] == pytest.approx((0, 0.7935), abs=1e-4)
+    # One bin: confidence 0.8, accuracy 4/6.
+    assert metrics["expected_calibration_error"] == pytest.approx(0.8 - 4 / 6, abs=1e-6)
+
+
+def test_a_class_without_rows_has_no_interval(tiny_contract: DatasetContract) -> None:
+    metrics = compute_metrics(np.eye(3, dtype=np.float32)[[0, 1]], np.array([0, 1], dtype=np.int32), tiny_contract)
+    assert [row["recall_interval"] is None for row in metrics["per_class"]] == [False, False, True]
+
+
+def test_calibration_error_weights_bins_by_rows() -> None:
+    confidence = np.array([0.95, 0.95, 0.95, 0.55], dtype=np.float32)
+    bins = calibration_bins(confidence, np.array([True, True, False, False]))
+    assert [entry["rows"] for entry in bins] == [1, 3]
+    expected = 1 / 4 * 0.55 + 3 / 4 * (0.95 - 2 / 3)
+    assert expected_calibration_error(bins) == pytest.approx(expected, abs=1e-6)
+
+
+def test_full_confidence_is_in_the_last_bin() -> None:
+    assert calibration_bins(np.array([1.0], dtype=np.float32), np.array([True]))[0]["to"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("in_train", "rows", "accuracy"),
+    [([2, 0, 1, 0], 2, 0.5), ([0, 0, 0, 2], 3, 2 / 3), ([2, 2, 2, 2], 0, None)],
+    ids=["exact and near", "exact", "no row left"],
+)
+def test_duplicates_of_training_images_are_excluded(in_train: list[int], rows: int, accuracy: float | None) -> None:
+    probabilities = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+    labels = np.array([0, 1, 0, 1], dtype=np.int32)  # the first two are predicted correctly
+    metrics = metrics_without_duplicates(probabilities, labels, np.array(in_train, np.uint8))
+    assert metrics == {"test_rows_without_duplicates": rows, "test_accuracy_without_duplicates": accuracy}
+
+
+def test_evaluation_metrics_combine_all_parts(tiny_contract: DatasetContract) -> None:
+    labels = np.array([0, 1, 2], dtype=np.int32)
+    output = StoredModelOutput(0.0, 0.25, np.eye(3, dtype=np.float32), labels)
+    metrics = evaluation_metrics(output, np.array([0, 0, 1], np.uint8), [{"loss": 1.0}], tiny_contract)
+    assert (metrics["test_loss"], metrics["history"]) == (0.25, [{"loss": 1.0}])
+    assert (metrics["test_rows"], metrics["test_rows_without_duplicates"]) == (3, 2)
