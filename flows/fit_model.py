@@ -1,14 +1,15 @@
-"""fit-model: training as a separate flow, so that a worker with a GPU can run it."""
+"""fit-model: training as a separate flow, and the choice of where it runs."""
 
 from pathlib import Path
 
 from prefect import flow
 
 from flows.states import enable_task_logging
-from schemas.config import DeviceChoice, TrainingConfig
+from schemas.config import DeviceChoice, TrainingConfig, TrainOn
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.locks import artifacts_lock
-from tasks.train import train
+from tasks.train import is_trained, train
+from tasks.train_on_worker import train_on_gpu_worker
 
 
 # The result is persisted for the main flow, which may run in another process.
@@ -25,3 +26,19 @@ def fit_model(
     """Train on the prepared splits and return a reference to the model."""
     with artifacts_lock(artifacts_dir):  # the main flow's lock may not be visible on another machine
         return train(prepared, training, artifacts_dir, device)
+
+
+def fit_where_asked(
+    prepared: PreparedData,
+    training: TrainingConfig,
+    artifacts_dir: Path,
+    device: DeviceChoice,
+    train_on: TrainOn,
+    gpu_worker_seconds: float,
+) -> TrainedModel:
+    """Reuse the trained model, train in this process, or train on a worker of the gpu pool."""
+    if train_on == "gpu":
+        return train_on_gpu_worker(prepared, training, artifacts_dir, device, gpu_worker_seconds)
+    if is_trained(prepared, training, artifacts_dir, device):
+        return train(prepared, training, artifacts_dir, device)  # a subflow for a reused model would cost one second
+    return fit_model(prepared, training, artifacts_dir, device)

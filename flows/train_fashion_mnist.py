@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import State, flow
 
-from flows.fit_model import fit_model
+from flows.fit_model import fit_where_asked
 from flows.states import enable_task_logging, nothing_new, superseded
 from schemas.config import (
     BadRows,
@@ -24,9 +24,6 @@ from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.model.warm_up import pipeline_session
 from tasks.prepare import prepare
-from tasks.train import is_trained
-from tasks.train import train as train_model
-from tasks.train_on_worker import train_on_gpu_worker
 from tasks.validate import validate
 from tasks.version import version
 from tasks.watch_data import data_digest as digest_of_csvs
@@ -35,7 +32,7 @@ DEFAULT_TRAINING = TrainingConfig()
 DEFAULT_PROMOTION = PromotionConfig()
 
 
-# Until the version is there, which then names the run.
+# The run has this name until the version exists, which then renames it.
 @flow(name="train-fashion-mnist", flow_run_name="{dataset} seed {training.seed}", on_running=[enable_task_logging])
 def train_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
@@ -51,27 +48,23 @@ def train_fashion_mnist(
 ) -> ModelVersion | State[ModelVersion]:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
-    A stage whose output for the same inputs is there and whole is skipped. The folders default to
-    FASHION_ANN_DATA_DIR and FASHION_ANN_ARTIFACTS_DIR, then to data/ and artifacts/ of the checkout.
+    A stage whose output for the same inputs exists is reused. The folders default to FASHION_ANN_DATA_DIR and
+    FASHION_ANN_ARTIFACTS_DIR, then to data/ and artifacts/ of the checkout.
 
-    train_on: "gpu" trains on a worker of the gpu pool, which may take gpu_worker_seconds to turn up.
-    bad_rows: how many rows of a split may be bad, or what share of them ("0.5%"); they are set aside.
-    data_digest: the only data that is trained on; the run ends as Superseded when the folder holds another.
+    train_on: "gpu" trains on a worker of the gpu pool, which must take the training within gpu_worker_seconds.
+    data_digest: the data to train on. If the folder contains other data, the run ends as Superseded.
+    bad_rows: number or share ("0.5%") of a split's rows that may be bad. They are quarantined.
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
     with pipeline_session(artifacts, prestart_trainer=train_on == "here"):
         csvs = fetch(dataset, data_home, present_alone=data_digest is not None)
-        if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
-            return superseded(data_home, data_digest, found)
-        train = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)
-        test = validate(ingest(csvs["test"], dataset, artifacts, bad_rows), dataset, artifacts, train)
-        prepared = prepare(train, test, dataset, training.validation_size, training.seed, artifacts)
-        if train_on == "gpu":
-            trained = train_on_gpu_worker(prepared, training, artifacts, device, gpu_worker_seconds)
-        elif is_trained(prepared, training, artifacts, device):
-            trained = train_model(prepared, training, artifacts, device)  # a flow run to look at it costs a second
-        else:
-            trained = fit_model(prepared, training, artifacts, device)
+        if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):
+            return superseded(data_home, data_digest, actual)
+        train_data = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)
+        test_data = validate(ingest(csvs["test"], dataset, artifacts, bad_rows), dataset, artifacts, train_data)
+        prepared = prepare(train_data, test_data, dataset, training.validation_size, training.seed, artifacts)
+        trained = fit_where_asked(prepared, training, artifacts, device, train_on, gpu_worker_seconds)
         evaluation = evaluate(prepared, trained, artifacts)
-        made = version({"train": train, "test": test}, prepared, trained, evaluation, training, promotion, artifacts)
-        return made if made.created else nothing_new(made)
+        data = {"train": train_data, "test": test_data}
+        result = version(data, prepared, trained, evaluation, training, promotion, artifacts)
+        return result if result.created else nothing_new(result)
