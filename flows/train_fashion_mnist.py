@@ -65,6 +65,7 @@ def train_fashion_mnist(
         prepared = prepare(train_data, test_data, dataset, training.validation_size, training.seed, artifacts)
         trained = fit_where_asked(prepared, training, artifacts, device, train_on, gpu_worker_seconds)
         evaluation = evaluate(prepared, trained, artifacts)
-        data = {"train": train_data, "test": test_data}
-        result = version(data, prepared, trained, evaluation, training, promotion, artifacts)
+        result = version(
+            {"train": train_data, "test": test_data}, prepared, trained, evaluation, training, promotion, artifacts
+        )
         return result if result.created else nothing_new(result)
