@@ -27,7 +27,7 @@ import pytest
 
 from schemas.contract import DIGITS, FASHION_MNIST, SPLITS, DatasetContract, IdxFile, PublishedSplit, Split
 from schemas.errors import DataContractError, DataUnavailable
-from tasks.data.download import Limits, SourceError, _certificates, download
+from tasks.data.download import Limits, SourceError, download
 from tasks.data.published_data import fetch_data
 from tasks.data.sources import (
     DebianPackage,
@@ -45,7 +45,7 @@ from tasks.fetch import fetch
 from tests.processes.kill import wait_until_gone
 
 Rows = npt.NDArray[np.uint8]
-QUICK = Limits(connect_seconds=0.5, silence_seconds=0.5, window_seconds=0.5, floor=20_000, command_seconds=1)
+QUICK = Limits(connect_seconds=0.5, silence_seconds=0.5, floor=20_000, command_seconds=1)
 TRAIN, TEST = "fashion-mnist_train.csv", "fashion-mnist_test.csv"
 RECORD = "fashion-mnist.source.json"
 
@@ -640,19 +640,20 @@ def test_sources_that_keep_one_waiting_are_given_up_on_and_the_next_one_tried(
     programs(tmp_path, monkeypatch, apt_get=f"sleep 60 & echo $! > {tmp_path}/sleeps; wait")
     content = GOOD.files[TRAIN_IMAGES]
     slow: dict[str, tuple[Answer, str]] = {
-        "/dribbled": (dribbled(content, 0.02), rf"{TRAIN_IMAGES}.* too slow: \d+ bytes in 0.5 s, at least 10000"),
+        "/dribbled": (dribbled(content, 0.02), rf"{TRAIN_IMAGES}.* too slow: \d+ bytes in 1.0 s"),
         "/stalled": (stalled(content), f"{TRAIN_IMAGES}.*(too slow|ReadTimeout)"),
-        "/header": (header_byte_by_byte, f"{TRAIN_IMAGES}.* no answer within 1 s"),
+        "/header": (header_byte_by_byte, f"{TRAIN_IMAGES}.* too slow: 0 bytes in 1.0 s"),
     }
     sources: dict[Source, str] = {
         **{server.mirror({**GOOD.files, TRAIN_IMAGES: answer}, at): reason for at, (answer, reason) in slow.items()},
-        IdxMirror("http://slow.invalid"): "no answer within 1 s",
+        IdxMirror("http://slow.invalid"): "too slow: 0 bytes in 1.0 s",
         PACKAGE: "apt-get was not done within 1 s",
     }
     folders = [tmp_path / f"data {number}" for number in range(len(sources))]
     caplog.set_level(logging.INFO, "tasks.data")
     good = idx_folder(tmp_path / "idx", GOOD.files)
-    _certificates()  # else each of them would read these in the time that its source has
+    server.answers["/small"] = b"x"
+    download(f"{server.address}/small", tmp_path / "small", 1)  # loads the certificates before the time-outs count
     started = time.monotonic()
     try:
         with ThreadPoolExecutor(len(sources)) as at_once:
@@ -677,15 +678,29 @@ def test_a_server_that_nobody_runs_is_given_up_on(tmp_path: Path) -> None:
     assert "(2) gopher://127.0.0.1: train-labels-idx1-ubyte.gz: UnsupportedProtocol" in message
 
 
-def test_progress_is_logged(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("tasks.data.download._PROGRESS_SECONDS", 0.0)
+def test_progress_is_logged(tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tasks.data")
-    server.answers["/big"] = bytes(300_000)
-    download(f"{server.address}/big", tmp_path / "big", 300_000)
+
+    def in_two_halves(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "300000")
+        handler.end_headers()
+        handler.wfile.write(bytes(100_000))
+        deadline = time.monotonic() + 10
+        while "big: 0.1 of 0.3 MB" not in caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+        handler.wfile.write(bytes(200_000))
+
+    server.answers["/big"] = in_two_halves
+    download(f"{server.address}/big", tmp_path / "big", 300_000, Limits(progress_seconds=0.05))
     assert (tmp_path / "big").read_bytes() == bytes(300_000)
-    assert any(message == "big: 0.3 of 0.3 MB" for message in caplog.messages)
+    assert re.fullmatch(r"big: 0\.3 MB in \d\.\d s", caplog.messages[-1])
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_server(server: Server) -> None:
+    server.answers["/big"] = bytes(300_000)
+    with pytest.raises(OSError, match="No space left"):
+        download(f"{server.address}/big", Path("/dev/full"), 300_000)
 
 
 # --- Kaggle ---
