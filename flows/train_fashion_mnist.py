@@ -20,6 +20,7 @@ from schemas.config import (
 )
 from schemas.contract import DatasetName
 from schemas.references import ModelVersion
+from tasks.data.data_folder import digest_of_csvs
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
@@ -31,7 +32,6 @@ from tasks.train import train as train_model
 from tasks.train_on_worker import train_on_gpu_worker
 from tasks.validate import validate
 from tasks.version import version
-from tasks.watch_data import data_digest as digest_of_csvs
 
 DEFAULT_TRAINING = TrainingConfig()
 DEFAULT_PROMOTION = PromotionConfig()
@@ -62,7 +62,7 @@ def train_fashion_mnist(
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
     with artifacts_lock(artifacts), prestart_workers(train_here=train_on == "here"):
-        csvs = fetch(dataset, data_home, present_alone=data_digest is not None)
+        csvs = fetch(dataset, data_home, download=data_digest is None)
         if data_digest is not None and data_digest != (found := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, found)
         train = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)

@@ -17,7 +17,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 # Where training runs: in the process of the main flow, or on a worker of the gpu pool.
 TrainOn = Literal["here", "gpu"]
-# Of both CSVs, as `tasks.watch_data.data_digest` makes it.
+# The digest of both CSVs, see `tasks.data.data_folder.digest_of_csvs`.
 DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # How many rows of a split may be bad and are set aside: so many, or a share of the rows of its CSV such as 0.5%.
 BadRows = (
