@@ -20,7 +20,8 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
 
     Each file may be gzip-compressed. Only names are compared; no file is opened.
 
-    Raises `DataContractError` if a name cannot be printed, is not a file, or is ambiguous.
+    Raises `DataContractError` for unprintable names, for folders, links to nothing and pipes, and if two files could be
+    meant.
     """
     present: dict[Split, tuple[Path, ...]] = {}
     names = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
@@ -73,7 +74,7 @@ def _require_one_file(data_dir: Path, paths: Sequence[Path]) -> None:
 def csv_references(
     contract: DatasetContract, data_dir: Path, present: Mapping[Split, Sequence[Path]]
 ) -> dict[Split, CsvSplit]:
-    """Return the CSVs of the ``present`` files, with their digests and origin."""
+    """Return references to the ``present`` files, with digests and origin, and log where each file comes from."""
     csvs = {split: csv_split(split, paths, "supplied") for split, paths in present.items()}
     # The record is read after the files, because a fetch writes it before it renames them.
     fetched_digests = read_record(contract, data_dir)

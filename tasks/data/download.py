@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class SourceError(Exception):
-    """A source cannot supply the data. `fetch_data` tries the next one and reports the reasons if all fail."""
+    """Failure of one source. `fetch_data` tries the next one, and reports all failures if no source has the data."""
 
 
 @dataclass(frozen=True)

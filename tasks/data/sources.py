@@ -26,14 +26,13 @@ from tasks.data.splits import stratified_split
 
 logger = logging.getLogger(__name__)
 
-
 KAGGLE_DOWNLOAD = "https://www.kaggle.com/api/v1/datasets/download/"
 _IDX_DIMENSIONS = {2049: 1, 2051: 3}  # magic number: labels, images
 _CHUNK_BYTES = 1 << 20
 
 
 class Source(Protocol):
-    """A place that may have the published data. Log lines and errors contain its ``name``."""
+    """A place that may have the published data. Its ``name`` appears in log lines and errors."""
 
     @property
     def name(self) -> str: ...
@@ -120,7 +119,16 @@ def write_csv(rows: npt.NDArray[np.uint8], columns: Sequence[str], path: Path) -
             file.write(cells.tobytes().translate(None, b"\0"))
 
 
+def _write_split(contract: DatasetContract, split: Split, rows: npt.NDArray[np.uint8], folder: Path) -> Path:
+    """Write the rows of a split as a CSV to ``folder``, and return its path. Raises as `_check_rows` does."""
+    _check_rows(contract, split, rows)
+    path = folder / contract.csv_name(split)
+    write_csv(rows, contract.columns, path)
+    return path
+
+
 def _check_rows(contract: DatasetContract, split: Split, rows: npt.NDArray[np.uint8]) -> None:
+    """Raise `SourceError` unless ``rows``, uint8 (N, 1 + pixels), are the published ones in any order."""
     published = contract.published[split]
     if rows.shape != (published.rows, 1 + contract.pixels):
         raise SourceError(
@@ -157,12 +165,10 @@ class ScikitLearn:
         loaded = getattr(datasets, self.bundled.loader)()
         rows = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)  # uint8, (N, 1 + pixels)
         indices = stratified_split(loaded.target, self.bundled.test_rows, self.bundled.seed)
-        csvs: dict[Split, Path] = {}
-        for split, selected in zip(SPLITS, indices, strict=True):
-            _check_rows(contract, split, rows[selected])
-            csvs[split] = folder / contract.csv_name(split)
-            write_csv(rows[selected], contract.columns, csvs[split])
-        return csvs
+        return {
+            split: _write_split(contract, split, rows[selected], folder)
+            for split, selected in zip(SPLITS, indices, strict=True)
+        }
 
 
 # --- sources of IDX files ---
@@ -223,7 +229,7 @@ class DebianPackage:
         cache, lists, unpacked = folder / "cache", folder / "lists", folder / "unpacked"
         for path in (cache / "archives" / "partial", lists / "partial", unpacked):
             path.mkdir(parents=True)  # apt creates them only for root
-        # Without a sandbox user, because user _apt cannot write to this folder if root runs this.
+        # root downloads as root, because user _apt cannot write to this folder.
         apt = [apt_get, "-q", *_apt_options("APT::Sandbox::User=root", f"Dir::Cache={cache}", "Acquire::Retries=0")]
         apt += _apt_options("Acquire::http::Timeout=5", "Acquire::https::Timeout=5")
         try:
@@ -293,9 +299,7 @@ def _csvs_from_idx(contract: DatasetContract, source: Path, folder: Path) -> dic
                 f"received images {images.shape} and labels {labels.shape}"
             )
         rows = np.column_stack([labels, images.reshape(len(images), -1)])  # uint8, (N, 1 + pixels)
-        _check_rows(contract, split, rows)
-        csvs[split] = folder / contract.csv_name(split)
-        write_csv(rows, contract.columns, csvs[split])
+        csvs[split] = _write_split(contract, split, rows, folder)
     return csvs
 
 

@@ -125,12 +125,15 @@ def test_reports_an_unusable_folder(tmp_path: Path, name: str, source: Source) -
 
 
 def test_tries_sources_in_order_and_publishes_the_first(
-    data_dir: Path, web: WebServer, caplog: pytest.LogCaptureFixture
+    data_dir: Path, web: WebServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "tasks.data")
+    synced: list[Path] = []
+    monkeypatch.setattr("tasks.data.published_data.sync_to_disk", synced.append)
     sources = [IdxFolder(data_dir / "none"), web.mirror(GOOD.files), UNUSED]
     csvs = fetch_data(CONTRACT, data_dir, sources)
     assert_published(data_dir)
+    assert [path.name for path in synced] == [TRAIN, TEST]
     assert json.loads(record_path(CONTRACT, data_dir).read_bytes())["source"] == web.address
     umask = os.umask(0)
     os.umask(umask)
@@ -162,11 +165,12 @@ def test_lists_the_failure_of_every_source(data_dir: Path, web: WebServer) -> No
 
 def test_keeps_files_that_appear_during_the_fetch(data_dir: Path, good: IdxFolder) -> None:
     def supply_meanwhile(folder: Path) -> Mapping[Split, Path]:
+        assert [*folder.parent.iterdir()] == [folder]  # the folder of the first source is gone
         supply(data_dir, TRAIN, TEST)
         return good.fetch(CONTRACT, folder, Limits())
 
     with pytest.raises(DataUnavailable, match="Run again"):
-        fetch_data(CONTRACT, data_dir, [Stub(supply_meanwhile)])
+        fetch_data(CONTRACT, data_dir, [IdxFolder(data_dir / "none"), Stub(supply_meanwhile)])
     assert fetch_data(CONTRACT, data_dir, [UNUSED])["train"].sha256 == sha256(TRAIN.encode())
 
 
