@@ -10,6 +10,7 @@ from tasks.runtime.events import Event, StageFinished, StageStarted, subscribe
 
 
 def test_returns_the_csvs_and_emits_the_events_of_a_stage(tmp_path: Path) -> None:
+    assert (fetch.name, fetch.retries) == ("fetch", 0)
     events: list[Event] = []
     with subscribe(events.append):
         fetched = fetch.fn(DIGITS.name, tmp_path)
@@ -26,7 +27,3 @@ def test_without_download_missing_data_fails(tmp_path: Path) -> None:
     with pytest.raises(DataUnavailable, match=r"contains no CSV of fashion-mnist.*and downloads none"):
         fetch.fn(FASHION_MNIST.name, tmp_path, download=False)
     assert not list(tmp_path.glob("*.csv"))
-
-
-def test_has_no_retries() -> None:
-    assert (fetch.name, fetch.retries) == ("fetch", 0)

@@ -192,8 +192,7 @@ def encrypted() -> bytes:
     return flipped(flipped(content, 6, 1), content.index(b"PK\x01\x02") + 8, 1)  # flags of both headers
 
 
-TEST_ROWS = GOOD.rows["test"]
-TEST_CSV = as_csv(TEST_ROWS)
+TEST_CSV = as_csv(GOOD.rows["test"])
 BAD_ZIPS = {
     "a web page": (b"<html>Log in</html>", "not a readable zip .BadZipFile"),
     "cut off": (as_zip(kaggle_members())[:-100], "BadZipFile"),
@@ -203,13 +202,9 @@ BAD_ZIPS = {
     "one name twice": (as_zip({**kaggle_members(), f"old/{TRAIN}": b"x"}), f"expected one {TRAIN}.*received 2"),
     "a zip bomb": (zip_with(train=bytes(10_000_000)), "expected at most .* bytes .*, the zip lists 10000000"),
     "other images": (zip_with(train=as_csv(OTHER.rows["train"])), "train: not the published rows"),
-    "a row too few": (zip_with(test=as_csv(TEST_ROWS[1:])), "expected 100 rows"),
-    "a row twice": (zip_with(test=as_csv(TEST_ROWS[[0, *range(99)]])), "test: not the published"),
-    "256": (zip_with(test=TEST_CSV.replace(b",0,", b",256,", 1)), "not a CSV of numbers"),
+    "a row too few": (zip_with(test=as_csv(GOOD.rows["test"][1:])), "expected 100 rows"),
     "an empty cell": (zip_with(test=TEST_CSV.replace(b",0,", b",,", 1)), "not a CSV of numbers"),
-    "a ragged row": (zip_with(test=TEST_CSV.replace(b",0,", b",", 1)), "not a CSV of numbers"),
     "another header": (zip_with(test=TEST_CSV.replace(b"l1,pixel2", b"l2,pixel1", 1)), "expected 31 columns label"),
-    "no header": (zip_with(test=TEST_CSV.partition(b"\n")[2]), "not a CSV|expected 31 columns"),
     "empty": (zip_with(test=b""), "not a CSV"),
 }
 
