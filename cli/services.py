@@ -35,6 +35,7 @@ from cli.server_process import (
 )
 from schemas.config import PROJECT_ROOT, data_folder
 from schemas.errors import FashionAnnError
+from schemas.layout import Artifacts
 from tasks.runtime.files import atomic_write
 
 SERVER = "server"
@@ -118,7 +119,7 @@ class ServicePaths:
 
     @property
     def folder(self) -> Path:
-        return self.artifacts / "services"
+        return Artifacts(self.artifacts).services
 
     @property
     def state(self) -> Path:

@@ -21,9 +21,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from schemas.layout import Artifacts
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, subscribe
-
-LOGS_FOLDER = "logs"
 
 _LOGS_KEPT = 20
 _SECONDS_BETWEEN_EPOCH_LINES = 10
@@ -255,7 +254,7 @@ class Screen:
     """
 
     def __init__(self, artifacts_dir: Path, progress: Progress, *, quiet: bool) -> None:
-        self.log_path = new_log(artifacts_dir / LOGS_FOLDER)
+        self.log_path = new_log(Artifacts(artifacts_dir).logs)
         self.log = self.log_path.open("a+b", buffering=0)
         # Like Python's own stderr: a character that the terminal cannot encode is escaped and ends no run.
         terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")

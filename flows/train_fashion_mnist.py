@@ -19,6 +19,7 @@ from schemas.config import (
 )
 from schemas.contract import DatasetName
 from schemas.references import ModelVersion
+from tasks.data.data_folder import digest_of_csvs
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
@@ -26,7 +27,6 @@ from tasks.model.warm_up import pipeline_session
 from tasks.prepare import prepare
 from tasks.validate import validate
 from tasks.version import version
-from tasks.watch_data import data_digest as digest_of_csvs
 
 DEFAULT_TRAINING = TrainingConfig()
 DEFAULT_PROMOTION = PromotionConfig()
@@ -57,7 +57,7 @@ def train_fashion_mnist(
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
     with pipeline_session(artifacts, prestart_trainer=train_on == "here"):
-        csvs = fetch(dataset, data_home, present_alone=data_digest is not None)
+        csvs = fetch(dataset, data_home, download=data_digest is None)
         if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, actual)
         train_data = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)

@@ -17,7 +17,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 # Where training runs: in the process of the main flow, or on a worker of the gpu pool.
 TrainOn = Literal["here", "gpu"]
-# Digest of the CSVs of both splits, computed by `tasks.watch_data.data_digest`.
+# Digest of the CSVs of both splits, computed by `tasks.data.data_folder.digest_of_csvs`.
 DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Bad rows of a split that are quarantined before the split is rejected: a number, or a share of its rows such as 0.5%.
 BadRows = (

@@ -1,20 +1,27 @@
 """Fetch: the CSVs of a dataset."""
 
+import time
 from pathlib import Path
 
 from prefect import task
 
 from schemas.contract import Split, contract_of
 from schemas.references import CsvSplit
-from tasks.data.published_data import fetch_data
-from tasks.runtime.events import StageStarted, emit
+from tasks.data.published_data import fetch_data, find_data
+from tasks.runtime.events import StageFinished, StageStarted, emit
 
 
 @task(name="fetch", task_run_name="fetch")
-def fetch(dataset: str, data_dir: Path, present_alone: bool = False) -> dict[Split, CsvSplit]:
-    """The CSVs of ``dataset``, see `fetch_data`; with ``present_alone`` those that are there, and no others.
+def fetch(dataset: str, data_dir: Path, download: bool = True) -> dict[Split, CsvSplit]:
+    """Return the CSVs of ``dataset`` in ``data_dir``; with ``download``, fetch them if there are none.
 
-    No retries: when this fails, each source has been tried, and a wrong digest stays wrong.
+    The task has no retries: it has tried every source, and a wrong digest stays wrong.
     """
+    contract = contract_of(dataset)
     emit(StageStarted("fetch", None))
-    return fetch_data(contract_of(dataset), data_dir, sources=() if present_alone else None)
+    started = time.monotonic()
+    present = find_data(contract, data_dir)
+    csvs = present or fetch_data(contract, data_dir, sources=None if download else ())
+    facts: dict[str, str] = {split: csv.origin for split, csv in csvs.items()}
+    emit(StageFinished("fetch", None, present is not None, time.monotonic() - started, facts))
+    return csvs

@@ -27,6 +27,7 @@ from prefect.states import Cancelled
 
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker
+from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.files import digest_of
 
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # Defined in prefect.yaml, with its work pool.
 DEPLOYMENT = "fit-model/gpu"
-# In the artifacts folder, which both machines share.
-RETURNED_FOLDER = "returned"
 
 _POLL_SECONDS = 1.0
 _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
@@ -67,7 +66,7 @@ def train_on_gpu_worker(
 
     Raises `NoGpuWorker`, with no run left in the queue, and `GpuTrainingFailed` with the worker's message.
     """
-    returned = artifacts_dir / RETURNED_FOLDER
+    returned = Artifacts(artifacts_dir).returned
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name

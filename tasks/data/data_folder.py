@@ -1,4 +1,4 @@
-"""Find the CSVs and shards in the data folder, with their digests."""
+"""Find the CSVs and shards in the data folder, and compute their digests."""
 
 import json
 import logging
@@ -9,84 +9,117 @@ from typing import Literal
 
 from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataContractError, UnreadableData
-from schemas.references import CsvFile, CsvSplit
+from schemas.references import CsvFile, CsvSplit, sha256sum_digest
 from tasks.runtime.files import sha256_file
 
 logger = logging.getLogger(__name__)
 
 
 def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple[Path, ...]]:
-    """The CSV of each split that is there, or its shards in the order of their names, each of them packed or not.
+    """Return the files of each split that is present: one CSV, or its shards in the order of their names.
 
-    Names decide; nothing is opened.
+    Each file may be gzip-compressed. Only names are compared; no file is opened.
+
+    Raises `DataContractError` for unprintable names, for folders, links to nothing and pipes, and if two files could be
+    meant.
     """
     present: dict[Split, tuple[Path, ...]] = {}
     names = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
     for split in SPLITS:
         whole = contract.csv_name(split)
         shard = re.compile(rf"{re.escape(whole.removesuffix('.csv'))}-.*\.csv", re.DOTALL)
-        # By the name of the CSV: sorted, and packed beside plain.
-        found: dict[str, list[Path]] = {}
+        files: dict[str, list[Path]] = {}  # by name without .gz
         for name in sorted(names):
             plain = name.removesuffix(".gz")
             if plain == whole or shard.fullmatch(plain):
                 _require_printable_name(data_dir, name)
-                found.setdefault(plain, []).append(data_dir / name)
-        for paths in found.values():
+                files.setdefault(plain, []).append(data_dir / name)
+        for paths in files.values():
             _require_one_file(data_dir, paths)
-        if whole in found and len(found) > 1:
-            first = next(paths[0] for plain, paths in found.items() if plain != whole)
+        if whole in files and len(files) > 1:
+            name, first = files[whole][0].name, next(paths[0].name for plain, paths in files.items() if plain != whole)
             raise DataContractError(
-                f"{data_dir} holds {found[whole][0].name} and shards of it, {first.name} the first of "
-                f"{len(found) - 1}. Expected one or the other, because rows may stand in both: remove what is not "
-                f"meant, or give {found[whole][0].name} the name of a shard, too."
+                f"{data_dir} contains {name} and {len(files) - 1} shards of it ({first}, ...). Expected one or the "
+                f"other, because both may contain the same rows. Remove one of them, or rename {name} to a shard."
             )
-        if found:
-            present[split] = tuple(path for _, (path,) in sorted(found.items()))
+        if files:
+            present[split] = tuple(path for _, (path,) in sorted(files.items()))
     return present
 
 
 def _require_printable_name(data_dir: Path, name: str) -> None:
-    """The name of a shard stands in manifests, quarantine and messages."""
+    """Require a name that manifests, quarantine files and messages can contain."""
     if not name.isprintable():
         raise DataContractError(
-            f"{data_dir} holds a shard of the name {name!a}: expected a name of characters that can be printed, in "
-            "UTF-8. Rename the file, and run again."
+            f"{data_dir} contains a shard named {name!a}. Expected printable UTF-8 characters. Rename the file and run "
+            "again."
         )
 
 
 def _require_one_file(data_dir: Path, paths: Sequence[Path]) -> None:
-    """``paths``: a CSV, its packed form, or both of them."""
+    """Require a single regular file. ``paths``: the plain and the compressed form of a CSV, as far as present."""
     for path in paths:
         if not path.is_file():
             received = "a folder" if path.is_dir() else "a link to nothing, a pipe or a device"
             raise DataContractError(
-                f"{path} is not a file. Expected a CSV, received {received}. Take it away, or put a CSV there."
+                f"{path} is not a file. Expected a CSV, received {received}. Remove it, or replace it by a CSV."
             )
     if len(paths) > 1:
         raise DataContractError(
-            f"{data_dir} holds both {paths[0].name} and {paths[1].name}. Expected one of them, because they may "
-            "differ: remove the one that is not meant."
+            f"{data_dir} contains both {paths[0].name} and {paths[1].name}. Expected one of them, because they may "
+            "differ. Remove the wrong one."
         )
 
 
 def csv_references(
     contract: DatasetContract, data_dir: Path, present: Mapping[Split, Sequence[Path]]
 ) -> dict[Split, CsvSplit]:
-    found = {split: csv_split(split, paths, "supplied") for split, paths in present.items()}
-    # The record after the files: it is written before they get their names.
-    ours = read_record(contract, data_dir)
-    for split, csv in found.items():
-        if ours.get(split) == csv.sha256:
-            found[split] = csv.model_copy(update={"origin": "fetched"})
+    """Return references to the ``present`` files, with digests and origin, and log where each file comes from."""
+    csvs = {split: csv_split(split, paths, "supplied") for split, paths in present.items()}
+    # The record is read after the files, because a fetch writes it before it renames them.
+    fetched_digests = read_record(contract, data_dir)
+    for split, csv in csvs.items():
+        fetched = fetched_digests.get(split) == csv.sha256
+        if fetched:
+            csvs[split] = csv.model_copy(update={"origin": "fetched"})
         for file in csv.files:
-            logger.info("%s: found, %s", file.path, found[split].origin)
-    if len({csv.origin for csv in found.values()}) > 1:
-        logger.warning("%s mixes a fetched split with a supplied one: are they of one dataset?", data_dir)
-    return found
+            logger.info("%s: found (%s)", file.path, "downloaded earlier" if fetched else "your file")
+    if len({csv.origin for csv in csvs.values()}) > 1:
+        logger.warning("%s mixes a downloaded split with a supplied one: check that they belong together", data_dir)
+    return csvs
+
+
+def digest_of_csvs(csvs: Mapping[Split, CsvSplit]) -> str:
+    """Return one digest of the CSVs of both splits, as ``sha256sum TEST.. TRAIN.. | sha256sum`` in their folder."""
+    return sha256sum_digest(file for csv in csvs.values() for file in csv.files)
+
+
+def folder_digest(contract: DatasetContract, data_dir: Path) -> str | None:
+    """Return the digest of the CSVs in ``data_dir``, None if a split is missing or a file is being written."""
+    try:
+        present = present_csvs(contract, data_dir)
+        if len(present) < len(SPLITS):
+            names = ", ".join(path.name for paths in present.values() for path in paths) or "no CSV"
+            logger.info("%s contains %s; both splits are needed", data_dir, names)
+            return None
+        before = _stamps(present)
+        csvs = [CsvFile(path=path, sha256=sha256_file(path)) for paths in present.values() for path in paths]
+        if _stamps(present) != before or present_csvs(contract, data_dir) != present:
+            logger.info("%s: files are still being written; the next run checks again", data_dir)
+            return None
+    except FileNotFoundError as error:
+        logger.info("%s was removed while it was read; the next run checks again", error.filename)
+        return None
+    return sha256sum_digest(csvs)
+
+
+def _stamps(present: Mapping[Split, Sequence[Path]]) -> list[tuple[int, int, int]]:
+    entries = [path.stat() for paths in present.values() for path in paths]
+    return [(entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in entries]
 
 
 def csv_split(split: Split, paths: Sequence[Path], origin: Literal["supplied", "fetched"]) -> CsvSplit:
+    """Return the reference to the files of a split. Raises `UnreadableData`."""
     return CsvSplit(split=split, files=tuple(_hashed(path) for path in paths), origin=origin)
 
 
@@ -98,11 +131,12 @@ def _hashed(path: Path) -> CsvFile:
 
 
 def record_path(contract: DatasetContract, data_dir: Path) -> Path:
+    """Return the path of the record of what was downloaded into ``data_dir``."""
     return data_dir / f"{contract.name}.source.json"
 
 
 def read_record(contract: DatasetContract, data_dir: Path) -> dict[str, str]:
-    """Digest of each CSV that was fetched here, by split. A record that cannot be read says nothing."""
+    """Return the digest of each split that was downloaded into ``data_dir``; empty if the record is unreadable."""
     path = record_path(contract, data_dir)
     try:
         files = json.loads(path.read_bytes())["files"]
@@ -110,5 +144,5 @@ def read_record(contract: DatasetContract, data_dir: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be read (%s) and is ignored: the CSVs beside it count as supplied", path, error)
+        logger.warning("%s cannot be read (%s) and is ignored; the CSVs count as supplied", path, error)
         return {}

@@ -1,4 +1,4 @@
-"""Return the CSVs of the data folder, or fetch the published ones into it."""
+"""Return the CSVs of the data folder, and download the published ones if it contains none."""
 
 import logging
 import shutil
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataContractError, DataUnavailable
@@ -16,6 +16,7 @@ from tasks.data.data_folder import csv_references, csv_split, present_csvs, read
 from tasks.data.download import DEFAULT_LIMITS, Limits, SourceError
 from tasks.data.sources import Source, default_sources
 from tasks.runtime.files import sha256_file, sync_to_disk, write_json
+from tasks.runtime.locks import wait_for_lock
 
 logger = logging.getLogger(__name__)
 
@@ -26,62 +27,65 @@ def fetch_data(
     sources: Sequence[Source] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> dict[Split, CsvSplit]:
-    """Find the CSVs of both splits in ``data_dir``, or put the published ones there.
+    """Return the CSVs of both splits in ``data_dir``; download the published ones if it contains none.
 
-    sources: tried in order until one does; None means `default_sources`.
+    sources: tried in this order; None means `default_sources`.
 
-    Two that fetch into one folder take turns: the second finds what the first fetched. A run that is killed leaves
-    nothing that is later taken for whole, or for supplied.
+    Runs that share a folder take turns: the second finds the files of the first. A killed run leaves no file that
+    counts as complete or as supplied.
 
-    Raises `DataUnavailable` when no source did, when only one split is there, or when the folder cannot be used;
-    `DataContractError` when what carries a CSV's name is no file, or one that cannot be read, and where nobody knows
-    which of several files is meant.
+    Raises `DataUnavailable` if no source has the data, only one split is present, or the folder cannot be used;
+    `DataContractError` if a CSV is not a readable file, or several files could be meant.
     """
     data_dir = data_dir.absolute()
-    try:
-        # Without the lock first, so that CSVs in a folder that cannot be written to do.
-        present = present_csvs(contract, data_dir)
-        if len(present) == len(SPLITS):
-            _sweep(contract, data_dir)
-            return csv_references(contract, data_dir, present)
+    with _folder_errors(contract, data_dir):
+        # First without the lock: a folder that already contains the CSVs may be read-only.
+        if (present := find_data(contract, data_dir)) is not None:
+            return present
         data_dir.mkdir(parents=True, exist_ok=True)
-        with _folder_lock(contract, data_dir):
-            return _find_or_fetch(contract, data_dir, default_sources(contract) if sources is None else sources, limits)
-    except OSError as error:
-        raise DataUnavailable(
-            f"The data folder {data_dir} cannot be used ({type(error).__name__}: {error}). Expected a folder that can "
-            f"be read, and written to where data has to be fetched. {_by_hand(contract, data_dir)}"
-        ) from error
+        with wait_for_lock(_lock_path(contract, data_dir), f"{data_dir}: another run is fetching; waiting for it"):
+            return _fetch(contract, data_dir, default_sources(contract) if sources is None else sources, limits)
 
 
-# --- the data folder ---
+def find_data(contract: DatasetContract, data_dir: Path) -> dict[Split, CsvSplit] | None:
+    """Return the CSVs of both splits in ``data_dir``, None if a split is missing. Raises as `fetch_data` does."""
+    data_dir = data_dir.absolute()
+    with _folder_errors(contract, data_dir):
+        present = present_csvs(contract, data_dir)
+        if len(present) < len(SPLITS):
+            return None
+        working = _working_folder(contract, data_dir)
+        if working.exists():  # left by a run that was killed after its last rename, or in use by another run
+            with suppress(OSError), FileLock(_lock_path(contract, data_dir), timeout=0):
+                shutil.rmtree(working)
+        return csv_references(contract, data_dir, present)
 
 
-def _find_or_fetch(
+def _fetch(
     contract: DatasetContract, data_dir: Path, sources: Sequence[Source], limits: Limits
 ) -> dict[Split, CsvSplit]:
-    """`fetch_data` under the lock: nobody else is fetching into ``data_dir``."""
+    """Fetch under the lock of ``data_dir``."""
     present = present_csvs(contract, data_dir)
     if len(present) == len(SPLITS):
         return csv_references(contract, data_dir, present)
-    ours = read_record(contract, data_dir)
+    fetched_digests = read_record(contract, data_dir)
     for split, paths in present.items():
-        if csv_split(split, paths, "supplied").sha256 != ours.get(split):
+        if csv_split(split, paths, "supplied").sha256 != fetched_digests.get(split):
             missing = " and ".join(contract.csv_name(other) for other in SPLITS if other not in present)
             raise DataUnavailable(
-                f"{data_dir} holds {paths[0].name} but not {missing}. Expected both: one split of yours is not "
-                f"completed with the published other one, because figures from such a mixture mean nothing. Add "
-                f"{missing} (or {missing}.gz, or shards of it), or take {paths[0].name} away to have both fetched."
+                f"{data_dir} contains {paths[0].name} but not {missing}. Expected both splits: metrics of your split "
+                f"combined with a published one would mean nothing. Add {missing} (or {missing}.gz, or shards of it), "
+                f"or remove {paths[0].name} to fetch both."
             )
-        logger.info("%s was left by a fetch that was killed; both are fetched again", paths[0])
+        logger.info("%s: left by an interrupted fetch; fetching both splits again", paths[0])
 
     working = _working_folder(contract, data_dir)
-    shutil.rmtree(working, ignore_errors=True)  # left by a run that was killed
+    shutil.rmtree(working, ignore_errors=True)  # left by a killed run
     working.mkdir()
     try:
         name, fetched = _fetch_from_first_source(contract, data_dir, working, sources, limits)
         if present_csvs(contract, data_dir) != present:
-            raise DataUnavailable(f"{data_dir} changed while data was fetched into it. Run again to use what is there.")
+            raise DataUnavailable(f"{data_dir} changed during the fetch. Run again to use the files in it.")
         return _publish(contract, data_dir, working, name, fetched, present)
     finally:
         shutil.rmtree(working, ignore_errors=True)
@@ -90,30 +94,31 @@ def _find_or_fetch(
 def _fetch_from_first_source(
     contract: DatasetContract, data_dir: Path, working: Path, sources: Sequence[Source], limits: Limits
 ) -> tuple[str, Mapping[Split, Path]]:
+    """Return the name of the first source that has the data, and the CSVs that it wrote below ``working``."""
     failures: list[str] = []
-    for number, source in enumerate(sources):
+    for number, source in enumerate(sources, start=1):
         folder = working / str(number)
         folder.mkdir()
-        logger.info("%s: trying %s", contract.name, source.name)
+        logger.info("trying %s", source.name)
         started = time.monotonic()
         try:
             fetched = source.fetch(contract, folder, limits)
         except (SourceError, DataContractError) as error:
-            logger.info("%s: %s does not do: %s", contract.name, source.name, error)
-            failures.append(f"{source.name}: {str(error).rstrip('.')}")
-            shutil.rmtree(folder)  # the next one may need the room
+            reason = str(error).rstrip(".")
+            logger.info("not available: %s%s", reason, "; trying the next source" if number < len(sources) else "")
+            failures.append(f"({number}) {source.name}: {reason}")
+            shutil.rmtree(folder)  # frees the disk space for the next source
         else:
-            logger.info("%s: got it from %s in %.1f s", contract.name, source.name, time.monotonic() - started)
+            logger.info("fetched from %s in %.1f s", source.name, time.monotonic() - started)
             return source.name, fetched
     if not sources:
         raise DataUnavailable(
-            f"{data_dir} holds no CSV of {contract.name}. Expected {' and '.join(map(contract.csv_name, SPLITS))}: "
-            "this run is for data that was announced, and fetches none."
+            f"{data_dir} contains no CSV of {contract.name}. Expected {' and '.join(map(contract.csv_name, SPLITS))}: "
+            "this run is for announced data and downloads none."
         )
-    tried = "; ".join(f"({number}) {failure}" for number, failure in enumerate(failures, start=1))
     raise DataUnavailable(
-        f"The {contract.name} data could not be fetched from any of {len(failures)} sources. Tried: {tried}. "
-        f"{_by_hand(contract, data_dir)}"
+        f"The {contract.name} data is not available from any of {len(failures)} sources. "
+        f"Tried: {'; '.join(failures)}. {_how_to_supply(contract, data_dir)}"
     )
 
 
@@ -123,12 +128,12 @@ def _publish(
     working: Path,
     source: str,
     fetched: Mapping[Split, Path],
-    left: Mapping[Split, Sequence[Path]],
+    leftovers: Mapping[Split, Sequence[Path]],
 ) -> dict[Split, CsvSplit]:
-    """Give the CSVs their names.
+    """Move the fetched CSVs to their final names.
 
-    The order is what makes a kill harmless: as soon as a fetched CSV has its name, the record tells whose it is. A CSV
-    ``left`` by a killed fetch goes first, because under the new record it would pass for supplied.
+    The order makes a kill harmless: the record exists before the CSVs that it describes. The CSVs that a killed fetch
+    left are removed before, because they would count as supplied under the new record.
     """
     files: dict[Split, CsvFile] = {}
     for split in SPLITS:
@@ -138,49 +143,40 @@ def _publish(
     rows = {split: contract.published[split].rows for split in SPLITS}
     entries = {split: {"sha256": file.sha256, "rows": rows[split]} for split, file in files.items()}
     write_json(record, {"source": source, "files": entries})
-    for paths in left.values():
+    for paths in leftovers.values():
         for path in paths:
             path.unlink()
     record.replace(record_path(contract, data_dir))
     for split, file in files.items():
         fetched[split].replace(file.path)
-        logger.info("%s: fetched, %d rows, sha256 %s", file.path, rows[split], file.sha256)
+        logger.info("%s: fetched, %d rows", file.path, rows[split])
     return {split: CsvSplit(split=split, files=(file,), origin="fetched") for split, file in files.items()}
 
 
 def _working_folder(contract: DatasetContract, data_dir: Path) -> Path:
-    """Where a fetch keeps all that has no name yet. One name is enough: whoever has the lock owns it."""
+    """Return the folder of unfinished files. The holder of the lock owns it."""
     return data_dir / f".{contract.name}.fetching"
 
 
+def _lock_path(contract: DatasetContract, data_dir: Path) -> Path:
+    return data_dir / f".{contract.name}.lock"
+
+
 @contextmanager
-def _folder_lock(contract: DatasetContract, data_dir: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the folder's lock. The kernel frees it when its holder is killed."""
-    lock = FileLock(data_dir / f".{contract.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            raise
-        logger.info("%s: another run is fetching; waiting for it", data_dir)
-        lock.acquire()
+def _folder_errors(contract: DatasetContract, data_dir: Path) -> Iterator[None]:
+    """Report an OSError of the block as a data folder that cannot be used."""
     try:
         yield
-    finally:
-        lock.release()
+    except OSError as error:
+        raise DataUnavailable(
+            f"The data folder {data_dir} cannot be used ({type(error).__name__}: {error}). Expected a folder that can "
+            f"be read, and written to if data has to be fetched. {_how_to_supply(contract, data_dir)}"
+        ) from error
 
 
-def _sweep(contract: DatasetContract, data_dir: Path) -> None:
-    """Remove what a fetch left that was killed after its last rename. Nothing hangs on it."""
-    working = _working_folder(contract, data_dir)
-    if working.exists():
-        with suppress(OSError), _folder_lock(contract, data_dir, wait=False):
-            shutil.rmtree(working)
-
-
-def _by_hand(contract: DatasetContract, data_dir: Path) -> str:
+def _how_to_supply(contract: DatasetContract, data_dir: Path) -> str:
     train, test = (contract.csv_name(split) for split in SPLITS)
     return (
-        f"To supply the data by hand, put {train} and {test} (or both as .csv.gz) into {data_dir}, or name the folder "
-        "that holds them with --data-dir or FASHION_ANN_DATA_DIR."
+        f"To supply the data yourself, put {train} and {test} (or both as .csv.gz) into {data_dir}, or name the folder "
+        "that contains them with --data-dir or FASHION_ANN_DATA_DIR."
     )

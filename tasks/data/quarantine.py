@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract, Split
 from schemas.errors import DataUnavailable, StoredArtifactError, WrongUsage
+from schemas.layout import Artifacts
 from schemas.references import CsvFile, CsvSplit
 from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
 
@@ -41,7 +42,6 @@ SCHEMA = pa.schema(
 # differently.
 HEADERS = "fashion_ann.headers"
 
-_FOLDER = "quarantine"
 _CORRECTED = "-corrected"
 _BUFFER_BYTES = 4 << 20
 _BUFFER_ROWS = 8192
@@ -60,7 +60,7 @@ class BadRow(NamedTuple):
 
 def quarantine_path(artifacts_dir: Path, csv: CsvSplit) -> Path:
     """Return where the rejected rows of ``csv`` are stored."""
-    return artifacts_dir / _FOLDER / f"{csv.split}-{csv.sha256}.parquet"
+    return Artifacts(artifacts_dir).quarantine / f"{csv.split}-{csv.sha256}.parquet"
 
 
 class Quarantine:
@@ -133,7 +133,7 @@ class QuarantineFile:
 
 def list_quarantine(artifacts_dir: Path) -> list[QuarantineFile]:
     """Return every quarantine file of the artifacts folder, ordered by name."""
-    return [read_quarantine(path) for path in sorted((artifacts_dir / _FOLDER).glob("*.parquet"))]
+    return [read_quarantine(path) for path in sorted(Artifacts(artifacts_dir).quarantine.glob("*.parquet"))]
 
 
 def read_quarantine(path: Path) -> QuarantineFile:
@@ -161,7 +161,7 @@ def find_quarantine(artifacts_dir: Path, split: Split, csvs: Sequence[Path]) -> 
 
     After an export, and before the next run, that is the file of the CSVs without the exported shards.
     """
-    if not any((artifacts_dir / _FOLDER).glob(f"{split}-*.parquet")):
+    if not any(Artifacts(artifacts_dir).quarantine.glob(f"{split}-*.parquet")):
         return None
     files = tuple(CsvFile(path=path, sha256=sha256_file(path)) for path in csvs)
     originals = tuple(file for file in files if not _stem(file.path.name).endswith(_CORRECTED))

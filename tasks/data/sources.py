@@ -1,4 +1,4 @@
-"""Sources of the published data: scikit-learn, IDX files, mirrors, a Debian package, Kaggle."""
+"""Get the published data from scikit-learn, IDX files, mirrors, a Debian package or Kaggle."""
 
 import gzip
 import hashlib
@@ -26,29 +26,28 @@ from tasks.data.splits import stratified_split
 
 logger = logging.getLogger(__name__)
 
-
 KAGGLE_DOWNLOAD = "https://www.kaggle.com/api/v1/datasets/download/"
 _IDX_DIMENSIONS = {2049: 1, 2051: 3}  # magic number: labels, images
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 class Source(Protocol):
-    """A place that may have the published data. ``name`` is for people."""
+    """A place that may have the published data. Its ``name`` appears in log lines and errors."""
 
     @property
     def name(self) -> str: ...
 
     def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
-        """Write both CSVs into the empty ``folder``, and return them once every row in them is the published one.
+        """Write both CSVs into the empty ``folder``, check every row against the published digest, return the paths.
 
-        Raises `SourceError` or `DataContractError` when this source does not do, OSError when ``folder`` cannot be
-        written to.
+        Raises `SourceError` or `DataContractError` if the source does not have the data; OSError if ``folder`` cannot
+        be written to.
         """
         ...
 
 
 def default_sources(contract: DatasetContract) -> tuple[Source, ...]:
-    """Where the published data is looked for, in this order."""
+    """Return the sources of a dataset in the order in which they are tried."""
     sources: list[Source] = []
     if contract.bundled is not None:
         sources.append(ScikitLearn(contract.bundled))
@@ -66,33 +65,33 @@ def default_sources(contract: DatasetContract) -> tuple[Source, ...]:
 
 
 def read_idx(content: bytes) -> npt.NDArray[np.uint8]:
-    """An IDX file as an array.
+    """Return an IDX file as a read-only array on ``content``.
 
-    Images (magic 2051): uint8, (N, height, width). Labels (magic 2049): uint8, (N,). Read-only views of ``content``.
-    The header is big-endian: the magic number, then each dimension as 4 bytes.
+    Images (magic number 2051): uint8, (N, height, width). Labels (2049): uint8, (N,). The header is big-endian: the
+    magic number, then each dimension as 4 bytes.
 
-    Raises `DataContractError` when ``content`` is anything else.
+    Raises `DataContractError` if ``content`` is anything else.
     """
     magic = int.from_bytes(content[:4], "big")
     dimensions = _IDX_DIMENSIONS.get(magic)
     if len(content) < 4 or dimensions is None:
         raise DataContractError(
-            f"An IDX file begins with 2049 (labels) or 2051 (images), this one with {content[:4]!r}."
+            f"Expected an IDX file that starts with 2049 (labels) or 2051 (images), received {content[:4]!r}."
         )
     start = 4 + 4 * dimensions
     if len(content) < start:
-        raise DataContractError(f"An IDX header of {start} bytes was expected, {len(content)} bytes were received.")
+        raise DataContractError(f"Expected an IDX header of {start} bytes, received {len(content)} bytes.")
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
     expected = start + math.prod(shape)
     if len(content) != expected:
-        raise DataContractError(f"IDX of shape {shape} takes {expected} bytes, {len(content)} were received.")
+        raise DataContractError(f"Expected {expected} bytes of IDX for shape {shape}, received {len(content)}.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def rows_digest(rows: npt.NDArray[np.uint8]) -> str:
-    """Digest of the same rows in any order.
+    """Return a digest that does not depend on the order of rows: sha256 of the sorted sha256 digests of the rows.
 
-    rows: uint8, (N, 1 + pixels), label first. sha256 of the sorted sha256 digests of each row's bytes.
+    rows: uint8, (N, 1 + pixels), label first.
     """
     return hashlib.sha256(
         b"".join(sorted(hashlib.sha256(row).digest() for row in np.ascontiguousarray(rows)))
@@ -100,11 +99,11 @@ def rows_digest(rows: npt.NDArray[np.uint8]) -> str:
 
 
 def write_csv(rows: npt.NDArray[np.uint8], columns: Sequence[str], path: Path) -> None:
-    """Write rows as CSV: a header, then integers; commas, LF. The same rows give the same bytes, everywhere.
+    """Write a header and rows of integers, with commas and LF. Equal rows give equal bytes on every machine.
 
     rows: uint8, (N, columns).
     """
-    # Each number with its separator fits in 4 bytes, so that a block of rows is one look-up; then the padding goes.
+    # A number and its separator fit in 4 bytes, so one table look-up formats a block. Then the zero padding is removed.
     within, last = (
         np.array([list(f"{value}{separator}".encode().ljust(4, b"\0")) for value in range(256)], np.uint8)
         .view(np.uint32)
@@ -120,7 +119,16 @@ def write_csv(rows: npt.NDArray[np.uint8], columns: Sequence[str], path: Path) -
             file.write(cells.tobytes().translate(None, b"\0"))
 
 
+def _write_split(contract: DatasetContract, split: Split, rows: npt.NDArray[np.uint8], folder: Path) -> Path:
+    """Write the rows of a split as a CSV to ``folder``, and return its path. Raises as `_check_rows` does."""
+    _check_rows(contract, split, rows)
+    path = folder / contract.csv_name(split)
+    write_csv(rows, contract.columns, path)
+    return path
+
+
 def _check_rows(contract: DatasetContract, split: Split, rows: npt.NDArray[np.uint8]) -> None:
+    """Raise `SourceError` unless ``rows``, uint8 (N, 1 + pixels), are the published ones in any order."""
     published = contract.published[split]
     if rows.shape != (published.rows, 1 + contract.pixels):
         raise SourceError(
@@ -129,7 +137,7 @@ def _check_rows(contract: DatasetContract, split: Split, rows: npt.NDArray[np.ui
     received = rows_digest(rows)
     if received != published.rows_sha256:
         raise SourceError(
-            f"{split}: these are not the published rows: expected digest {published.rows_sha256}, received {received}"
+            f"{split}: not the published rows: expected digest {published.rows_sha256}, received {received}"
         )
 
 
@@ -138,7 +146,7 @@ def _check_rows(contract: DatasetContract, split: Split, rows: npt.NDArray[np.ui
 
 @dataclass(frozen=True)
 class ScikitLearn:
-    """Images that come with scikit-learn, where that is installed (the extra "datasets")."""
+    """Images that scikit-learn contains, if it is installed (extra "datasets")."""
 
     bundled: BundledData
 
@@ -151,18 +159,16 @@ class ScikitLearn:
             from sklearn import datasets
         except ImportError as error:
             raise SourceError(
-                f"scikit-learn cannot be imported ({error}): in the checkout, "
+                f"scikit-learn cannot be imported ({error}); install it in the checkout with "
                 "`.venv/bin/python -m pip install scikit-learn`"
             ) from error
         loaded = getattr(datasets, self.bundled.loader)()
         rows = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)  # uint8, (N, 1 + pixels)
-        places = stratified_split(loaded.target, self.bundled.test_rows, self.bundled.seed)
-        csvs: dict[Split, Path] = {}
-        for split, taken in zip(SPLITS, places, strict=True):
-            _check_rows(contract, split, rows[taken])
-            csvs[split] = folder / contract.csv_name(split)
-            write_csv(rows[taken], contract.columns, csvs[split])
-        return csvs
+        indices = stratified_split(loaded.target, self.bundled.test_rows, self.bundled.seed)
+        return {
+            split: _write_split(contract, split, rows[selected], folder)
+            for split, selected in zip(SPLITS, indices, strict=True)
+        }
 
 
 # --- sources of IDX files ---
@@ -170,7 +176,7 @@ class ScikitLearn:
 
 @dataclass(frozen=True)
 class IdxFolder:
-    """The four files on disk, packed by whomever."""
+    """The four IDX files on disk, compressed by any version of gzip, or plain."""
 
     path: Path
 
@@ -180,13 +186,13 @@ class IdxFolder:
 
     def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
         if not self.path.is_dir():
-            raise SourceError("there is no such folder")
+            raise SourceError("the folder does not exist")
         return _csvs_from_idx(contract, self.path, folder)
 
 
 @dataclass(frozen=True)
 class IdxMirror:
-    """A server with the four files under ``address``."""
+    """A server with the four IDX files under ``address``."""
 
     address: str
 
@@ -195,11 +201,11 @@ class IdxMirror:
         return self.address
 
     def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
-        # Small files first: a server that hands out other data is found out after kilobytes.
+        # Labels first: a server with other data is rejected after kilobytes.
         labels, images = zip(*(_idx_files(contract, split) for split in SPLITS), strict=True)
         for file in (*labels, *images):
             path = folder / file.name
-            # Twice: packed by someone else it may be somewhat larger.
+            # Twice the published size, because other compression settings may give a larger file.
             download(f"{self.address.rstrip('/')}/{file.name}", path, 2 * file.gzip_bytes, limits)
             _idx_content(file, path, _largest_idx(contract))
         return _csvs_from_idx(contract, folder, folder)
@@ -207,7 +213,7 @@ class IdxMirror:
 
 @dataclass(frozen=True)
 class DebianPackage:
-    """A Debian package with the four files in ``folder``. It is unpacked, not installed; no root is needed."""
+    """A Debian package with the four IDX files in ``folder``. It is unpacked, not installed, so root is not needed."""
 
     package: str
     folder: str
@@ -219,27 +225,27 @@ class DebianPackage:
     def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
         apt_get, dpkg = shutil.which("apt-get"), shutil.which("dpkg")
         if apt_get is None or dpkg is None:
-            raise SourceError("apt-get and dpkg are not on this machine")
+            raise SourceError("apt-get and dpkg are not installed")
         cache, lists, unpacked = folder / "cache", folder / "lists", folder / "unpacked"
         for path in (cache / "archives" / "partial", lists / "partial", unpacked):
-            path.mkdir(parents=True)  # apt makes them for root alone
-        apt = [apt_get, "-q", *_apt_options("APT::Sandbox::User=root", f"Dir::Cache={cache}", "Acquire::Retries=0")]
+            path.mkdir(parents=True)  # apt creates them only for root
         # root downloads as root, because user _apt cannot write to this folder.
+        apt = [apt_get, "-q", *_apt_options("APT::Sandbox::User=root", f"Dir::Cache={cache}", "Acquire::Retries=0")]
         apt += _apt_options("Acquire::http::Timeout=5", "Acquire::https::Timeout=5")
         try:
             _command([*apt, "download", self.package], folder, limits)
         except SourceError as error:
-            # Containers come without lists, or with stale ones. Fresh ones go to a folder of our own: fetching data
-            # changes nothing about the machine.
-            if not any(sign in str(error) for sign in ("Unable to locate", "no installation candidate", "404")):
+            # Containers have no package lists, or old ones. New lists go to a temporary folder, so that fetching data
+            # does not change the machine.
+            if not any(text in str(error) for text in ("Unable to locate", "no installation candidate", "404")):
                 raise
-            logger.info("%s: not in this machine's package lists; fetching lists", self.package)
+            logger.info("%s is not in the package lists; downloading new lists", self.package)
             apt += _apt_options(f"Dir::State::Lists={lists}")
             _command([*apt, "update"], folder, limits)
             _command([*apt, "download", self.package], folder, limits)
         archives = sorted(folder.glob("*.deb"))
         if len(archives) != 1:
-            raise SourceError(f"apt-get was expected to download one package, {len(archives)} are there")
+            raise SourceError(f"expected one package from apt-get, received {len(archives)}")
         _command([dpkg, "-x", str(archives[0]), str(unpacked)], folder, limits)
         return _csvs_from_idx(contract, unpacked / self.folder.lstrip("/"), folder)
 
@@ -249,10 +255,10 @@ def _apt_options(*settings: str) -> list[str]:
 
 
 def _command(arguments: Sequence[str], folder: Path, limits: Limits) -> None:
-    """Run a program in ``folder``. It and whatever it started are gone when this returns or raises."""
+    """Run a program in ``folder``, then kill every process that it started. Raises `SourceError` if it fails."""
     name = Path(arguments[0]).name
     try:
-        process = subprocess.Popen(  # noqa: S603 - programs of this machine, no shell
+        process = subprocess.Popen(  # noqa: S603 - an installed program, no shell
             arguments,
             cwd=folder,
             env={**os.environ, "LC_ALL": "C"},
@@ -269,38 +275,36 @@ def _command(arguments: Sequence[str], folder: Path, limits: Limits) -> None:
         try:
             output, _ = process.communicate(timeout=limits.command_seconds)
         except subprocess.TimeoutExpired as error:
-            raise SourceError(f"{name} was not done within {limits.command_seconds:g} s") from error
+            raise SourceError(f"{name} did not finish within {limits.command_seconds:g} s") from error
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
         errors = [line for line in output.splitlines() if line.startswith("E:")] or output.splitlines()[-1:]
-        raise SourceError(f"{name} ended with status {process.returncode}: {' '.join(errors)[:300]}")
+        raise SourceError(f"{name} exited with status {process.returncode}: {' '.join(errors)[:300]}")
 
 
 def _csvs_from_idx(contract: DatasetContract, source: Path, folder: Path) -> dict[Split, Path]:
-    """Write the CSVs of the four IDX files in ``source`` to ``folder``."""
+    """Write the four IDX files in ``source`` as CSVs to ``folder``."""
     csvs: dict[Split, Path] = {}
+    largest = _largest_idx(contract)
     for split in SPLITS:
-        largest = _largest_idx(contract)
         labels, images = (
             read_idx(_idx_content(file, source / file.name, largest)) for file in _idx_files(contract, split)
         )
         expected = (contract.published[split].rows, contract.height, contract.width)
         if images.shape != expected or labels.shape != expected[:1]:
             raise SourceError(
-                f"{split}: expected images {expected} and a label each, received images {images.shape} and labels "
-                f"{labels.shape}"
+                f"{split}: expected images {expected} and labels {expected[:1]}, "
+                f"received images {images.shape} and labels {labels.shape}"
             )
         rows = np.column_stack([labels, images.reshape(len(images), -1)])  # uint8, (N, 1 + pixels)
-        _check_rows(contract, split, rows)
-        csvs[split] = folder / contract.csv_name(split)
-        write_csv(rows, contract.columns, csvs[split])
+        csvs[split] = _write_split(contract, split, rows, folder)
     return csvs
 
 
 def _idx_files(contract: DatasetContract, split: Split) -> tuple[IdxFile, IdxFile]:
-    """Labels and images."""
+    """Return the published label and image files of a split."""
     published = contract.published[split]
     if published.images is None or published.labels is None:
         raise SourceError(f"{contract.name} was not published as IDX")
@@ -312,24 +316,24 @@ def _largest_idx(contract: DatasetContract) -> int:
 
 
 def _idx_content(file: IdxFile, path: Path, largest: int) -> bytes:
-    """What is inside a published file, at most ``largest`` bytes, checked against its digest.
+    """Return the decompressed content of a published file, checked against its digest.
 
-    Packed or not: a server may unpack on the way.
+    The file may be plain, because some servers decompress it. At most ``largest`` bytes are read.
     """
     try:
         with path.open("rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as stream:
+            compressed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else path.open("rb") as stream:
             content = stream.read(largest + 1)
     except FileNotFoundError:
-        raise SourceError(f"{path.name} is not there") from None
+        raise SourceError(f"{path.name} does not exist") from None
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path.name} is damaged or cannot be read ({error})") from error
     received = hashlib.sha256(content).hexdigest()
     if received != file.content_sha256:
         raise SourceError(
-            f"{file.name} holds other data (plain MNIST goes by the same file names): expected sha256 "
-            f"{file.content_sha256} of its content, received {received}"
+            f"{file.name} contains other data (plain MNIST has the same file names): expected content with sha256 "
+            f"{file.content_sha256}, received {received}"
         )
     return content
 
@@ -339,7 +343,7 @@ def _idx_content(file: IdxFile, path: Path, largest: int) -> bytes:
 
 @dataclass(frozen=True)
 class KaggleZip:
-    """Kaggle's zip with the two CSVs, whose rows come in an order of their own. They are kept as they are."""
+    """Kaggle's zip with the two CSVs. Their row order differs from the IDX files and is kept."""
 
     address: str
 
@@ -349,7 +353,7 @@ class KaggleZip:
 
     def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
         archive = folder / "archive.zip"
-        # Its numbers are text, which packing makes smaller: unpacked size is a bound with room for all else in it.
+        # Text compresses well, so the size of the CSVs is a generous limit for the zip.
         download(self.address, archive, sum(_largest_csv(contract, split) for split in SPLITS), limits)
         csvs: dict[Split, Path] = {}
         for split in SPLITS:
@@ -361,16 +365,16 @@ class KaggleZip:
 
 
 def _largest_csv(contract: DatasetContract, split: Split) -> int:
-    """Bytes that no CSV of the published split exceeds: every number at its longest, quoted, and a separator."""
+    """Return the largest size in bytes of a CSV of the split: longest numbers, all quoted."""
     cell = len(str(contract.pixel_max)) + 3
     header = sum(len(column) + 3 for column in contract.columns)
     return header + (1 + contract.published[split].rows) * ((1 + contract.pixels) * cell + 1)
 
 
 def extract(archive: Path, path: Path, largest: int) -> None:
-    """Write the one member of a zip whose base name is that of ``path`` to ``path``, wherever the zip wants it.
+    """Write the zip member with the base name of ``path`` to ``path``; folders in the zip are ignored.
 
-    Raises `SourceError` when there is not exactly one, it is damaged, or it is larger than ``largest`` bytes.
+    Raises `SourceError` unless there is exactly one, it is intact, and it has at most ``largest`` bytes.
     """
     with _zip_errors():
         opened = zipfile.ZipFile(archive)
@@ -381,30 +385,29 @@ def extract(archive: Path, path: Path, largest: int) -> None:
         if len(members) != 1:
             raise SourceError(f"expected one {path.name} in the zip, received {len(members)}")
         if members[0].file_size > largest:
-            raise SourceError(f"{path.name} says it has {members[0].file_size} bytes, at most {largest} were expected")
+            raise SourceError(f"expected at most {largest} bytes of {path.name}, the zip lists {members[0].file_size}")
         with _zip_errors():
             stream = opened.open(members[0])
         with stream:
             while True:
-                # What a zip says about a size binds zipfile too: it reads no further.
                 with _zip_errors():
-                    piece = stream.read(_PIECE)
-                if not piece:
+                    chunk = stream.read(_CHUNK_BYTES)  # zipfile stops at the listed size, also if there is more
+                if not chunk:
                     return
-                file.write(piece)
+                file.write(chunk)
 
 
 @contextmanager
 def _zip_errors() -> Iterator[None]:
-    # RuntimeError: encrypted, or packed by a method that zipfile does not know.
+    """Raise `SourceError` for a zip that is damaged, encrypted (RuntimeError) or no zip at all."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
-        raise SourceError(f"the zip is damaged or is none ({type(error).__name__}: {error})") from error
+        raise SourceError(f"not a readable zip ({type(error).__name__}: {error})") from error
 
 
 def _read_csv(contract: DatasetContract, path: Path) -> npt.NDArray[np.uint8]:
-    """uint8, (N, 1 + pixels)."""
+    """Return the rows of a CSV: uint8, (N, 1 + pixels). Raises `SourceError`."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -413,11 +416,11 @@ def _read_csv(contract: DatasetContract, path: Path) -> npt.NDArray[np.uint8]:
     try:
         table: Any = csv.read_csv(path, convert_options=convert)
     except pa.ArrowInvalid as error:
-        raise SourceError(f"{path.name} is no CSV of numbers from 0 to 255 ({str(error)[:200]})") from error
+        raise SourceError(f"{path.name} is not a CSV of numbers from 0 to 255 ({str(error)[:200]})") from error
     if tuple(table.column_names) != contract.columns:
         raise SourceError(
-            f"{path.name}: expected the header {','.join(contract.columns[:3])},.. of {len(contract.columns)} columns, "
-            f"received {','.join(table.column_names[:3])[:80]},.. of {len(table.column_names)}"
+            f"{path.name}: expected {len(contract.columns)} columns {','.join(contract.columns[:3])},.., "
+            f"received {len(table.column_names)} columns {','.join(table.column_names[:3])[:80]},.."
         )
     rows = np.empty((table.num_rows, len(contract.columns)), np.uint8)
     for number, column in enumerate(table.columns):

@@ -7,9 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from schemas.layout import Artifacts
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def wait_for_lock(path: Path, waiting: str) -> Iterator[None]:
+    """Hold the lock file ``path``; log ``waiting`` if another run holds it.
+
+    The kernel releases the lock when its holder dies.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("%s", waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -9,12 +9,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME, short_key
@@ -22,6 +19,7 @@ from schemas.references import StageRecord
 from tasks.runtime.events import StageFinished, StageStarted, emit
 from tasks.runtime.files import describe_files, digest_of, sha256_file, write_json
 from tasks.runtime.fingerprint import Stage, code_digest, lock_digest
+from tasks.runtime.locks import wait_for_lock
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     split = inputs.get("split")
     emit(StageStarted(name, split))
-    with _only_maker(folder / f".{short_key(key)}.lock", name):
+    with wait_for_lock(folder / f".{short_key(key)}.lock", f"{name}: another run is building it; waiting for it"):
         _sweep(folder, key)
         if final.exists():
             try:
@@ -102,21 +100,6 @@ def run_stage(
             shutil.rmtree(temporary, ignore_errors=True)
         emit(StageFinished(name, split, False, seconds, facts))
         return _reference(record, final, reused=False), facts
-
-
-@contextmanager
-def _only_maker(path: Path, stage: str) -> Iterator[None]:
-    """Let one run build an output while a second one that needs it waits."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        logger.info("another run is building the same output; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def read_stage(folder: Path) -> dict[str, Any]:

@@ -66,9 +66,9 @@ def test_a_failed_prestart_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_garbage_collection_waits_for_the_session(tmp_path: Path) -> None:
-    with pipeline_session(tmp_path, prestart_trainer=True), artifacts_lock(tmp_path, alone=True) as held:
+    with pipeline_session(tmp_path, prestart_trainer=True), artifacts_lock(tmp_path, exclusive=True) as held:
         assert not held
-    with artifacts_lock(tmp_path, alone=True) as held:
+    with artifacts_lock(tmp_path, exclusive=True) as held:
         assert held
 
 
