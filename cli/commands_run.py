@@ -60,6 +60,7 @@ def _add_train(add_parser: AddParser) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from schemas.config import PromotionConfig, TrainingConfig, artifacts_folder, data_folder
+    from schemas.layout import REPORT_NAME
 
     training, promotion = read_config(TrainingConfig, options), read_config(PromotionConfig, options)
     bad_rows = read_bad_rows(options.bad_rows)
@@ -97,7 +98,7 @@ def _train(options: argparse.Namespace) -> None:
     if version.created:
         print(f"  {version.verdict}")
     print(f"  model   {version.path}")
-    print(f"  report  {version.path / 'report.html'}")
+    print(f"  report  {version.path / REPORT_NAME}")
 
 
 def _add_predict(add_parser: AddParser) -> None:

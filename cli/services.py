@@ -127,7 +127,7 @@ class ServicePaths:
 
     @property
     def logs(self) -> Path:
-        return self.folder / "logs"
+        return Artifacts(self.artifacts).service_logs
 
     @property
     def home(self) -> Path:

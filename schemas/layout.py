@@ -117,6 +117,10 @@ class Artifacts:
         return self.root / "services"
 
     @property
+    def service_logs(self) -> Path:
+        return self.services / "logs"
+
+    @property
     def lock(self) -> Path:
         return self.root / ".in-use"
 

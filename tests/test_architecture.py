@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas import layout
 from schemas.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +95,35 @@ def test_only_the_model_package_imports_keras() -> None:
 def test_one_module_imports_a_backend() -> None:
     importing = [_name(path) for path in MODULES if _libraries(_imports(path)) & {"tensorflow", "jax"}]
     assert importing == ["tasks.model.backend"]
+
+
+def _artifact_names() -> set[str]:
+    """Return every folder and file name that schemas/layout.py defines."""
+    root = Path("root")
+    artifacts = layout.Artifacts(root)
+    folders = {
+        str(getattr(artifacts, name).relative_to(root))
+        for name, member in vars(layout.Artifacts).items()
+        if isinstance(member, property)
+    }
+    constants = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
+    return {*folders, *constants, layout.images_name("test"), layout.labels_name("test")}
+
+
+def _paths_spelled_in(path: Path) -> set[str]:
+    """Return the texts of a module that are joined to a path by ``/``, or that look like a file name."""
+    spelled: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
+            spelled |= set(str(node.right.value).split("/"))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            spelled.add(node.value)
+    return spelled
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "layout.py"], ids=_name)
+def test_artifact_names_are_spelled_only_in_layout(path: Path) -> None:
+    assert not _paths_spelled_in(path) & _artifact_names()
 
 
 def test_the_main_flow_fits_one_page() -> None:
