@@ -127,13 +127,6 @@ def in_this_process(backend: None, tmp_path_factory: pytest.TempPathFactory) -> 
         yield
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of an evaluation are empty files: they take most of its time, and few tests look at them."""
-    for name in ("draw_learning", "draw_confusion"):
-        monkeypatch.setattr(f"tasks.evaluate.{name}", lambda *what: what[-1].touch())
-
-
 @contextmanager
 def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """As `in_this_process`, for as long as the block lasts."""

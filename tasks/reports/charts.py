@@ -1,4 +1,4 @@
-"""Compute charts as coordinates for inline SVG.
+"""Compute charts as coordinates for inline SVG, and draw the two pictures of Prefect's UI.
 
 The templates draw the charts. SVG is sharp at any size, uses the colours of the page and needs no charting library.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 import numpy as np
+
+from tasks.reports.rendering import render
 
 # More dots would overlap, and each adds 150 bytes to the page.
 _MAX_DOTS = 200
@@ -115,6 +117,16 @@ def learning_charts(history: Sequence[Mapping[str, float]]) -> dict[str, Chart]:
         )
         for name in ("loss", "accuracy")
     }
+
+
+def draw_learning_curves(history: Sequence[Mapping[str, float]]) -> str:
+    """Return an SVG picture of `learning_charts`."""
+    return render("learning_curves.svg", charts=learning_charts(history))
+
+
+def draw_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
+    """Return an SVG picture of a confusion matrix, true classes as rows."""
+    return render("confusion_matrix.svg", matrix=matrix, class_names=class_names, rows=sum(map(sum, matrix)))
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,8 @@ def test_the_run_is_on_the_server_with_its_artifacts_and_a_child_of_its_own(arti
     assert progress == [100.0]
     for artifact in found:
         if artifact.type == "image":
-            encoded = str(artifact.data).removeprefix("data:image/png;base64,")
-            assert base64.b64decode(encoded).startswith(b"\x89PNG")
+            encoded = str(artifact.data).removeprefix("data:image/svg+xml;base64,")
+            assert base64.b64decode(encoded).startswith(b"<svg ")
 
 
 def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(server: str, tmp_path: Path) -> None:

@@ -73,11 +73,6 @@ def test_plain_keras_on_the_stored_files_gives_the_same_figures(
     assert np.array(metrics["confusion_matrix"]).sum(axis=1).tolist() == [20] * 10
 
 
-def test_the_pictures_are_png(evaluation: Evaluation) -> None:
-    for name in ("confusion_matrix.png", "learning_curve.png"):
-        assert (evaluation.record.path / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
 def test_an_unchanged_model_is_not_evaluated_again(
     evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
 ) -> None:
@@ -86,7 +81,6 @@ def test_an_unchanged_model_is_not_evaluated_again(
 
 def test_another_test_split_is_evaluated_anew(
     evaluation: Evaluation,
-    undrawn: None,
     sample_prepared: PreparedData,
     sample_trained: TrainedModel,
     sample_artifacts: Path,

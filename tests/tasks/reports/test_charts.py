@@ -1,6 +1,9 @@
+import re
+from xml.etree import ElementTree
+
 import pytest
 
-from tasks.reports.charts import epochs_chart, reliability_chart
+from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves, epochs_chart, reliability_chart
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 12, 45, 1000])
@@ -44,3 +47,25 @@ def test_reliability_bars_are_as_high_as_the_accuracy() -> None:
     assert high.y == reliability.chart.top
     assert low.rows_height / high.rows_height == pytest.approx(1 / 4)
     assert "10 rows" in low.text
+
+
+def _texts(svg: str) -> list[str]:
+    return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]  # noqa: S314
+
+
+def test_draws_a_confusion_matrix() -> None:
+    svg = draw_confusion_matrix([[3, 1], [0, 1200]], ["<a & b>", "c"])
+    texts = _texts(svg)
+    assert texts[0] == "Confusion matrix, 1,204 test images"
+    assert texts[-4:] == ["3", "1", "·", "1200"]
+    assert [texts.count(name) for name in ("<a & b>", "c")] == [2, 2]
+    assert re.findall(r'class="(right|wrong)" style="--share: ([\d.]+)"', svg) == [
+        *(("right", "0.87"), ("wrong", "0.50"), ("right", "1.00")),
+    ]
+
+
+def test_draws_learning_curves() -> None:
+    epoch = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.6, "val_accuracy": 0.7}
+    svg = draw_learning_curves([epoch, {**epoch, "loss": 0.4}])
+    assert {"Loss", "Accuracy", "validation", "epoch"} < set(_texts(svg))
+    assert svg.count("<polyline") == 4
