@@ -72,7 +72,7 @@ def main() -> None:
             page = chromium.new_page(viewport={"width": 1180, "height": 1000}, color_scheme="light")
             page.goto((version.path / "report.html").as_uri())
             page.screenshot(path=IMAGES / "report.png")
-            page.locator("#mistakes").screenshot(path=IMAGES / "mistakes.png")
+            page.locator("#errors").screenshot(path=IMAGES / "mistakes.png")
             page.set_content(progress.picture or "")
             page.locator("svg").first.screenshot(path=IMAGES / "run.png")
             chromium.close()

@@ -127,13 +127,6 @@ def in_this_process(backend: None, tmp_path_factory: pytest.TempPathFactory) -> 
         yield
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write empty files as the pictures of an evaluation: drawing takes most of its time, and few tests need them."""
-    for name in ("draw_learning", "draw_confusion"):
-        monkeypatch.setattr(f"tasks.evaluate.{name}", lambda *arguments: arguments[-1].touch())
-
-
 @contextmanager
 def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Apply `in_this_process` during the block."""

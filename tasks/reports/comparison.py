@@ -1,4 +1,4 @@
-"""Two versions on the same test images: who is right where the other is not, in figures and as pictures."""
+"""Compare two versions on the same test images: counts as JSON, images in an HTML page."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,31 +16,34 @@ from tasks.data.splits import unscaled_images
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, shared_rows
 from tasks.registry.promotion import mcnemar
 from tasks.registry.store import check_version, read_manifest, version_folder
-from tasks.reports.charts import png_uri
-from tasks.reports.version_report import Chance, grey, render
+from tasks.reports.images import image_uri
+from tasks.reports.rendering import render
+from tasks.reports.version_report import ClassProbability
 from tasks.runtime.files import atomic_write
 from tasks.runtime.stage_cache import output_folder
 
-# Pictures of either kind: what more there is would make the page slow and tell nothing new.
-_MOST_PICTURES = 250
+_MAX_IMAGES = 250  # of each kind; more would make the page slow
 
 
 @dataclass(frozen=True)
 class Change:
-    """One test image that one of two versions alone has right. ``uri`` is None where the image cannot be had."""
+    """A test image that only one of two versions classifies correctly. ``uri`` is None without an image."""
 
     uri: str | None
     row: int
-    true: str
-    before: Chance
-    after: Chance
+    true_class: str
+    before: ClassProbability
+    after: ClassProbability
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``figures`` as JSON; ``fixed``: images that ``after`` alone has right, ``broken``: the other way round.
+    """The result of `compare`.
 
-    The surest of ``after`` come first, 250 at most. ``without_pictures``: why there are none, else None.
+    - ``figures``: counts and metrics, for JSON
+    - ``fixed``: images that only ``after`` classifies correctly, up to 250, the most confident of ``after`` first
+    - ``broken``: images that only ``before`` classifies correctly, likewise
+    - ``without_pictures``: why images are missing, None if none is
     """
 
     figures: dict[str, Any]
@@ -51,16 +54,15 @@ class Comparison:
 
 
 def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after: int) -> Comparison:
-    """Compare what two versions of the store said of the test images that both were tested on.
+    """Compare the stored predictions of two versions for the test images that they share.
 
-    The images come from the arrays that either was tested on, or from its CSV in ``data_dir``, and are known by their
-    content. Raises `VersionNotFound`; `StoredArtifactError` when a file is not what the manifest says; `WrongUsage`
-    when both are the same version, or no image is common to both.
+    The images come from the prepared arrays of either version, or from the test CSV in ``data_dir``. They are matched
+    by content. Raises `VersionNotFound`; `StoredArtifactError` if a file differs from its manifest; `WrongUsage` if
+    both are the same version or share no image.
     """
     if before == after:
         raise WrongUsage(
-            f"Both are version {before}: two different versions were expected. `fashion-ann versions` lists those that "
-            "there are, with their aliases."
+            f"Both are version {before}; expected two different versions. Run `fashion-ann versions` to list them."
         )
     manifests = {version: read_manifest(root, version) for version in (before, after)}
     for manifest in manifests.values():
@@ -71,7 +73,7 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
     if not len(new_rows):
         raise WrongUsage(
             f"Versions {before} and {after} were tested on different images: {len(old.labels)} and {len(new.labels)} "
-            "rows, none in both. Expected two versions of the same test data."
+            "rows, none of them shared. Expected two versions with the same test data."
         )
     old_right, new_right = old.right[old_rows], new.right[new_rows]
     paired = mcnemar(new_right, old_right)
@@ -103,37 +105,38 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
     sides: list[list[tuple[int, int]]] = []
     for changed in (new_right & ~old_right, old_right & ~new_right):
         places = np.flatnonzero(changed)
-        surest = places[np.argsort(-new.confidence[new_rows[places]], kind="stable")][:_MOST_PICTURES]
-        sides.append([(int(old_rows[place]), int(new_rows[place])) for place in surest])
+        shown = places[np.argsort(-new.confidence[new_rows[places]], kind="stable")][:_MAX_IMAGES]
+        sides.append([(int(old_rows[place]), int(new_rows[place])) for place in shown])
     wanted = {new.images[row] for side in sides for _, row in side}
-    found = _find_images(wanted, list(manifests.values()), artifacts_dir, data_dir, contract)
+    uris = _image_uris(wanted, list(manifests.values()), artifacts_dir, data_dir, contract)
     fixed, broken = (
-        tuple(_change(old, old_row, new, new_row, found, contract) for old_row, new_row in side) for side in sides
+        tuple(_change(old, old_row, new, new_row, uris, contract) for old_row, new_row in side) for side in sides
     )
+    missing = len(wanted - set(uris))
     return Comparison(
         figures=figures,
         fixed=fixed,
         broken=broken,
-        without_pictures=None
-        if wanted <= set(found)
-        else f"{len(wanted - set(found))} of {len(wanted)} images cannot be had: the prepared test images are gone "
-        f"from {artifacts_dir / 'prepared'}, and {data_dir} does not hold the test CSV that they came from. Put "
-        f"{manifests[after]['data']['test']['file']} there, or name its folder with --data-dir, and run again.",
+        without_pictures=f"{missing} of {len(wanted)} images are in neither the prepared test images in "
+        f"{Artifacts(artifacts_dir).prepared} nor a test CSV in {data_dir}. Put "
+        f"{manifests[after]['data']['test']['file']} there, or pass its folder with --data-dir, and run again."
+        if missing
+        else None,
         contract=contract,
     )
 
 
 def write_comparison(comparison: Comparison, output: Path) -> None:
-    """Write the page, whole or not at all; it stands alone as report.html does."""
+    """Write the HTML page atomically. It loads no other file."""
     html = render("compare.html", contract=comparison.contract, comparison=comparison, figures=comparison.figures)
     with atomic_write(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What two manifests state differently of what the versions were made from: what, before, after."""
+    """Return the differences in configuration, data, code, lock and device between two manifests."""
 
-    def stated(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def properties(manifest: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **manifest["configuration"],
             **{f"{split} data, sha256": manifest["data"][split]["csv_sha256"] for split in ("train", "test")},
@@ -142,7 +145,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[di
             "device": manifest["device"]["name"],
         }
 
-    old, new = stated(before), stated(after)
+    old, new = properties(before), properties(after)
     return [
         {"what": key, "before": old.get(key), "after": new.get(key)}
         for key in {**old, **new}
@@ -155,47 +158,47 @@ def _change(
     old_row: int,
     new: StoredPredictions,
     new_row: int,
-    found: Mapping[bytes, str],
+    uris: Mapping[bytes, str],
     contract: DatasetContract,
 ) -> Change:
-    def said(predictions: StoredPredictions, row: int) -> Chance:
+    def predicted(predictions: StoredPredictions, row: int) -> ClassProbability:
         label = int(predictions.predicted[row])
-        return Chance(
+        return ClassProbability(
             contract.class_names[label], float(predictions.probabilities[row, label]), label == predictions.labels[row]
         )
 
     return Change(
-        uri=found.get(new.images[new_row]),
+        uri=uris.get(new.images[new_row]),
         row=new_row,
-        true=contract.class_names[int(new.labels[new_row])],
-        before=said(old, old_row),
-        after=said(new, new_row),
+        true_class=contract.class_names[int(new.labels[new_row])],
+        before=predicted(old, old_row),
+        after=predicted(new, new_row),
     )
 
 
-def _find_images(
+def _image_uris(
     wanted: set[bytes],
     manifests: list[dict[str, Any]],
     artifacts_dir: Path,
     data_dir: Path,
     contract: DatasetContract,
 ) -> dict[bytes, str]:
-    """PNG data URIs of the wanted images (`image_digest`), of as many as can be had."""
-    found: dict[bytes, str] = {}
-    for images in _sources(manifests, artifacts_dir, data_dir, contract):
+    """Return PNG data URIs of those wanted images (`image_digest`) that are available."""
+    uris: dict[bytes, str] = {}
+    for images in _image_sources(manifests, artifacts_dir, data_dir, contract):
         for image in images:
             digest = image_digest(image)
-            if digest in wanted and digest not in found:
-                found[digest] = png_uri(grey(image, contract))
-        if len(found) == len(wanted):
+            if digest in wanted and digest not in uris:
+                uris[digest] = image_uri(image, contract)
+        if len(uris) == len(wanted):
             break
-    return found
+    return uris
 
 
-def _sources(
+def _image_sources(
     manifests: list[dict[str, Any]], artifacts_dir: Path, data_dir: Path, contract: DatasetContract
 ) -> Iterator[Iterable[npt.NDArray[np.uint8]]]:
-    """Test images wherever they may still lie, uint8 (pixels,) each. Whatever cannot be read is passed over."""
+    """Yield the test images of each source, uint8 (pixels,) each. Skips sources that cannot be read."""
     for manifest in manifests:
         key = next(entry["key"] for entry in manifest["lineage"] if entry["stage"] == "prepare")
         try:

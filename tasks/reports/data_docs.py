@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 # Beside the pages, what they were made from: a verdict a dataset and split.
-_STYLES = [Path(__file__).parent / "templates" / name for name in ("page.css", "data_docs.css")]
+_STYLES = [Path(__file__).parent / "templates" / name for name in ("colours.css", "page.css", "data_docs.css")]
 # The footer asks to subscribe to a letter; the own styles are laid over those of the web; a link's target is not made;
 # what a click would call is not there.
 _NOT_OURS = re.compile(

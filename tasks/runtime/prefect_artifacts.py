@@ -58,11 +58,11 @@ def name_flow_run(name: str, tags: Iterable[str]) -> None:
         )
 
 
-def publish_png(key: str, path: Path, description: str) -> None:
-    """Publish a picture inside the artifact: the UI could not load a file of the machine of the run."""
+def publish_svg(key: str, svg: str, description: str) -> None:
+    """Publish a picture inside the artifact, because the UI cannot load files of the machine of the run."""
     if _inside_a_run():
-        encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-        create_image_artifact(image_url=f"data:image/png;base64,{encoded}", key=key, description=description)
+        encoded = base64.b64encode(svg.encode()).decode("ascii")
+        create_image_artifact(image_url=f"data:image/svg+xml;base64,{encoded}", key=key, description=description)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A browser, and a real run on a real Prefect server for it to look at. `make test-browser` sees to the browser."""
+"""Start a browser, and run the pipeline on a real Prefect server. `make test-browser` installs the browser."""
 
 import json
 import os
@@ -20,24 +20,24 @@ from schemas.config import PROJECT_ROOT
 from tests.sample import SAMPLE
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_SECONDS_FOR_THE_SERVER = 120
-_SECONDS_FOR_A_RUN = 300
+_SERVER_SECONDS = 120
+_RUN_SECONDS = 300
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _BROWSERS)), None)
-    assert path is not None, "no browser: install Debian's chromium, or set CHROMIUM to the path of one"
+    assert path is not None, "No browser: install Debian's chromium, or set CHROMIUM to a browser's path."
     with sync_playwright() as playwright:
-        # Root, as in a container, has no sandbox; the pages are our own.
+        # Chromium's sandbox does not work for root, the user in containers. The pages are our own.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
         yield browser
         browser.close()
 
 
 @dataclass
-class Told:
-    """What a page did besides showing itself: what it said on the console, what it asked for."""
+class PageLog:
+    """Record the console messages and the requested addresses of a page."""
 
     console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
@@ -45,18 +45,18 @@ class Told:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Any]:
-    """Opens a file from disk: the page, and what it did."""
+    """Return a function that opens a file, and returns the page and its log."""
     with _closing_contexts(browser) as contexts:
 
-        def open_file(path: Path, width: int = 1280, scheme: str = "light") -> tuple[Page, Told]:
+        def open_file(path: Path, width: int = 1280, scheme: str = "light") -> tuple[Page, PageLog]:
             context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
             contexts.append(context)
-            page, told = context.new_page(), Told()
-            page.on("console", lambda message: told.console.append(message.text))
-            page.on("pageerror", lambda error: told.console.append(str(error)))
-            page.on("request", lambda request: told.requests.append(request.url))
+            page, log = context.new_page(), PageLog()
+            page.on("console", lambda message: log.console.append(message.text))
+            page.on("pageerror", lambda error: log.console.append(str(error)))
+            page.on("request", lambda request: log.requests.append(request.url))
             page.goto(path.as_uri())
-            return page, told
+            return page, log
 
         yield open_file
 
@@ -71,7 +71,7 @@ def _closing_contexts(browser: Browser) -> Iterator[list[Any]]:
 
 @dataclass(frozen=True)
 class Run:
-    """What `fashion-ann train` said, as JSON, and the server it ran on. ``ui``: the address of its pages."""
+    """Two versions as the JSON of `fashion-ann train`, the page that compares them, and the address of the UI."""
 
     artifacts: Path
     versions: tuple[dict[str, Any], ...]
@@ -81,7 +81,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Two runs of the command on the sample, with a comparison, on a server that shows its UI."""
+    """Train twice on the sample with a Prefect server, and compare the versions."""
     folder = tmp_path_factory.mktemp("browser")
     port = free_port()
     variables = environment(
@@ -100,7 +100,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             env=variables,
             capture_output=True,
             text=True,
-            timeout=_SECONDS_FOR_A_RUN,
+            timeout=_RUN_SECONDS,
         )
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
@@ -114,13 +114,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             stderr=log,
         )
         try:
-            fault = wait_until_healthy(f"http://127.0.0.1:{port}/api", _SECONDS_FOR_THE_SERVER, server.poll)
+            fault = wait_until_healthy(f"http://127.0.0.1:{port}/api", _SERVER_SECONDS, server.poll)
             assert fault is None, (fault, (folder / "server.log").read_text(encoding="utf-8"))
             recipe = ("--epochs", "6", "--batch-size", "64", "--validation-size", "100")
             no_floor = ("--minimum-accuracy", "0", "--minimum-recall", "0")
-            made = tuple(command("train", "--seed", str(seed), *recipe, *no_floor) for seed in (0, 3))
+            versions = tuple(command("train", "--seed", str(seed), *recipe, *no_floor) for seed in (0, 3))
             compared = command("compare", "1", "2")
-            yield Run(folder / "artifacts", made, Path(compared["output"]), f"http://127.0.0.1:{port}")
+            yield Run(folder / "artifacts", versions, Path(compared["output"]), f"http://127.0.0.1:{port}")
         finally:
             stop_tree(server.pid, 10)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.registry.store import store_folder
 from tests.cli.conftest import Run
-from tests.tasks.reports.test_comparison import _add, _prepared
+from tests.tasks.reports.predicted_versions import add_predicted, write_prepared
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "artifacts"
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(folder))
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(tmp_path / "no data"))
-    _add(folder, [0, 1, 2, 3], [0, 9, 2, 3], seed=0)
-    _add(folder, [0, 1, 2, 3], [0, 1, 9, 3], seed=1)
+    add_predicted(folder, [0, 1, 2, 3], [0, 9, 2, 3], seed=0)
+    add_predicted(folder, [0, 1, 2, 3], [0, 1, 9, 3], seed=1)
     return folder
 
 
@@ -45,7 +45,7 @@ def test_report_opens_the_page(run: Run, artifacts: Path, monkeypatch: pytest.Mo
 
 
 def test_compare_prints_counts_and_writes_the_page(run: Run, artifacts: Path) -> None:
-    _prepared(artifacts)
+    write_prepared(artifacts)
     status, out, err = run("compare", "1", "2")
     assert (status, err) == (0, "")
     assert "on the same 4 test images" in out
@@ -69,7 +69,7 @@ def test_compare_prints_json(run: Run, artifacts: Path, tmp_path: Path) -> None:
 
 
 def test_compare_counts_images_of_one_version_only(run: Run, artifacts: Path) -> None:
-    _add(artifacts, [0, 1, 2], [0, 1, 2], seed=2)
+    add_predicted(artifacts, [0, 1, 2], [0, 1, 2], seed=2)
     assert "excluded: 1 rows tested with version 1 only" in run("compare", "1", "3")[1]
     assert "excluded: 1 rows tested with version 1 only" in run("compare", "3", "1")[1]
 

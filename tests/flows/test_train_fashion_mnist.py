@@ -121,8 +121,8 @@ def test_publishes_the_run_its_child_and_its_artifacts(artifacts: Path) -> None:
     assert progress == [100.0]
     for artifact in artifacts_of_run:
         if artifact.type == "image":
-            encoded = str(artifact.data).removeprefix("data:image/png;base64,")
-            assert base64.b64decode(encoded).startswith(b"\x89PNG")
+            encoded = str(artifact.data).removeprefix("data:image/svg+xml;base64,")
+            assert base64.b64decode(encoded).startswith(b"<svg ")
 
 
 def test_rejects_a_wrong_parameter_by_name(server: str, tmp_path: Path) -> None:

@@ -34,18 +34,13 @@ def test_metrics_equal_those_of_plain_keras(
     assert np.array(metrics["confusion_matrix"]).sum(axis=1).tolist() == [20] * 10
 
 
-def test_pictures_are_png(evaluation: Evaluation) -> None:
-    for name in ("confusion_matrix.png", "learning_curve.png"):
-        assert (evaluation.record.path / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
 def test_reuses_the_evaluation_of_an_unchanged_model(
     evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
 ) -> None:
     assert evaluate.fn(sample_prepared, sample_trained, sample_artifacts).record.reused
 
 
-@pytest.mark.usefixtures("evaluation", "undrawn")
+@pytest.mark.usefixtures("evaluation")
 def test_evaluates_again_on_another_test_split(
     sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
 ) -> None:

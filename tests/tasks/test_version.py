@@ -173,7 +173,7 @@ def test_the_same_model_again_is_kept_as_within_noise_and_its_verdict_is_written
 
 
 def test_a_better_candidate_becomes_champion_and_the_log_says_so(
-    add: Any, undrawn: None, worse_trained: TrainedModel, tmp_path: Path
+    add: Any, worse_trained: TrainedModel, tmp_path: Path
 ) -> None:
     add(trained=worse_trained)
     better = add()
@@ -227,7 +227,7 @@ def test_the_champion_is_measured_on_the_rows_of_the_candidate(
 
 
 def test_a_model_that_does_not_repeat_its_golden_predictions_is_refused(
-    add: Any, undrawn: None, sample_trained: TrainedModel, tmp_path: Path
+    add: Any, sample_trained: TrainedModel, tmp_path: Path
 ) -> None:
     folder = tmp_path / "trained"
     shutil.copytree(sample_trained.record.path, folder)

@@ -1,45 +1,13 @@
-import base64
-import io
-import math
+import re
+from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tasks.reports.charts import epochs_chart, png_uri, reliability_chart, weights_picture
-
-
-def _opened(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
-
-
-def test_a_png_holds_the_pixels_that_were_given() -> None:
-    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
-    assert np.array_equal(np.asarray(_opened(png_uri(pixels))), pixels)
-
-
-def test_weights_are_tiles_in_the_order_of_the_units_and_lighter_as_they_grow() -> None:
-    kernel = np.zeros((6, 3), np.float32)  # three units that see 2 x 3 pixels
-    kernel[:, 1] = [-1, -0.5, 0, 0.5, 1, 1]
-    drawn = weights_picture(kernel, 2, 3, columns=2)
-    picture = _opened(drawn.uri).convert("LA")
-    assert picture.size == (drawn.width, drawn.height) == (3 + 2 + 3, 2 + 2 + 2)
-    grey = np.asarray(picture)[:, :, 0].astype(int)
-    second = grey[0:2, 5:8].ravel()
-    assert (np.diff(second)[:4] > 0).all()
-    assert second[2] == grey[0, 0]  # zero has one shade, whatever the unit
-    opaque = np.asarray(picture)[:, :, 1]
-    assert not opaque[:, 3:5].any()
-    assert not opaque[4:, 5:].any()  # there is no fourth unit
-    assert drawn.bound == 1
-
-
-def test_weights_of_zeros_can_be_drawn() -> None:
-    assert math.isfinite(weights_picture(np.zeros((4, 2), np.float32), 2, 2).bound)
+from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves, epochs_chart, reliability_chart
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 12, 45, 1000])
-def test_every_epoch_is_a_point_within_the_axes_and_lower_values_are_lower_down(epochs: int) -> None:
+def test_chart_has_a_point_per_epoch(epochs: int) -> None:
     values = [1 / epoch for epoch in range(1, epochs + 1)]
     chart = epochs_chart({"train": values, "validation": [2 * value for value in values]}, "loss")
     train, _ = chart.lines
@@ -48,34 +16,56 @@ def test_every_epoch_is_a_point_within_the_axes_and_lower_values_are_lower_down(
     for x, y in (*points[0], *points[1]):
         assert chart.left - 0.1 <= x <= chart.right + 0.1
         assert chart.top - 0.1 <= y <= chart.bottom + 0.1
-    assert all(one[1] > two[1] for one, two in zip(*points, strict=True))
-    # Thousands of dots would be the page, and none could be told from the next.
+    assert all(one[1] > two[1] for one, two in zip(*points, strict=True))  # lower values are lower on the page
+    # With more epochs the dots would overlap and dominate the size of the page.
     assert [len(line.dots) for line in chart.lines] == ([epochs, epochs] if epochs <= 200 else [0, 0])
     if epochs <= 200:
         assert [(round(dot.x, 1), round(dot.y, 1)) for dot in train.dots] == points[0]
-        assert train.dots[0].says == "train, epoch 1: loss 1.0000"
+        assert train.dots[0].text == "train, epoch 1: loss 1.0000"
     assert 1 <= len(chart.x_ticks) <= 12
     assert 2 <= len(chart.y_ticks) <= 8
-    # Where a tick says 1, there the value 1 is drawn.
+    # The tick labelled 1 is at the height of the value 1.
     assert [tick.at for tick in chart.y_ticks if float(tick.label) == 1] == pytest.approx([points[0][0][1]], abs=0.05)
 
 
-def test_a_value_that_never_changes_is_drawn() -> None:
-    chart = epochs_chart({"train": [0.5, 0.5]}, "loss")
+@pytest.mark.parametrize("values", [[0.5, 0.5], [0.0]])
+def test_draws_a_constant_value(values: list[float]) -> None:
+    chart = epochs_chart({"train": values}, "loss")
     assert chart.top <= chart.lines[0].dots[0].y <= chart.bottom
-    assert epochs_chart({"train": [0.0]}, "loss").lines[0].dots
 
 
-def test_bars_of_the_reliability_chart_are_as_high_as_the_accuracy() -> None:
+def test_reliability_bars_are_as_high_as_the_accuracy() -> None:
     bins = [
         {"from": 0.4, "to": 0.6, "rows": 10, "confidence": 0.5, "accuracy": 0.25},
         {"from": 0.8, "to": 1.0, "rows": 40, "confidence": 0.9, "accuracy": 1.0},
     ]
-    drawn = reliability_chart(bins)
-    low, high = drawn.bars
-    whole = drawn.chart.bottom - drawn.chart.top
-    assert (drawn.chart.bottom - low.y) / whole == pytest.approx(0.25)
-    assert (drawn.chart.bottom - low.confidence_y) / whole == pytest.approx(0.5)
-    assert high.y == drawn.chart.top
+    reliability = reliability_chart(bins)
+    low, high = reliability.bars
+    height = reliability.chart.bottom - reliability.chart.top
+    assert (reliability.chart.bottom - low.y) / height == pytest.approx(0.25)
+    assert (reliability.chart.bottom - low.confidence_y) / height == pytest.approx(0.5)
+    assert high.y == reliability.chart.top
     assert low.rows_height / high.rows_height == pytest.approx(1 / 4)
-    assert "10 rows" in low.says
+    assert "10 rows" in low.text
+
+
+def _texts(svg: str) -> list[str]:
+    return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]  # noqa: S314
+
+
+def test_draws_a_confusion_matrix() -> None:
+    svg = draw_confusion_matrix([[3, 1], [0, 1200]], ["<a & b>", "c"])
+    texts = _texts(svg)
+    assert texts[0] == "Confusion matrix, 1,204 test images"
+    assert texts[-4:] == ["3", "1", "·", "1200"]
+    assert [texts.count(name) for name in ("<a & b>", "c")] == [2, 2]
+    assert re.findall(r'class="(right|wrong)" style="--share: ([\d.]+)"', svg) == [
+        *(("right", "0.87"), ("wrong", "0.50"), ("right", "1.00")),
+    ]
+
+
+def test_draws_learning_curves() -> None:
+    epoch = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.6, "val_accuracy": 0.7}
+    svg = draw_learning_curves([epoch, {**epoch, "loss": 0.4}])
+    assert {"Loss", "Accuracy", "validation", "epoch"} < set(_texts(svg))
+    assert svg.count("<polyline") == 4

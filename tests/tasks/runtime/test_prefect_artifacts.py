@@ -1,7 +1,6 @@
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,10 +8,10 @@ import pytest
 from prefect.context import FlowRunContext
 
 from tasks.runtime import prefect_artifacts
-from tasks.runtime.prefect_artifacts import publish_markdown, publish_png, publish_progress, publish_table
+from tasks.runtime.prefect_artifacts import publish_markdown, publish_progress, publish_svg, publish_table
 
 
-def test_publishes_nothing_outside_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_publishes_nothing_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("an artifact was published outside a run")
 
@@ -20,7 +19,7 @@ def test_publishes_nothing_outside_a_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
         monkeypatch.setattr(prefect_artifacts, f"create_{kind}_artifact", fail)
     publish_table("key", [{"a": 1}], "")
     publish_markdown("key", "text", "")
-    publish_png("key", tmp_path / "none.png", "")
+    publish_svg("key", "<svg/>", "")
     with publish_progress("key", "") as show:
         show(0.5)
 

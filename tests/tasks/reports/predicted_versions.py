@@ -1,0 +1,57 @@
+"""Add versions with chosen predictions for six test images to a store."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.contract import FASHION_MNIST
+from tasks.data.splits import scale_pixels
+from tasks.model.test_predictions import StoredPredictions, image_digest, write_predictions
+from tasks.registry.store import add_version, store_folder, store_lock
+from tasks.reports.comparison import Comparison, compare
+from tests.stored import fill, stated
+
+KEY = "ab" * 32  # cache key of the prepare stage
+IMAGES: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (6, FASHION_MNIST.pixels), dtype=np.uint8)
+
+
+def add_predicted(artifacts: Path, rows: list[int], predicted: list[int], **configuration: Any) -> int:
+    """Add a version tested on these rows of `IMAGES`, and return its number.
+
+    The label of an image is its row. The predicted classes have probability 0.91.
+    """
+    root = store_folder(artifacts, FASHION_MNIST.name)
+    probabilities = np.full((len(rows), 10), 0.01, dtype=np.float32)
+    probabilities[range(len(rows)), predicted] = 0.91
+
+    def write(folder: Path, number: int) -> dict[str, Any]:
+        digests = [image_digest(image) for image in IMAGES[rows]]
+        predictions = StoredPredictions(digests, np.array(rows, dtype=np.int32), probabilities)
+        write_predictions(folder / "test_predictions.parquet", predictions, FASHION_MNIST)
+        fill(folder)
+        facts = {"file": "fashion-mnist_test.csv", "csv_sha256": KEY, "csv_files": [{"file": "fashion-mnist_test.csv"}]}
+        prepare = {"stage": "prepare", "split": None, "key": KEY, "digest": KEY, "reused": False, "seconds": 1.0}
+        return stated(
+            configuration=configuration,
+            data={"train": facts, "test": facts},
+            lineage=[prepare],
+            code={"revision": "c0ffee"},
+            device={"name": "a CPU"},
+        )
+
+    with store_lock(root):
+        return int(add_version(root, write)["version"])
+
+
+def write_prepared(artifacts: Path, images: npt.NDArray[np.uint8] = IMAGES) -> None:
+    """Write the test images as the prepare stage does."""
+    folder = artifacts / "prepared" / KEY[:16]
+    folder.mkdir(parents=True)
+    np.save(folder / "test_images.npy", scale_pixels(images, FASHION_MNIST))
+
+
+def compare_versions(artifacts: Path, data: Path | None = None) -> Comparison:
+    """Compare versions 1 and 2."""
+    return compare(store_folder(artifacts, FASHION_MNIST.name), artifacts, data or artifacts / "none", 1, 2)
