@@ -369,29 +369,21 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Che
 
 def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check:
     """Every version is what its manifest says, and the champion is among them."""
-    from tasks.registry.alias_log import CHAMPION, alias_values, read_alias_log
-    from tasks.registry.store import (
-        check_version,
-        history,
-        read_manifest,
-        store_folder,
-        version_folder,
-        version_numbers,
-    )
+    from tasks.registry.store import ModelStore
 
-    root = store_folder(artifacts_dir, dataset)
-    numbers = version_numbers(root)
-    champion = alias_values(read_alias_log(root)).get(CHAMPION)
+    store = ModelStore.of(artifacts_dir, dataset)
+    numbers = store.numbers()
+    champion = store.aliases.champion()
     faults: dict[int, str] = {}
     for number in numbers:
         try:
-            check_version(root, read_manifest(root, number))
+            store.version(number).check()
         except VersionNotFound:
-            numbers = version_numbers(root)  # `gc` took it meanwhile
+            numbers = store.numbers()  # `gc` took it meanwhile
         except StoredArtifactError as error:
             faults[number] = _line(error)
-    left = len(list((root / "versions").glob(".*.tmp")))
-    log = root / "aliases.jsonl"
+    left = len(store.leftovers())
+    log = store.aliases.path
     left += log.exists() and not (log.read_bytes() or b"\n").endswith(b"\n")
     tail = f"; {_counted(left, 'leftover')}: a run goes on, or was killed and the next one cleans up" if left else ""
     if faults:
@@ -404,19 +396,19 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check
             "store",
             False,
             f"{who}version {number} is damaged{more}: {faults[number]}{tail}",
-            f"Restore {version_folder(root, number)} from a copy; {others}.",
+            f"Restore {store.folder(number)} from a copy; {others}.",
         )
     if champion is not None and champion not in numbers:
         return Check(
             "store",
             False,
             f"the champion, version {champion}, is not there{tail}",
-            f"Restore {version_folder(root, champion)} from a copy, or train: the next version takes its place.",
+            f"Restore {store.folder(champion)} from a copy, or train: the next version takes its place.",
         )
     if not numbers:
-        return Check("store", True, f"no version in {root} yet{tail}")
+        return Check("store", True, f"no version in {store.root} yet{tail}")
     try:
-        history(root)
+        store.history()
     except StoredArtifactError as error:
         return Check("store", False, f"{_line(error)}{tail}", "Restore the log from a copy.")
     named = f"champion {champion}" if champion is not None else "no champion"

@@ -21,6 +21,8 @@ from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
 if TYPE_CHECKING:
     from cli.services import Status
     from schemas.config import BadRows
+    from tasks.registry.champion import Move
+    from tasks.registry.store import ModelStore
 
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
@@ -414,7 +416,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     from schemas.config import artifacts_folder
-    from tasks.predict import predict_csv
+    from tasks.registry.batch_prediction import predict_csv
 
     # The core and not the flow: a server would take longer than 10,000 predictions, and record nothing that the
     # Parquet does not say.
@@ -442,24 +444,22 @@ def _contract(options: argparse.Namespace) -> None:
     print(json.dumps(contract_json(contract), indent=2) if options.json else contract_text(contract).rstrip())
 
 
-def _store(options: argparse.Namespace) -> Path:
+def _store(options: argparse.Namespace) -> "ModelStore":
     from schemas.config import artifacts_folder
-    from tasks.registry.store import store_folder
+    from tasks.registry.store import ModelStore
 
-    return store_folder(artifacts_folder(options.artifacts_dir), options.dataset)
+    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset)
 
 
 def _versions(options: argparse.Namespace) -> None:
-    from tasks.registry.store import list_versions
-
-    root = _store(options)
-    rows = list_versions(root)
+    store = _store(options)
+    rows = [vars(row) for row in store.summaries()]
     if options.json:
         print(json.dumps(rows, indent=2))
         _raise_damaged(rows)
         return
     if not rows:
-        print(f"No version in {root} yet. `fashion-ann train` makes one.")
+        print(f"No version in {store.root} yet. `fashion-ann train` makes one.")
         return
     print(f"{'version':>7}  {'created':<24}  {'accuracy':>8}  {'loss':>7}  aliases")
     for row in rows:
@@ -480,10 +480,17 @@ def _raise_damaged(rows: list[dict[str, Any]]) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from tasks.registry.store import resolve, show_version
+    from schemas.layout import METRICS_NAME
 
-    root = _store(options)
-    shown = show_version(root, resolve(root, options.version))
+    store = _store(options)
+    version = store.version(options.version)
+    version.check()
+    shown = {
+        **version.manifest.as_json(),
+        "metrics": json.loads(version.read(METRICS_NAME)),
+        "aliases": store.aliases_of(version.number),
+        "path": str(version.folder),
+    }
     if options.json:
         print(json.dumps(shown, indent=2, sort_keys=True))
         return
@@ -506,17 +513,20 @@ def _show(options: argparse.Namespace) -> None:
 
 def _why(options: argparse.Namespace) -> None:
     from schemas.layout import VERDICT_NAME
-    from tasks.registry.alias_log import read_alias_log
-    from tasks.registry.store import check_version, read_file, read_manifest, resolve
 
-    root = _store(options)
-    version = resolve(root, options.version)
-    manifest = read_manifest(root, version)
-    check_version(root, manifest)
-    verdict = json.loads(read_file(root, manifest, VERDICT_NAME))
-    events = [event for event in read_alias_log(root) if version in (event["to"], event["from"])]
+    store = _store(options)
+    stored = store.version(options.version)
+    stored.check()
+    version, lineage = stored.number, stored.manifest.lineage
+    verdict = json.loads(stored.read(VERDICT_NAME))
+    events = [event for event in store.aliases.read() if version in (event.to, event.before)]
     if options.json:
-        answer = {"version": version, "verdict": verdict, "events": events, "lineage": manifest["lineage"]}
+        answer = {
+            "version": version,
+            "verdict": verdict,
+            "events": [event.as_json() for event in events],
+            "lineage": [entry.as_json() for entry in lineage],
+        }
         print(json.dumps(answer, indent=2, sort_keys=True))
         return
     print(f"version {version}: {verdict['outcome']}")
@@ -525,12 +535,12 @@ def _why(options: argparse.Namespace) -> None:
         print(
             f"  {'holds ' if rule['holds'] else 'FAILED'}  {rule['rule']}: {rule['figure']}, expected {rule['bound']}"
         )
-    for entry in manifest["lineage"]:
-        stage = f"{entry['stage']} {entry['split'] or ''}".strip()
-        print(f"  {'reused' if entry['reused'] else 'ran   '}  {stage:<15} hung on {entry['key']}")
+    for entry in lineage:
+        stage = f"{entry.stage} {entry.split or ''}".strip()
+        print(f"  {'reused' if entry.reused else 'ran   '}  {stage:<15} hung on {entry.key}")
     for event in events:
-        before = "none" if event["from"] is None else event["from"]
-        print(f"  {event['when']}  {event['alias']} {before} -> {event['to']}, {event['by']}: {event['reason']}")
+        before = "none" if event.before is None else event.before
+        print(f"  {event.when}  {event.alias} {before} -> {event.to}, {event.by}: {event.reason}")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -538,12 +548,10 @@ def _report(options: argparse.Namespace) -> None:
 
     from schemas.errors import FashionAnnError
     from schemas.layout import REPORT_NAME
-    from tasks.registry.store import checked_path, read_manifest, resolve
 
-    root = _store(options)
-    version = resolve(root, options.version)
-    path = checked_path(root, read_manifest(root, version), REPORT_NAME)
-    print(json.dumps({"version": version, "report": str(path)}, indent=2) if options.json else path)
+    version = _store(options).version(options.version)
+    path = version.path(REPORT_NAME)
+    print(json.dumps({"version": version.number, "report": str(path)}, indent=2) if options.json else path)
     if options.open and not webbrowser.open(path.absolute().as_uri()):
         raise FashionAnnError(f"No browser could be started here. Open {path} in one.")
 
@@ -551,18 +559,17 @@ def _report(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from schemas.config import artifacts_folder, data_folder
     from schemas.layout import Artifacts
-    from tasks.registry.store import resolve
     from tasks.reports.comparison import compare, write_comparison
 
-    root, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
-    before, after = resolve(root, options.before), resolve(root, options.after)
+    store, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
+    before, after = store.resolve(options.before), store.resolve(options.after)
     if options.output is None:
         output = Artifacts(artifacts_dir).comparisons / f"{before:04d}-{after:04d}.html"
     else:
         output = Path(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
             raise WrongUsage(f"--output {output}: a file ending in .html, in a folder that is there, was expected.")
-    done = compare(root, artifacts_dir, data_folder(options.data_dir), before, after)
+    done = compare(store, artifacts_dir, data_folder(options.data_dir), before, after)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(done, output)
     found = done.figures
@@ -593,10 +600,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _promote(options: argparse.Namespace) -> None:
     from tasks.registry.champion import promote
-    from tasks.registry.store import resolve
 
-    root = _store(options)
-    _moved(options, promote(root, resolve(root, options.version), options.reason, force=options.force))
+    store = _store(options)
+    _moved(options, promote(store, store.resolve(options.version), options.reason, force=options.force))
 
 
 def _rollback(options: argparse.Namespace) -> None:
@@ -605,25 +611,31 @@ def _rollback(options: argparse.Namespace) -> None:
     _moved(options, rollback(_store(options), options.reason))
 
 
-def _moved(options: argparse.Namespace, event: dict[str, Any]) -> None:
+def _moved(options: argparse.Namespace, move: "Move") -> None:
+    event = move.event
     if options.json:
-        print(json.dumps(event, indent=2, sort_keys=True))
+        print(json.dumps({**event.as_json(), "cleaned": move.cleaned}, indent=2, sort_keys=True))
         return
-    for line in event["cleaned"]:
+    for line in move.cleaned:
         print(line, file=sys.stderr)
-    before = "none" if event["from"] is None else f"version {event['from']}"
-    print(f"champion: {before} -> version {event['to']}")
+    before = "none" if event.before is None else f"version {event.before}"
+    print(f"champion: {before} -> version {event.to}")
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from tasks.registry.store import history, resolve, version_numbers
-    from tasks.registry.verify import verify_version
+    from tasks.registry.verify import verify
 
-    root = _store(options)
+    store = _store(options)
     answers: list[dict[str, Any]] = []
-    for version in version_numbers(root) if options.all else [resolve(root, options.version)]:
+    for version in store.numbers() if options.all else [store.resolve(options.version)]:
         try:
-            answers.append({**verify_version(root, version), "fault": None})
+            stored = store.version(version)
+            difference = verify(stored)
+            files = len(stored.manifest.files)
+            answers.append(
+                {"version": version, "path": str(stored.folder), "files": files, "golden_difference": difference}
+                | {"fault": None}
+            )
         except VersionNotFound:
             if not options.all:
                 raise
@@ -641,7 +653,7 @@ def _verify(options: argparse.Namespace) -> None:
     faults = [answer["fault"] for answer in answers if answer["fault"] is not None]
     if options.all:
         try:
-            history(root)
+            store.history()
         except StoredArtifactError as error:
             faults.append(str(error))
     if faults:
@@ -654,12 +666,11 @@ def _reproduce(options: argparse.Namespace) -> None:
     from cli.reproduce import reproduce
     from schemas.config import PromotionConfig, artifacts_folder
     from schemas.errors import NotReproduced
-    from tasks.registry.store import resolve
 
-    root = _store(options)
-    version = resolve(root, options.version)
+    stored = _store(options).version(options.version)
+    version = stored.number
     with tempfile.TemporaryDirectory(prefix="fashion-ann-reproduce-") as scratch:
-        found = reproduce(root, artifacts_folder(options.artifacts_dir), version, Path(scratch))
+        found = reproduce(stored, artifacts_folder(options.artifacts_dir), Path(scratch))
     paired = found["paired"]
     # 0.05 as in a promotion: a difference that two equally good models would show one time in twenty.
     # Where nothing differs but the weights, noise explains nothing: the same seed on the same CPU gives the same bits.

@@ -14,7 +14,7 @@ from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.registry.store import store_folder, version_folder
+from tasks.registry.store import ModelStore
 from tasks.train import train
 from tasks.validate import validate
 from tasks.version import version
@@ -35,7 +35,7 @@ def test_the_digits_train_version_and_predict_with_the_same_code(tmp_path: Path)
     made = version.fn(
         {"train": of_train, "test": of_test}, prepared, trained, judged, recipe, PromotionConfig(), artifacts
     )
-    assert made.path == version_folder(store_folder(artifacts, DIGITS.name), 1)
+    assert made.path == ModelStore.of(artifacts, DIGITS.name).folder(1)
     assert made.path.parts[-4:-2] == ("models", "digits")
     # Plain logistic regression has 0.95 on such a split.
     assert made.test_accuracy > 0.95

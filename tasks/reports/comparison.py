@@ -11,11 +11,12 @@ import numpy.typing as npt
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, WrongUsage
 from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
+from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import unscaled_images
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, shared_rows
-from tasks.registry.promotion import mcnemar
-from tasks.registry.store import check_version, read_manifest, version_folder
+from tasks.registry.paired_test import mcnemar
+from tasks.registry.store import ModelStore
 from tasks.reports.charts import png_uri
 from tasks.reports.version_report import Chance, grey, render
 from tasks.runtime.files import atomic_write
@@ -50,7 +51,7 @@ class Comparison:
     contract: DatasetContract
 
 
-def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after: int) -> Comparison:
+def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int, after: int) -> Comparison:
     """Compare what two versions of the store said of the test images that both were tested on.
 
     The images come from the arrays that either was tested on, or from its CSV in ``data_dir``, and are known by their
@@ -62,11 +63,12 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
             f"Both are version {before}: two different versions were expected. `fashion-ann versions` lists those that "
             "there are, with their aliases."
         )
-    manifests = {version: read_manifest(root, version) for version in (before, after)}
-    for manifest in manifests.values():
-        check_version(root, manifest)
-    contract = contract_of(manifests[after]["dataset"])
-    old, new = (read_predictions(version_folder(root, version) / PREDICTIONS_NAME, contract) for version in manifests)
+    versions = [store.version(number) for number in (before, after)]
+    for version in versions:
+        version.check()
+    manifests = [version.manifest for version in versions]
+    contract = contract_of(manifests[1].dataset)
+    old, new = (read_predictions(version.folder / PREDICTIONS_NAME, contract) for version in versions)
     old_rows, new_rows = shared_rows(old, new)
     if not len(new_rows):
         raise WrongUsage(
@@ -98,7 +100,7 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
             for label, name in enumerate(contract.class_names)
             if (of_class := labels == label).any()
         ],
-        "differs": _differences(manifests[before], manifests[after]),
+        "differs": _differences(*manifests),
     }
     sides: list[list[tuple[int, int]]] = []
     for changed in (new_right & ~old_right, old_right & ~new_right):
@@ -106,7 +108,7 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
         surest = places[np.argsort(-new.confidence[new_rows[places]], kind="stable")][:_MOST_PICTURES]
         sides.append([(int(old_rows[place]), int(new_rows[place])) for place in surest])
     wanted = {new.images[row] for side in sides for _, row in side}
-    found = _find_images(wanted, list(manifests.values()), artifacts_dir, data_dir, contract)
+    found = _find_images(wanted, manifests, artifacts_dir, data_dir, contract)
     fixed, broken = (
         tuple(_change(old, old_row, new, new_row, found, contract) for old_row, new_row in side) for side in sides
     )
@@ -118,7 +120,7 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
         if wanted <= set(found)
         else f"{len(wanted - set(found))} of {len(wanted)} images cannot be had: the prepared test images are gone "
         f"from {artifacts_dir / 'prepared'}, and {data_dir} does not hold the test CSV that they came from. Put "
-        f"{manifests[after]['data']['test']['file']} there, or name its folder with --data-dir, and run again.",
+        f"{manifests[1].data.test.file} there, or name its folder with --data-dir, and run again.",
         contract=contract,
     )
 
@@ -130,16 +132,17 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
         temporary.write_text(html, encoding="utf-8")
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _differences(before: Manifest, after: Manifest) -> list[dict[str, Any]]:
     """What two manifests state differently of what the versions were made from: what, before, after."""
 
-    def stated(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def stated(manifest: Manifest) -> dict[str, Any]:
         return {
-            **manifest["configuration"],
-            **{f"{split} data, sha256": manifest["data"][split]["csv_sha256"] for split in ("train", "test")},
-            "code": manifest["code"]["revision"],
-            "lock, sha256": manifest["lock_sha256"],
-            "device": manifest["device"]["name"],
+            **manifest.configuration,
+            "train data, sha256": manifest.data.train.csv_sha256,
+            "test data, sha256": manifest.data.test.csv_sha256,
+            "code": manifest.code.revision,
+            "lock, sha256": manifest.lock_sha256,
+            "device": manifest.device.name,
         }
 
     old, new = stated(before), stated(after)
@@ -175,7 +178,7 @@ def _change(
 
 def _find_images(
     wanted: set[bytes],
-    manifests: list[dict[str, Any]],
+    manifests: list[Manifest],
     artifacts_dir: Path,
     data_dir: Path,
     contract: DatasetContract,
@@ -193,19 +196,17 @@ def _find_images(
 
 
 def _sources(
-    manifests: list[dict[str, Any]], artifacts_dir: Path, data_dir: Path, contract: DatasetContract
+    manifests: list[Manifest], artifacts_dir: Path, data_dir: Path, contract: DatasetContract
 ) -> Iterator[Iterable[npt.NDArray[np.uint8]]]:
     """Test images wherever they may still lie, uint8 (pixels,) each. Whatever cannot be read is passed over."""
     for manifest in manifests:
-        key = next(entry["key"] for entry in manifest["lineage"] if entry["stage"] == "prepare")
+        key = manifest.stage("prepare").key
         try:
             images = np.load(output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test"), mmap_mode="r")
         except (OSError, ValueError):
             continue
         yield unscaled_images(images, contract)
-    for name in dict.fromkeys(
-        entry["file"] for manifest in manifests for entry in manifest["data"]["test"]["csv_files"]
-    ):
+    for name in dict.fromkeys(entry.file for manifest in manifests for entry in manifest.data.test.csv_files):
         try:
             with open_csv(data_dir / name, contract) as csv:
                 for rows in csv:

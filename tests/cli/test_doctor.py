@@ -15,8 +15,7 @@ from cli import doctor
 from cli.doctor import Check, Pool, examine
 from cli.main import main
 from schemas.config import PROJECT_ROOT
-from tasks.registry.alias_log import append_event
-from tasks.registry.store import store_folder, version_folder
+from tasks.registry.store import ModelStore
 from tests.sample import SAMPLE
 from tests.stored import add_stored, event
 
@@ -201,15 +200,15 @@ def test_data_is_whole_absent_or_broken(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_a_whole_store_is_told_with_its_champion(tmp_path: Path) -> None:
     assert "no version" in doctor.check_store(tmp_path).says
-    root = store_folder(tmp_path, "fashion-mnist")
+    root = ModelStore.of(tmp_path, "fashion-mnist").root
     add_stored(root)
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all whole, no champion")
-    append_event(root, event(1))
+    ModelStore(root).aliases.append(event(1))
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all whole, champion 1")
 
 
 def test_leftovers_are_told_and_are_not_broken(tmp_path: Path) -> None:
-    root = store_folder(tmp_path, "fashion-mnist")
+    root = ModelStore.of(tmp_path, "fashion-mnist").root
     add_stored(root)
     (root / "versions" / ".0002.77.tmp").mkdir()
     (root / "aliases.jsonl").write_text('{"cut off')
@@ -219,22 +218,22 @@ def test_leftovers_are_told_and_are_not_broken(tmp_path: Path) -> None:
 
 
 def test_damaged_versions_are_broken_and_the_champion_is_told_first(tmp_path: Path) -> None:
-    root = store_folder(tmp_path, "fashion-mnist")
+    root = ModelStore.of(tmp_path, "fashion-mnist").root
     for _ in range(3):
         add_stored(root)
-    append_event(root, event(3))
-    (version_folder(root, 1) / "metrics.json").write_text("{}")
+    ModelStore(root).aliases.append(event(3))
+    (ModelStore(root).folder(1) / "metrics.json").write_text("{}")
     _demand_broken(doctor.check_store(tmp_path), "version 1 is damaged:", "expected sha256")
-    (version_folder(root, 3) / "manifest.json").write_text("{}")
+    (ModelStore(root).folder(3) / "manifest.json").write_text("{}")
     check = doctor.check_store(tmp_path)
     _demand_broken(check, "the champion, version 3 is damaged, and 1 more")
-    assert str(version_folder(root, 3)) in check.cure
+    assert str(ModelStore(root).folder(3)) in check.cure
 
 
 def test_a_champion_that_is_not_there_and_a_log_that_cannot_be_read_are_broken(tmp_path: Path) -> None:
-    root = store_folder(tmp_path, "fashion-mnist")
+    root = ModelStore.of(tmp_path, "fashion-mnist").root
     add_stored(root)
-    append_event(root, event(7))
+    ModelStore(root).aliases.append(event(7))
     _demand_broken(doctor.check_store(tmp_path), "version 7, is not there")
     (root / "aliases.jsonl").write_text("nobody knows\n")
     _demand_broken(doctor._survived("store", lambda: doctor.check_store(tmp_path)), "line 1")
@@ -280,9 +279,9 @@ def test_all_well_ends_with_0_a_line_each(quick: Path, capsys: pytest.CaptureFix
 
 
 def test_one_broken_ends_with_1_and_what_to_do(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = store_folder(quick, "fashion-mnist")
+    root = ModelStore.of(quick, "fashion-mnist").root
     add_stored(root)
-    (version_folder(root, 1) / "metrics.json").write_text("{}")
+    (ModelStore(root).folder(1) / "metrics.json").write_text("{}")
     status, out, err = _doctor(capsys)
     assert status == 1
     line, cure = out.splitlines()[-2:]
@@ -302,7 +301,7 @@ def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
         "import cli.doctor as d, pathlib, sys; d.check_gpu = d.check_lock = lambda: d.Check('x', True, '')\n"
         "print([c.name for c in d.examine(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) if c.ok is False])"
     )
-    store = store_folder(tmp_path / "artifacts", "fashion-mnist")
+    store = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").root
     (store / "versions" / ".0002.77.tmp").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(

@@ -12,8 +12,7 @@ import pytest
 from cli.contract_page import PAGE
 from cli.main import main
 from schemas.config import TrainingConfig
-from tasks.registry.alias_log import append_event
-from tasks.registry.store import store_folder
+from tasks.registry.store import ModelStore
 from tests.stored import add_stored, event
 
 
@@ -28,7 +27,7 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(tmp_path))
-    return store_folder(tmp_path, "fashion-mnist")
+    return ModelStore.of(tmp_path, "fashion-mnist").root
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def test_versions_of_an_empty_store(capsys: pytest.CaptureFixture[str], store: P
 
 def test_versions_and_show_speak_json(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     add_stored(store, 0.9)
-    append_event(store, event(1))
+    ModelStore(store).aliases.append(event(1))
     status, out, _ = _run(capsys, "versions", "--json")
     (row,) = json.loads(out)
     assert status == 0
@@ -126,7 +125,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], store: Pa
 def test_gc_says_what_it_would_remove_and_then_removes_it(capsys: pytest.CaptureFixture[str], store: Path) -> None:
     for _ in range(3):
         add_stored(store)
-    append_event(store, event(1))
+    ModelStore(store).aliases.append(event(1))
     size = sum(path.stat().st_size for path in (store / "versions" / "0002").iterdir())
     told = {"removed": [{"kind": "version", "path": str(store / "versions" / "0002"), "bytes": size}]}
     told |= {"kept_versions": [1, 3], "bytes": size}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import predict
-from tasks.registry.store import store_folder, version_folder
+from tasks.registry import batch_prediction
+from tasks.registry.store import ModelStore
 from tests.cli.test_main import _run
 from tests.sample import SAMPLE
 
@@ -107,7 +107,7 @@ def test_damaged_weights_end_with_5(
     capsys: pytest.CaptureFixture[str], output: Path, two_versions: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(two_versions, tmp_path / "artifacts")
-    (version_folder(store_folder(copy, "fashion-mnist"), 1) / "model.weights.h5").write_bytes(b"\x89HDF")
+    (ModelStore.of(copy, "fashion-mnist").folder(1) / "model.weights.h5").write_bytes(b"\x89HDF")
     status, out, err = _run(capsys, "predict", IMAGES, "--output", str(output), "--artifacts-dir", str(copy))
     assert (status, out) == (5, "")
     assert "model.weights.h5: expected sha256" in err
@@ -120,7 +120,7 @@ def test_an_interrupted_prediction_claims_nothing_to_go_on_from(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "predict_csv", interrupted)
+    monkeypatch.setattr(batch_prediction, "predict_csv", interrupted)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the handlers are pytest's
     status, out, err = _run(capsys, "predict", IMAGES, "--output", str(output))
     assert (status, out, err) == (130, "", "Interrupted. Nothing was written.\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.registry.store import store_folder
+from tasks.registry.store import ModelStore
 from tests.cli.test_main import _run
 from tests.tasks.reports.test_comparison import _add, _prepared
 
@@ -26,7 +26,7 @@ def test_report_prints_the_path_and_opens_nothing(
     capsys: pytest.CaptureFixture[str], artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webbrowser, "open", lambda address: pytest.fail("opened"))
-    path = store_folder(artifacts, "fashion-mnist") / "versions" / "0002" / "report.html"
+    path = ModelStore.of(artifacts, "fashion-mnist").root / "versions" / "0002" / "report.html"
     assert _run(capsys, "report", "2") == (0, f"{path}\n", "")
     assert json.loads(_run(capsys, "report", "2", "--json")[1]) == {"version": 2, "report": str(path)}
 
@@ -48,7 +48,7 @@ def test_a_report_that_was_edited_is_not_shown(
     capsys: pytest.CaptureFixture[str], artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webbrowser, "open", lambda address: pytest.fail("opened"))
-    path = store_folder(artifacts, "fashion-mnist") / "versions" / "0001" / "report.html"
+    path = ModelStore.of(artifacts, "fashion-mnist").root / "versions" / "0001" / "report.html"
     path.write_text("99.9 %")
     status, out, err = _run(capsys, "report", "1", "--open")
     assert (status, out) == (5, "")

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from tasks.registry.store import list_versions, show_version, store_folder
+from tasks.registry.store import ModelStore
 from tests.flows.conftest import Command
 from tests.sample import SAMPLE
 
@@ -55,7 +55,7 @@ def test_a_damaged_cell_is_named_with_its_line_and_column_and_nothing_is_stored(
     assert "300" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 10
-    assert list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist")) == []
+    assert ModelStore.of(tmp_path / "artifacts", "fashion-mnist").summaries() == []
     (quarantine,) = (tmp_path / "artifacts" / "quarantine").iterdir()
     assert str(quarantine) in done.stderr
 
@@ -73,9 +73,9 @@ def test_within_the_budget_the_good_rows_are_trained_on_and_the_manifest_counts_
     assert "1 of 1001 rows is bad" in done.stderr
     assert "line 412, column pixel17" in done.stderr
     (quarantine,) = (tmp_path / "artifacts" / "quarantine").iterdir()
-    stated = show_version(store_folder(tmp_path / "artifacts", "fashion-mnist"), 1)["data"]
-    assert (stated["train"]["rows"], stated["train"]["quarantined"], stated["test"]["quarantined"]) == (1_000, 1, 0)
-    assert quarantine.name == f"train-{stated['train']['csv_sha256']}.parquet"
+    data = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(1).manifest.data
+    assert (data.train.rows, data.train.quarantined, data.test.quarantined) == (1_000, 1, 0)
+    assert quarantine.name == f"train-{data.train.csv_sha256}.parquet"
 
 
 def _wait_for(process: subprocess.Popen[str], artifacts: Path, sign: str) -> None:
@@ -98,7 +98,7 @@ def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_o
     command: Command, tmp_path: Path
 ) -> None:
     artifacts = tmp_path / "artifacts"
-    store = store_folder(artifacts, "fashion-mnist")
+    store = ModelStore.of(artifacts, "fashion-mnist")
     flags = ("train", "--epochs", "60", "--seed", "7", "--dropout", "0.1", *FLAGS)
     said = {}
     for sign in (
@@ -106,16 +106,16 @@ def test_a_run_killed_in_every_stage_is_finished_by_the_next_without_repeating_o
         *("evaluated/.*.tmp", "models/fashion-mnist/versions/.*.tmp"),
     ):
         said[sign] = _kill_when(command.start(*flags), artifacts, sign)
-        assert list_versions(store) == []
+        assert store.numbers() == []
     assert "train: resuming after epoch " in said["evaluated/.*.tmp"]
     done = command.run(*flags, "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)  # JSON is all that goes to stdout
     assert (made["version"], made["created"], made["champion"]) == (1, True, True)
-    shown = show_version(store, 1)
-    assert {entry["stage"] for entry in shown["lineage"] if not entry["reused"]} == set()
+    stored = store.version(1)
+    assert all(entry.reused for entry in stored.manifest.lineage)
     # 60 epochs were trained by two runs, none of them twice, each after the one before.
-    assert len(shown["metrics"]["history"]) == 60
+    assert len(json.loads(stored.read("metrics.json"))["history"]) == 60
     assert not list(artifacts.rglob(".*.tmp"))
 
     # As if it had never been killed: what trains it again from its manifest is not.
@@ -180,7 +180,7 @@ def test_embedded_servers_on_one_database_start_one_after_the_other(without_api:
     for both in (process, other):
         _, err = both.communicate(timeout=240)
         assert both.returncode == 0, err
-    assert len(list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist"))) == 2
+    assert len(ModelStore.of(tmp_path / "artifacts", "fashion-mnist").summaries()) == 2
 
 
 def test_without_a_configured_api_the_command_brings_its_own_and_quiet_says_the_answer_alone(
@@ -197,9 +197,9 @@ def test_without_a_configured_api_the_command_brings_its_own_and_quiet_says_the_
 def test_a_version_below_the_floor_ends_with_4_and_is_kept(command: Command, tmp_path: Path) -> None:
     done = command.run("train", "--epochs", "1", "--learning-rate", "1e-6", "--data-dir", str(SAMPLE))
     assert done.returncode == 4
-    assert "Refused: test accuracy is" in done.stderr
-    (row,) = list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist"))
-    assert (row["outcome"], row["aliases"]) == ("refused", [])
+    assert "Rejected: test accuracy is" in done.stderr
+    (row,) = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").summaries()
+    assert (row.outcome, row.aliases) == ("refused", [])
     told = command.run("why", "1", "--json")
     assert json.loads(told.stdout)["verdict"]["rules"][0]["bound"] == ">= 0.8"
 

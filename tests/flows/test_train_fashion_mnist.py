@@ -16,7 +16,7 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import DeviceUnavailable
 from schemas.references import ModelVersion
 from tasks.model.backend import gpu_driver_present
-from tasks.registry.store import list_versions, show_version, store_folder
+from tasks.registry.store import ModelStore
 from tests.sample import SAMPLE
 
 STAGES = ["ingest", "validate", "ingest", "validate", "prepare", "train", "evaluate"]
@@ -40,9 +40,9 @@ def artifacts(server: str, in_this_process: None, tmp_path_factory: pytest.TempP
 
 
 def _reused(artifacts: Path, version: int) -> list[bool]:
-    lineage = show_version(store_folder(artifacts, "fashion-mnist"), version)["lineage"]
-    assert [entry["stage"] for entry in lineage] == STAGES
-    return [entry["reused"] for entry in lineage]
+    lineage = ModelStore.of(artifacts, "fashion-mnist").version(version).manifest.lineage
+    assert [entry.stage for entry in lineage] == STAGES
+    return [entry.reused for entry in lineage]
 
 
 def _fits() -> int:
@@ -52,17 +52,18 @@ def _fits() -> int:
 
 
 def test_the_flow_makes_a_version_that_learned_something(artifacts: Path) -> None:
-    (row,) = list_versions(store_folder(artifacts, "fashion-mnist"))
-    assert (row["version"], row["aliases"]) == (1, ["champion"])
-    assert row["test_accuracy"] > 0.5  # a guess is right one time in ten
+    (row,) = ModelStore.of(artifacts, "fashion-mnist").summaries()
+    assert (row.version, row.aliases) == (1, ["champion"])
+    assert row.test_accuracy is not None
+    assert row.test_accuracy > 0.5  # a guess is right one time in ten
     assert _reused(artifacts, 1) == [False] * 7
 
 
 def test_an_unchanged_run_makes_no_version(artifacts: Path) -> None:
-    before = len(list_versions(store_folder(artifacts, "fashion-mnist"))), _fits()
+    before = len(ModelStore.of(artifacts, "fashion-mnist").summaries()), _fits()
     made = _train(artifacts)
     assert (made.version, made.created) == (1, False)
-    assert (len(list_versions(store_folder(artifacts, "fashion-mnist"))), _fits()) == before
+    assert (len(ModelStore.of(artifacts, "fashion-mnist").summaries()), _fits()) == before
 
 
 def test_a_damaged_model_is_trained_anew_and_comes_out_the_same(artifacts: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_changed_recipe_redoes_train_and_not_prepare(artifacts: Path) -> None:
 
 
 def test_the_run_is_on_the_server_with_its_artifacts_and_a_child_of_its_own(artifacts: Path) -> None:
-    run_id = show_version(store_folder(artifacts, "fashion-mnist"), 1)["flow_run_id"]
+    run_id = ModelStore.of(artifacts, "fashion-mnist").version(1).manifest.flow_run_id
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
         assert run.state is not None
@@ -134,10 +135,10 @@ def test_a_wrong_parameter_is_refused_by_name_before_anything_runs(server: str, 
 
 @pytest.mark.skipif(gpu_driver_present(), reason="says what a machine without a GPU does")
 def test_a_demanded_gpu_that_is_not_there_fails_the_run_and_an_unknown_device_never_starts_one(artifacts: Path) -> None:
-    before = len(list_versions(store_folder(artifacts, "fashion-mnist")))
+    before = len(ModelStore.of(artifacts, "fashion-mnist").summaries())
     config = TrainingConfig(epochs=2, batch_size=64, validation_size=100)  # which a CPU has trained here
     with pytest.raises(DeviceUnavailable, match="nvidia-smi"):
         train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, training=config, device="gpu")
     with pytest.raises(ParameterTypeError, match="device"):
         train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, device="tpu")  # type: ignore[arg-type]
-    assert len(list_versions(store_folder(artifacts, "fashion-mnist"))) == before
+    assert len(ModelStore.of(artifacts, "fashion-mnist").summaries()) == before

@@ -9,9 +9,9 @@ from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError, WrongUsage
 from tasks.data.splits import scale_pixels
 from tasks.model.test_predictions import StoredPredictions, image_digest, write_predictions
-from tasks.registry.store import add_version, store_folder, store_lock
+from tasks.registry.store import ModelStore
 from tasks.reports.comparison import compare, write_comparison
-from tests.stored import fill, stated
+from tests.stored import add_stored, data_facts
 from tests.tasks.reports.test_version_report import Page
 
 KEY = "ab" * 32
@@ -24,27 +24,22 @@ def _images() -> Any:
 
 def _add(artifacts: Path, rows: list[int], said: list[int], **configuration: Any) -> int:
     """A version that said of these rows of `_images`, whose labels are 0 .. 5, what it said, with probability 0.91."""
-    root = store_folder(artifacts, FASHION_MNIST.name)
     probabilities = np.full((len(rows), 10), 0.01, dtype=np.float32)
     probabilities[range(len(rows)), said] = 0.91
 
-    def write(folder: Path, number: int) -> dict[str, Any]:
+    def write(folder: Path) -> None:
         digests = [image_digest(image) for image in _images()[rows]]
         judged = StoredPredictions(digests, np.array(rows, dtype=np.int32), probabilities)
         write_predictions(folder / "test_predictions.parquet", judged, FASHION_MNIST)
-        fill(folder)
-        facts = {"file": "fashion-mnist_test.csv", "csv_sha256": KEY, "csv_files": [{"file": "fashion-mnist_test.csv"}]}
-        prepare = {"stage": "prepare", "split": None, "key": KEY, "digest": KEY, "reused": False, "seconds": 1.0}
-        return stated(
-            configuration=configuration,
-            data={"train": facts, "test": facts},
-            lineage=[prepare],
-            code={"revision": "c0ffee"},
-            device={"name": "a CPU"},
-        )
 
-    with store_lock(root):
-        return int(add_version(root, write)["version"])
+    return add_stored(
+        ModelStore.of(artifacts, FASHION_MNIST.name).root,
+        write=write,
+        configuration=configuration,
+        data=data_facts(KEY, "fashion-mnist_test.csv"),
+        lineage=[{"stage": "prepare", "split": None, "key": KEY, "digest": KEY, "reused": False, "seconds": 1.0}],
+        code={"revision": "c0ffee", "dirty": False},
+    ).number
 
 
 def _prepared(artifacts: Path) -> None:
@@ -54,7 +49,7 @@ def _prepared(artifacts: Path) -> None:
 
 
 def _compare(artifacts: Path, data: Path | None = None) -> Any:
-    return compare(store_folder(artifacts, FASHION_MNIST.name), artifacts, data or artifacts / "none", 1, 2)
+    return compare(ModelStore.of(artifacts, FASHION_MNIST.name), artifacts, data or artifacts / "none", 1, 2)
 
 
 def test_fixed_and_broken_images_whatever_the_order_of_the_rows(tmp_path: Path) -> None:
@@ -123,13 +118,13 @@ def test_versions_of_different_images_are_refused(tmp_path: Path) -> None:
 def test_a_version_is_not_compared_with_itself(tmp_path: Path) -> None:
     _add(tmp_path, [0, 1], [0, 1])
     with pytest.raises(WrongUsage, match="Both are version 1: two different versions were expected"):
-        compare(store_folder(tmp_path, FASHION_MNIST.name), tmp_path, tmp_path, 1, 1)
+        compare(ModelStore.of(tmp_path, FASHION_MNIST.name), tmp_path, tmp_path, 1, 1)
 
 
 def test_a_damaged_version_is_not_compared(tmp_path: Path) -> None:
     _add(tmp_path, [0, 1], [0, 1])
     _add(tmp_path, [0, 1], [0, 1])
-    folder = store_folder(tmp_path, FASHION_MNIST.name) / "versions"
+    folder = ModelStore.of(tmp_path, FASHION_MNIST.name).root / "versions"
     shutil.copyfile(folder / "0001" / "verdict.json", folder / "0002" / "test_predictions.parquet")
     with pytest.raises(StoredArtifactError, match=r"test_predictions\.parquet"):
         _compare(tmp_path)

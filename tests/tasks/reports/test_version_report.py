@@ -16,7 +16,7 @@ from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
 from schemas.references import PreparedData
 from tasks.model.metrics import compute_metrics
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
-from tasks.registry.store import read_manifest, store_folder
+from tasks.registry.store import ModelStore
 from tasks.reports.version_report import commands, most_confident_mistakes, pictures, write_report
 from tasks.runtime.files import write_json
 
@@ -72,7 +72,7 @@ def test_the_figures_are_those_of_the_metrics(sample_version: Path, page: Page) 
 
 
 def test_the_manifest_and_the_verdict_are_told(sample_version: Path, page: Page) -> None:
-    manifest = read_manifest(store_folder(sample_version.parents[3], "fashion-mnist"), 1)
+    manifest = ModelStore.of(sample_version.parents[3], "fashion-mnist").version(1).manifest.as_json()
     typed = [command for name, command in commands(manifest).items() if name != "report"]  # whoever reads has it open
     assert manifest["verdict"]["reason"] in page.text
     told = [
@@ -168,7 +168,7 @@ def written(sample_version: Path, tmp_path: Path, sample_prepared: PreparedData)
 
 @pytest.fixture
 def stated(sample_version: Path) -> dict[str, Any]:
-    return read_manifest(store_folder(sample_version.parents[3], "fashion-mnist"), 1)
+    return ModelStore.of(sample_version.parents[3], "fashion-mnist").version(1).manifest.as_json()
 
 
 def test_a_report_of_another_dataset_whose_model_makes_no_mistake(
