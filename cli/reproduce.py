@@ -77,14 +77,7 @@ def _stored_data(manifest: Manifest, artifacts_dir: Path, split: Split) -> Parqu
         raise StoredArtifactError(f"{path}: expected sha256 {data.parquet_sha256}, received {sha256}.")
     files = tuple(CsvFile(path=Path(file.file), sha256=file.sha256) for file in data.csv_files)
     return ParquetSplit(
-        record=StageRecord(
-            stage=stage.stage,
-            key=stage.key,
-            digest=stage.digest,
-            path=folder,
-            reused=stage.reused,
-            seconds=stage.seconds,
-        ),
+        record=StageRecord(path=folder, **stage.model_dump(include=StageRecord.model_fields.keys() - {"path"})),
         split=split,
         path=path,
         sha256=data.parquet_sha256,

@@ -23,7 +23,7 @@ class StoredJson(BaseModel):
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object that was read, unknown keys included."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
+        return self.model_dump(by_alias=True)
 
 
 class AliasEvent(StoredJson):
@@ -67,19 +67,7 @@ class StoredCsv(StoredJson):
     sha256: Digest
 
 
-class StoredCheck(StoredJson):
-    """A measured value and one bound, as `schemas.references.CheckResult`."""
-
-    check: str
-    figure: float
-    bound: str
-    severity: str
-    result: str
-
-
 class StoredSplit(StoredJson):
-    """The data of one split, and what validation measured."""
-
     file: str
     csv_sha256: Digest
     csv_files: list[StoredCsv]
@@ -87,7 +75,6 @@ class StoredSplit(StoredJson):
     rows: int
     quarantined: int
     origin: Literal["supplied", "fetched"]
-    checks: list[StoredCheck]
 
 
 class StoredData(StoredJson):

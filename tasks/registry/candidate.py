@@ -1,10 +1,10 @@
 """Measure a candidate, and the champion on the same test rows: what a promotion depends on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
@@ -24,13 +24,6 @@ class Champion:
     fault: str | None
 
 
-class ClassRecall(TypedDict):
-    """The part of a class's metrics that a promotion depends on."""
-
-    name: str
-    recall: float
-
-
 @dataclass(frozen=True)
 class CandidateMetrics:
     """The values that a verdict is decided from.
@@ -42,7 +35,7 @@ class CandidateMetrics:
     """
 
     accuracy: float
-    per_class: Sequence[ClassRecall]
+    per_class: Sequence[Mapping[str, Any]]
     golden_difference: float
     champion: int | None
     champion_fault: str | None

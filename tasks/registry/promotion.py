@@ -48,7 +48,7 @@ def _describe(rule: Mapping[str, Any]) -> str:
 
 
 def _minimum_rules(measured: CandidateMetrics, config: PromotionConfig) -> list[dict[str, Any]]:
-    worst = min(measured.per_class, key=lambda row: row["recall"])
+    worst = min(measured.per_class, key=lambda row: float(row["recall"]))
     return [
         {
             "rule": "test accuracy",

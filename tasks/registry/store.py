@@ -42,9 +42,8 @@ class StoredVersion:
 
         Raises `StoredArtifactError` with the file, the expected and the actual digest.
         """
-        for entry in sorted(self.folder.rglob("*")):
-            name = entry.relative_to(self.folder).as_posix()
-            if name != MANIFEST_NAME and name not in self.manifest.files:
+        for entry in sorted(self.folder.glob("*")):
+            if entry.name != MANIFEST_NAME and entry.name not in self.manifest.files:
                 raise StoredArtifactError(f"{entry} is not named by the manifest. Remove it.")
         for name in self.manifest.files:
             self.path(name)
@@ -115,7 +114,7 @@ class ModelStore:
         """Return the number of a version named "3", "0003", "v3" or by an alias. Raises `VersionNotFound`."""
         numbers = self.numbers()
         digits = name.removeprefix("v")
-        if digits.isascii() and digits.isdigit():
+        if digits.isdigit():
             # Compared as text: Python refuses to parse integers of more than 4,300 digits.
             for number in numbers:
                 if str(number) == digits.lstrip("0"):
