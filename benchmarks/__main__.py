@@ -16,8 +16,8 @@ from benchmarks.rows import ROWS, Bench
 from schemas.config import data_folder
 from schemas.contract import FASHION_MNIST
 from tasks.data.published_data import fetch_data
+from tasks.registry.provenance import code_revision
 from tasks.runtime.fingerprint import package_versions
-from tasks.version import code_revision
 
 
 def main() -> None:

@@ -4,10 +4,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.arguments import AddParser, add_command, add_data_dir, print_json
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, VersionNotFound, WrongUsage
+
+if TYPE_CHECKING:
+    from tasks.registry.champion import Move
+    from tasks.registry.store import ModelStore
 
 _ASK_VERSIONS = "Run `fashion-ann versions` to see the current champion."
 
@@ -47,11 +51,11 @@ def _add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("version", metavar="V", help="a number, or an alias such as champion")
 
 
-def _store(options: argparse.Namespace) -> Path:
+def _store(options: argparse.Namespace) -> "ModelStore":
     from schemas.config import artifacts_folder
-    from tasks.registry.store import store_folder
+    from tasks.registry.store import ModelStore
 
-    return store_folder(artifacts_folder(options.artifacts_dir), options.dataset)
+    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset)
 
 
 def _outcome(value: str) -> str:
@@ -60,14 +64,12 @@ def _outcome(value: str) -> str:
 
 
 def _versions(options: argparse.Namespace) -> None:
-    from tasks.registry.store import list_versions
-
-    root = _store(options)
-    rows = list_versions(root)
+    store = _store(options)
+    rows = [vars(row) for row in store.summaries()]
     if options.json:
         print_json(rows)
     elif not rows:
-        print(f"No version in {root} yet. `fashion-ann train` creates one.")
+        print(f"No version in {store.root} yet. `fashion-ann train` creates one.")
     else:
         _print_versions(rows)
     # After the intact versions are listed, damaged ones decide the exit status.
@@ -89,10 +91,17 @@ def _print_versions(rows: list[dict[str, Any]]) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from tasks.registry.store import resolve, show_version
+    from schemas.layout import METRICS_NAME
 
-    root = _store(options)
-    shown = show_version(root, resolve(root, options.version))
+    store = _store(options)
+    version = store.version(options.version)
+    version.check()
+    shown = {
+        **version.manifest.as_json(),
+        "metrics": json.loads(version.read(METRICS_NAME)),
+        "aliases": store.aliases_of(version.number),
+        "path": str(version.folder),
+    }
     if options.json:
         print_json(shown, sort_keys=True)
         return
@@ -115,44 +124,45 @@ def _show(options: argparse.Namespace) -> None:
 
 def _why(options: argparse.Namespace) -> None:
     from schemas.layout import VERDICT_NAME
-    from tasks.registry.alias_log import read_alias_log
-    from tasks.registry.store import check_version, read_file, read_manifest, resolve
 
-    root = _store(options)
-    version = resolve(root, options.version)
-    manifest = read_manifest(root, version)
-    check_version(root, manifest)
-    verdict = json.loads(read_file(root, manifest, VERDICT_NAME))
-    events = [event for event in read_alias_log(root) if version in (event["to"], event["from"])]
+    store = _store(options)
+    version = store.version(options.version)
+    version.check()
+    verdict = json.loads(version.read(VERDICT_NAME))
+    lineage = version.manifest.lineage
+    events = [event for event in store.aliases.read() if version.number in (event.to, event.before)]
     if options.json:
-        explained = {"version": version, "verdict": verdict, "events": events, "lineage": manifest["lineage"]}
+        explained = {
+            "version": version.number,
+            "verdict": verdict,
+            "events": [event.as_json() for event in events],
+            "lineage": [entry.as_json() for entry in lineage],
+        }
         print_json(explained, sort_keys=True)
         return
-    print(f"version {version}: {_outcome(verdict['outcome'])}")
+    print(f"version {version.number}: {_outcome(verdict['outcome'])}")
     print(f"  {verdict['reason']} (policy: {verdict['policy']})")
     for rule in verdict["rules"]:
         print(
             f"  {'passed' if rule['holds'] else 'FAILED'}  {rule['rule']}: {rule['figure']}, expected {rule['bound']}"
         )
-    for entry in manifest["lineage"]:
-        stage = f"{entry['stage']} {entry['split'] or ''}".strip()
-        print(f"  {'reused' if entry['reused'] else 'ran   '}  {stage:<15} cache key {entry['key']}")
+    for entry in lineage:
+        stage = f"{entry.stage} {entry.split or ''}".strip()
+        print(f"  {'reused' if entry.reused else 'ran   '}  {stage:<15} cache key {entry.key}")
     for event in events:
-        before = "none" if event["from"] is None else event["from"]
-        print(f"  {event['when']}  {event['alias']} {before} -> {event['to']}, {event['by']}: {event['reason']}")
+        before = "none" if event.before is None else event.before
+        print(f"  {event.when}  {event.alias} {before} -> {event.to}, {event.by}: {event.reason}")
 
 
 def _report(options: argparse.Namespace) -> None:
     import webbrowser
 
     from schemas.layout import REPORT_NAME
-    from tasks.registry.store import checked_path, read_manifest, resolve
 
-    root = _store(options)
-    version = resolve(root, options.version)
-    path = checked_path(root, read_manifest(root, version), REPORT_NAME)
+    version = _store(options).version(options.version)
+    path = version.path(REPORT_NAME)
     if options.json:
-        print_json({"version": version, "report": str(path)})
+        print_json({"version": version.number, "report": str(path)})
     else:
         print(path)
     if options.open and not webbrowser.open(path.absolute().as_uri()):
@@ -180,18 +190,17 @@ def _add_compare(add_parser: AddParser) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from schemas.config import artifacts_folder, data_folder
     from schemas.layout import Artifacts
-    from tasks.registry.store import resolve
     from tasks.reports.comparison import compare, write_comparison
 
-    root, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
-    before, after = resolve(root, options.before), resolve(root, options.after)
+    store, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
+    before, after = store.resolve(options.before), store.resolve(options.after)
     if options.output is None:
         output = Artifacts(artifacts_dir).comparisons / f"{before:04d}-{after:04d}.html"
     else:
         output = Path(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
             raise WrongUsage(f"--output {output}: expected a file ending in .html in an existing folder.")
-    comparison = compare(root, artifacts_dir, data_folder(options.data_dir), before, after)
+    comparison = compare(store, artifacts_dir, data_folder(options.data_dir), before, after)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, output)
     missing = comparison.without_pictures
@@ -250,10 +259,9 @@ def _add_reason(parser: argparse.ArgumentParser) -> None:
 
 def _promote(options: argparse.Namespace) -> None:
     from tasks.registry.champion import promote
-    from tasks.registry.store import resolve
 
-    root = _store(options)
-    _print_move(options, promote(root, resolve(root, options.version), options.reason, force=options.force))
+    store = _store(options)
+    _print_move(options, promote(store, store.resolve(options.version), options.reason, force=options.force))
 
 
 def _rollback(options: argparse.Namespace) -> None:
@@ -262,14 +270,15 @@ def _rollback(options: argparse.Namespace) -> None:
     _print_move(options, rollback(_store(options), options.reason))
 
 
-def _print_move(options: argparse.Namespace, event: dict[str, Any]) -> None:
+def _print_move(options: argparse.Namespace, move: "Move") -> None:
+    event = move.event
     if options.json:
-        print_json(event, sort_keys=True)
+        print_json({**event.as_json(), "cleaned": move.cleaned}, sort_keys=True)
         return
-    for line in event["cleaned"]:
+    for line in move.cleaned:
         print(line, file=sys.stderr)
-    before = "none" if event["from"] is None else f"version {event['from']}"
-    print(f"champion: {before} -> version {event['to']}")
+    before = "none" if event.before is None else f"version {event.before}"
+    print(f"champion: {before} -> version {event.to}")
 
 
 def _add_verify(add_parser: AddParser) -> None:
@@ -287,14 +296,15 @@ def _add_verify(add_parser: AddParser) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from tasks.registry.store import history, resolve, version_numbers
-    from tasks.registry.verify import verify_version
+    from tasks.registry.verify import verify
 
-    root = _store(options)
+    store = _store(options)
     results: list[dict[str, Any]] = []
-    for version in version_numbers(root) if options.all else [resolve(root, options.version)]:
+    for version in store.numbers() if options.all else [store.resolve(options.version)]:
         try:
-            results.append({**verify_version(root, version), "fault": None})
+            stored = store.version(version)
+            result = {"version": version, "path": str(stored.folder), "files": len(stored.manifest.files)}
+            results.append({**result, "golden_difference": verify(stored), "fault": None})
         except VersionNotFound:
             if not options.all:
                 raise
@@ -312,7 +322,7 @@ def _verify(options: argparse.Namespace) -> None:
     faults = [result["fault"] for result in results if result["fault"] is not None]
     if options.all:
         try:
-            history(root)
+            store.history()
         except StoredArtifactError as error:
             faults.append(str(error))
     if faults:
@@ -324,12 +334,11 @@ def _reproduce(options: argparse.Namespace) -> None:
 
     from cli.reproduce import reproduce
     from schemas.config import PromotionConfig, artifacts_folder
-    from tasks.registry.store import resolve
 
-    root = _store(options)
-    version = resolve(root, options.version)
+    stored = _store(options).version(options.version)
+    version = stored.number
     with tempfile.TemporaryDirectory(prefix="fashion-ann-reproduce-") as scratch:
-        result = reproduce(root, artifacts_folder(options.artifacts_dir), version, Path(scratch))
+        result = reproduce(stored, artifacts_folder(options.artifacts_dir), Path(scratch))
     if options.json:
         print_json(result, sort_keys=True)
     else:

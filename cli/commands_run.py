@@ -130,7 +130,7 @@ def _add_predict(add_parser: AddParser) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     from schemas.config import artifacts_folder
-    from tasks.predict import predict_csv
+    from tasks.registry.batch_prediction import predict_csv
 
     # The core, not the flow: starting a server takes longer than 10,000 predictions.
     predictions = predict_csv(

@@ -363,29 +363,21 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Che
 
 def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check:
     """Check that every version matches its manifest, that the champion exists and that the alias log is intact."""
-    from tasks.registry.alias_log import CHAMPION, alias_values, read_alias_log
-    from tasks.registry.store import (
-        check_version,
-        history,
-        read_manifest,
-        store_folder,
-        version_folder,
-        version_numbers,
-    )
+    from tasks.registry.store import ModelStore
 
-    root = store_folder(artifacts_dir, dataset)
-    numbers = version_numbers(root)
-    champion = alias_values(read_alias_log(root)).get(CHAMPION)
+    store = ModelStore.of(artifacts_dir, dataset)
+    numbers = store.numbers()
+    champion = store.aliases.champion()
     damage: dict[int, str] = {}
     for number in numbers:
         try:
-            check_version(root, read_manifest(root, number))
+            store.version(number).check()
         except VersionNotFound:
-            numbers = version_numbers(root)  # `gc` removed it meanwhile
+            numbers = store.numbers()  # `gc` removed it meanwhile
         except StoredArtifactError as error:
             damage[number] = _line(error)
-    leftovers = len(list((root / "versions").glob(".*.tmp")))
-    log = root / "aliases.jsonl"
+    leftovers = len(store.leftovers())
+    log = store.aliases.path
     leftovers += log.exists() and not (log.read_bytes() or b"\n").endswith(b"\n")
     suffix = f"; {_counted(leftovers, 'leftover')}: of a running or a killed run, the next one cleans up"
     suffix = suffix if leftovers else ""
@@ -399,19 +391,19 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check
             "store",
             False,
             f"{title}version {number} is damaged{more}: {damage[number]}{suffix}",
-            f"Restore {version_folder(root, number)} from a copy; {others}.",
+            f"Restore {store.folder(number)} from a copy; {others}.",
         )
     if champion is not None and champion not in numbers:
         return Check(
             "store",
             False,
             f"the champion, version {champion}, is missing{suffix}",
-            f"Restore {version_folder(root, champion)} from a copy, or train: the next version replaces it.",
+            f"Restore {store.folder(champion)} from a copy, or train: the next version replaces it.",
         )
     if not numbers:
-        return Check("store", True, f"no version in {root} yet{suffix}")
+        return Check("store", True, f"no version in {store.root} yet{suffix}")
     try:
-        history(root)
+        store.history()
     except StoredArtifactError as error:
         return Check("store", False, f"{_line(error)}{suffix}", "Restore the log from a copy.")
     current = f"champion {champion}" if champion is not None else "no champion"

@@ -1,27 +1,35 @@
-"""What the model store writes down: the shape of a manifest and of a line of the alias log.
+"""Define what the model store writes: a version's manifest, and one line of the alias log.
 
-A digest proves that a text is the one that was written; these prove that it says what readers rely on.
+A digest proves that a text is unchanged. These models prove that it contains what the code reads.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-# A plain name: nothing that leads out of the version's folder.
+from schemas.contract import Split
+
+# A plain name: it cannot lead out of the version's folder.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VersionNumber = Annotated[StrictInt, Field(ge=1)]
+Settings = dict[str, bool | int | float | str | None]
 
 
-class Stated(BaseModel):
-    # Strict: a manifest that says "1" where a number was written is not ours. What more it says is for people.
+class StoredJson(BaseModel):
+    """A strict, immutable model of a stored JSON object. Unknown keys are kept: they inform people."""
+
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object that was read, unknown keys included."""
+        return self.model_dump(by_alias=True)
 
-class AliasEvent(BaseModel):
-    """One line of the alias log: who moved what from where to where, when and why."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class AliasEvent(StoredJson):
+    """One line of the alias log: an alias moved from one version to another."""
+
+    model_config = ConfigDict(extra="forbid")
 
     when: str
     alias: str
@@ -32,18 +40,20 @@ class AliasEvent(BaseModel):
     flow_run: str | None
 
 
-class StoredFile(Stated):
+class StoredFile(StoredJson):
     bytes: Annotated[int, Field(ge=0)]
     sha256: Digest
 
 
-class StatedVerdict(Stated):
+class StoredVerdict(StoredJson):
     outcome: Literal["promoted", "kept", "refused"]
     reason: str
     event: AliasEvent | None
 
 
-class StatedStage(Stated):
+class StoredStage(StoredJson):
+    """One entry of the lineage: a stage's cache key and the digest of its output."""
+
     stage: str
     split: str | None
     key: Digest
@@ -52,26 +62,74 @@ class StatedStage(Stated):
     seconds: Annotated[float, Field(ge=0)]
 
 
-class Manifest(Stated):
-    version: VersionNumber
+class StoredCsv(StoredJson):
+    file: str
+    sha256: Digest
+
+
+class StoredSplit(StoredJson):
+    file: str
+    csv_sha256: Digest
+    csv_files: list[StoredCsv]
+    parquet_sha256: Digest
+    rows: int
+    quarantined: int
+    origin: Literal["supplied", "fetched"]
+
+
+class StoredData(StoredJson):
+    train: StoredSplit
+    test: StoredSplit
+    split_rows: dict[str, int]
+
+    def split(self, name: Split) -> StoredSplit:
+        return self.train if name == "train" else self.test
+
+
+class StoredDevice(StoredJson):
+    kind: str
+    name: str
+    count: int
+    backend: str
+
+
+class StoredCode(StoredJson):
+    revision: str | None
+    dirty: bool | None
+
+
+class VersionFacts(StoredJson):
+    """A manifest without the version number, the files and the digest, which the store adds."""
+
     dataset: str
     created: str
     made_from: str
     test_accuracy: float
     test_loss: float
     topology_id: Digest
-    files: dict[FileName, StoredFile]
-    data: dict[str, Any]
-    configuration: dict[str, Any]
+    data: StoredData
+    configuration: Settings
+    promotion: Settings
     seed: int
-    code: dict[str, Any]
+    code: StoredCode
     lock_sha256: Digest
     packages: dict[str, str]
-    device: dict[str, Any]
+    device: StoredDevice
     training_seconds: float
     epochs_run: int
     parent: VersionNumber | None
     flow_run_id: str | None
-    verdict: StatedVerdict
-    lineage: list[StatedStage]
+    verdict: StoredVerdict
+    lineage: list[StoredStage]
+
+    def stage(self, name: str, split: str | None = None) -> StoredStage:
+        """Return the lineage entry of a stage."""
+        return next(entry for entry in self.lineage if (entry.stage, entry.split) == (name, split))
+
+
+class Manifest(VersionFacts):
+    """The manifest of a version: its files with their sha256, and how it was created."""
+
+    version: VersionNumber
+    files: dict[FileName, StoredFile]
     manifest_sha256: Digest

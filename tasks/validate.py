@@ -9,14 +9,13 @@ import numpy as np
 from prefect import task
 
 from schemas.contract import contract_of
-from schemas.errors import CellProblem, DataContractError, FashionAnnError
+from schemas.errors import CellProblem, DataContractError
 from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
 from schemas.references import CheckResult, ParquetSplit, ValidatedSplit
 from tasks.checks.image_profile import read_profile, write_profile
 from tasks.checks.near_duplicates import Sketches, duplicate_report
 from tasks.checks.suite import summarize, validate_parquet
-from tasks.registry.alias_log import champions, read_alias_log
-from tasks.registry.store import read_file, read_manifest, store_folder, version_numbers
+from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file, write_json
 from tasks.runtime.fingerprint import Stage
@@ -43,7 +42,8 @@ def validate(
     """
     contract = contract_of(dataset)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
-    champion = champion_profile(artifacts_dir, dataset, data if train is None else train.data)
+    train_csv = (data if train is None else train.data).source.sha256
+    baseline = ModelStore.of(artifacts_dir, dataset).baseline_profile(train_csv)
 
     def build(folder: Path) -> dict[str, Any]:
         beside = None if train is None else (Sketches.load(train.record.path / SKETCHES_NAME), train.data.path)
@@ -52,7 +52,7 @@ def validate(
             contract,
             data.split,
             exact_rows=exact_rows,
-            champion=None if champion is None else read_profile(champion),
+            champion=None if baseline is None else read_profile(baseline),
             train=beside,
         )
         write_json(folder / RESULT_NAME, validated.result)
@@ -75,7 +75,7 @@ def validate(
             "data": sha256_file(data.path),
             "exact_rows": exact_rows,
             "reference": None if contract.reference is None else sha256_file(contract.reference),
-            "champion": None if champion is None else hashlib.sha256(champion).hexdigest(),
+            "champion": None if baseline is None else hashlib.sha256(baseline).hexdigest(),
             "train": None if train is None else train.data.sha256,
         },
         build,
@@ -108,23 +108,3 @@ def validate(
         warnings=tuple(facts["warnings"]),
         duplicates=facts["duplicates"],
     )
-
-
-def champion_profile(artifacts_dir: Path, dataset: str, train: ParquetSplit) -> bytes | None:
-    """What the train split looked like, as `tasks.checks.image_profile` writes it, of the last champion made from another one.
-
-    So a run on ``train`` is judged alike before and after its version is champion. None where there is no such
-    champion, and where its profile cannot be read.
-    """
-    root = store_folder(artifacts_dir, dataset)
-    try:
-        present = version_numbers(root)
-        for champion in reversed(champions(read_alias_log(root))):
-            if champion not in present:
-                continue  # gc took it
-            manifest = read_manifest(root, champion)
-            if manifest["data"]["train"]["csv_sha256"] != train.source.sha256:
-                return read_file(root, manifest, PROFILE_NAME) if PROFILE_NAME in manifest["files"] else None
-    except FashionAnnError as error:
-        logger.warning("Drift from the champion's data cannot be told. %s", error)
-    return None

@@ -15,17 +15,17 @@ import pytest
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
 from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
+from schemas.store import VersionFacts
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.model.backend import set_up_backend
 from tasks.prepare import prepare
-from tasks.registry.alias_log import append_event
-from tasks.registry.store import add_version, store_folder, store_lock
+from tasks.registry.store import ModelStore
 from tasks.train import train
 from tasks.validate import validate
 from tasks.version import version
-from tests.stored import event, fill, stated
+from tests.stored import event, facts, fill
 
 SAMPLE = Path(__file__).parent / "data"
 
@@ -150,18 +150,18 @@ def two_versions(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from tasks.model.network import build_network, topology_bytes
 
     artifacts = tmp_path_factory.mktemp("two-versions")
-    root = store_folder(artifacts, FASHION_MNIST.name)
+    store = ModelStore.of(artifacts, FASHION_MNIST.name)
 
-    def write(folder: Path, number: int) -> dict[str, Any]:
+    def write(folder: Path, number: int) -> VersionFacts:
         set_up_backend(number)
         model = build_network(FASHION_MNIST, dropout=0.5)
         (folder / "topology.json").write_bytes(topology_bytes(model))
         model.save_weights(folder / "model.weights.h5")
         fill(folder)
-        return stated()
+        return facts()
 
-    with store_lock(root):
+    with store.lock():
         for _ in range(2):
-            add_version(root, write)
-        append_event(root, event(1))
+            store.add(write)
+        store.aliases.append(event(1))
     return artifacts

@@ -1,70 +1,111 @@
-"""Versions that hold no network, for what the store does whatever is in its files."""
+"""Small stored versions without a model, for tests of the store."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from schemas.layout import STORED_NAMES
-from tasks.registry.store import add_version, store_lock
+from schemas.store import AliasEvent, VersionFacts
+from tasks.registry.store import ModelStore, StoredVersion
 
 DIGEST = "0" * 64
 
 
-def event(version: int, by: str = "a test") -> dict[str, Any]:
-    return {
-        **{"when": "2026-01-01T00:00:00.000Z", "alias": "champion", "from": None, "to": version, "by": by},
-        **{"reason": "a test", "flow_run": None},
-    }
+def event(version: int, before: int | None = None, by: str = "a test", alias: str = "champion") -> AliasEvent:
+    moved = {"alias": alias, "from": before, "to": version, "by": by}
+    return AliasEvent.model_validate(
+        {**moved, "when": "2026-01-01T00:00:00.000Z", "reason": "a test", "flow_run": None}
+    )
 
 
 def fill(folder: Path) -> None:
-    """Every file that a version has, empty but for what is there already."""
+    """Write every file of a version that does not exist yet."""
     for name in STORED_NAMES:
         if not (folder / name).exists():
             (folder / name).write_text("{}")
 
 
-def stated(**what: Any) -> dict[str, Any]:
-    """What a manifest says before `add_version` adds number, files and digest."""
+def data_facts(train_csv: str = DIGEST, file: str = "images.csv") -> dict[str, Any]:
+    """Return the data of a manifest. ``train_csv`` is the sha256 of the train CSV."""
+    rows = {"train": 5, "validation": 1, "test": 6}
+    return {"train": _split_facts(train_csv, file), "test": _split_facts(DIGEST, file), "split_rows": rows}
+
+
+def _split_facts(csv_sha256: str, file: str) -> dict[str, Any]:
     return {
-        "dataset": "fashion-mnist",
-        "created": "2026-01-01T00:00:00.000Z",
-        "made_from": DIGEST,
-        "test_accuracy": 0.9,
-        "test_loss": 0.3,
-        "topology_id": DIGEST,
-        "data": {},
-        "configuration": {},
-        "seed": 0,
-        "code": {},
-        "lock_sha256": DIGEST,
-        "packages": {},
-        "device": {},
-        "training_seconds": 1.0,
-        "epochs_run": 1,
-        "parent": None,
-        "flow_run_id": None,
-        "verdict": {"outcome": "kept", "reason": "a test", "event": None},
-        "lineage": [],
-        **what,
+        "file": file,
+        "csv_sha256": csv_sha256,
+        "csv_files": [{"file": file, "sha256": csv_sha256}],
+        "parquet_sha256": DIGEST,
+        "rows": 6,
+        "quarantined": 0,
+        "origin": "supplied",
+        "expectations": 1,
+        "checks": [],
+        "warnings": [],
     }
 
 
-def verdict(number: int, promoted: bool) -> dict[str, Any]:
-    return {
-        "outcome": "promoted" if promoted else "kept",
-        "reason": "a test",
-        "event": event(number) if promoted else None,
-    }
+def verdict(moved: AliasEvent | None) -> dict[str, Any]:
+    event = None if moved is None else moved.as_json()
+    return {"outcome": "kept" if event is None else "promoted", "reason": "a test", "event": event}
 
 
-def add_stored(root: Path, accuracy: float = 0.9, promoted: bool = False, key: str = "key") -> dict[str, Any]:
-    """Add such a version; returns its manifest. Its promotion, if any, is not in the log yet."""
+def facts(**changed: Any) -> VersionFacts:
+    """Return the facts of a manifest, to which `ModelStore.add` adds number, files and digest."""
+    return VersionFacts.model_validate(
+        {
+            "dataset": "fashion-mnist",
+            "created": "2026-01-01T00:00:00.000Z",
+            "made_from": DIGEST,
+            "test_accuracy": 0.9,
+            "test_loss": 0.3,
+            "topology_id": DIGEST,
+            "data": data_facts(),
+            "configuration": {},
+            "promotion": {},
+            "seed": 0,
+            "code": {"revision": None, "dirty": None},
+            "lock_sha256": DIGEST,
+            "packages": {},
+            "device": {"kind": "cpu", "name": "a CPU", "count": 1, "backend": "tensorflow"},
+            "training_seconds": 1.0,
+            "epochs_run": 1,
+            "parent": None,
+            "flow_run_id": None,
+            "verdict": verdict(None),
+            "lineage": [],
+            **changed,
+        }
+    )
 
-    def write(folder: Path, number: int) -> dict[str, Any]:
+
+def add_stored(
+    root: Path,
+    accuracy: float = 0.9,
+    promoted: bool = False,
+    key: str = "key",
+    write: Callable[[Path], object] = fill,
+    **changed: Any,
+) -> StoredVersion:
+    """Add a version whose promotion, if any, is not logged yet. ``write`` may write some of its files."""
+    store = ModelStore(root)
+
+    def build(folder: Path, number: int) -> VersionFacts:
         (folder / "metrics.json").write_text(json.dumps({"test_accuracy": accuracy}))
+        write(folder)
         fill(folder)
-        return stated(made_from=key, test_accuracy=accuracy, verdict=verdict(number, promoted))
+        moved = event(number, store.aliases.champion()) if promoted else None
+        return facts(**{"made_from": key, "test_accuracy": accuracy, "verdict": verdict(moved), **changed})
 
-    with store_lock(root):
-        return add_version(root, write)
+    with store.lock():
+        return store.add(build)
+
+
+def add_promoted(root: Path, **changed: Any) -> StoredVersion:
+    """Add a version and log its promotion."""
+    stored = add_stored(root, promoted=True, **changed)
+    assert stored.manifest.verdict.event is not None
+    ModelStore(root).aliases.append(stored.manifest.verdict.event)
+    return stored

@@ -14,7 +14,7 @@ from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.predict import predict
 from tasks.prepare import prepare
-from tasks.registry.store import store_folder, version_folder
+from tasks.registry.store import ModelStore
 from tasks.train import train
 from tasks.validate import validate
 from tasks.version import version
@@ -34,7 +34,7 @@ def test_digits_train_version_and_predict(tmp_path: Path) -> None:
     evaluation = evaluate.fn(prepared, trained, artifacts)
     splits = {"train": train_split, "test": test_split}
     stored = version.fn(splits, prepared, trained, evaluation, recipe, PromotionConfig(), artifacts)
-    assert stored.path == version_folder(store_folder(artifacts, DIGITS.name), 1)
+    assert stored.path == ModelStore.of(artifacts, DIGITS.name).folder(1)
     assert stored.path.parts[-4:-2] == ("models", "digits")
     # Plain logistic regression reaches 0.95 on such a split.
     assert stored.test_accuracy > 0.95

@@ -1,9 +1,10 @@
-"""The alias log: an append-only, hash-chained record of which version each alias names."""
+"""The alias log: an append-only, hash-chained record of the version that each alias names."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,132 +12,152 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.errors import StoredArtifactError
-from schemas.layout import ALIAS_LOG_NAME
 from schemas.store import AliasEvent
-from tasks.runtime.files import (
-    digest_of,
-)
+from tasks.runtime.files import digest_of
 
 CHAMPION = "champion"
-# The event's ``by`` that takes champions back; any other adds one (`champions`).
+# An event ``by`` this restores an earlier champion. Any other adds one.
 ROLLBACK = "rollback"
 
 
 def utc_now() -> str:
-    """ISO 8601, UTC, to the millisecond."""
+    """Return the current time: ISO 8601, UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def read_alias_log(root: Path) -> list[dict[str, Any]]:
-    """All events (`schemas.store.AliasEvent`), oldest first.
+def champion_event(before: int | None, to: int, by: str, reason: str, flow_run: str | None = None) -> AliasEvent:
+    """Return a move of the champion that happens now."""
+    moved = {"when": utc_now(), "alias": CHAMPION, "from": before, "to": to}
+    return AliasEvent.model_validate({**moved, "by": by, "reason": reason, "flow_run": flow_run})
 
-    A last line that a kill cut off never happened; a whole one whose line end alone is missing did. Raises
-    `StoredArtifactError` for a line that is not what was written, with its number and both digests.
+
+def alias_values(events: Sequence[AliasEvent]) -> dict[str, int]:
+    """Return the version that each alias names: the last event of an alias decides."""
+    return {event.alias: event.to for event in events}
+
+
+def champions(events: Sequence[AliasEvent]) -> list[int]:
+    """Return the successive champions. The last is the current one; a rollback restores the one before it.
+
+    A rollback removes the champions after its target.
     """
-    return _read_log(root)[0]
+    stack: list[int] = []
+    for event in events:
+        if event.alias != CHAMPION:
+            continue
+        if event.by == ROLLBACK:
+            while stack and stack[-1] != event.to:
+                stack.pop()
+        if not stack or stack[-1] != event.to:
+            stack.append(event.to)
+    return stack
 
 
-def _read_log(root: Path) -> tuple[list[dict[str, Any]], bytes]:
-    """The events, and the bytes after the last of them: a line that a kill cut off, or nothing."""
-    path = root / ALIAS_LOG_NAME
-    if path.is_symlink() or path.is_dir():
-        raise StoredArtifactError(f"{path}: a file was expected, it is a {'link' if path.is_symlink() else 'folder'}.")
-    if not path.exists():
-        return [], b""
-    *lines, tail = path.read_bytes().split(b"\n")
-    events: list[dict[str, Any]] = []
-    chained = ""
-    for number, line in enumerate([*lines, tail] if _is_whole(tail) else lines, start=1):
-        received = f"found bytes with sha256 {hashlib.sha256(line).hexdigest()}"
+@dataclass(frozen=True)
+class AliasLog:
+    """The log file: one JSON line per event, each with a digest of itself and of all lines before it."""
+
+    path: Path
+
+    def read(self) -> list[AliasEvent]:
+        """Return all events, oldest first.
+
+        An incomplete last line is ignored: a process was killed while it wrote it. A complete last line counts even
+        without its newline. Raises `StoredArtifactError` with the line number if a line was edited or removed.
+        """
+        events: list[AliasEvent] = []
+        digest = ""
+        for number, line in enumerate(self._split()[0], start=1):
+            event, digest = self._parse(number, line, digest)
+            events.append(event)
+        return events
+
+    def champion(self) -> int | None:
+        """Return the version that is the current champion, if any."""
+        return alias_values(self.read()).get(CHAMPION)
+
+    def append(self, event: AliasEvent) -> None:
+        """Add one line and sync it to disk. The caller holds the lock of the store and has called `repair`.
+
+        After an error, such as a full disk, the log is unchanged.
+        """
+        digest = ""
+        for earlier in [*self.read(), event]:
+            digest = _chain(earlier.as_json(), digest)
+        with self.path.open("ab") as file:
+            size = file.tell()
+            try:
+                file.write(_line(event.as_json(), digest) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                os.truncate(self.path, size)
+                error.filename = error.filename or str(self.path)
+                raise
+
+    def repair(self) -> list[str]:
+        """Cut off an incomplete last line, or end a complete one. Return what was done, for people."""
+        self.read()  # raises before anything is changed
+        lines, tail = self._split()
+        if tail:
+            os.truncate(self.path, self.path.stat().st_size - len(tail))
+            return [f"cut an incomplete last line off {self.path}"]
+        if lines and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("ab") as file:
+                file.write(b"\n")
+            return [f"added the missing newline at the end of {self.path}"]
+        return []
+
+    def _split(self) -> tuple[list[bytes], bytes]:
+        """Return the complete lines, and the incomplete line after them."""
+        if self.path.is_symlink() or self.path.is_dir():
+            kind = "link" if self.path.is_symlink() else "folder"
+            raise StoredArtifactError(f"{self.path}: expected a file, received a {kind}.")
+        if not self.path.exists():
+            return [], b""
+        *lines, tail = self.path.read_bytes().split(b"\n")
+        return ([*lines, tail], b"") if _is_complete(tail) else (lines, tail)
+
+    def _parse(self, number: int, line: bytes, before: str) -> tuple[AliasEvent, str]:
+        """Return the event of a line and its digest. ``before`` is the digest of the line before it."""
+        received = f"received bytes with sha256 {hashlib.sha256(line).hexdigest()}"
         try:
             event = json.loads(line)
-            stated = event.pop("sha256")
-            chained = _chained(event, chained)
-            unchanged = line == _log_line(event, chained)
+            recorded = event.pop("sha256")
+            digest = _chain(event, before)
+            unchanged = line == _line(event, digest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoredArtifactError(
-                f"{path} line {number}: expected an event with its sha256, {received} ({error})."
+                f"{self.path} line {number}: expected an event with its sha256, {received} ({error})."
             ) from error
         if not unchanged:
             raise StoredArtifactError(
-                f"{path} line {number} was edited, or one before it is gone: expected sha256 {chained}, found {stated}."
+                f"{self.path} line {number} was edited, or a line before it was removed: expected sha256 {digest}, "
+                f"received {recorded}."
             )
         try:
-            AliasEvent.model_validate(event)
+            return AliasEvent.model_validate(event), digest
         except ValidationError as error:
+            first = error.errors()[0]
             raise StoredArtifactError(
-                f"{path} line {number}, {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}, {received}."
+                f"{self.path} line {number}, {first['loc'][0]}: {first['msg']}, {received}."
             ) from error
-        events.append(event)
-    return events, b"" if _is_whole(tail) else tail
 
 
-def _is_whole(tail: bytes) -> bool:
-    """Whether more than a beginning of a line follows the last line end: such a line is judged like any other."""
+def _is_complete(tail: bytes) -> bool:
+    """Return whether the text after the last newline is more than the beginning of a line."""
     try:
         json.JSONDecoder().raw_decode(tail.decode())
     except (ValueError, RecursionError):
-        # What a kill cut off is ASCII, as every line is; a byte that is not was put there.
+        # Lines are ASCII, so a killed writer leaves ASCII. Any other byte was added by hand.
         return not tail.isascii()
     return True
 
 
-def _chained(event: Mapping[str, Any], before: str) -> str:
-    """The digest of an event and of all events before it, so that none can be changed or taken out of the middle."""
+def _chain(event: Mapping[str, Any], before: str) -> str:
+    """Return the digest of an event and of all events before it: none can be edited, or removed from the middle."""
     return digest_of({"before": before, "event": dict(event)})
 
 
-def _log_line(event: Mapping[str, Any], chained: str) -> bytes:
-    return json.dumps({**event, "sha256": chained}, sort_keys=True).encode()
-
-
-def alias_values(events: list[dict[str, Any]]) -> dict[str, int]:
-    """The version that each alias names: its last event decides."""
-    return {event["alias"]: event["to"] for event in events}
-
-
-def champions(events: list[dict[str, Any]]) -> list[int]:
-    """Who was champion, one after the other; the last is the present one, the one before is what a rollback gives.
-
-    A rollback takes the champions after its target off again.
-    """
-    stack: list[int] = []
-    for event in events:
-        if event["alias"] != CHAMPION:
-            continue
-        if event["by"] == ROLLBACK:
-            while stack and stack[-1] != event["to"]:
-                stack.pop()
-        if not stack or stack[-1] != event["to"]:
-            stack.append(event["to"])
-    return stack
-
-
-def champion_event(before: int | None, to: int, by: str, reason: str, flow_run: str | None = None) -> dict[str, Any]:
-    """A move of `champion`, made now, as the log has it."""
-    return {
-        **{"when": utc_now(), "alias": CHAMPION, "from": before, "to": to},
-        **{"by": by, "reason": reason, "flow_run": flow_run},
-    }
-
-
-def append_event(root: Path, event: Mapping[str, Any]) -> None:
-    """Add one line to the alias log, to the disk. The caller holds `store_lock` and has called `recover`.
-
-    On an error, a full disk for one, the log is as it was.
-    """
-    AliasEvent.model_validate(event)
-    chained = ""
-    for earlier in [*read_alias_log(root), event]:
-        chained = _chained(earlier, chained)
-    log = root / ALIAS_LOG_NAME
-    with log.open("ab") as file:
-        before = file.tell()
-        try:
-            file.write(_log_line(event, chained) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            os.truncate(log, before)
-            error.filename = error.filename or str(log)
-            raise
+def _line(event: Mapping[str, Any], digest: str) -> bytes:
+    return json.dumps({**event, "sha256": digest}, sort_keys=True).encode()

@@ -1,71 +1,79 @@
-"""Move `champion` by hand: to a version that verifies, under the lock, with a reason in the log."""
+"""Promote a version to champion, or roll back to the previous one. Both need a reason, which is logged."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
-from tasks.registry.alias_log import ROLLBACK, append_event, champion_event, champions, read_alias_log
-from tasks.registry.store import read_manifest, recover, store_lock, version_numbers
-from tasks.registry.verify import verify_version
+from schemas.store import AliasEvent
+from tasks.registry.alias_log import ROLLBACK, champion_event, champions
+from tasks.registry.store import ModelStore
+from tasks.registry.verify import verify
 
 logger = logging.getLogger(__name__)
 
 
 class NothingToRollBackTo(FashionAnnError):
-    """No version was champion before the present one."""
+    """No stored version was champion before the current one."""
 
 
-def promote(root: Path, version: int, reason: str, *, force: bool = False) -> dict[str, Any]:
-    """Make ``version`` champion; returns the event that was logged, and what was cleaned before under ``cleaned``.
+@dataclass(frozen=True)
+class Move:
+    """A logged move of the champion. ``cleaned``: what `ModelStore.recover` did before it."""
 
-    Raises `WrongUsage` for an empty reason, for the champion itself, and for a version that was refused, unless
-    ``force``, and `StoredArtifactError` for one that does not verify, which nothing overrides. ``force`` also begins
-    anew where the alias log was lost (`tasks.registry.store.recover`).
+    event: AliasEvent
+    cleaned: list[str]
+
+
+def promote(store: ModelStore, number: int, reason: str, *, force: bool = False) -> Move:
+    """Make a version champion after verifying it.
+
+    force: promote a version that its verdict refused, and restore a lost alias log (`ModelStore.recover`).
+
+    Raises `WrongUsage` for an empty reason, for the champion itself and for a refused version, and
+    `StoredArtifactError` for a version that does not verify, even with ``force``.
     """
-    _demand_reason(reason)
-    with _settled(root, restore=force) as cleaned:
-        stack = champions(read_alias_log(root))
-        if stack and stack[-1] == version:
-            raise WrongUsage(f"Version {version} is champion already.")
-        verdict = read_manifest(root, version)["verdict"]
-        if verdict["outcome"] == "refused" and not force:
+    _require_reason(reason)
+    with _recovered(store, restore=force) as cleaned:
+        stack = champions(store.aliases.read())
+        if stack and stack[-1] == number:
+            raise WrongUsage(f"Version {number} is champion already.")
+        verdict = store.version(number).manifest.verdict
+        if verdict.outcome == "refused" and not force:
             raise WrongUsage(
-                f"Version {version} was refused by its own verdict. {verdict['reason']} "
-                "Choose another version, or insist with --force."
+                f"Version {number} was rejected by its own verdict. {verdict.reason} "
+                "Choose another version, or promote it with --force."
             )
-        event = _move(root, stack, version, "promote --force" if force else "promote", reason)
-    return {**event, "cleaned": cleaned}
+        return Move(_move(store, stack, number, "promote --force" if force else "promote", reason), cleaned)
 
 
-def rollback(root: Path, reason: str) -> dict[str, Any]:
-    """Give the place back to the champion before the present one; twice goes back two. Returns as `promote` does."""
-    _demand_reason(reason)
-    with _settled(root) as cleaned:
-        stack = champions(read_alias_log(root))
-        # A version that is gone is nothing to roll back to; the one before it is.
-        earlier = [number for number in stack if number != stack[-1] and number in version_numbers(root)]
+def rollback(store: ModelStore, reason: str) -> Move:
+    """Make the previous champion champion again. A second rollback goes back one further."""
+    _require_reason(reason)
+    with _recovered(store) as cleaned:
+        stack, numbers = champions(store.aliases.read()), store.numbers()
+        # Versions that were removed are passed over.
+        earlier = [number for number in stack if number != stack[-1] and number in numbers]
         if not earlier:
             raise NothingToRollBackTo(
-                "No version was champion before the present one; there is nothing to roll back to. "
-                "`fashion-ann promote V --reason R` names one."
+                "No stored version was champion before the current one. "
+                "Choose a version with `fashion-ann promote V --reason R`."
             )
         try:
-            event = _move(root, stack, earlier[-1], ROLLBACK, reason)
+            return Move(_move(store, stack, earlier[-1], ROLLBACK, reason), cleaned)
         except StoredArtifactError as error:
             raise StoredArtifactError(
-                f"{error} Version {stack[-1]} stays champion. `fashion-ann promote V --reason R` makes another one it."
+                f"{error} Version {stack[-1]} stays champion. Choose another one with "
+                "`fashion-ann promote V --reason R`."
             ) from error
-    return {**event, "cleaned": cleaned}
 
 
 @contextmanager
-def _settled(root: Path, *, restore: bool = False) -> Iterator[list[str]]:
-    """Under the lock, after `recover`; what that cleaned is said also when the block then fails."""
-    with store_lock(root):
-        cleaned = recover(root, restore=restore)
+def _recovered(store: ModelStore, *, restore: bool = False) -> Iterator[list[str]]:
+    """Hold the lock of the store after `ModelStore.recover`. If the block fails, log what that cleaned."""
+    with store.lock():
+        cleaned = store.recover(restore=restore)
         try:
             yield cleaned
         except FashionAnnError:
@@ -74,13 +82,13 @@ def _settled(root: Path, *, restore: bool = False) -> Iterator[list[str]]:
             raise
 
 
-def _move(root: Path, stack: list[int], version: int, by: str, reason: str) -> dict[str, Any]:
-    verify_version(root, version)
-    event = champion_event(stack[-1] if stack else None, version, by, reason)
-    append_event(root, event)
+def _move(store: ModelStore, stack: list[int], number: int, by: str, reason: str) -> AliasEvent:
+    verify(store.version(number))
+    event = champion_event(stack[-1] if stack else None, number, by, reason)
+    store.aliases.append(event)
     return event
 
 
-def _demand_reason(reason: str) -> None:
+def _require_reason(reason: str) -> None:
     if not reason.strip():
-        raise WrongUsage("--reason: a text was expected, an empty one was received. Say why; it is kept in the log.")
+        raise WrongUsage("--reason: expected a text, received an empty one. It is recorded in the alias log.")

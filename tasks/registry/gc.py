@@ -1,28 +1,19 @@
-"""Remove what nothing reaches: old versions, and outputs of stages that no kept version was made from. No Prefect.
+"""Delete versions that are not needed, and stage outputs, checkpoints and leftovers that no kept version refers to.
 
-Kept are the versions that an alias names, the champion's predecessor, the newest ones, and every damaged one. What is
-removed gets a temporary name first, so that it is whole or gone for readers, whenever the process is killed.
+Kept are the versions with an alias, the champion's predecessor, the newest ones and damaged ones. A folder is renamed
+to a temporary name before its deletion: for readers it is complete or absent, whenever the process is killed.
 """
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from schemas.errors import StoredArtifactError, VersionNotFound, WrongUsage
-from schemas.layout import VERSIONS_FOLDER, Artifacts, short_key
+from schemas.layout import Artifacts, short_key
 from tasks.registry.alias_log import alias_values, champions
-from tasks.registry.store import (
-    history,
-    read_manifest,
-    recover,
-    store_folder,
-    store_lock,
-    version_folder,
-    version_numbers,
-)
-from tasks.runtime.files import remove_path
+from tasks.registry.store import ModelStore
+from tasks.runtime.files import remove_path, temporary_name
 from tasks.runtime.locks import artifacts_lock
 
 Kind = Literal["version", "stage", "checkpoint", "leftover"]
@@ -32,7 +23,7 @@ DEFAULT_KEEP = 5
 
 @dataclass(frozen=True)
 class Removal:
-    """One thing that goes, and the bytes of its files. ``leftover``: what a killed run or an earlier removal left."""
+    """One file or folder to delete, and the bytes in it. ``leftover``: of a killed run or an earlier removal."""
 
     kind: Kind
     path: Path
@@ -41,7 +32,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes and what stays. ``notes`` are sentences for people: why something stays, what was cleaned."""
+    """What is deleted and what is kept. ``notes`` are sentences for people: reasons, and what was cleaned."""
 
     removed: tuple[Removal, ...]
     kept_versions: tuple[int, ...]
@@ -53,131 +44,126 @@ class Plan:
 
 
 def plan(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
-    """What `collect` would remove. Reads, and writes nothing.
+    """Return what `collect` would delete, and change nothing.
 
-    keep: so many of the newest versions stay whatever they are; at least 1, so that numbers only rise.
-    Raises `StoredArtifactError` when the alias log cannot be read: nobody knows then who is champion.
+    keep: number of newest versions that are always kept, at least 1, so that version numbers only rise.
+
+    Raises `StoredArtifactError` if the alias log cannot be read: the champion is unknown then.
     """
     planned = _plan(artifacts_dir, dataset, keep, with_stages=True)
-    if {"stage", "checkpoint"} & {removal.kind for removal in planned.removed}:
-        # Whether a run goes on is not asked: that takes a lock.
-        note = "Outputs of stages and checkpoints go only if no run is going on then."
-        return Plan(planned.removed, planned.kept_versions, (*planned.notes, note))
+    if any(removal.kind in ("stage", "checkpoint") for removal in planned.removed):
+        # A dry run takes no lock, so it does not know whether a run is active.
+        note = "Stage outputs and checkpoints are deleted only while no run is active."
+        return replace(planned, notes=(*planned.notes, note))
     return planned
 
 
 def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
-    """Remove what `plan` lists, and return it; outputs of stages are left while a run goes on.
+    """Delete what `plan` lists, and return it. Stage outputs stay while a run is active.
 
-    What a killed writer or an earlier removal left is cleaned first (`tasks.registry.store.recover`).
+    Calls `ModelStore.recover` first.
     """
-    _demand_one(keep)
+    _require_positive(keep)
     if not artifacts_dir.is_dir():
         return Plan((), (), ())
-    root = store_folder(artifacts_dir, dataset)
-    # A run takes the two locks in the other order; that this one does not wait for the second is what makes it safe.
-    with store_lock(root), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
+    store = ModelStore.of(artifacts_dir, dataset)
+    # A run takes these two locks in the other order. There is no deadlock, because the second one is not waited for.
+    with store.lock(), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
         planned = _plan(artifacts_dir, dataset, keep, with_stages=exclusive)
-        # Before anything is removed: it refuses a log that does not fit the versions.
-        cleaned = [f"{line}." for line in recover(root)]
-        # Versions first: killed in between, what they were made from is found again.
+        # Before any deletion, because it raises for a log that does not match the versions.
+        cleaned = [f"{line}." for line in store.recover()]
+        # Versions first: if the process is killed here, the next one finds their stage outputs without a reference.
         for removal in planned.removed:
             _remove(removal)
-    return Plan(planned.removed, planned.kept_versions, (*cleaned, *planned.notes))
+    return replace(planned, notes=(*cleaned, *planned.notes))
 
 
-def _demand_one(keep: int) -> None:
+def _require_positive(keep: int) -> None:
     if keep < 1:
-        raise WrongUsage(f"--keep: 1 or more was expected, received {keep}. The newest version always stays.")
+        raise WrongUsage(f"--keep: expected 1 or more, received {keep}. The newest version is always kept.")
 
 
 def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) -> Plan:
-    _demand_one(keep)
-    root = store_folder(artifacts_dir, dataset)
-    numbers = version_numbers(root)
-    damaged = dict(_damaged(root, numbers))
-    kept = _kept(root, numbers, keep, set(damaged))
-    notes = [f"Version {number} is damaged and stays: {why}" for number, why in damaged.items()]
+    _require_positive(keep)
+    store = ModelStore.of(artifacts_dir, dataset)
+    numbers = store.numbers()
+    damaged = dict(_damaged(store, numbers))
+    kept = _kept(store, numbers, keep) | set(damaged)
+    notes = [f"Version {number} is damaged and is kept: {reason}" for number, reason in damaged.items()]
 
-    removed = [_removal("leftover", path) for path in sorted((root / VERSIONS_FOLDER).glob(".*.tmp"))]
-    removed += [_removal("version", version_folder(root, number)) for number in numbers if number not in kept]
-    if not with_stages:
-        notes.append("A run is going on: outputs of stages were left, because it may rely on them. Run gc again later.")
+    removed = [_removal("leftover", path) for path in store.leftovers()]
+    removed += [_removal("version", store.folder(number)) for number in numbers if number not in kept]
+    keys = _referenced_keys(artifacts_dir, store, kept) if with_stages else None
+    if keys is not None:
+        removed += _unreferenced(artifacts_dir, keys)
+    elif with_stages:
+        notes.append(
+            "Stage outputs are kept: the manifest of a kept version cannot be read, so its stages are unknown. Restore "
+            "it from a copy, or remove its folder by hand, and run gc again."
+        )
     else:
-        keys = _keys_reached(artifacts_dir, root, kept)
-        if keys is None:
-            notes.append(
-                "Outputs of stages were left: a version that stays does not say what it was made from. Restore it from "
-                "a copy, or remove its folder by hand, and run gc again."
-            )
-        else:
-            removed += _unreached(artifacts_dir, keys)
+        notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
     return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes))
 
 
-def _damaged(root: Path, numbers: list[int]) -> Iterator[tuple[int, str]]:
+def _damaged(store: ModelStore, numbers: list[int]) -> Iterator[tuple[int, str]]:
     for number in numbers:
         try:
-            read_manifest(root, number)
+            store.version(number)
         except (StoredArtifactError, VersionNotFound) as error:
             yield number, str(error)
 
 
-def _kept(root: Path, numbers: list[int], keep: int, damaged: set[int]) -> set[int]:
-    events = history(root)
-    # Of the champions that are still there: one that somebody removed by hand is nothing to roll back to.
-    held = [number for number in champions(events) if number in numbers]
-    # Who was champion just before, too: after a rollback that is not the predecessor, and may be wanted back.
-    before = {event["from"] for event in events[-1:]} & set(numbers)
-    return {*numbers[-keep:], *held[-2:], *before, *damaged, *(set(alias_values(events).values()) & set(numbers))}
+def _kept(store: ModelStore, numbers: list[int], keep: int) -> set[int]:
+    events, stored = store.history(), set(numbers)
+    # The champion, and the one that a rollback restores: versions that were removed by hand are passed over.
+    last_champions = [number for number in champions(events) if number in stored][-2:]
+    # After a rollback the previous champion is no predecessor, but may be wanted back.
+    previous = stored & {event.before for event in events[-1:]}
+    return {*numbers[-keep:], *last_champions, *previous, *(stored & set(alias_values(events).values()))}
 
 
-def _keys_reached(artifacts_dir: Path, root: Path, kept: set[int]) -> set[str] | None:
-    """Beginnings of the keys of all stages that a kept version names, or None where one of them cannot be read.
+def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> set[str] | None:
+    """Return the short keys of all stages in the lineage of kept versions, or None if a manifest cannot be read.
 
-    Stages are shared by the stores of all datasets: of the other ones every version counts as kept.
+    All datasets share the stage outputs: every version of another store counts as kept.
     """
-    reached = {(root, number) for number in kept}
-    for other in Artifacts(artifacts_dir).stores.glob("*/"):
-        if other != root:
-            reached |= {(other, number) for number in version_numbers(other)}
-    keys: set[str] = set()
-    for store, number in reached:
-        try:
-            keys |= {short_key(entry["key"]) for entry in read_manifest(store, number)["lineage"]}
-        except (StoredArtifactError, VersionNotFound, KeyError, TypeError):
-            return None
-    return keys
+    others = (ModelStore(root) for root in Artifacts(artifacts_dir).stores.glob("*/") if root != store.root)
+    try:
+        versions = [store.version(number) for number in kept]
+        versions += [other.version(number) for other in others for number in other.numbers()]
+    except (StoredArtifactError, VersionNotFound):
+        return None
+    return {short_key(entry.key) for version in versions for entry in version.manifest.lineage}
 
 
-def _unreached(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
-    """Outputs, locks, checkpoints and temporary names that belong to none of ``keys``. No run may be going on."""
+def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
+    """Yield outputs, locks, checkpoints and temporary files that belong to none of ``keys``. No run may be active."""
     artifacts = Artifacts(artifacts_dir)
-    gone: set[Path] = set()
+    removed: set[Path] = set()
     for folder in artifacts.stage_folders():
-        if folder.parent in gone or not folder.is_dir():
-            continue  # what validate found goes with its data, whatever name that has
+        if folder.parent in removed or not folder.is_dir():
+            continue  # a validation is removed together with its data
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 key = path.name[1:].partition(".")[0]
-                # A lock is no more than a name: it stays with its output.
+                # The lock of a kept output is kept.
                 if path.name.endswith(".tmp") or (path.name.endswith(".lock") and key not in keys):
-                    gone.add(path)
+                    removed.add(path)
                     yield _removal("leftover", path)
             elif path.is_dir() and path.name not in keys:
-                gone.add(path)
+                removed.add(path)
                 yield _removal("stage", path)
-    for path in sorted(artifacts.checkpoints.glob("*")):
-        if path.suffix == ".npz":
-            yield _removal("checkpoint", path)
-    # Quarantined rows stay: the file may be their only copy.
+    for path in sorted(artifacts.checkpoints.glob("*.npz")):
+        yield _removal("checkpoint", path)
+    # Quarantined rows are kept: the file may be their only copy.
     for folder, pattern in (
         (artifacts.checkpoints, ".*.tmp"),
         (artifacts.quarantine, ".*.tmp"),
         (artifacts.returned, "*"),
     ):
-        for leftover in sorted(folder.glob(pattern)):
-            yield _removal("leftover", leftover)
+        for path in sorted(folder.glob(pattern)):
+            yield _removal("leftover", path)
 
 
 def _removal(kind: Kind, path: Path) -> Removal:
@@ -186,7 +172,7 @@ def _removal(kind: Kind, path: Path) -> Removal:
     for file in files:
         try:
             total += 0 if file.is_dir() and not file.is_symlink() else file.lstat().st_size
-        except FileNotFoundError:  # a plan holds no lock
+        except FileNotFoundError:  # removed meanwhile: a dry run holds no lock
             continue
     return Removal(kind, path, total)
 
@@ -194,9 +180,9 @@ def _removal(kind: Kind, path: Path) -> Removal:
 def _remove(removal: Removal) -> None:
     path = removal.path
     if removal.kind in ("version", "stage"):
-        # The name that `recover`, the stage's next run and the next gc clean up.
-        hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # `ModelStore.recover`, the stage's next run and the next gc remove this name.
+        hidden = temporary_name(path)
         path.rename(hidden)
         path = hidden
-    # Of the others `recover` may have been there.
+    # `ModelStore.recover` may have removed a leftover already.
     remove_path(path)

@@ -1,82 +1,35 @@
-"""Whether a candidate takes the champion's place: a quality floor, golden predictions, and a paired test.
+"""Decide whether a candidate becomes champion: minimum accuracy and recall, golden predictions, and a paired test.
 
-Pure: figures in, a verdict out. `tasks.version` gathers the figures and acts on the verdict.
+A pure function of the measured values and the configuration. `tasks.version` acts on the verdict.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from schemas.config import PromotionConfig
-from tasks.data.statistics import sign_test
 from tasks.model.inference import TOLERANCE
+from tasks.registry.candidate import CandidateMetrics
+from tasks.registry.paired_test import PairedTest
 
 Outcome = Literal["promoted", "kept", "refused"]
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """Two models on the same test rows. ``fixed``: rows that the candidate alone has right; ``broken``: the other way.
+def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any]:
+    """Return the verdict, as JSON.
 
-    ``p_value`` is two-sided: how often two equally good models would differ as much as this or more.
+    ``outcome``: "refused" below a minimum, or if the golden predictions differ; "promoted" without a champion, or if
+    better than the champion by the policy; else "kept".
+    ``rules``: each with its measured ``figure``, its ``bound`` and whether it ``holds``.
+    ``paired``: the comparison with the champion, also if it did not decide; null if none was possible.
+    ``champion_fault``: the reason why the champion could not be measured, else null.
     """
-
-    rows: int
-    fixed: int
-    broken: int
-    p_value: float
-
-
-def mcnemar(candidate_right: npt.NDArray[np.bool_], champion_right: npt.NDArray[np.bool_]) -> PairedTest:
-    """The exact test on the rows where two models differ, both bool (N,).
-
-    McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
-    Psychometrika 12, 1947; exact, as a sign test of both sides. Raises ValueError for unlike lengths.
-    """
-    if candidate_right.shape != champion_right.shape:
-        raise ValueError(f"rows of both models were expected, received {candidate_right.shape}, {champion_right.shape}")
-    fixed = int((candidate_right & ~champion_right).sum())
-    broken = int((champion_right & ~candidate_right).sum())
-    p_value = min(1.0, 2 * sign_test(max(fixed, broken), min(fixed, broken)))
-    return PairedTest(len(candidate_right), fixed, broken, p_value)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the verdict rests on.
-
-    golden_difference: largest difference of the golden predictions when the stored files were loaded in a fresh
-    process. champion: its version, None where there is none.
-    paired: None where there is no champion, or where ``champion_fault`` says why it could not be measured.
-    """
-
-    accuracy: float
-    per_class: Sequence[Mapping[str, Any]]
-    golden_difference: float
-    champion: int | None
-    champion_fault: str | None
-    paired: PairedTest | None
-
-
-def decide(measured: Measured, config: PromotionConfig) -> dict[str, Any]:
-    """The verdict as JSON: outcome, reason, policy, champion, and each rule with its figure, its bound and if it holds.
-
-    ``paired`` is the comparison with the champion, also where nothing hung on it; null where none could be made, and
-    ``champion_fault`` then says why, if there is a champion.
-
-    refused: below the floor, or not what was measured once loaded. promoted: no champion, or better than it by the
-    policy. kept: everything else; being as good as the champion is no error.
-    """
-    rules = [*_floor(measured, config), _golden(measured)]
-    failed = [rule for rule in rules if not rule["holds"]]
+    rules = [*_minimum_rules(measured, config), _golden_rule(measured)]
     outcome: Outcome
-    if failed:
-        outcome, reason = "refused", "Refused: " + "; ".join(_said(rule) for rule in failed) + "."
+    if failed := [rule for rule in rules if not rule["holds"]]:
+        outcome, reason = "refused", f"Rejected: {'; '.join(_describe(rule) for rule in failed)}."
     else:
-        outcome, reason, rule = _against_champion(measured, config)
+        outcome, reason, rule = _compare_with_champion(measured, config)
         rules += [rule] if rule else []
     return {
         "outcome": outcome,
@@ -89,12 +42,12 @@ def decide(measured: Measured, config: PromotionConfig) -> dict[str, Any]:
     }
 
 
-def _said(rule: Mapping[str, Any]) -> str:
-    figure = rule["figure"]
-    return f"{rule['rule']} is {figure if not isinstance(figure, float) else f'{figure:.4g}'}, expected {rule['bound']}"
+def _describe(rule: Mapping[str, Any]) -> str:
+    value = rule["figure"]
+    return f"{rule['rule']} is {f'{value:.4g}' if isinstance(value, float) else value}, expected {rule['bound']}"
 
 
-def _floor(measured: Measured, config: PromotionConfig) -> list[dict[str, Any]]:
+def _minimum_rules(measured: CandidateMetrics, config: PromotionConfig) -> list[dict[str, Any]]:
     worst = min(measured.per_class, key=lambda row: float(row["recall"]))
     return [
         {
@@ -104,7 +57,7 @@ def _floor(measured: Measured, config: PromotionConfig) -> list[dict[str, Any]]:
             "holds": measured.accuracy >= config.minimum_accuracy,
         },
         {
-            "rule": f"recall of {worst['name']}, the lowest of all classes",
+            "rule": f"lowest recall of all classes ({worst['name']})",
             "figure": worst["recall"],
             "bound": f">= {config.minimum_recall}",
             "holds": worst["recall"] >= config.minimum_recall,
@@ -112,54 +65,59 @@ def _floor(measured: Measured, config: PromotionConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _golden(measured: Measured) -> dict[str, Any]:
+def _golden_rule(measured: CandidateMetrics) -> dict[str, Any]:
     return {
-        "rule": "golden predictions repeated in a fresh process, largest difference",
+        "rule": "largest difference of the golden predictions in a fresh process",
         "figure": measured.golden_difference,
         "bound": f"<= {TOLERANCE}",
         "holds": measured.golden_difference <= TOLERANCE,
     }
 
 
-def _against_champion(measured: Measured, config: PromotionConfig) -> tuple[Outcome, str, dict[str, Any] | None]:
+def _compare_with_champion(
+    measured: CandidateMetrics, config: PromotionConfig
+) -> tuple[Outcome, str, dict[str, Any] | None]:
     champion, paired = measured.champion, measured.paired
-    rule: dict[str, Any]
     if config.policy == "never":
-        return "kept", 'Kept: the policy is "never".', None
+        return "kept", 'Kept: the promotion policy is "never".', None
     if champion is None:
         return "promoted", "Promoted: there was no champion.", None
     if paired is None:
-        # Whatever cannot be compared is not known to be better, and a champion may be restored.
+        # A candidate without a comparison is not known to be better, and the champion may be restored.
         rule = {
             "rule": f"version {champion}, the champion, can be measured",
             "figure": measured.champion_fault,
-            "bound": "loaded, and run on the same test rows",
+            "bound": "loads and predicts the same test rows",
             "holds": False,
         }
-        return (
-            "kept",
+        reason = (
             f"Kept: version {champion}, the champion, cannot be measured. {measured.champion_fault} Restore it from a "
-            "copy, or make another version champion with `fashion-ann promote`.",
-            rule,
+            "copy, or promote another version with `fashion-ann promote`."
         )
+        return "kept", reason, rule
+    return _apply_policy(champion, paired, config)
+
+
+def _apply_policy(champion: int, paired: PairedTest, config: PromotionConfig) -> tuple[Outcome, str, dict[str, Any]]:
     significant = paired.p_value < config.significance
     better = significant and paired.fixed > paired.broken
     worse = significant and paired.broken > paired.fixed
-    holds = better if config.policy == "better" else not worse
+    if config.policy == "better":
+        holds, bound = better, f"< {config.significance}, in favour of the candidate"
+    else:
+        holds, bound = not worse, f"not < {config.significance} in favour of the champion"
     rule = {
-        "rule": f"McNemar's exact test against version {champion}, p",
+        "rule": f"p-value of McNemar's exact test against version {champion}",
         "figure": paired.p_value,
-        "bound": f"< {config.significance}, in favour of the candidate"
-        if config.policy == "better"
-        else f"not < {config.significance} in favour of the champion",
+        "bound": bound,
         "holds": holds,
         "rows": paired.rows,
         "fixed": paired.fixed,
         "broken": paired.broken,
     }
-    word = "better than" if better else "worse than" if worse else "within noise of"
+    result = "better than" if better else "worse than" if worse else "not significantly different from"
     reason = (
-        f"{'Promoted' if holds else 'Kept'}: {word} version {champion} on the same {paired.rows} test rows "
+        f"{'Promoted' if holds else 'Kept'}: {result} version {champion} on the same {paired.rows:,} test rows "
         f"({paired.fixed} fixed, {paired.broken} broken, p = {paired.p_value:.3g})."
     )
     return ("promoted" if holds else "kept"), reason, rule

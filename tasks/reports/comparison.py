@@ -11,11 +11,12 @@ import numpy.typing as npt
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, WrongUsage
 from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
+from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import unscaled_images
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, shared_rows
-from tasks.registry.promotion import mcnemar
-from tasks.registry.store import check_version, read_manifest, version_folder
+from tasks.registry.paired_test import mcnemar
+from tasks.registry.store import ModelStore
 from tasks.reports.images import image_uri
 from tasks.reports.rendering import render
 from tasks.reports.version_report import ClassProbability
@@ -53,7 +54,7 @@ class Comparison:
     contract: DatasetContract
 
 
-def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after: int) -> Comparison:
+def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int, after: int) -> Comparison:
     """Compare the stored predictions of two versions for the test images that they share.
 
     The images come from the prepared arrays of either version, or from the test CSV in ``data_dir``. They are matched
@@ -64,11 +65,12 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
         raise WrongUsage(
             f"Both are version {before}; expected two different versions. Run `fashion-ann versions` to list them."
         )
-    manifests = {version: read_manifest(root, version) for version in (before, after)}
-    for manifest in manifests.values():
-        check_version(root, manifest)
-    contract = contract_of(manifests[after]["dataset"])
-    old, new = (read_predictions(version_folder(root, version) / PREDICTIONS_NAME, contract) for version in manifests)
+    versions = [store.version(number) for number in (before, after)]
+    for version in versions:
+        version.check()
+    manifests = [version.manifest for version in versions]
+    contract = contract_of(manifests[1].dataset)
+    old, new = (read_predictions(version.folder / PREDICTIONS_NAME, contract) for version in versions)
     old_rows, new_rows = shared_rows(old, new)
     if not len(new_rows):
         raise WrongUsage(
@@ -100,7 +102,7 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
             for label, name in enumerate(contract.class_names)
             if (of_class := labels == label).any()
         ],
-        "differs": _differences(manifests[before], manifests[after]),
+        "differs": _differences(*manifests),
     }
     sides: list[list[tuple[int, int]]] = []
     for changed in (new_right & ~old_right, old_right & ~new_right):
@@ -108,7 +110,7 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
         shown = places[np.argsort(-new.confidence[new_rows[places]], kind="stable")][:_MAX_IMAGES]
         sides.append([(int(old_rows[place]), int(new_rows[place])) for place in shown])
     wanted = {new.images[row] for side in sides for _, row in side}
-    uris = _image_uris(wanted, list(manifests.values()), artifacts_dir, data_dir, contract)
+    uris = _image_uris(wanted, manifests, artifacts_dir, data_dir, contract)
     fixed, broken = (
         tuple(_change(old, old_row, new, new_row, uris, contract) for old_row, new_row in side) for side in sides
     )
@@ -119,7 +121,7 @@ def compare(root: Path, artifacts_dir: Path, data_dir: Path, before: int, after:
         broken=broken,
         without_pictures=f"{missing} of {len(wanted)} images are in neither the prepared test images in "
         f"{Artifacts(artifacts_dir).prepared} nor a test CSV in {data_dir}. Put "
-        f"{manifests[after]['data']['test']['file']} there, or pass its folder with --data-dir, and run again."
+        f"{manifests[1].data.test.file} there, or pass its folder with --data-dir, and run again."
         if missing
         else None,
         contract=contract,
@@ -133,16 +135,17 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
         temporary.write_text(html, encoding="utf-8")
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _differences(before: Manifest, after: Manifest) -> list[dict[str, Any]]:
     """Return the differences in configuration, data, code, lock and device between two manifests."""
 
-    def properties(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def properties(manifest: Manifest) -> dict[str, Any]:
         return {
-            **manifest["configuration"],
-            **{f"{split} data, sha256": manifest["data"][split]["csv_sha256"] for split in ("train", "test")},
-            "code": manifest["code"]["revision"],
-            "lock, sha256": manifest["lock_sha256"],
-            "device": manifest["device"]["name"],
+            **manifest.configuration,
+            "train data, sha256": manifest.data.train.csv_sha256,
+            "test data, sha256": manifest.data.test.csv_sha256,
+            "code": manifest.code.revision,
+            "lock, sha256": manifest.lock_sha256,
+            "device": manifest.device.name,
         }
 
     old, new = properties(before), properties(after)
@@ -178,7 +181,7 @@ def _change(
 
 def _image_uris(
     wanted: set[bytes],
-    manifests: list[dict[str, Any]],
+    manifests: list[Manifest],
     artifacts_dir: Path,
     data_dir: Path,
     contract: DatasetContract,
@@ -196,19 +199,17 @@ def _image_uris(
 
 
 def _image_sources(
-    manifests: list[dict[str, Any]], artifacts_dir: Path, data_dir: Path, contract: DatasetContract
+    manifests: list[Manifest], artifacts_dir: Path, data_dir: Path, contract: DatasetContract
 ) -> Iterator[Iterable[npt.NDArray[np.uint8]]]:
     """Yield the test images of each source, uint8 (pixels,) each. Skips sources that cannot be read."""
     for manifest in manifests:
-        key = next(entry["key"] for entry in manifest["lineage"] if entry["stage"] == "prepare")
+        key = manifest.stage("prepare").key
         try:
             images = np.load(output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test"), mmap_mode="r")
         except (OSError, ValueError):
             continue
         yield unscaled_images(images, contract)
-    for name in dict.fromkeys(
-        entry["file"] for manifest in manifests for entry in manifest["data"]["test"]["csv_files"]
-    ):
+    for name in dict.fromkeys(entry.file for manifest in manifests for entry in manifest.data.test.csv_files):
         try:
             with open_csv(data_dir / name, contract) as csv:
                 for rows in csv:

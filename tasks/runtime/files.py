@@ -51,18 +51,38 @@ def sync_to_disk(path: Path) -> None:
         os.close(opened)
 
 
+def temporary_name(path: Path) -> Path:
+    """Return the hidden name beside ``path`` that this process writes it under, or renames it to before removal."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
 
     An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, and rename it to ``path`` when the block ends without an error.
+
+    An error removes the folder. Its lock holder removes those of killed processes.
+    """
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep_temporaries(path: Path) -> None:

@@ -6,7 +6,6 @@ renamed to the beginning of the key: the digest of the stage's inputs, parameter
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
 from tasks.runtime.events import StageFinished, StageStarted, emit
-from tasks.runtime.files import describe_files, digest_of, sha256_file, write_json
+from tasks.runtime.files import atomic_folder, describe_files, digest_of, sha256_file, write_json
 from tasks.runtime.fingerprint import Stage, code_digest, lock_digest
 from tasks.runtime.locks import wait_for_lock
 
@@ -76,28 +75,24 @@ def run_stage(
                 logger.debug("reused %s", final.name)
                 emit(StageFinished(name, split, True, record["seconds"], record["facts"]))
                 return _reference(record, final, reused=True), record["facts"]
-        temporary = folder / f".{short_key(key)}.{os.getpid()}.tmp"
-        temporary.mkdir()
         started = time.monotonic()
         try:
-            facts = dict(build(temporary))
-            seconds = round(time.monotonic() - started, 3)
-            record = {
-                **cache_inputs,
-                "key": key,
-                "facts": facts,
-                "seconds": seconds,
-                "files": describe_files(temporary),
-            }
-            write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
-            temporary.rename(final)
+            with atomic_folder(final) as temporary:
+                facts = dict(build(temporary))
+                seconds = round(time.monotonic() - started, 3)
+                record = {
+                    **cache_inputs,
+                    "key": key,
+                    "facts": facts,
+                    "seconds": seconds,
+                    "files": describe_files(temporary),
+                }
+                write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
         except OSError as error:
             if error.filename is not None:
                 raise
             # numpy and pyarrow leave out the file name, mostly on a full disk.
             raise StageNotWritten(f"{name} could not write to {folder}: {error.strerror or error}.") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         emit(StageFinished(name, split, False, seconds, facts))
         return _reference(record, final, reused=False), facts
 

@@ -15,8 +15,7 @@ from cli import doctor
 from cli.doctor import Check, Pool, examine
 from cli.main import main
 from schemas.config import PROJECT_ROOT
-from tasks.registry.alias_log import append_event
-from tasks.registry.store import store_folder, version_folder
+from tasks.registry.store import ModelStore
 from tests.sample import SAMPLE
 from tests.stored import add_stored, event
 
@@ -206,42 +205,42 @@ def test_data_check_needs_both_splits_or_none(monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return store_folder(tmp_path, "fashion-mnist")
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore.of(tmp_path, "fashion-mnist")
 
 
-def test_intact_store_is_reported_with_its_champion(store: Path, tmp_path: Path) -> None:
+def test_intact_store_is_reported_with_its_champion(store: ModelStore, tmp_path: Path) -> None:
     assert "no version" in doctor.check_store(tmp_path).says
-    add_stored(store)
+    add_stored(store.root)
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all intact, no champion")
-    append_event(store, event(1))
+    store.aliases.append(event(1))
     assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all intact, champion 1")
 
 
-def test_leftovers_are_reported_and_not_broken(store: Path, tmp_path: Path) -> None:
-    add_stored(store)
-    (store / "versions" / ".0002.77.tmp").mkdir()
-    (store / "aliases.jsonl").write_text('{"cut off')
+def test_leftovers_are_reported_and_not_broken(store: ModelStore, tmp_path: Path) -> None:
+    add_stored(store.root)
+    store.folder(2).with_name(".0002.77.tmp").mkdir()
+    store.aliases.path.write_text('{"cut off')
     check = doctor.check_store(tmp_path)
     assert check.ok
     assert "2 leftovers" in check.says
 
 
-def test_damaged_champion_is_reported_first(store: Path, tmp_path: Path) -> None:
+def test_damaged_champion_is_reported_first(store: ModelStore, tmp_path: Path) -> None:
     for _ in range(3):
-        add_stored(store)
-    append_event(store, event(3))
-    (version_folder(store, 1) / "metrics.json").write_text("{}")
+        add_stored(store.root)
+    store.aliases.append(event(3))
+    (store.folder(1) / "metrics.json").write_text("{}")
     assert_broken(doctor.check_store(tmp_path), "version 1 is damaged:", "expected sha256")
-    (version_folder(store, 3) / "manifest.json").write_text("{}")
+    (store.folder(3) / "manifest.json").write_text("{}")
     check = doctor.check_store(tmp_path)
     assert_broken(check, "the champion, version 3 is damaged, and 1 more")
-    assert str(version_folder(store, 3)) in check.cure
+    assert str(store.folder(3)) in check.cure
 
 
-def test_missing_champion_is_broken(store: Path, tmp_path: Path) -> None:
-    add_stored(store)
-    append_event(store, event(7))
+def test_missing_champion_is_broken(store: ModelStore, tmp_path: Path) -> None:
+    add_stored(store.root)
+    store.aliases.append(event(7))
     assert_broken(doctor.check_store(tmp_path), "version 7, is missing")
 
 
@@ -273,7 +272,7 @@ def test_check_that_raises_is_broken_and_others_run(quick: Path, monkeypatch: py
 
     monkeypatch.setattr(doctor, "check_python", fail)
     monkeypatch.setattr(doctor, "check_pools", fail)
-    log = store_folder(quick, "fashion-mnist") / "aliases.jsonl"
+    log = ModelStore.of(quick, "fashion-mnist").aliases.path
     log.parent.mkdir(parents=True)
     log.write_text("no JSON\n")
     checks = examine(quick, SAMPLE)
@@ -290,9 +289,9 @@ def test_all_checks_pass_with_status_0(quick: Path, capsys: pytest.CaptureFixtur
 
 
 def test_failed_check_gives_status_1_and_a_fix(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = store_folder(quick, "fashion-mnist")
-    add_stored(store)
-    (version_folder(store, 1) / "metrics.json").write_text("{}")
+    store = ModelStore.of(quick, "fashion-mnist")
+    add_stored(store.root)
+    (store.folder(1) / "metrics.json").write_text("{}")
     status, out, err = run_doctor(capsys)
     assert status == 1
     line, cure = out.splitlines()[-2:]
@@ -312,8 +311,8 @@ def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
         "import cli.doctor as d, pathlib, sys; d.check_gpu = d.check_lock = lambda: d.Check('x', True, '')\n"
         "print([c.name for c in d.examine(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) if c.ok is False])"
     )
-    store = store_folder(tmp_path / "artifacts", "fashion-mnist")
-    (store / "versions" / ".0002.77.tmp").mkdir(parents=True)
+    store = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").root
+    store.folder(2).with_name(".0002.77.tmp").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "artifacts"), str(tmp_path / "data")],

@@ -12,8 +12,7 @@ import pytest
 from cli.command_page import command_parsers
 from cli.contract_page import PAGE
 from schemas.config import TrainingConfig
-from tasks.registry.alias_log import append_event
-from tasks.registry.store import store_folder
+from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
 from tests.stored import add_stored, event
 
@@ -21,7 +20,7 @@ from tests.stored import add_stored, event
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(tmp_path))
-    return store_folder(tmp_path, "fashion-mnist")
+    return ModelStore.of(tmp_path, "fashion-mnist").root
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_lists_an_empty_store(run: Run, store: Path) -> None:
 
 def test_prints_versions_as_json(run: Run, store: Path, tmp_path: Path) -> None:
     add_stored(store, 0.9)
-    append_event(store, event(1))
+    ModelStore(store).aliases.append(event(1))
     status, out, _ = run("versions", "--json")
     (row,) = json.loads(out)
     assert status == 0
@@ -117,7 +116,7 @@ def test_names_a_file_in_place_of_a_folder(run: Run, tmp_path: Path) -> None:
 def test_gc_lists_with_dry_run_and_then_deletes(run: Run, store: Path) -> None:
     for _ in range(3):
         add_stored(store)
-    append_event(store, event(1))
+    ModelStore(store).aliases.append(event(1))
     size = sum(path.stat().st_size for path in (store / "versions" / "0002").iterdir())
     expected = {
         "removed": [{"kind": "version", "path": str(store / "versions" / "0002"), "bytes": size}],

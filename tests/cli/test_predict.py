@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import predict
-from tasks.registry.store import store_folder, version_folder
+from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
 from tests.sample import SAMPLE
 
@@ -94,7 +94,7 @@ def test_bad_cell_exits_with_3(run: Run, output: Path, tmp_path: Path) -> None:
 
 def test_damaged_weights_exit_with_5(run: Run, output: Path, two_versions: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(two_versions, tmp_path / "artifacts")
-    (version_folder(store_folder(copy, "fashion-mnist"), 1) / "model.weights.h5").write_bytes(b"\x89HDF")
+    (ModelStore.of(copy, "fashion-mnist").folder(1) / "model.weights.h5").write_bytes(b"\x89HDF")
     status, out, err = run("predict", IMAGES, "--output", output, "--artifacts-dir", copy)
     assert (status, out) == (5, "")
     assert "model.weights.h5: expected sha256" in err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.registry.store import store_folder
+from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
 from tests.tasks.reports.predicted_versions import add_predicted, write_prepared
 
@@ -24,7 +24,7 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_report_prints_the_path(run: Run, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webbrowser, "open", lambda address: pytest.fail("opened"))
-    path = store_folder(artifacts, "fashion-mnist") / "versions" / "0002" / "report.html"
+    path = ModelStore.of(artifacts, "fashion-mnist").folder(2) / "report.html"
     assert run("report", "2") == (0, f"{path}\n", "")
     assert json.loads(run("report", "2", "--json")[1]) == {"version": 2, "report": str(path)}
     path.write_text("99.9 %")

@@ -24,7 +24,7 @@ from prefect.states import Cancelling
 
 from cli.server_process import has_ended
 from tasks.model import fit
-from tasks.registry.store import check_version, read_manifest, store_folder, version_numbers
+from tasks.registry.store import ModelStore
 from tests.deployed.conftest import Deployed, deployed_at, stop
 from tests.deployed.postgres import Postgres
 from tests.deployed.table import Row
@@ -201,11 +201,11 @@ def _parameters(seed: int, epochs: int, artifacts: Path) -> dict[str, Any]:
 
 def intact_manifests(artifacts: Path) -> list[dict[str, Any]]:
     """Return the manifests of all versions, after a check of each file's digest."""
-    root = store_folder(artifacts, "fashion-mnist")
-    manifests = [read_manifest(root, number) for number in version_numbers(root)]
-    for manifest in manifests:
-        check_version(root, manifest)
-    return manifests
+    store = ModelStore.of(artifacts, "fashion-mnist")
+    versions = [store.version(number) for number in store.numbers()]
+    for version in versions:
+        version.check()
+    return [version.manifest.as_json() for version in versions]
 
 
 def _kill_flow_process(run: SuspendedRun) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from tasks.registry.store import list_versions, show_version, store_folder
+from tasks.registry.store import ModelStore
 from tests.flows.conftest import Command
 from tests.sample import SAMPLE
 
@@ -50,7 +50,7 @@ def test_bad_cell_exits_with_3(command: Command, tmp_path: Path) -> None:
         assert word in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 10
-    assert list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist")) == []
+    assert ModelStore.of(tmp_path / "artifacts", "fashion-mnist").summaries() == []
     (quarantine,) = (tmp_path / "artifacts" / "quarantine").iterdir()
     assert str(quarantine) in done.stderr
 
@@ -66,9 +66,9 @@ def test_trains_within_the_budget_of_bad_rows(command: Command, tmp_path: Path) 
     assert "1 of 1001 rows is bad" in done.stderr
     assert "line 412, column pixel17" in done.stderr
     (quarantine,) = (tmp_path / "artifacts" / "quarantine").iterdir()
-    stated = show_version(store_folder(tmp_path / "artifacts", "fashion-mnist"), 1)["data"]
-    assert (stated["train"]["rows"], stated["train"]["quarantined"], stated["test"]["quarantined"]) == (1_000, 1, 0)
-    assert quarantine.name == f"train-{stated['train']['csv_sha256']}.parquet"
+    data = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(1).manifest.data
+    assert (data.train.rows, data.train.quarantined, data.test.quarantined) == (1_000, 1, 0)
+    assert quarantine.name == f"train-{data.train.csv_sha256}.parquet"
 
 
 def wait_for(process: subprocess.Popen[str], artifacts: Path, sign: str) -> None:
@@ -89,7 +89,7 @@ def kill_when(process: subprocess.Popen[str], artifacts: Path, sign: str) -> str
 
 def test_resumes_after_a_kill_in_every_stage(command: Command, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
-    store = store_folder(artifacts, "fashion-mnist")
+    store = ModelStore.of(artifacts, "fashion-mnist")
     flags = ("train", "--epochs", "60", "--seed", "7", "--dropout", "0.1", *FLAGS)
     errors = {}
     for sign in (
@@ -97,16 +97,16 @@ def test_resumes_after_a_kill_in_every_stage(command: Command, tmp_path: Path) -
         *("evaluated/.*.tmp", "models/fashion-mnist/versions/.*.tmp"),
     ):
         errors[sign] = kill_when(command.start(*flags), artifacts, sign)
-        assert list_versions(store) == []
+        assert store.summaries() == []
     assert re.search(r"train: .*epoch \d+", errors["evaluated/.*.tmp"])
     done = command.run(*flags, "--json")
     assert done.returncode == 0, done.stderr
     version = json.loads(done.stdout)  # stdout has the JSON only
     assert (version["version"], version["created"], version["champion"]) == (1, True, True)
-    shown = show_version(store, 1)
-    assert {entry["stage"] for entry in shown["lineage"] if not entry["reused"]} == set()
+    stored = store.version(1)
+    assert all(entry.reused for entry in stored.manifest.lineage)
     # Two runs trained 60 epochs, none of them twice.
-    assert len(shown["metrics"]["history"]) == 60
+    assert len(json.loads(stored.read("metrics.json"))["history"]) == 60
     assert not list(artifacts.rglob(".*.tmp"))
 
     # The weights equal those of an uninterrupted training.
@@ -168,7 +168,7 @@ def test_embedded_servers_start_one_after_the_other(without_api: Command, tmp_pa
     for both in (process, other):
         _, err = both.communicate(timeout=240)
         assert both.returncode == 0, err
-    assert len(list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist"))) == 2
+    assert len(ModelStore.of(tmp_path / "artifacts", "fashion-mnist").summaries()) == 2
 
 
 def test_quiet_prints_only_result_and_warnings(without_api: Command, tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_version_below_the_floor_exits_with_4(command: Command, tmp_path: Path
     done = command.run("train", "--epochs", "1", "--learning-rate", "1e-6", "--data-dir", str(SAMPLE))
     assert done.returncode == 4
     assert "test accuracy is" in done.stderr
-    (row,) = list_versions(store_folder(tmp_path / "artifacts", "fashion-mnist"))
-    assert (row["outcome"], row["aliases"]) == ("refused", [])
+    (row,) = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").summaries()
+    assert (row.outcome, row.aliases) == ("refused", [])
     verdict = json.loads(command.run("why", "1", "--json").stdout)["verdict"]
     assert verdict["rules"][0]["bound"] == ">= 0.8"
     assert command.run("why", "1").stdout.startswith("version 1: rejected\n")

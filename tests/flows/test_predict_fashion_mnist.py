@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from flows.predict_fashion_mnist import predict_fashion_mnist
 from schemas.errors import DataContractError
 from schemas.references import Predictions
-from tasks.predict import predict_csv
+from tasks.registry.batch_prediction import predict_csv
 from tests.sample import SAMPLE
 
 IMAGES = SAMPLE / "fashion-mnist_test.csv.gz"

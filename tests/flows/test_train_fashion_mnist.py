@@ -16,7 +16,7 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import DeviceUnavailable
 from schemas.references import ModelVersion
 from tasks.model.backend import gpu_driver_present
-from tasks.registry.store import list_versions, show_version, store_folder
+from tasks.registry.store import ModelStore
 from tests.sample import SAMPLE
 
 STAGES = ["ingest", "validate", "ingest", "validate", "prepare", "train", "evaluate"]
@@ -40,9 +40,9 @@ def artifacts(server: str, in_this_process: None, tmp_path_factory: pytest.TempP
 
 
 def reused_stages(artifacts: Path, version: int) -> list[bool]:
-    lineage = show_version(store_folder(artifacts, "fashion-mnist"), version)["lineage"]
-    assert [entry["stage"] for entry in lineage] == STAGES
-    return [entry["reused"] for entry in lineage]
+    lineage = ModelStore.of(artifacts, "fashion-mnist").version(version).manifest.lineage
+    assert [entry.stage for entry in lineage] == STAGES
+    return [entry.reused for entry in lineage]
 
 
 def fit_runs() -> int:
@@ -52,17 +52,17 @@ def fit_runs() -> int:
 
 
 def test_creates_a_version_that_has_learned(artifacts: Path) -> None:
-    (row,) = list_versions(store_folder(artifacts, "fashion-mnist"))
-    assert (row["version"], row["aliases"]) == (1, ["champion"])
-    assert row["test_accuracy"] > 0.5  # chance is 0.1
+    (row,) = ModelStore.of(artifacts, "fashion-mnist").summaries()
+    assert (row.version, row.aliases) == (1, ["champion"])
+    assert row.test_accuracy > 0.5  # chance is 0.1
     assert reused_stages(artifacts, 1) == [False] * 7
 
 
 def test_an_unchanged_run_creates_no_version(artifacts: Path) -> None:
-    before = len(list_versions(store_folder(artifacts, "fashion-mnist"))), fit_runs()
+    before = len(ModelStore.of(artifacts, "fashion-mnist").summaries()), fit_runs()
     version = train(artifacts)
     assert (version.version, version.created) == (1, False)
-    assert (len(list_versions(store_folder(artifacts, "fashion-mnist"))), fit_runs()) == before
+    assert (len(ModelStore.of(artifacts, "fashion-mnist").summaries()), fit_runs()) == before
 
 
 def test_retrains_a_damaged_model_to_the_same_weights(artifacts: Path) -> None:
@@ -89,7 +89,7 @@ def test_another_recipe_rebuilds_from_train_on(artifacts: Path) -> None:
 
 
 def test_publishes_the_run_its_child_and_its_artifacts(artifacts: Path) -> None:
-    run_id = show_version(store_folder(artifacts, "fashion-mnist"), 1)["flow_run_id"]
+    run_id = ModelStore.of(artifacts, "fashion-mnist").version(1).manifest.flow_run_id
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
         assert run.state is not None
@@ -135,10 +135,10 @@ def test_rejects_a_wrong_parameter_by_name(server: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(gpu_driver_present(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_fails_the_run(artifacts: Path) -> None:
-    before = len(list_versions(store_folder(artifacts, "fashion-mnist")))
+    before = len(ModelStore.of(artifacts, "fashion-mnist").summaries())
     config = TrainingConfig(epochs=2, batch_size=64, validation_size=100)  # already trained on the CPU
     with pytest.raises(DeviceUnavailable, match="nvidia-smi"):
         train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, training=config, device="gpu")
     with pytest.raises(ParameterTypeError, match="device"):
         train_fashion_mnist(data_dir=SAMPLE, artifacts_dir=artifacts, device="tpu")  # type: ignore[arg-type]
-    assert len(list_versions(store_folder(artifacts, "fashion-mnist"))) == before
+    assert len(ModelStore.of(artifacts, "fashion-mnist").summaries()) == before

@@ -4,31 +4,31 @@ from pathlib import Path
 
 import pytest
 
-import tasks.registry.champion
-from tasks.registry.alias_log import append_event, champions, read_alias_log
+from tasks.registry import champion
 from tasks.registry.champion import promote
+from tasks.registry.store import ModelStore, StoredVersion
 from tests.processes.kill import killed_when
-from tests.stored import add_stored
+from tests.stored import add_promoted, add_stored
 
 
-def _promote_for_ever(root: Path) -> None:
-    tasks.registry.champion.verify_version = lambda root, version: {}  # seconds, and not what is killed here
+def _promote_forever(root: Path) -> None:
+    champion.verify = StoredVersion.check  # these versions contain no network
     for turn in range(1_000):
-        promote(root, 2 + turn % 2, "back and forth")
+        promote(ModelStore(root), 2 + turn % 2, "back and forth")
 
 
-def _longer_than(root: Path, events: int) -> bool:
-    return len(read_alias_log(root)) > events
+def _has_more_events(store: ModelStore, count: int) -> bool:
+    return len(store.aliases.read()) > count
 
 
-def test_a_promotion_killed_at_any_moment_leaves_a_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.registry.champion.verify_version", lambda root, version: {})
-    append_event(tmp_path, add_stored(tmp_path, promoted=True)["verdict"]["event"])
+def test_a_killed_promotion_leaves_a_readable_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(champion, "verify", StoredVersion.check)
+    store = ModelStore(tmp_path)
+    add_promoted(tmp_path)
     for _ in range(2):
         add_stored(tmp_path)
     for _ in range(3):
-        events = len(read_alias_log(tmp_path))
-        killed_when(partial(_longer_than, tmp_path, events), _promote_for_ever, tmp_path)
-        moved = promote(tmp_path, 1, "by hand")
-        assert moved["to"] == champions(read_alias_log(tmp_path))[-1] == 1
-        assert all(json.loads(line) for line in (tmp_path / "aliases.jsonl").read_text().splitlines())
+        count = len(store.aliases.read())
+        killed_when(partial(_has_more_events, store, count), _promote_forever, tmp_path)
+        assert promote(store, 1, "by hand").event.to == store.aliases.champion() == 1
+        assert all(json.loads(line) for line in store.aliases.path.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""gc beside a run, and what a kill in the middle of it leaves."""
+"""gc during a run, and after a kill."""
 
 import multiprocessing
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.registry.gc import collect
-from tasks.registry.store import list_versions, recover, show_version, store_folder, store_lock, version_numbers
+from tasks.registry.store import ModelStore
 from tasks.runtime.fingerprint import Stage
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stage_cache import run_stage
@@ -21,7 +21,7 @@ def _run_a_stage(artifacts: Path) -> None:
         run_stage(artifacts / "trained", Stage("train", core=()), {}, lambda folder: {})
 
 
-def test_a_run_waits_for_the_end_of_gc(tmp_path: Path) -> None:
+def test_a_run_waits_for_gc(tmp_path: Path) -> None:
     run = multiprocessing.get_context("spawn").Process(target=_run_a_stage, args=(tmp_path,))
     with artifacts_lock(tmp_path, exclusive=True) as held:
         assert held
@@ -37,7 +37,7 @@ def test_a_run_waits_for_the_end_of_gc(tmp_path: Path) -> None:
 
 
 def _collect_and_hang(artifacts: Path, at: str, number: int) -> None:
-    """gc that stops for ever at the ``number``-th rename or deletion: before it, or when a file of it is gone."""
+    """Run gc, and hang before the ``number``-th rename or in the middle of the ``number``-th deletion."""
     real_rename, real_rmtree = Path.rename, shutil.rmtree
     count = 0
 
@@ -67,27 +67,25 @@ def _collect_and_hang(artifacts: Path, at: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(("at", "number"), [("rename", 1), ("rmtree", 1), ("rename", 2), ("rmtree", 2), ("rmtree", 4)])
-def test_killed_at_any_moment_gc_leaves_a_whole_store_and_the_next_one_ends_it(
-    tmp_path: Path, at: str, number: int
-) -> None:
-    root = store_folder(tmp_path, DATASET)
+def test_a_killed_gc_leaves_an_intact_store(tmp_path: Path, at: str, number: int) -> None:
+    store = ModelStore.of(tmp_path, DATASET)
     for name in ("a", "b", "c"):
         add_run(tmp_path, stages=name, promoted=name == "c")
     killed_when((tmp_path / "hangs").exists, _collect_and_hang, tmp_path, at, number)
 
-    # Readers see whole versions alone, before anybody cleans.
-    for row in list_versions(root):
-        show_version(root, row["version"])
-    assert version_numbers(root)[-1] == 3
+    # Before any cleaning, readers see complete versions and stage outputs only.
+    for version in store.numbers():
+        store.version(version).check()
+    assert store.numbers()[-1] == 3
     for path in (path for path in tmp_path.glob("*/*") if not path.name.startswith(".") and path.parent.name in KINDS):
         assert (path / "stage.json").exists()
-    with store_lock(root):
-        cleaned = recover(root)
+    with store.lock():
+        cleaned = store.recover()
     assert len(cleaned) == (1 if at == "rmtree" and number <= 2 else 0)
-    assert not list(root.rglob(".*.tmp"))
+    assert store.leftovers() == []
 
     collect(tmp_path, DATASET, keep=1)
-    assert [row["version"] for row in list_versions(root)] == [3]
+    assert store.numbers() == [3]
     assert not list(tmp_path.rglob(".*.tmp"))
     assert not any(folder.exists() for name in "ab" for folder in stage_folders(tmp_path, name))
     assert all(folder.exists() for folder in stage_folders(tmp_path, "c"))

@@ -3,74 +3,63 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
-import tasks.registry.champion
 from schemas.errors import WrongUsage
-from tasks.registry.alias_log import CHAMPION, alias_values, append_event, read_alias_log
+from schemas.store import VersionFacts
+from tasks.registry import champion
 from tasks.registry.champion import NothingToRollBackTo, promote, rollback
-from tasks.registry.store import (
-    add_version,
-    check_version,
-    read_manifest,
-    recover,
-    store_folder,
-    store_lock,
-    version_numbers,
-)
-from tests.stored import add_stored, event, fill, stated, verdict
+from tasks.registry.store import ModelStore, StoredVersion
+from tests.stored import add_promoted, event, facts, fill, verdict
 
 
-def _train_often(root: Path, together: Any) -> None:
-    """What two trainings do to the store, but for the network: a version, promoted, under one hold of the lock."""
-    together.wait()
-    for _ in range(8):
-        with store_lock(root):
-            recover(root)
-            champion = alias_values(read_alias_log(root)).get(CHAMPION)
+def _train(store: ModelStore, turn: int) -> None:
+    """Do what a training does to the store: add a version and promote it, under one lock."""
+    with store.lock():
+        store.recover()
 
-            def write(folder: Path, number: int, champion: int | None = champion) -> dict[str, Any]:
-                fill(folder)
-                moved = {**event(number, by="training"), "from": champion}
-                return stated(verdict={**verdict(number, promoted=True), "event": moved})
+        def build(folder: Path, number: int) -> VersionFacts:
+            fill(folder)
+            return facts(verdict=verdict(event(number, store.aliases.champion(), by="training")))
 
-            append_event(root, add_version(root, write)["verdict"]["event"])
+        moved = store.add(build).manifest.verdict.event
+        assert moved is not None
+        store.aliases.append(moved)
 
 
-def _move_often(root: Path, together: Any) -> None:
-    # These versions hold no network; their digests are checked all the same.
-    tasks.registry.champion.verify_version = lambda root, number: check_version(root, read_manifest(root, number))
-    together.wait()
+def _promote(store: ModelStore, turn: int) -> None:
+    with contextlib.suppress(WrongUsage):  # it is champion already
+        promote(store, 1 + turn % 2, "by hand")
+
+
+def _roll_back(store: ModelStore, turn: int) -> None:
+    with contextlib.suppress(NothingToRollBackTo):
+        rollback(store, "by hand")
+
+
+def _repeat(step: Any, root: Path, start: Any) -> None:
+    champion.verify = StoredVersion.check  # these versions contain no network
+    start.wait()
     for turn in range(8):
-        with contextlib.suppress(WrongUsage):  # it is champion already
-            promote(root, 1 + turn % 2, "by hand")
+        step(ModelStore(root), turn)
 
 
-def _roll_back_often(root: Path, together: Any) -> None:
-    tasks.registry.champion.verify_version = lambda root, number: check_version(root, read_manifest(root, number))
-    together.wait()
-    for _ in range(8):
-        with contextlib.suppress(NothingToRollBackTo):
-            rollback(root, "by hand")
-
-
-def test_two_trainings_a_promotion_and_a_rollback_at_once_leave_one_history(tmp_path: Path) -> None:
-    root = store_folder(tmp_path, "fashion-mnist")
+def test_concurrent_writers_leave_one_history(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
     for _ in range(2):
-        append_event(root, add_stored(root, promoted=True)["verdict"]["event"])
+        add_promoted(tmp_path)
     context = multiprocessing.get_context("spawn")
-    together = context.Barrier(4)
+    start = context.Barrier(4)
     writers = [
-        context.Process(target=target, args=(root, together))
-        for target in (_train_often, _train_often, _move_often, _roll_back_often)
+        context.Process(target=_repeat, args=(step, tmp_path, start)) for step in (_train, _train, _promote, _roll_back)
     ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    assert version_numbers(root) == list(range(1, 2 + 16 + 1))
-    log = read_alias_log(root)
-    # Each move starts where the one before it ended: none was decided on a champion of the past.
-    assert [move["from"] for move in log[2:]] == [move["to"] for move in log[1:-1]]
-    assert sum(move["by"] == "training" for move in log) == 16
-    for number in version_numbers(root):
-        check_version(root, read_manifest(root, number))
+    assert store.numbers() == list(range(1, 2 + 16 + 1))
+    log = store.aliases.read()
+    # Each move starts from the champion that the move before it made: no decision used an outdated champion.
+    assert [move.before for move in log[2:]] == [move.to for move in log[1:-1]]
+    assert sum(move.by == "training" for move in log) == 16
+    for number in store.numbers():
+        store.version(number).check()

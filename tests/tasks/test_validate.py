@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +14,15 @@ import pytest
 
 from schemas.contract import FASHION_MNIST, DatasetContract, Split
 from schemas.errors import DataContractError
-from schemas.layout import PROFILE_NAME, TEST_IN_TRAIN_NAME
+from schemas.layout import TEST_IN_TRAIN_NAME
 from schemas.references import ParquetSplit, ValidatedSplit
 from tasks.checks.image_checks import Measurement, measure_checks
 from tasks.checks.image_profile import ImageProfile, profile_images
 from tasks.checks.scan import scan_parquet
 from tasks.checks.suite import summarize, validate_parquet
 from tasks.data.splits import read_images
-from tasks.registry.alias_log import append_event
-from tasks.registry.store import add_version, store_folder, store_lock
 from tasks.runtime.files import sha256_file
-from tasks.validate import champion_profile, validate
-from tests.stored import event, fill, stated
+from tasks.validate import validate
 
 
 @pytest.fixture
@@ -636,37 +632,6 @@ def test_train_rows_in_the_test_file_are_named(
     assert marked.tolist() == [2] * 7 + [1] * 5 + [0] * 188
     with pytest.raises(DataContractError, match="test_images_in_train: 150 of 200 test images stand in train, too"):
         validated(150, 0)
-
-
-def test_the_champions_profile_is_found_by_its_manifest(
-    sample_data: dict[Split, ValidatedSplit], tmp_path: Path
-) -> None:
-    data = sample_data["train"].data
-    root = store_folder(tmp_path, "fashion-mnist")
-
-    def made_from(csv_sha256: str, profile: bytes | None) -> int:
-        def write(folder: Path, number: int) -> dict[str, Any]:
-            fill(folder)
-            if profile is not None:
-                (folder / PROFILE_NAME).write_bytes(profile)
-            return stated(data={"train": {"csv_sha256": csv_sha256}})
-
-        return int(add_version(root, write)["version"])
-
-    found = []
-    assert champion_profile(tmp_path, "fashion-mnist", data) is None
-    with store_lock(root):
-        for before, version in enumerate(
-            [made_from("0" * 64, b"{}"), made_from("0" * 64, None), made_from(data.source.sha256, b"{}")]
-        ):
-            append_event(root, event(version) | {"from": before or None})
-            found.append(champion_profile(tmp_path, "fashion-mnist", data))
-    # The first; one without a profile; and made from this very file, so that the one before it counts.
-    assert found == [b"{}", None, None]
-    with store_lock(root):
-        for before, version in ((3, 1), (1, 3)):
-            append_event(root, event(version) | {"from": before})
-            assert champion_profile(tmp_path, "fashion-mnist", data) == b"{}"
 
 
 @without_pages

@@ -21,13 +21,15 @@ from tasks.model.fit import save_model
 from tasks.model.inference import write_golden
 from tasks.model.network import build_network
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
-from tasks.registry.alias_log import alias_values, read_alias_log
-from tasks.registry.store import list_versions, show_version, store_folder
+from tasks.registry.candidate import Champion, measure_candidate
+from tasks.registry.provenance import code_revision
+from tasks.registry.store import ModelStore
+from tasks.reports.version_summary import summarize_version
 from tasks.runtime.files import sha256_file
-from tasks.version import _measure, code_revision, version
+from tasks.version import version
 from tests.plain_keras import plain_network
 
-# What 900 images teach in three epochs is below the floor.
+# Three epochs on 900 images do not reach the minimum.
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
 
 
@@ -50,7 +52,7 @@ def worse_trained(
     small_config: TrainingConfig,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TrainedModel:
-    """The network with its first weights, as if they were what training came to."""
+    """An untrained network in place of the trained one."""
     folder = tmp_path_factory.mktemp("worse")
     set_up_backend(small_config.seed)
     network = build_network(FASHION_MNIST, small_config.dropout)
@@ -63,6 +65,11 @@ def worse_trained(
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore.of(tmp_path, "fashion-mnist")
+
+
+@pytest.fixture
 def add(
     sample_data: dict[Split, ValidatedSplit],
     sample_prepared: PreparedData,
@@ -71,186 +78,189 @@ def add(
     sample_artifacts: Path,
     tmp_path: Path,
 ) -> Any:
-    """Adds a version to a store under tmp_path; another model or key makes it another candidate."""
+    """Return a function that adds a version to a store in tmp_path. Another model or key is another candidate."""
 
     def run(
         trained: TrainedModel = sample_trained, key: str | None = None, promotion: PromotionConfig = NO_FLOOR
     ) -> ModelVersion:
-        judged = evaluate.fn(sample_prepared, trained, sample_artifacts)
+        evaluation = evaluate.fn(sample_prepared, trained, sample_artifacts)
         if key is not None:
             trained = trained.model_copy(update={"record": trained.record.model_copy(update={"key": key})})
-        return version.fn(sample_data, sample_prepared, trained, judged, small_config, promotion, tmp_path)
+        return version.fn(sample_data, sample_prepared, trained, evaluation, small_config, promotion, tmp_path)
 
     return run
 
 
-def test_the_first_version_is_champion_and_holds_what_the_layout_says(add: Any, tmp_path: Path) -> None:
-    made = add()
-    root = store_folder(tmp_path, "fashion-mnist")
-    assert (made.version, made.created, made.champion) == (1, True, True)
-    assert made.path == root / "versions" / "0001"
-    assert {path.name for path in made.path.iterdir()} == {
+def test_the_first_version_becomes_champion(add: Any, store: ModelStore) -> None:
+    added = add()
+    assert (added.version, added.created, added.champion) == (1, True, True)
+    assert added.path == store.root / "versions" / "0001"
+    assert {path.name for path in added.path.iterdir()} == {
         *("topology.json", "model.weights.h5", "metrics.json", "profile.json", "report.html"),
         *("golden.json", "verdict.json", "test_predictions.parquet", "manifest.json"),
     }
-    assert [row["aliases"] for row in list_versions(root)] == [["champion"]]
+    assert store.aliases_of(1) == ["champion"]
 
 
-def test_the_manifest_says_what_the_version_was_made_from(
-    add: Any, tmp_path: Path, sample_prepared: PreparedData, sample_trained: TrainedModel, small_config: TrainingConfig
+def test_the_manifest_records_how_a_version_was_created(
+    add: Any, store: ModelStore, sample_trained: TrainedModel, small_config: TrainingConfig
 ) -> None:
     import keras
 
-    made = add()
-    shown = show_version(store_folder(tmp_path, "fashion-mnist"), 1)
-    for name, entry in shown["files"].items():
-        path = made.path / name
-        assert (entry["bytes"], entry["sha256"]) == (path.stat().st_size, sha256_file(path))
-    assert set(shown["files"]) == {path.name for path in made.path.iterdir()} - {"manifest.json"}
-    assert shown["topology_id"] == sample_trained.topology_sha256 == shown["files"]["topology.json"]["sha256"]
-    assert shown["configuration"] == small_config.model_dump()
-    assert shown["seed"] == 7
-    assert (shown["data"]["train"]["rows"], shown["data"]["test"]["rows"]) == (1_000, 200)
-    assert shown["data"]["split_rows"] == {"train": 900, "validation": 100, "test": 200}
-    assert shown["data"]["train"]["csv_sha256"] == sha256_file(
-        PROJECT_ROOT / "tests" / "data" / "fashion-mnist_train.csv.gz"
-    )
-    assert [entry["file"] for entry in shown["data"]["train"]["csv_files"]] == ["fashion-mnist_train.csv.gz"]
-    assert shown["data"]["train"]["quarantined"] == 0
-    drift = [check for check in shown["data"]["test"]["checks"] if check["check"] == "drift"]
-    assert [(check["bound"], check["severity"], check["result"]) for check in drift] == [("<= 0.1", "warning", "met")]
-    assert 0 < drift[0]["figure"] < 0.1
-    assert shown["device"] == sample_trained.device.model_dump()
-    assert shown["parent"] is None
-    assert shown["flow_run_id"] is None
-    assert shown["packages"]["keras"] == keras.__version__
-    assert shown["metrics"]["test_accuracy"] == made.test_accuracy == shown["test_accuracy"]
-    stages = [(entry["stage"], entry["split"]) for entry in shown["lineage"]]
-    assert stages == [
+    added = add()
+    stored = store.version(1)
+    stored.check()
+    manifest = stored.manifest
+    assert set(manifest.files) == {path.name for path in added.path.iterdir()} - {"manifest.json"}
+    for name, entry in manifest.files.items():
+        assert entry.bytes == (added.path / name).stat().st_size
+    assert manifest.topology_id == sample_trained.topology_sha256 == manifest.files["topology.json"].sha256
+    assert manifest.configuration == small_config.model_dump()
+    assert (manifest.seed, manifest.parent, manifest.flow_run_id) == (7, None, None)
+    assert manifest.packages["keras"] == keras.__version__
+    assert manifest.device.as_json() == sample_trained.device.model_dump()
+    assert json.loads(stored.read("metrics.json"))["test_accuracy"] == added.test_accuracy == manifest.test_accuracy
+    assert [(entry.stage, entry.split) for entry in manifest.lineage] == [
         *(("ingest", "train"), ("validate", "train"), ("ingest", "test"), ("validate", "test")),
         *(("prepare", None), ("train", None), ("evaluate", None)),
     ]
-    assert all(entry["seconds"] > 0 for entry in shown["lineage"])
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["created"])
+    assert all(entry.seconds > 0 for entry in manifest.lineage)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", manifest.created)
 
 
-def test_the_manifest_says_how_long_the_flow_run_took_so_far(
-    add: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = SimpleNamespace(start_time=datetime.now(UTC) - timedelta(minutes=5))
-    monkeypatch.setattr("tasks.version.FlowRunContext", SimpleNamespace(get=lambda: begun))
+def test_the_manifest_records_the_data(add: Any, store: ModelStore) -> None:
     add()
-    assert 300 <= show_version(store_folder(tmp_path, "fashion-mnist"), 1)["seconds_since_start"] < 600
+    data = store.version(1).manifest.data
+    assert (data.train.rows, data.train.quarantined, data.test.rows) == (1_000, 0, 200)
+    assert data.split_rows == {"train": 900, "validation": 100, "test": 200}
+    assert data.train.csv_sha256 == sha256_file(PROJECT_ROOT / "tests" / "data" / "fashion-mnist_train.csv.gz")
+    assert [csv.file for csv in data.train.csv_files] == ["fashion-mnist_train.csv.gz"]
+    (drift,) = (check for check in data.test.as_json()["checks"] if check["check"] == "drift")
+    assert (drift["bound"], drift["severity"], drift["result"]) == ("<= 0.1", "warning", "met")
+    assert 0 < drift["figure"] < 0.1
+
+
+def test_the_manifest_records_the_seconds_of_the_flow_run(
+    add: Any, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(start_time=datetime.now(UTC) - timedelta(minutes=5))
+    monkeypatch.setattr("tasks.version.FlowRunContext", SimpleNamespace(get=lambda: context))
+    add()
+    assert 300 <= store.version(1).manifest.as_json()["seconds_since_start"] < 600
+
+
+def test_the_summary_shows_cached_and_computed_stages(add: Any, store: ModelStore) -> None:
+    add()
+    text = summarize_version(store.version(1), champion=True, created=False)
+    assert text.startswith("# Version 1: promoted, current champion\n\nPromoted: there was no champion. An earlier run")
+    assert "| train, validation, test rows | 900, 100, 200 |" in text
+    assert re.search(r"\| ingest train \| (cached|computed) \| \d+\.\d\d \|", text)
+    assert "An earlier run" not in summarize_version(store.version(1), champion=False, created=True)
 
 
 def test_the_stored_files_alone_reproduce_the_metrics(add: Any, sample_prepared: PreparedData) -> None:
-    made = add()
-    model = plain_network(made.path)
+    added = add()
     images = np.load(sample_prepared.record.path / "test_images.npy")
     labels = np.load(sample_prepared.record.path / "test_labels.npy")
-    loss, accuracy = model.evaluate(images, labels, verbose=0)
-    assert (accuracy, loss) == pytest.approx((made.test_accuracy, made.test_loss), abs=1e-6)
+    loss, accuracy = plain_network(added.path).evaluate(images, labels, verbose=0)
+    assert (accuracy, loss) == pytest.approx((added.test_accuracy, added.test_loss), abs=1e-6)
 
 
-def test_the_same_inputs_make_no_second_version(add: Any, tmp_path: Path) -> None:
+def test_the_same_inputs_add_no_second_version(add: Any, store: ModelStore) -> None:
     add()
     again = add()
     assert (again.version, again.created) == (1, False)
-    assert len(list_versions(store_folder(tmp_path, "fashion-mnist"))) == 1
+    assert store.numbers() == [1]
 
 
-def test_the_same_model_again_is_kept_as_within_noise_and_its_verdict_is_written(add: Any, tmp_path: Path) -> None:
+def test_an_equal_candidate_is_kept_and_its_verdict_stored(add: Any, store: ModelStore) -> None:
     add()
     twin = add(key="b" * 64)
-    root = store_folder(tmp_path, "fashion-mnist")
     assert (twin.version, twin.champion) == (2, False)
-    verdict = json.loads((twin.path / "verdict.json").read_bytes())
-    assert (verdict["outcome"], verdict["champion"]) == ("kept", 1)
+    stored = store.version(2)
+    verdict = json.loads(stored.read("verdict.json"))
+    assert (verdict["outcome"], verdict["champion"], stored.manifest.parent) == ("kept", 1, 1)
     paired = verdict["rules"][-1]
     assert (paired["figure"], paired["fixed"], paired["broken"], paired["rows"]) == (1.0, 0, 0, 200)
-    assert alias_values(read_alias_log(root)) == {"champion": 1}
-    assert show_version(root, 2)["parent"] == 1
+    assert store.aliases.champion() == 1
 
 
-def test_a_better_candidate_becomes_champion_and_the_log_says_so(
-    add: Any, worse_trained: TrainedModel, tmp_path: Path
+def test_a_better_candidate_becomes_champion(
+    add: Any, undrawn: None, worse_trained: TrainedModel, store: ModelStore
 ) -> None:
     add(trained=worse_trained)
     better = add()
     worse = add(trained=worse_trained, key="c" * 64)
     assert (better.champion, worse.champion) == (True, False)
-    log = read_alias_log(store_folder(tmp_path, "fashion-mnist"))
-    assert [(event["from"], event["to"]) for event in log] == [(None, 1), (1, 2)]
-    assert "better than version 1 on the same 200 test rows" in log[1]["reason"]
+    log = store.aliases.read()
+    assert [(event.before, event.to) for event in log] == [(None, 1), (1, 2)]
+    assert "better than version 1 on the same 200 test rows" in log[1].reason
     assert "worse than version 2" in worse.verdict
 
 
-def test_a_candidate_below_the_floor_is_stored_and_refused_each_time(add: Any, tmp_path: Path) -> None:
-    root = store_folder(tmp_path, "fashion-mnist")
+def test_a_rejected_candidate_is_stored_and_raises_each_time(add: Any, store: ModelStore) -> None:
     strict = PromotionConfig(minimum_accuracy=0.99)
-    for _ in range(2):  # the second time the version is there already
-        with pytest.raises(CandidateRejected, match=r"Refused: test accuracy is .*, expected >= 0.99"):
+    for _ in range(2):  # the second time the version exists
+        with pytest.raises(CandidateRejected, match=r"Rejected: test accuracy is .*, expected >= 0.99"):
             add(promotion=strict)
-    (row,) = list_versions(root)
-    assert (row["outcome"], row["aliases"]) == ("refused", [])
+    (row,) = store.summaries()
+    assert (row.outcome, row.aliases) == ("refused", [])
 
 
-def test_other_bounds_give_the_same_model_another_verdict(add: Any, tmp_path: Path) -> None:
+def test_other_bounds_give_another_verdict(add: Any, store: ModelStore) -> None:
     with pytest.raises(CandidateRejected):
         add(promotion=PromotionConfig(minimum_accuracy=0.99))
     second = add()
     assert (second.version, second.created, second.champion) == (2, True, True)
-    assert [row["outcome"] for row in list_versions(store_folder(tmp_path, "fashion-mnist"))] == ["refused", "promoted"]
+    assert [row.outcome for row in store.summaries()] == ["refused", "promoted"]
 
 
-def test_the_champion_is_measured_on_the_rows_of_the_candidate(
+def test_the_champion_predicts_the_rows_of_the_candidate(
     add: Any, sample_prepared: PreparedData, sample_evaluation: Evaluation, tmp_path: Path
 ) -> None:
-    """Also when they are not those that the champion's own figures come from."""
-    add()
-    folder = tmp_path / "prepared"
-    shutil.copytree(sample_prepared.record.path, folder)
-    labels = np.load(folder / "test_labels.npy")
-    images = np.load(folder / "test_images.npy")
-    np.save(folder / "test_labels.npy", labels[:50])
-    np.save(folder / "test_images.npy", images[:50])
-    changed = sample_prepared.model_copy(update={"record": sample_prepared.record.model_copy(update={"path": folder})})
-    said = read_predictions(sample_evaluation.record.path / "test_predictions.parquet", FASHION_MNIST)
-    fifty = StoredPredictions(said.images[:50], said.labels[:50], said.probabilities[:50])
-    shutil.copytree(sample_evaluation.record.path, tmp_path / "evaluated")
-    write_predictions(tmp_path / "evaluated" / "test_predictions.parquet", fifty, FASHION_MNIST)
-    record = sample_evaluation.record.model_copy(update={"path": tmp_path / "evaluated"})
-    judged = sample_evaluation.model_copy(update={"record": record})
-    measured = _measure(store_folder(tmp_path, "fashion-mnist"), changed, judged, 1)
-    assert measured.paired is not None
-    assert (measured.paired.rows, measured.paired.fixed, measured.paired.broken) == (50, 0, 0)
+    """Also if its own metrics come from other rows."""
+    champion = add()
+    prepared, evaluated = tmp_path / "prepared", tmp_path / "evaluated"
+    shutil.copytree(sample_prepared.record.path, prepared)
+    shutil.copytree(sample_evaluation.record.path, evaluated)
+    for name in ("test_labels.npy", "test_images.npy"):
+        np.save(prepared / name, np.load(prepared / name)[:50])
+    stored = read_predictions(evaluated / "test_predictions.parquet", FASHION_MNIST)
+    fifty = StoredPredictions(stored.images[:50], stored.labels[:50], stored.probabilities[:50])
+    write_predictions(evaluated / "test_predictions.parquet", fifty, FASHION_MNIST)
+
+    def moved(reference: Any, path: Path) -> Any:
+        return reference.model_copy(update={"record": reference.record.model_copy(update={"path": path})})
+
+    metrics = measure_candidate(
+        moved(sample_prepared, prepared),
+        moved(sample_evaluation, evaluated),
+        Champion(champion.version, champion.path, fault=None),
+    )
+    assert metrics.paired is not None
+    assert (metrics.paired.rows, metrics.paired.fixed, metrics.paired.broken) == (50, 0, 0)
 
 
-def test_a_model_that_does_not_repeat_its_golden_predictions_is_refused(
-    add: Any, sample_trained: TrainedModel, tmp_path: Path
+def test_changed_golden_predictions_are_rejected(
+    add: Any, undrawn: None, sample_trained: TrainedModel, tmp_path: Path
 ) -> None:
     folder = tmp_path / "trained"
     shutil.copytree(sample_trained.record.path, folder)
     golden = json.loads((folder / "golden.json").read_bytes())
     golden["probabilities"][3][4] += 0.001
     (folder / "golden.json").write_text(json.dumps(golden))
-    changed = sample_trained.model_copy(
-        update={"record": sample_trained.record.model_copy(update={"path": folder, "digest": "1" * 64})}
-    )
+    record = sample_trained.record.model_copy(update={"path": folder, "digest": "1" * 64})
     with pytest.raises(CandidateRejected, match="golden predictions"):
-        add(trained=changed)
+        add(trained=sample_trained.model_copy(update={"record": record}))
 
 
-def test_weights_that_changed_after_they_were_judged_make_no_version(
-    add: Any, sample_trained: TrainedModel, tmp_path: Path
-) -> None:
-    other = sample_trained.model_copy(update={"weights_sha256": "0" * 64})
+def test_changed_weights_add_no_version(add: Any, sample_trained: TrainedModel, store: ModelStore) -> None:
     with pytest.raises(StoredArtifactError, match="changed since it was trained"):
-        add(trained=other)
-    assert list_versions(store_folder(tmp_path, "fashion-mnist")) == []
+        add(trained=sample_trained.model_copy(update={"weights_sha256": "0" * 64}))
+    assert (store.numbers(), store.leftovers()) == ([], [])
 
 
-def test_a_damaged_champion_is_not_replaced_and_one_that_is_gone_is(add: Any, tmp_path: Path) -> None:
+def test_a_damaged_champion_stays_and_a_removed_one_does_not(add: Any) -> None:
     first = add()
     with (first.path / "report.html").open("a") as report:
         report.write("x")

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from schemas.contract import FASHION_MNIST
 from tasks.data.splits import scale_pixels
 from tasks.model.test_predictions import StoredPredictions, image_digest, write_predictions
-from tasks.registry.store import add_version, store_folder, store_lock
+from tasks.registry.store import ModelStore
 from tasks.reports.comparison import Comparison, compare
-from tests.stored import fill, stated
+from tests.stored import add_stored, data_facts
 
 KEY = "ab" * 32  # cache key of the prepare stage
 IMAGES: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (6, FASHION_MNIST.pixels), dtype=np.uint8)
@@ -22,27 +22,22 @@ def add_predicted(artifacts: Path, rows: list[int], predicted: list[int], **conf
 
     The label of an image is its row. The predicted classes have probability 0.91.
     """
-    root = store_folder(artifacts, FASHION_MNIST.name)
     probabilities = np.full((len(rows), 10), 0.01, dtype=np.float32)
     probabilities[range(len(rows)), predicted] = 0.91
 
-    def write(folder: Path, number: int) -> dict[str, Any]:
+    def write(folder: Path) -> None:
         digests = [image_digest(image) for image in IMAGES[rows]]
         predictions = StoredPredictions(digests, np.array(rows, dtype=np.int32), probabilities)
         write_predictions(folder / "test_predictions.parquet", predictions, FASHION_MNIST)
-        fill(folder)
-        facts = {"file": "fashion-mnist_test.csv", "csv_sha256": KEY, "csv_files": [{"file": "fashion-mnist_test.csv"}]}
-        prepare = {"stage": "prepare", "split": None, "key": KEY, "digest": KEY, "reused": False, "seconds": 1.0}
-        return stated(
-            configuration=configuration,
-            data={"train": facts, "test": facts},
-            lineage=[prepare],
-            code={"revision": "c0ffee"},
-            device={"name": "a CPU"},
-        )
 
-    with store_lock(root):
-        return int(add_version(root, write)["version"])
+    return add_stored(
+        ModelStore.of(artifacts, FASHION_MNIST.name).root,
+        write=write,
+        configuration=configuration,
+        data=data_facts(KEY, "fashion-mnist_test.csv"),
+        lineage=[{"stage": "prepare", "split": None, "key": KEY, "digest": KEY, "reused": False, "seconds": 1.0}],
+        code={"revision": "c0ffee", "dirty": False},
+    ).number
 
 
 def write_prepared(artifacts: Path, images: npt.NDArray[np.uint8] = IMAGES) -> None:
@@ -54,4 +49,4 @@ def write_prepared(artifacts: Path, images: npt.NDArray[np.uint8] = IMAGES) -> N
 
 def compare_versions(artifacts: Path, data: Path | None = None) -> Comparison:
     """Compare versions 1 and 2."""
-    return compare(store_folder(artifacts, FASHION_MNIST.name), artifacts, data or artifacts / "none", 1, 2)
+    return compare(ModelStore.of(artifacts, FASHION_MNIST.name), artifacts, data or artifacts / "none", 1, 2)

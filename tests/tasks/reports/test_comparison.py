@@ -5,7 +5,7 @@ import pytest
 
 from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError, WrongUsage
-from tasks.registry.store import store_folder
+from tasks.registry.store import ModelStore
 from tasks.reports.comparison import compare, write_comparison
 from tests.tasks.reports.pages import Page
 from tests.tasks.reports.predicted_versions import IMAGES, add_predicted, compare_versions, write_prepared
@@ -81,11 +81,11 @@ def test_rejects_versions_without_a_shared_image(tmp_path: Path) -> None:
 
 def test_rejects_the_same_version_twice(artifacts: Path) -> None:
     with pytest.raises(WrongUsage, match="Both are version 1; expected two different versions"):
-        compare(store_folder(artifacts, FASHION_MNIST.name), artifacts, artifacts, 1, 1)
+        compare(ModelStore.of(artifacts, FASHION_MNIST.name), artifacts, artifacts, 1, 1)
 
 
 def test_rejects_a_damaged_version(artifacts: Path) -> None:
-    folder = store_folder(artifacts, FASHION_MNIST.name) / "versions"
+    folder = ModelStore.of(artifacts, FASHION_MNIST.name).root / "versions"
     shutil.copyfile(folder / "0001" / "verdict.json", folder / "0002" / "test_predictions.parquet")
     with pytest.raises(StoredArtifactError, match=r"test_predictions\.parquet"):
         compare_versions(artifacts)

@@ -16,7 +16,7 @@ from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
 from schemas.references import PreparedData
 from tasks.model.metrics import compute_metrics
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
-from tasks.registry.store import read_manifest, store_folder
+from tasks.registry.store import ModelStore
 from tasks.reports.version_report import commands, most_confident_errors, predicted_images, write_report
 from tasks.runtime.files import write_json
 from tests.tasks.reports.pages import Page
@@ -29,7 +29,7 @@ def page(sample_version: Path) -> Page:
 
 @pytest.fixture
 def manifest(sample_version: Path) -> dict[str, Any]:
-    return read_manifest(store_folder(sample_version.parents[3], "fashion-mnist"), 1)
+    return ModelStore.of(sample_version.parents[3], "fashion-mnist").version(1).manifest.as_json()
 
 
 def test_page_shows_the_metrics(sample_version: Path, page: Page) -> None:

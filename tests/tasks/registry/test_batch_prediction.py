@@ -1,11 +1,11 @@
-"""Predictions are plain Keras's, in the file's order, in bounded memory, and whole or absent."""
+"""Predictions equal those of plain Keras, in file order, in bounded memory; the output is complete or absent."""
 
 import gzip
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import pytest
 from schemas.contract import FASHION_MNIST
 from schemas.errors import DataContractError, StageNotWritten, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.references import Predictions
-from tasks import predict as module
-from tasks.data import csv_reader as ingest
-from tasks.predict import in_batches, predict, predict_csv
-from tasks.registry.store import read_manifest, store_folder, version_folder
+from tasks.data import csv_reader
+from tasks.predict import predict
+from tasks.registry import batch_prediction
+from tasks.registry.batch_prediction import in_batches, predict_csv
+from tasks.registry.store import ModelStore, StoredVersion
 from tasks.runtime.files import sha256_file
 from tests.memory import peak_bytes
 from tests.plain_keras import plain_network
@@ -43,23 +44,28 @@ def put(folder: Path, lines: list[bytes], name: str = "images.csv") -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def loaded_once(two_versions: Path) -> Iterator[None]:
-    """Nothing changes these two versions, so each is loaded once and not with each of the tests."""
-    load, kept = module.load_version, cache(module.load_version)
+def load_once(two_versions: Path) -> Iterator[None]:
+    """Load each of these two versions once per module: no test changes them."""
+    load = batch_prediction.load_model
+    models: dict[int, Any] = {}
 
-    def load_or_kept(root: Path, version: str) -> Any:
-        return (kept if root.is_relative_to(two_versions) else load)(root, version)
+    def load_cached(version: StoredVersion) -> Any:
+        if not version.folder.is_relative_to(two_versions):
+            return load(version)
+        if version.number not in models:
+            models[version.number] = load(version)
+        return models[version.number]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_version", load_or_kept)
+        patch.setattr(batch_prediction, "load_model", load_cached)
         yield
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The 200 rows come in about 27 blocks of text, and leave in 4 batches."""
-    monkeypatch.setattr(ingest, "_BLOCK_BYTES", 1 << 14)
-    monkeypatch.setattr(module, "_BATCH_ROWS", 64)
+    """Read the 200 rows in about 27 blocks of text, and write them in 4 batches."""
+    monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(batch_prediction, "BATCH_ROWS", 64)
 
 
 def run(images: Path, artifacts: Path, output: str = "out.parquet", version: str = "champion") -> Predictions:
@@ -67,36 +73,33 @@ def run(images: Path, artifacts: Path, output: str = "out.parquet", version: str
 
 
 def plain_keras(images: Path, artifacts: Path, version: int) -> npt.NDArray[np.float32]:
-    """What anyone gets who reads the CSV by pandas and the version by Keras."""
-    folder = version_folder(store_folder(artifacts, "fashion-mnist"), version)
-    model = plain_network(folder)
+    """Predict with pandas and Keras alone."""
+    model = plain_network(ModelStore.of(artifacts, "fashion-mnist").folder(version))
     frame = pd.read_csv(images).drop(columns="label", errors="ignore")
     probabilities: npt.NDArray[np.float32] = model.predict(frame.to_numpy(np.float32) / 255, verbose=0)
     return probabilities
 
 
-# --- what is predicted -----------------------------------------------------------------------------------------------
+# --- predictions -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("version", [1, 2])
 def test_predictions_are_those_of_plain_keras(two_versions: Path, tmp_path: Path, version: int) -> None:
     images = put(tmp_path, LINES)
-    made = run(images, two_versions, version=str(version))
+    predictions = run(images, two_versions, version=str(version))
     expected = plain_keras(images, two_versions, version)
-    table = pd.read_parquet(made.output)
+    table = pd.read_parquet(predictions.output)
     np.testing.assert_allclose(table[PROBABILITIES], expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(table["label"], expected.argmax(axis=1))
     assert table["name"].tolist() == [FASHION_MNIST.class_names[label] for label in table["label"]]
-    assert (made.version, made.rows) == (version, 200)
+    assert (predictions.version, predictions.rows) == (version, 200)
     truth = pd.read_csv(images)["label"].to_numpy()
-    assert made.accuracy == pytest.approx((expected.argmax(axis=1) == truth).mean())
+    assert predictions.accuracy == pytest.approx((expected.argmax(axis=1) == truth).mean())
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_the_label_column_changes_no_prediction_and_its_absence_leaves_no_accuracy(
-    two_versions: Path, tmp_path: Path
-) -> None:
+def test_the_label_column_changes_only_the_accuracy(two_versions: Path, tmp_path: Path) -> None:
     labelled = run(put(tmp_path, LINES), two_versions, "labelled.parquet")
     bare = run(put(tmp_path, without_label(LINES), "bare.csv"), two_versions, "bare.parquet")
     assert pq.read_table(labelled.output).equals(pq.read_table(bare.output))
@@ -104,7 +107,7 @@ def test_the_label_column_changes_no_prediction_and_its_absence_leaves_no_accura
     assert bare.accuracy is None
 
 
-def test_gzip_spaces_and_quotes_are_read_as_ingest_reads_them(two_versions: Path, tmp_path: Path) -> None:
+def test_gzip_spaces_and_quotes_are_accepted(two_versions: Path, tmp_path: Path) -> None:
     plain = run(put(tmp_path, without_label(LINES)), two_versions)
     (tmp_path / "packed.csv.gz").write_bytes(gzip.compress((tmp_path / "images.csv").read_bytes()))
     quoted = [b'"' + line.replace(b",", b'", "') + b'"' for line in without_label(LINES)]
@@ -113,13 +116,13 @@ def test_gzip_spaces_and_quotes_are_read_as_ingest_reads_them(two_versions: Path
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_rows_of_many_blocks_keep_their_order_and_are_numbered_from_0(two_versions: Path, tmp_path: Path) -> None:
-    made = run(put(tmp_path, LINES), two_versions)
-    file = pq.ParquetFile(made.output)
+def test_rows_keep_their_order_across_blocks(two_versions: Path, tmp_path: Path) -> None:
+    predictions = run(put(tmp_path, LINES), two_versions)
+    file = pq.ParquetFile(predictions.output)
     assert [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)] == [64, 64, 64, 8]
     table = file.read().to_pandas()
     assert table["row"].tolist() == list(range(200))
-    # A row alone says the same as among the others.
+    # A row alone gets the same prediction.
     for row in (0, 63, 64, 127, 199):
         alone = run(put(tmp_path, [LINES[0], LINES[1 + row]], "one.csv"), two_versions, "one.parquet")
         np.testing.assert_allclose(
@@ -136,35 +139,33 @@ def test_batches_hold_the_same_rows_in_the_same_order(sizes: list[int]) -> None:
     assert np.array_equal(np.concatenate([rows[:0], *batches]), rows)
 
 
-class Guesser:
-    """Stands in for a network where only the way of the rows matters."""
+class ConstantModel:
+    """A model that gives each class the same probability."""
 
     def predict_on_batch(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return np.full((len(images), 10), 0.1, np.float32)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_memory_does_not_grow_with_the_file(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = read_manifest(store_folder(two_versions, "fashion-mnist"), 1)
-    monkeypatch.setattr(module, "load_version", lambda root, version: (manifest, Guesser()))
-    monkeypatch.setattr(ingest, "_BLOCK_BYTES", 1 << 14)
-    monkeypatch.setattr(module, "_BATCH_ROWS", 64)
+    monkeypatch.setattr(batch_prediction, "load_model", lambda version: ConstantModel())
     peaks = []
     for times in (2, 8):
         images = put(tmp_path, LINES[:1] + LINES[1:] * times)
         peaks.append(peak_bytes(partial(run, images, two_versions), 1.5 * sum(peaks)))
         assert pq.read_metadata(images.parent / "out.parquet").num_rows == 200 * times
     assert peaks[1] < 1.5 * peaks[0]
-    assert peaks[1] < 1600 * 784  # the rows of the file as bytes, let alone as floats
+    assert peaks[1] < 1600 * 784  # the rows of the file as bytes
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_its_columns_types_and_the_version_in_its_metadata(two_versions: Path, tmp_path: Path) -> None:
-    made = run(put(tmp_path, LINES), two_versions, version="v2")
-    schema = pq.read_schema(made.output)
+def test_the_parquet_has_its_schema_and_the_version(two_versions: Path, tmp_path: Path) -> None:
+    predictions = run(put(tmp_path, LINES), two_versions, version="v2")
+    schema = pq.read_schema(predictions.output)
     assert [(field.name, field.type) for field in schema] == [
         ("row", pa.int64()),
         ("label", pa.int32()),
@@ -172,22 +173,20 @@ def test_the_table_has_its_columns_types_and_the_version_in_its_metadata(two_ver
         *((name, pa.float32()) for name in PROBABILITIES),
     ]
     assert not any(field.nullable for field in schema)
-    root = store_folder(two_versions, "fashion-mnist")
+    stored = ModelStore.of(two_versions, "fashion-mnist").version(2)
     assert {key.decode(): value.decode() for key, value in schema.metadata.items()} == {
         "fashion_ann.version": "2",
         "fashion_ann.dataset": "fashion-mnist",
-        "fashion_ann.manifest_sha256": read_manifest(root, 2)["manifest_sha256"],
-        "fashion_ann.weights_sha256": sha256_file(version_folder(root, 2) / "model.weights.h5"),
+        "fashion_ann.manifest_sha256": stored.manifest.manifest_sha256,
+        "fashion_ann.weights_sha256": sha256_file(stored.folder / "model.weights.h5"),
     }
-    assert made.output == tmp_path / "out.parquet"
-    assert made.sha256 == sha256_file(made.output)
+    assert predictions.output == tmp_path / "out.parquet"
+    assert predictions.sha256 == sha256_file(predictions.output)
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", ["out.csv", "out.CSV"])
-def test_csv_by_the_suffix_holds_the_same_float32_to_the_last_bit(
-    two_versions: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_csv_contains_the_same_float32_values(two_versions: Path, tmp_path: Path, name: str) -> None:
     images = put(tmp_path, LINES)
     table = pd.read_parquet(run(images, two_versions).output)
     text = run(images, two_versions, name).output
@@ -197,14 +196,14 @@ def test_csv_by_the_suffix_holds_the_same_float32_to_the_last_bit(
     assert read[["row", "label", "name"]].to_numpy().tolist() == table[["row", "label", "name"]].to_numpy().tolist()
 
 
-def test_the_task_hands_on_the_reference(two_versions: Path, tmp_path: Path) -> None:
+def test_the_task_returns_the_reference(two_versions: Path, tmp_path: Path) -> None:
     images = put(tmp_path, LINES)
-    made = predict.fn(images, tmp_path / "out.parquet", "2", "fashion-mnist", two_versions)
-    assert made == run(images, two_versions, version="2")
-    assert Predictions.model_validate_json(made.model_dump_json()) == made
+    predictions = predict.fn(images, tmp_path / "out.parquet", "2", "fashion-mnist", two_versions)
+    assert predictions == run(images, two_versions, version="2")
+    assert Predictions.model_validate_json(predictions.model_dump_json()) == predictions
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 def damaged(line: int, column: int, cell: bytes) -> list[bytes]:
@@ -214,7 +213,7 @@ def damaged(line: int, column: int, cell: bytes) -> list[bytes]:
     return [*LINES[: line - 1], b",".join(cells), *LINES[line:]]
 
 
-REFUSED = {
+FAULTS = {
     "pixel": (
         damaged(150, 17, b"300"),
         "images.csv line 150, column pixel17: expected an integer 0..255, received 300",
@@ -245,25 +244,25 @@ REFUSED = {
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("before", [None, b"predictions of yesterday"], ids=["no output", "an output"])
-@pytest.mark.parametrize(("lines", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_broken_csv_is_named_and_leaves_what_was_there(
+@pytest.mark.parametrize("before", [None, b"old predictions"], ids=["no output", "an output"])
+@pytest.mark.parametrize(("lines", "words"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_faulty_csv_is_rejected(
     two_versions: Path, tmp_path: Path, lines: list[bytes], words: str, before: bytes | None
 ) -> None:
     images = put(tmp_path, lines)
     if before is not None:
         (tmp_path / "out.parquet").write_bytes(before)
-    there = sorted(tmp_path.iterdir())
+    existing = sorted(tmp_path.iterdir())
     with pytest.raises(DataContractError) as caught:
         run(images, two_versions)
     assert words in str(caught.value)
     assert str(images) in str(caught.value)
-    assert sorted(tmp_path.iterdir()) == there
+    assert sorted(tmp_path.iterdir()) == existing
     if before is not None:
         assert (tmp_path / "out.parquet").read_bytes() == before
 
 
-def test_an_empty_or_absent_file_is_refused(two_versions: Path, tmp_path: Path) -> None:
+def test_an_empty_or_missing_csv_is_rejected(two_versions: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(DataContractError, match="is empty"):
         run(tmp_path / "empty.csv", two_versions)
@@ -271,14 +270,14 @@ def test_an_empty_or_absent_file_is_refused(two_versions: Path, tmp_path: Path) 
         run(tmp_path / "none.csv", two_versions)
 
 
-def test_what_is_no_file_is_refused_before_it_is_opened(two_versions: Path, tmp_path: Path) -> None:
+def test_a_pipe_or_device_is_not_opened(two_versions: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "images.csv")
     for images, received in ((tmp_path / "images.csv", "a pipe"), (Path("/dev/zero"), "a device")):
         with pytest.raises(DataContractError, match=f"{images} is not a file. Expected a CSV, received {received}"):
             predict_csv(images, tmp_path / "out.parquet", "1", "fashion-mnist", two_versions)
 
 
-def test_images_that_change_behind_what_was_read_are_refused(
+def test_images_that_change_while_read_are_rejected(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = put(tmp_path, LINES)
@@ -287,25 +286,25 @@ def test_images_that_change_behind_what_was_read_are_refused(
         yield from in_batches(csv, size)
         put(tmp_path, [*LINES[:-1], LINES[-2]])
 
-    monkeypatch.setattr(module, "in_batches", predict_and_change)
+    monkeypatch.setattr(batch_prediction, "in_batches", predict_and_change)
     with pytest.raises(DataContractError, match="changed while it was read"):
         run(images, two_versions)
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_columns_in_another_order_are_put_right_and_told(
+def test_reordered_columns_are_accepted_and_logged(
     two_versions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = run(put(tmp_path, LINES), two_versions)
     last = [b",".join([*line.split(b",")[1:], line.partition(b",")[0]]) for line in LINES]
     other = run(put(tmp_path, last, "last.csv"), two_versions, "other.parquet")
     assert pq.read_table(other.output).equals(pq.read_table(plain.output))
-    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told.startswith("last.csv: its columns stand in another order")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("last.csv: its columns stand in another order")
 
 
-def test_an_output_that_is_there_is_replaced_when_all_went_well(two_versions: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.parquet").write_bytes(b"predictions of yesterday")
+def test_an_existing_output_is_replaced(two_versions: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.parquet").write_bytes(b"old predictions")
     run(put(tmp_path, LINES), two_versions)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.csv", "out.parquet"]
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 200
@@ -314,45 +313,45 @@ def test_an_output_that_is_there_is_replaced_when_all_went_well(two_versions: Pa
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        ("out.txt", r"expected to end in \.parquet or \.csv"),
-        ("out", r"expected to end in \.parquet or \.csv"),
-        ("out.csv.gz", r"expected to end in \.parquet or \.csv"),
-        ("none/out.parquet", "folder that is there"),
+        ("out.txt", r"must end in \.parquet or \.csv"),
+        ("out", r"must end in \.parquet or \.csv"),
+        ("out.csv.gz", r"must end in \.parquet or \.csv"),
+        ("none/out.parquet", "must be in an existing folder"),
         ("folder.parquet", "it is a folder"),
         ("images.csv", "the file of the images"),
         ("link.csv", "the file of the images"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_any_work(
+def test_an_unusable_output_is_rejected_first(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, words: str
 ) -> None:
-    def asked(*arguments: Any, **options: Any) -> None:
-        raise AssertionError("work was begun")
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("work started")
 
     images = put(tmp_path, LINES)
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "link.csv").symlink_to(images)
-    monkeypatch.setattr(module, "open_csv", asked)
-    monkeypatch.setattr(module, "load_version", asked)
+    monkeypatch.setattr(batch_prediction, "open_csv", fail)
+    monkeypatch.setattr(batch_prediction, "load_model", fail)
     content = images.read_bytes()
     with pytest.raises(WrongUsage, match=words):
         run(images, two_versions, output)
     assert images.read_bytes() == content
 
 
-def test_a_version_that_is_not_there_or_is_damaged_leaves_no_output(two_versions: Path, tmp_path: Path) -> None:
+def test_an_unusable_version_leaves_no_output(two_versions: Path, tmp_path: Path) -> None:
     images = put(tmp_path, LINES)
     with pytest.raises(VersionNotFound):
         run(images, two_versions, version="7")
     copy = shutil.copytree(two_versions, tmp_path / "artifacts")
-    weights = version_folder(store_folder(copy, "fashion-mnist"), 1) / "model.weights.h5"
+    weights = ModelStore.of(copy, "fashion-mnist").folder(1) / "model.weights.h5"
     weights.write_bytes(weights.read_bytes() + b"\0")
     with pytest.raises(StoredArtifactError, match="sha256"):
         run(images, copy)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "images.csv"]
 
 
-def test_a_full_disk_is_told_by_the_outputs_name_and_leaves_nothing(
+def test_a_full_disk_names_the_output_and_leaves_nothing(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: object, table: pa.Table) -> None:
@@ -364,8 +363,10 @@ def test_a_full_disk_is_told_by_the_outputs_name_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["images.csv"]
 
 
-def test_names_come_from_the_contract(two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_names_come_from_the_contract(
+    two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = replace(FASHION_MNIST, class_names=tuple("abcdefghij"))
-    monkeypatch.setattr(module, "contract_of", lambda dataset: other)
+    monkeypatch.setattr(batch_prediction, "contract_of", lambda dataset: other)
     table = pd.read_parquet(run(put(tmp_path, LINES), two_versions).output)
     assert table["name"].tolist() == ["abcdefghij"[label] for label in table["label"]]

@@ -1,0 +1,164 @@
+"""Predict the images of a CSV with a stored version, in bounded memory."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from schemas.contract import DatasetContract, contract_of
+from schemas.errors import StageNotWritten, WrongUsage
+from schemas.layout import WEIGHTS_NAME
+from schemas.references import Predictions
+from schemas.store import Manifest
+from tasks.data.csv_reader import Rows, open_csv
+from tasks.data.splits import scale_pixels
+from tasks.registry.store import ModelStore
+from tasks.registry.verify import load_model
+from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
+
+logger = logging.getLogger(__name__)
+
+# Rows per prediction and per row group: 51 MB as float32, whatever the size of the file.
+BATCH_ROWS = 16_384
+
+
+def predict_csv(images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path) -> Predictions:
+    """Predict each row of the CSV ``images`` with a version (a number or an alias) of ``dataset``.
+
+    images: plain or gzip, as ingest reads it, with or without the label column, at least one row.
+    output: the table of `predictions_schema`, one row per image in file order, as Parquet or CSV by its suffix. An
+    existing file is replaced at the end.
+
+    Raises `WrongUsage` for an ``output`` that cannot be written, before any other work, `DataContractError` for the
+    CSV, and `VersionNotFound` or `StoredArtifactError` for the version. An existing ``output`` is then unchanged.
+    """
+    contract = contract_of(dataset)
+    images, output = images.absolute(), output.absolute()
+    open_table = _writer_for(output, images)
+    # The header is checked before the model is loaded, which takes seconds.
+    with ExitStack() as reading:
+        csv = reading.enter_context(open_csv(images, contract, label_optional=True))
+        if csv.reordered is not None:
+            logger.warning("%s", csv.reordered)
+        stored = ModelStore.of(artifacts_dir, dataset).version(version)
+        model = load_model(stored)
+        schema = predictions_schema(contract, stored.manifest)
+        start = correct = 0
+        sweep_temporaries(output)
+        with _name_in_errors(output), atomic_write(output) as temporary:
+            with open_table(temporary, schema) as writer:
+                for rows in in_batches(csv, BATCH_ROWS):
+                    pixels = rows[:, 1:] if csv.labelled else rows
+                    probabilities = model.predict_on_batch(scale_pixels(pixels, contract))
+                    table = _predictions_table(probabilities, start, contract, schema)
+                    writer.write_table(table)
+                    if csv.labelled:
+                        correct += int(np.count_nonzero(table["label"].to_numpy() == rows[:, 0]))
+                    start += len(rows)
+            # Raises if the images changed while they were read, before the output gets its name.
+            reading.close()
+            sha256 = sha256_file(temporary)
+    return Predictions(
+        version=stored.number,
+        rows=start,
+        accuracy=correct / start if csv.labelled else None,
+        output=output,
+        sha256=sha256,
+    )
+
+
+def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Schema:
+    """Return the columns, none nullable, with the version as metadata.
+
+    - ``row`` int64: data row of the CSV, from 0, as in the index of a pandas frame of the same file
+    - ``label`` int32: predicted class
+    - ``name`` string: its name
+    - ``p0``, ``p1``, ... float32: probability per class
+    """
+    return pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            pa.field("name", pa.string(), nullable=False),
+            *(pa.field(f"p{label}", pa.float32(), nullable=False) for label in range(contract.classes)),
+        ],
+        metadata={
+            "fashion_ann.version": str(manifest.version),
+            "fashion_ann.dataset": contract.name,
+            "fashion_ann.manifest_sha256": manifest.manifest_sha256,
+            "fashion_ann.weights_sha256": manifest.files[WEIGHTS_NAME].sha256,
+        },
+    )
+
+
+def _predictions_table(
+    probabilities: npt.NDArray[np.float32], start: int, contract: DatasetContract, schema: pa.Schema
+) -> pa.Table:
+    """Return a table of probabilities float32 (N, classes); ``start`` is the row number of the first."""
+    labels = probabilities.argmax(axis=1).astype(np.int32)
+    rows = np.arange(start, start + len(labels))
+    names = pa.array(contract.class_names).take(pa.array(labels))
+    columns = [pa.array(np.ascontiguousarray(column)) for column in probabilities.T]
+    return pa.Table.from_arrays([pa.array(rows), pa.array(labels), names, *columns], schema=schema)
+
+
+def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
+    """Yield the same rows in the same order as uint8 (size, columns), with fewer rows in the last batch."""
+    pending: list[Rows] = []
+    count = 0
+    for block in blocks:
+        pending.append(block)
+        count += len(block)
+        if count >= size:
+            rows = np.concatenate(pending)
+            whole = count - count % size
+            for start in range(0, whole, size):
+                yield rows[start : start + size]
+            pending, count = [rows[whole:]], count - whole
+    if count:
+        yield np.concatenate(pending)
+
+
+def _open_parquet(path: Path, schema: pa.Schema) -> Any:
+    # Names repeat, probabilities rarely do.
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["name"])
+
+
+def _open_csv(path: Path, schema: pa.Schema) -> Any:
+    # float32 values are written with enough digits to read the same value back.
+    return pa_csv.CSVWriter(path, schema, write_options=pa_csv.WriteOptions(quoting_header="none"))
+
+
+_WRITERS: Mapping[str, Callable[[Path, pa.Schema], Any]] = {".parquet": _open_parquet, ".csv": _open_csv}
+
+
+def _writer_for(output: Path, images: Path) -> Callable[[Path, pa.Schema], Any]:
+    """Return the function that opens ``output`` by its suffix. Raises `WrongUsage` if it cannot be written."""
+    writer = _WRITERS.get(output.suffix.lower())
+    if writer is None:
+        raise WrongUsage(f"The output {output} must end in {' or '.join(_WRITERS)}. Choose another name.")
+    if not output.parent.is_dir():
+        raise WrongUsage(f"The output {output} must be in an existing folder. Create {output.parent} first.")
+    if output.is_dir():
+        raise WrongUsage(f"The output {output} must be a file; it is a folder. Choose another name.")
+    if output.exists() and images.exists() and output.samefile(images):
+        raise WrongUsage(f"The output {output} is also the file of the images. Choose another name.")
+    return writer
+
+
+@contextmanager
+def _name_in_errors(output: Path) -> Iterator[None]:
+    """Name the output in errors of pyarrow, which leave it out, mostly on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise StageNotWritten(f"predict could not write {output}: {error.strerror or error}.") from error

@@ -1,0 +1,67 @@
+"""Write and read `manifest.json`, which names every file of a version with its sha256."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.errors import StoredArtifactError, VersionNotFound
+from schemas.layout import MANIFEST_NAME, STORED_NAMES
+from schemas.store import Manifest, VersionFacts
+from tasks.runtime.files import describe_files, digest_of, pretty_json, write_json
+
+
+def write_manifest(folder: Path, number: int, facts: VersionFacts) -> Manifest:
+    """Write the manifest of a version whose other files are all in ``folder``."""
+    content = {**facts.as_json(), "version": number, "files": describe_files(folder)}
+    content["manifest_sha256"] = digest_of(content)
+    write_json(folder / MANIFEST_NAME, content)
+    return Manifest.model_validate(content)
+
+
+def read_manifest(folder: Path, number: int) -> Manifest:
+    """Read the manifest of version ``number`` after checking its digest, its spelling and its shape.
+
+    Raises `VersionNotFound` if the folder does not exist, and `StoredArtifactError` if the manifest was changed or if
+    it or the folder is a link.
+    """
+    path = folder / MANIFEST_NAME
+    for place in (folder, path):
+        if place.is_symlink():
+            raise StoredArtifactError(f"{place} is a link; only files inside the store are read.")
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        if not folder.exists():
+            raise VersionNotFound(f"There is no version {number}: {folder} does not exist.") from None
+        raise StoredArtifactError(f"{path}: expected a manifest, received no file.") from None
+    except OSError as error:
+        raise StoredArtifactError(f"{path}: expected a manifest, which cannot be read ({error.strerror}).") from error
+    received = f"received bytes with sha256 {hashlib.sha256(text).hexdigest()}"
+    try:
+        content: dict[str, Any] = json.loads(text)
+        expected = content["manifest_sha256"]
+        actual = digest_of({key: value for key, value in content.items() if key != "manifest_sha256"})
+        unchanged = text == pretty_json(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoredArtifactError(f"{path}: expected a manifest with its sha256, {received} ({error}).") from error
+    if actual != expected:
+        raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
+    if not unchanged:
+        raise StoredArtifactError(
+            f"{path} was edited: expected the text that was written for sha256 {expected}, {received}."
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StoredArtifactError(f"{path}, {key}: {first['msg']}; expected a manifest, {received}.") from error
+    event = manifest.verdict.event
+    if manifest.version != number or (event is not None and event.to != number):
+        raise StoredArtifactError(f"{path} describes another version than {number}. Restore the version from a copy.")
+    if missing := STORED_NAMES - set(manifest.files):
+        raise StoredArtifactError(f"{path} does not name {', '.join(sorted(missing))}, which every version has.")
+    return manifest

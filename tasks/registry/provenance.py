@@ -1,0 +1,112 @@
+"""Collect the facts of a manifest: how a version was created, from which data, stages and code."""
+
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
+from schemas.contract import Split
+from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel, ValidatedSplit
+from schemas.store import AliasEvent, VersionFacts
+from tasks.registry.alias_log import utc_now
+
+
+def collect_facts(
+    data: Mapping[Split, ValidatedSplit],
+    prepared: PreparedData,
+    trained: TrainedModel,
+    evaluation: Evaluation,
+    config: TrainingConfig,
+    promotion: PromotionConfig,
+    verdict: Mapping[str, Any],
+    event: AliasEvent,
+    key: str,
+    seconds_since_start: float | None,
+) -> VersionFacts:
+    """Return the facts of a version that is created now.
+
+    event: the promotion, which is part of the facts only if ``verdict`` promotes the version.
+    key: the cache key of the version. seconds_since_start: of the flow run, None outside of one.
+    """
+    promoted = verdict["outcome"] == "promoted"
+    return VersionFacts.model_validate(
+        {
+            "dataset": prepared.dataset,
+            "created": utc_now(),
+            "made_from": key,
+            "test_accuracy": evaluation.test_accuracy,
+            "test_loss": evaluation.test_loss,
+            "topology_id": trained.topology_sha256,
+            "data": _describe_data(data, prepared),
+            "configuration": config.model_dump(),
+            "promotion": promotion.model_dump(),
+            "seed": config.seed,
+            "code": code_revision(),
+            "lock_sha256": trained.lock_sha256,
+            "packages": trained.packages,
+            "device": trained.device.model_dump(),
+            "training_seconds": trained.seconds,
+            "epochs_run": trained.epochs_run,
+            "seconds_since_start": seconds_since_start,
+            "parent": event.before,
+            "flow_run_id": event.flow_run,
+            "trained_by": trained.trained_by.model_dump(),
+            "verdict": {
+                "outcome": verdict["outcome"],
+                "reason": verdict["reason"],
+                "event": event.as_json() if promoted else None,
+            },
+            "lineage": _lineage(data, prepared, trained, evaluation),
+        }
+    )
+
+
+def _describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) -> dict[str, Any]:
+    splits: dict[str, Any] = {
+        split: {
+            "file": validated.data.source.name,
+            "csv_sha256": validated.data.source.sha256,
+            "csv_files": [{"file": file.path.name, "sha256": file.sha256} for file in validated.data.source.files],
+            "parquet_sha256": validated.data.sha256,
+            "rows": validated.data.rows,
+            "quarantined": validated.data.quarantined,
+            "origin": validated.data.origin,
+            "expectations": validated.expectations,
+            "checks": [check.model_dump() for check in validated.checks],
+            "warnings": list(validated.warnings),
+        }
+        for split, validated in data.items()
+    }
+    rows = {"train": prepared.train_rows, "validation": prepared.validation_rows, "test": prepared.test_rows}
+    return {**splits, "split_rows": rows, "duplicates": prepared.duplicates.model_dump()}
+
+
+def _lineage(
+    data: Mapping[Split, ValidatedSplit], prepared: PreparedData, trained: TrainedModel, evaluation: Evaluation
+) -> list[dict[str, Any]]:
+    """Return the record of each stage, in the order of the pipeline."""
+    records: list[tuple[str | None, StageRecord]] = []
+    for split, validated in data.items():
+        records += [(split, validated.data.record), (split, validated.record)]
+    records += [(None, prepared.record), (None, trained.record), (None, evaluation.record)]
+    return [{"split": split, **record.model_dump(mode="json", exclude={"path"})} for split, record in records]
+
+
+def code_revision() -> dict[str, Any]:
+    """Return the commit of the checkout, and whether files differ from it; both None without git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            completed = subprocess.run(  # noqa: S603  # fixed arguments
+                ["git", "-C", str(PROJECT_ROOT), *arguments],  # noqa: S607  # the user's own git
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return completed.stdout.strip()
+
+    changes = git("status", "--porcelain")
+    return {"revision": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
