@@ -130,7 +130,7 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
 
 def write_comparison(comparison: Comparison, output: Path) -> None:
     """Write the HTML page atomically. It loads no other file."""
-    html = render("compare.html", contract=comparison.contract, comparison=comparison, figures=comparison.figures)
+    html = render("comparison.html", contract=comparison.contract, comparison=comparison, figures=comparison.figures)
     with atomic_write(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
 

@@ -69,7 +69,7 @@ def write_report(
     predictions = read_predictions(folder / PREDICTIONS_NAME, contract)
     history, lineage = metrics["history"], manifest["lineage"]
     html = render(
-        "report.html",
+        "version.html",
         contract=contract,
         hidden_units=HIDDEN_UNITS,
         version=version,

@@ -311,7 +311,7 @@ def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
         "import cli.doctor as d, pathlib, sys; d.check_gpu = d.check_lock = lambda: d.Check('x', True, '')\n"
         "print([c.name for c in d.examine(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) if c.ok is False])"
     )
-    store = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").root
+    store = ModelStore.of(tmp_path / "artifacts", "fashion-mnist")
     store.folder(2).with_name(".0002.77.tmp").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import predict
+from tasks.registry import batch_prediction
 from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
 from tests.sample import SAMPLE
@@ -105,7 +105,7 @@ def test_interrupt_exits_with_130(run: Run, output: Path, monkeypatch: pytest.Mo
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "predict_csv", interrupt)
+    monkeypatch.setattr(batch_prediction, "predict_csv", interrupt)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # keep the handlers of pytest
     assert run("predict", IMAGES, "--output", output) == (130, "", "Interrupted. Nothing was written.\n")
 
