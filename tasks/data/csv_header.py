@@ -6,7 +6,7 @@ from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_cells import BOM, CARRIAGE_RETURN, open_quote, shorten, split_cells
+from tasks.data.csv_cells import BOM, LONE_RETURN, Line, parse_line, shorten
 
 GZIP_MAGIC = b"\x1f\x8b"
 # Saved, packed or downloaded in the wrong form: what people do most often, and a header's text would not tell them.
@@ -49,11 +49,8 @@ def refuse_foreign(path: Path, start: bytes, first_column: str) -> None:
 
 def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_optional: bool) -> tuple[str, ...]:
     """The columns that the header names, in its order, if they are the contract's."""
-    opened = open_quote(line)
-    cells = split_cells(line[:opened])
-    if opened is not None:
-        cells[-1] = line[opened:].decode("utf-8", "backslashreplace")
-    received = tuple(cell.strip(" ") for cell in cells)
+    parsed = parse_line(line)
+    received = tuple(cell.strip(" ") for cell in parsed.cells)
     expected = contract.columns
     if label_optional and contract.label_column not in received and received[0] in expected:
         expected = expected[1:]
@@ -61,7 +58,7 @@ def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_op
         return received
     if sorted(received) == sorted(expected):
         return received
-    problem = _header_problem(path, line, expected, received)
+    problem = _header_problem(path, line, parsed, expected, received)
     raise DataContractError(
         f"{problem}.\n"
         f"The header must name {len(expected)} columns, in any order: {', '.join(expected[:3])} .. {expected[-1]}. "
@@ -71,7 +68,9 @@ def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_op
     )
 
 
-def _header_problem(path: Path, line: bytes, expected: Sequence[str], received: Sequence[str]) -> CellProblem:
+def _header_problem(
+    path: Path, line: bytes, parsed: Line, expected: Sequence[str], received: Sequence[str]
+) -> CellProblem:
     """What is wrong with the names, where it is first, and why that may be."""
     places: dict[str, list[int]] = {}
     for number, name in enumerate(received, start=1):
@@ -84,7 +83,7 @@ def _header_problem(path: Path, line: bytes, expected: Sequence[str], received: 
         for word, names in (("more than once:", twice), ("missing:", missing), ("unexpected:", extra))
         if names
     ]
-    if (likely := _likely_cause(line, received, set(expected))) is not None:
+    if (likely := _likely_cause(line, parsed, received, set(expected))) is not None:
         faults = [likely]
     if twice:
         column, value = twice[0], "columns " + " and ".join(map(str, places[twice[0]]))
@@ -99,12 +98,12 @@ def _header_problem(path: Path, line: bytes, expected: Sequence[str], received: 
     return CellProblem(1, column, value, f"{reason} ({'; '.join(faults)})", path.name)
 
 
-def _likely_cause(line: bytes, received: Sequence[str], expected: set[str]) -> str | None:
+def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], expected: set[str]) -> str | None:
     if all(re.fullmatch("[0-9]+", name) for name in received):
         return "the header is missing: the first line holds numbers"
     if b"\r" in line:
-        return f"it holds {CARRIAGE_RETURN}"
-    if open_quote(line) is not None:
+        return f"it holds {LONE_RETURN}"
+    if parsed.open_quote:
         return "a quote is left open at the end of the line"
     if expected.isdisjoint(received):
         if len(line.translate(None, _CONTROL)) < len(line):

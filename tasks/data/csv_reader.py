@@ -36,15 +36,14 @@ from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError, UnreadableData
 from tasks.data.csv_cells import (
     BOM,
-    CARRIAGE_RETURN,
-    VALUE_CHARACTERS,
+    LONE_RETURN,
+    MAX_SHOWN,
+    Line,
     cell_note,
     column_at,
-    lone_return,
-    open_quote,
     parse_cell,
+    parse_line,
     shorten,
-    split_cells,
 )
 from tasks.data.csv_header import GZIP_MAGIC, SIGNATURE_BYTES, check_header, refuse_foreign
 from tasks.data.quarantine import BadRow, Quarantine
@@ -233,13 +232,13 @@ class CsvRows:
         hint = (
             " (it holds NUL bytes: the file is binary, or has a hole)"
             if b"\0" in text
-            else f" (it holds {CARRIAGE_RETURN})"
+            else f" (it holds {LONE_RETURN})"
             if b"\r" in text
             else ""
         )
         problem = CellProblem(
             line,
-            column_at(self._in_file, len(split_cells(text[: open_quote(text)])) - 1),
+            column_at(self._in_file, len(parse_line(text).cells) - 1),
             f"more than {_LINE_BYTES} bytes",
             f"expected the end of the line{hint}",
             path.name,
@@ -446,33 +445,29 @@ class _BlockReader:
             return b""
         self._reject_blank_lines()
         self._blank_run = self._blank_bytes = 0
-        values = self._row(line)
-        if values is not None:
-            return values
-        if b'"' in line and open_quote(line) is not None:
+        parsed = parse_line(line)
+        if parsed.open_quote:
             self._open, self._open_line = bytearray(raw), self._line
             return b""
-        return self._look_closely(self._line, line, raw)
+        return self._row(self._line, line, raw, parsed)
 
     def _joined(self, line: bytes, raw: bytes) -> bytes:
         """As `_values`, of a line that begins within quotes: it belongs to the row in which they were opened."""
         self._open += raw
         if len(self._open) > _LINE_BYTES:
             raise self._never_closed(f"within {_LINE_BYTES} bytes")
-        if open_quote(b'"' + line) is not None:
+        if parse_line(b'"' + line).open_quote:
             return b""
         row, self._open = bytes(self._open), bytearray()
-        return self._look_closely(self._open_line, row[: len(row) - len(raw) + len(line)], row)
+        line = row[: len(row) - len(raw) + len(line)]
+        return self._row(self._open_line, line, row, parse_line(line))
 
     def _never_closed(self, where: str) -> DataContractError:
-        text = bytes(self._open)
-        at = open_quote(text)
-        if at is None:
-            raise TypeError(f"{text!r} was expected to end within quotes.")
+        *before, opened = parse_line(bytes(self._open)).cells
         problem = CellProblem(
-            self._open_line + text.count(b"\n", 0, at),
-            column_at(self._columns, len(split_cells(text[:at])) - 1),
-            shorten(text[at : at + VALUE_CHARACTERS + 1].decode("utf-8", "backslashreplace")),
+            self._open_line + self._open.count(b"\n") - opened.count("\n"),
+            column_at(self._columns, len(before)),
+            shorten(opened),
             f"expected the quote that opens here to be closed {where}",
             self._path.name,
         )
@@ -480,40 +475,32 @@ class _BlockReader:
             f"{problem}. Nothing was taken from {self._path}. Correct it, and run again.", [problem]
         )
 
-    def _row(self, line: bytes) -> bytes | None:
-        """The values, one byte each, or None where anything is unusual."""
-        if line.translate(None, _DIGITS_QUOTES_SPACES):
-            return None
-        cells = split_cells(line) if b'"' in line else line.split(b",")
-        if len(cells) != len(self._columns):
-            return None
-        try:
-            values = bytes(map(int, cells))
-        except ValueError:  # not a number, above 255, or of thousands of digits
-            return None
-        return values if all(low <= values[at] <= high for at, low, high in self._narrow) else None
-
-    def _look_closely(self, first_line: int, line: bytes, raw: bytes) -> bytes:
-        """The values if all of them are right after all, else nothing, and a report of each that is not.
+    def _row(self, first_line: int, line: bytes, raw: bytes, parsed: Line) -> bytes:
+        """The values, one byte each, if all of them are right, else nothing, and a report of each that is not.
 
         ``line`` is ``raw`` without its last end; it may be more than one, of which the first is number ``first_line``.
         """
-        cells = split_cells(line)
+        cells = parsed.cells
         if len(cells) != len(self._columns):
-            self._set_aside(first_line, raw, [self._wrong_length(cells, line, raw)])
+            self._set_aside(first_line, raw, [self._wrong_length(parsed, line, raw)])
             return b""
+        if not line.translate(None, _DIGITS_QUOTES_SPACES):
+            with suppress(ValueError):  # not a number, above 255, or of thousands of digits
+                row = bytes(map(int, cells))
+                if all(low <= row[at] <= high for at, low, high in self._narrow):
+                    return row
         values = bytearray()
         wrong: list[_Fault] = []
         told = max(1, PROBLEMS_SHOWN - len(self.problems))
         bad_cells = 0
         for column, cell, (low, high) in zip(self._columns, cells, self._bounds, strict=True):
-            number = parse_cell(cell) if len(cell) <= VALUE_CHARACTERS else parse_cell.__wrapped__(cell)
+            number = parse_cell(cell) if len(cell) <= MAX_SHOWN else parse_cell.__wrapped__(cell)
             if number is not None and low <= number <= high:
                 values.append(number)
                 continue
             bad_cells += 1
             if column == self._label and len(self.bad_labels) < 2:
-                self.bad_labels.add(cell.strip(" ")[:VALUE_CHARACTERS])
+                self.bad_labels.add(cell.strip(" ")[:MAX_SHOWN])
             if len(wrong) < told:
                 wrong.append(_Fault(column, cell, shorten(cell), f"expected an integer {low}..{high}{cell_note(cell)}"))
         if not wrong:
@@ -521,9 +508,9 @@ class _BlockReader:
         self._set_aside(first_line, raw, wrong, bad_cells)
         return b""
 
-    def _wrong_length(self, cells: Sequence[str], line: bytes, raw: bytes) -> _Fault:
-        expected = len(self._columns)
-        if (at := lone_return(line)) is not None:
+    def _wrong_length(self, parsed: Line, line: bytes, raw: bytes) -> _Fault:
+        cells, expected = parsed.cells, len(self._columns)
+        if (at := parsed.lone_return) is not None:
             # Why there are too many cells, or too few: two lines in one, or one in two.
             cell = cells[at]
             return _Fault(
