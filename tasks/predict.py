@@ -17,7 +17,8 @@ from schemas.contract import DatasetContract, contract_of
 from schemas.errors import StageNotWritten, WrongUsage
 from schemas.layout import WEIGHTS_NAME
 from schemas.references import Predictions
-from tasks.data.csv_reader import Rows, open_csv
+from tasks.data.csv_blocks import Rows
+from tasks.data.csv_reader import open_csv
 from tasks.data.splits import scale_pixels
 from tasks.registry.store import store_folder
 from tasks.registry.verify import load_version

@@ -36,10 +36,11 @@ def parse_line(line: bytes) -> Line:
     returned unchanged, so that it is no number.
     """
     text = line.decode("utf-8", "backslashreplace")
+    # csv.reader ends a row at a carriage return, and reads a quote after a space as text.
     if "\r" not in text and ' "' not in text:
         if '"' not in text:
             return Line(text.split(","))
-        # Strict mode rejects text after quotes, open quotes, and cells of more than 131,072 characters.
+        # It also rejects text after quotes, open quotes, and cells of more than 131,072 characters.
         with suppress(csv.Error):
             return Line(next(csv.reader([text], strict=True)))
     cells: list[str] = []

@@ -65,12 +65,12 @@ def write_arrays(
                 files[split, kind] = file
         for start, block in blocks(path, contract.columns):
             for split, rows in splits.items():
-                taken = select_rows(block, start, rows)
-                images = np.ascontiguousarray(taken[1:].T)
+                selected = select_rows(block, start, rows)
+                images = np.ascontiguousarray(selected[1:].T)
                 for first in range(0, len(images), SCALE_ROWS):
                     some = images[first : first + SCALE_ROWS]
                     files[split, "images"].write(scale_pixels(some, contract).data)
-                files[split, "labels"].write(taken[0].astype(np.int32).data)
+                files[split, "labels"].write(selected[0].astype(np.int32).data)
 
 
 def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:

@@ -147,7 +147,7 @@ def test_columns_in_another_order_are_told_on_stderr_alone(output: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 200
     (told,) = done.stderr.splitlines()
-    assert "images.csv: its columns stand in another order (pixel1 is number 1, expected 2): put right" in told
+    assert "images.csv: columns were reordered (pixel1 is column 1, expected 2)" in told
 
 
 def _dead_api(folder: Path) -> dict[str, str]:

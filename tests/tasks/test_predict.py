@@ -58,7 +58,7 @@ def loaded_once(two_versions: Path) -> Iterator[None]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The 200 rows come in about 27 blocks of text, and leave in 4 batches."""
-    monkeypatch.setattr(ingest, "_BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(module, "_BATCH_ROWS", 64)
 
 
@@ -148,7 +148,7 @@ def test_memory_does_not_grow_with_the_file(
 ) -> None:
     manifest = read_manifest(store_folder(two_versions, "fashion-mnist"), 1)
     monkeypatch.setattr(module, "load_version", lambda root, version: (manifest, Guesser()))
-    monkeypatch.setattr(ingest, "_BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(module, "_BATCH_ROWS", 64)
     peaks = []
     for times in (2, 8):
@@ -301,7 +301,7 @@ def test_columns_in_another_order_are_put_right_and_told(
     other = run(put(tmp_path, last, "last.csv"), two_versions, "other.parquet")
     assert pq.read_table(other.output).equals(pq.read_table(plain.output))
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told.startswith("last.csv: its columns stand in another order")
+    assert told.startswith("last.csv: columns were reordered")
 
 
 def test_an_output_that_is_there_is_replaced_when_all_went_well(two_versions: Path, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_shards_are_one_split_and_each_bad_row_names_its_shard_and_line(tmp_path
     told = str(caught.value).splitlines()
     assert told[0].startswith("tiny_train-2.csv.gz line 3, column pixel3: ")
     assert told[2].startswith("tiny_train-3.csv line 2, column label: ")
-    assert "tiny_train-1.csv and 2 more: 3 of 9 rows are bad" in told[3]
+    assert "tiny_train-1.csv and 2 more were not used: 3 of 9 rows are bad" in told[3]
     assert [problem.file for problem in caught.value.problems] == ["tiny_train-2.csv.gz"] * 2 + ["tiny_train-3.csv"]
 
 
@@ -215,7 +215,7 @@ def test_a_shard_that_changes_before_it_is_read_is_refused(tmp_path: Path) -> No
         (tmp_path / f"tiny_train-{number}.csv").write_bytes(GOOD)
     csv = supplied(*sorted(tmp_path.glob("*-*")), split="train")
     (tmp_path / "tiny_train-2.csv").write_bytes(GOOD + BODY)
-    with pytest.raises(DataContractError, match=r"tiny_train-2\.csv changed since it was first looked at"):
+    with pytest.raises(DataContractError, match=r"tiny_train-2\.csv changed since it was hashed"):
         ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY)
 
 
