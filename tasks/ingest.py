@@ -1,4 +1,4 @@
-"""Ingest: the CSVs of a split to Parquet."""
+"""Ingest: convert the CSVs of a split to Parquet."""
 
 import logging
 import shutil
@@ -27,12 +27,11 @@ STAGE = Stage("ingest", core=("tasks.data.csv_to_parquet",))
 
 @task(name="ingest", task_run_name="ingest {csv.split}")
 def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows = 0) -> ParquetSplit:
-    """The CSVs of a split to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``.
+    """Convert the CSVs of a split to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``.
 
-    So many rows as ``bad_rows`` allows may be bad: they lie in `tasks.data.quarantine.quarantine_path` then, and there too
-    when they are more.
+    Bad rows are written to `tasks.data.quarantine.quarantine_path`, whether or not ``bad_rows`` allows so many.
 
-    Raises `DataContractError` as `ingest_csv` does, also where an earlier run with a larger budget took the CSVs.
+    Raises `DataContractError` as `ingest_csv` does. A cached output is rejected too if ``bad_rows`` is now too small.
     """
     contract = contract_of(dataset)
     name = f"{csv.split}.parquet"
@@ -41,12 +40,12 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     def build(folder: Path) -> Mapping[str, Any]:
         facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
         if facts.quarantined:
-            # The stage's own, checked with it: the other one may be lost.
+            # The stage's copy is verified with the stage. The other one may get lost.
             shutil.copyfile(quarantine, folder / QUARANTINE_NAME)
         logger.debug("%s: %d rows to Parquet", csv.name, facts.rows)
         return {**asdict(facts), "sha256": sha256_file(folder / name)}
 
-    # Not the budget: it decides whether there is an output, not what is in it. The names stand in what is told of it.
+    # Without the budget, which decides only whether there is an output. File names are part of the facts.
     names = [file.path.name for file in csv.files]
     inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "dataset": dataset, "origin": csv.origin}
     record, stored = run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build)
@@ -57,14 +56,14 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         logger.warning("%s", sentence)
     if facts.quarantined:
         own = record.path / QUARANTINE_NAME
-        # Lost, damaged, or of the same rows under other file names.
+        # Lost, damaged, or with the same rows under other file names.
         if not quarantine.exists() or sha256_file(quarantine) != sha256_file(own):
             quarantine.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(quarantine) as temporary:
                 shutil.copyfile(own, temporary)
         require_budget(csv, facts, bad_rows, quarantine)
         logger.warning(
-            "%s: %s, --bad-rows allows %s; set aside in %s. The first: %s",
+            "%s: %s, --bad-rows allows %s. The bad rows are in %s. The first: %s",
             csv.name,
             quarantined_share(facts),
             bad_rows,

@@ -1,73 +1,87 @@
-"""Split a CSV line into cells, and read a cell as a number."""
+"""Split a line of a CSV into cells, and parse a cell."""
 
+import csv
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
+from typing import NamedTuple
 
-VALUE_CHARACTERS = 40
+MAX_SHOWN = 40  # characters of a value in a message
 
 BOM = b"\xef\xbb\xbf"
+LONE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
 _NUMBER = re.compile(" *[0-9]+ *")
-# A cell and the comma after it. What stands behind closed quotes belongs to the cell, as csv has it; such a cell is
-# taken as it stands, and refused as a number. So is one with a lone carriage return, to which all that follows up to
-# the next comma belongs; quotes behind it may hold commas, as they do for csv, to which it ends a row.
-_QUOTED = '"[^"]*+(?:""[^"]*+)*+'
-_PART = rf'(?: *+{_QUOTED}"[^,\r]*+|[^,\r]*+)'
-_CELL = re.compile(rf' *"([^"]*+(?:""[^"]*+)*+)" *,|({_PART}(?:\r{_PART})*+),')
-# A cell and what ends it, to csv a lone carriage return, too. The group is there where its quotes are left open.
-_CELL_OR_OPEN = re.compile(rf' *+{_QUOTED}(?:"[^,\r]*+|(\Z))[,\r]?|[^,\r]*+[,\r]?'.encode())
-CARRIAGE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
+# Text up to a comma, a lone carriage return or the end. Groups: the text, what its quotes contain, the closing quote
+# (empty if the quote is left open), text after that, and what ends it.
+_PART = re.compile(r'((?: *+"([^"]*+(?:""[^"]*+)*+)("|\Z))?([^,\r]*+))([,\r]?)')
 
 
-def column_at(columns: Sequence[str], number: int) -> str:
-    """Its name, ``number`` from 0; past the last one, from 1 the number of the first that is too many."""
-    return columns[number] if number < len(columns) else str(len(columns) + 1)
+class Line(NamedTuple):
+    """The cells of a line.
+
+    open_quote: whether a quote is still open at the end; the last cell is then the text from this quote on.
+    lone_return: index of the first cell that has a carriage return outside quotes.
+    """
+
+    cells: list[str]
+    open_quote: bool = False
+    lone_return: int | None = None
 
 
-def split_cells(line: bytes) -> list[str]:
-    """The cells of a line without its end; what stood within quotes comes without them."""
+def parse_line(line: bytes) -> Line:
+    """Return the cells of a line, which comes without its line end and may contain others within quotes.
+
+    A cell within quotes is returned without them. A cell with text after its quotes, or with a lone carriage return, is
+    returned unchanged, so that it is no number.
+    """
     text = line.decode("utf-8", "backslashreplace")
-    if '"' not in text:
-        return text.split(",")
-    # All cells quoted, none with a comma or a quote inside: the one form worth a shorter way.
-    cells = text[1:-1].split('","')
-    whole = text.startswith('"') and text.endswith('"') and len(text) > 1
-    if whole and text.count('"') == 2 * len(cells) == 2 * (text.count(",") + 1):
-        return cells
-    return [quoted.replace('""', '"') or plain for quoted, plain in _CELL.findall(text + ",")]
+    # csv.reader ends a row at a carriage return, and reads a quote after a space as text.
+    if "\r" not in text and ' "' not in text:
+        if '"' not in text:
+            return Line(text.split(","))
+        # It also rejects text after quotes, open quotes, and cells of more than 131,072 characters.
+        with suppress(csv.Error):
+            return Line(next(csv.reader([text], strict=True)))
+    cells: list[str] = []
+    parts: list[str] = []  # of a cell with lone carriage returns
+    lone_return = None
+    for part, quoted, closing, after, end in _PART.findall(text):
+        if end == "\r":
+            lone_return = len(cells) if lone_return is None else lone_return
+            parts += part, end
+            continue
+        is_quoted = closing and not parts and not after.strip(" ")
+        cells.append(quoted.replace('""', '"') if is_quoted else "".join([*parts, part]))
+        parts.clear()
+        if not end:
+            break
+    opened = part.lstrip(" ")
+    open_quote = opened.startswith('"') and not closing
+    return Line([*cells[:-1], opened] if open_quote else cells, open_quote, lone_return)
 
 
-def open_quote(text: bytes) -> int | None:
-    """Where the quote stands that is still open at the end of ``text``, which begins where a cell does."""
-    for cell in _CELL_OR_OPEN.finditer(text):
-        if cell[1] is not None:
-            return text.index(b'"', cell.start())
-    return None
-
-
-def lone_return(line: bytes) -> int | None:
-    """The number, from 0, of the first cell with a carriage return outside of quotes, in a line without its end."""
-    for number, cell in enumerate(_CELL_OR_OPEN.finditer(line)):
-        if cell[0].endswith(b"\r"):
-            return number
-    return None
+def column_at(columns: Sequence[str], index: int) -> str:
+    """Return the name of the column at ``index``, or the number, from 1, of the first cell beyond the last column."""
+    return columns[index] if index < len(columns) else str(len(columns) + 1)
 
 
 def cell_note(cell: str) -> str:
+    """Return a remark on characters of a cell that are invisible in an editor, or an empty string."""
     if "\0" in cell:
         return " (the cell holds a NUL byte)"
     if "\n" in cell:
         return " (the cell holds a line end: its quotes close in a later line)"
-    return f" (the cell holds {CARRIAGE_RETURN})" if "\r" in cell else ""
+    return f" (the cell holds {LONE_RETURN})" if "\r" in cell else ""
 
 
 @lru_cache(maxsize=4096)  # a file that is wrong throughout repeats itself
 def parse_cell(cell: str) -> int | None:
-    """What a cell stands for, or None. Four digits at most reach int(): enough, and it refuses thousands."""
+    """Return the number in a cell, or None. Four digits decide the bounds; int() rejects thousands of them."""
     return int(cell.strip(" ").lstrip("0")[:4] or "0") if _NUMBER.fullmatch(cell) else None
 
 
 def shorten(value: str) -> str:
-    """A value as messages show it: short, and a line of its own never."""
-    text = value if re.fullmatch(r"[-+.0-9]+", value, re.ASCII) else repr(value[: VALUE_CHARACTERS + 1])
-    return text if len(text) <= VALUE_CHARACTERS else f"{text[: VALUE_CHARACTERS - 2]}.."
+    """Return a value for a message: at most `MAX_SHOWN` characters, on one line."""
+    text = value if re.fullmatch(r"[-+.0-9]+", value, re.ASCII) else repr(value[: MAX_SHOWN + 1])
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 2]}.."

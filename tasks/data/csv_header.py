@@ -1,4 +1,4 @@
-"""Check the header of a CSV, and name the likely cause when it is wrong."""
+"""Check the header of a CSV, and name the likely cause if it is wrong."""
 
 import re
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_cells import BOM, CARRIAGE_RETURN, open_quote, shorten, split_cells
+from tasks.data.csv_cells import BOM, LONE_RETURN, Line, parse_line, shorten
+from tasks.data.csv_file import GZIP_MAGIC
 
-GZIP_MAGIC = b"\x1f\x8b"
-# Saved, packed or downloaded in the wrong form: what people do most often, and a header's text would not tell them.
+# The most common mistakes: saved, packed or downloaded in the wrong form. The header's text would not explain them.
 _UTF_16 = "UTF-16 text: save it as CSV in UTF-8"
-_UNPACK = "a compressed file of another kind than gzip: unpack it, or pack it by gzip"
-_FOREIGN = {
+_UNPACK = "a compressed file of another kind than gzip: unpack it, or compress it with gzip"
+_OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save it as CSV",
-    b"PK\x05\x06": "a zip archive with nothing in it: supply the CSV",
+    b"PK\x05\x06": "an empty zip archive: supply the CSV",
     b"\xd0\xcf\x11\xe0": "a spreadsheet: save it as CSV",
-    b"PAR1": "Parquet already: ingest reads CSV",
+    b"PAR1": "Parquet: save it as CSV",
     b"\xff\xfe\0\0": "UTF-32 text: save it as CSV in UTF-8",
     b"\xff\xfe": _UTF_16,
     b"\xfe\xff": _UTF_16,
@@ -25,43 +25,40 @@ _FOREIGN = {
     b"\xfd7zXZ": _UNPACK,
     b"\x28\xb5\x2f\xfd": _UNPACK,
     b"7z\xbc\xaf": _UNPACK,
-    b"<": "a web page or XML, such as the login page of a site that it was downloaded from: download the file itself",
+    b"<": "a web page or XML, such as the login page of a download site: download the file itself",
 }
-SIGNATURE_BYTES = 64
 _CONTROL = bytes({*range(32), 127} - set(b"\t\r"))
 
 
-def refuse_foreign(path: Path, start: bytes, first_column: str) -> None:
+def reject_other_formats(path: Path, start: bytes, first_column: str) -> None:
+    """Raise `DataContractError` if a file is empty, or if its first bytes are those of another format."""
     if not start:
         problem = CellProblem(1, first_column, "nothing", "expected a header", path.name)
         raise DataContractError(
-            f"{problem}. {path} is empty: expected a header line and rows. Supply the file anew, and run again.",
-            [problem],
+            f"{problem}. {path} is empty: expected a header line and rows. Replace the file, and run again.", [problem]
         )
-    # Without a byte order mark every other byte of UTF-16 tells it.
+    # UTF-16 without a byte order mark: every other byte is 0.
     nul = [byte == 0 for byte in start[:4]]
     if len(nul) == 4 and nul[0] != nul[1] and nul[:2] == nul[2:]:
         raise DataContractError(f"{path} is not a CSV but {_UTF_16}; then run again.")
-    for sign, what in _FOREIGN.items():
-        if start.removeprefix(BOM).lstrip().startswith(sign):
-            raise DataContractError(f"{path} is not a CSV but {what}; then run again.")
+    for signature, description in _OTHER_FORMATS.items():
+        if start.removeprefix(BOM).lstrip().startswith(signature):
+            raise DataContractError(f"{path} is not a CSV but {description}; then run again.")
 
 
 def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_optional: bool) -> tuple[str, ...]:
-    """The columns that the header names, in its order, if they are the contract's."""
-    opened = open_quote(line)
-    cells = split_cells(line[:opened])
-    if opened is not None:
-        cells[-1] = line[opened:].decode("utf-8", "backslashreplace")
-    received = tuple(cell.strip(" ") for cell in cells)
+    """Return the columns of a header line in its order.
+
+    Raises `DataContractError` unless they are the contract's columns. With ``label_optional`` the label may be missing.
+    """
+    parsed = parse_line(line)
+    received = tuple(cell.strip(" ") for cell in parsed.cells)
     expected = contract.columns
     if label_optional and contract.label_column not in received and received[0] in expected:
         expected = expected[1:]
-    if received == expected:
-        return received
     if sorted(received) == sorted(expected):
         return received
-    problem = _header_problem(path, line, expected, received)
+    problem = _header_problem(path, line, parsed, expected, received)
     raise DataContractError(
         f"{problem}.\n"
         f"The header must name {len(expected)} columns, in any order: {', '.join(expected[:3])} .. {expected[-1]}. "
@@ -71,45 +68,47 @@ def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_op
     )
 
 
-def _header_problem(path: Path, line: bytes, expected: Sequence[str], received: Sequence[str]) -> CellProblem:
-    """What is wrong with the names, where it is first, and why that may be."""
-    places: dict[str, list[int]] = {}
+def _header_problem(
+    path: Path, line: bytes, parsed: Line, expected: Sequence[str], received: Sequence[str]
+) -> CellProblem:
+    """Return the first problem of the names. Its reason contains the likely cause, or else all wrong names."""
+    positions: dict[str, list[int]] = {}
     for number, name in enumerate(received, start=1):
-        places.setdefault(name, []).append(number)
-    missing = [name for name in expected if name not in places]
-    extra = [name for name in places if name not in set(expected)]
-    twice = [name for name in expected if len(places.get(name, [])) > 1]
+        positions.setdefault(name, []).append(number)
+    missing = [name for name in expected if name not in positions]
+    extra = [name for name in positions if name not in set(expected)]
+    repeated = [name for name in expected if len(positions.get(name, [])) > 1]
     faults = [
-        f"{word} {shorten(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for word, names in (("more than once:", twice), ("missing:", missing), ("unexpected:", extra))
+        f"{kind} {shorten(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for kind, names in (("more than once:", repeated), ("missing:", missing), ("unexpected:", extra))
         if names
     ]
-    if (likely := _likely_cause(line, received, set(expected))) is not None:
-        faults = [likely]
-    if twice:
-        column, value = twice[0], "columns " + " and ".join(map(str, places[twice[0]]))
+    if (cause := _likely_cause(line, parsed, received, set(expected))) is not None:
+        faults = [cause]
+    if repeated:
+        column, value = repeated[0], "columns " + " and ".join(map(str, positions[repeated[0]]))
         reason = "expected this name once in the header"
     elif missing:
         column, at = missing[0], expected.index(missing[0])
         value = shorten(received[at]) if at < len(received) and received[at] in extra else "nothing"
         reason = "expected this name in the header"
     else:
-        column, value = str(places[extra[0]][0]), shorten(extra[0])
+        column, value = str(positions[extra[0]][0]), shorten(extra[0])
         reason = "expected no such name in the header"
     return CellProblem(1, column, value, f"{reason} ({'; '.join(faults)})", path.name)
 
 
-def _likely_cause(line: bytes, received: Sequence[str], expected: set[str]) -> str | None:
+def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], expected: set[str]) -> str | None:
     if all(re.fullmatch("[0-9]+", name) for name in received):
         return "the header is missing: the first line holds numbers"
     if b"\r" in line:
-        return f"it holds {CARRIAGE_RETURN}"
-    if open_quote(line) is not None:
+        return f"it holds {LONE_RETURN}"
+    if parsed.open_quote:
         return "a quote is left open at the end of the line"
     if expected.isdisjoint(received):
         if len(line.translate(None, _CONTROL)) < len(line):
             return "the file is binary: CSV is text"
-        for separator, what in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (" ", "spaces")):
-            if not expected.isdisjoint(name.strip(' "') for name in received[0].split(separator)):
-                return f"{what} separate the names: save the file with commas"
+        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (" ", "spaces")):
+            if not expected.isdisjoint(part.strip(' "') for part in received[0].split(separator)):
+                return f"the names are separated by {name}: save the file with commas"
     return None

@@ -12,7 +12,9 @@ from schemas.config import BadRows, allowed_bad_rows
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
 from schemas.references import CsvFile, CsvSplit
-from tasks.data.csv_reader import PROBLEMS_SHOWN, CsvRows, Rows, file_stamp, list_problems, open_csv, require_unchanged
+from tasks.data.csv_blocks import PROBLEMS_SHOWN, Rows, Tally, list_problems
+from tasks.data.csv_file import file_stamp, require_unchanged
+from tasks.data.csv_reader import CsvRows, open_csv
 from tasks.data.parquet import BLOCK_ROWS
 from tasks.data.quarantine import Quarantine, open_quarantine
 from tasks.runtime.files import atomic_write
@@ -20,11 +22,13 @@ from tasks.runtime.files import atomic_write
 
 @dataclass(frozen=True)
 class IngestFacts:
-    """Rows that were taken, and rows that were set aside: all that the CSVs have.
+    """Counts and faults of the CSVs of a split.
 
-    ``count`` cells and lines are wrong in the latter, of which ``problems`` are the first ten. ``labels_shifted`` is 1
-    or -1 where all labels look as if that had been added to them. ``reordered`` has a sentence for each file whose
-    columns were put in order.
+    rows, quarantined: number of good and of rejected rows.
+    count: number of bad cells in the rejected rows; a row of the wrong length counts as one.
+    problems: the first ten of these.
+    labels_shifted: 1 or -1 if every label looks as if that had been added to it, else 0.
+    reordered: a sentence for each file whose columns were reordered.
     """
 
     rows: int
@@ -36,24 +40,26 @@ class IngestFacts:
 
 
 def parquet_schema(contract: DatasetContract) -> pa.Schema:
-    """The contract's columns in order, each uint8 and never null."""
+    """Return the contract's columns in order, each uint8 and never null."""
     return pa.schema([pa.field(column, pa.uint8(), nullable=False) for column in contract.columns])
 
 
 def ingest_csv(
     csv: CsvSplit, target: Path, quarantine: Path, contract: DatasetContract, bad_rows: BadRows = 0
 ) -> IngestFacts:
-    """Write ``target`` as Parquet: one uint8 column for each of the contract's, at most `BLOCK_ROWS` rows a row group.
+    """Write the good rows of a split to the Parquet ``target``, and the bad ones to ``quarantine``.
 
-    The files are read one after the other. Each bad row goes to ``quarantine`` (`tasks.data.quarantine.SCHEMA`), which is
-    not written where there is none; every other row goes to ``target``. A supplied split needs
-    ``contract.minimum_rows`` of these or more, a fetched one exactly as many as were published.
+    ``target`` has one uint8 column per column of the contract and at most `BLOCK_ROWS` rows per row group.
+    ``quarantine`` has the schema `tasks.data.quarantine.SCHEMA`; it is written only if there is a bad row.
 
-    Raises `DataContractError`, and leaves no ``target``: when more rows are bad than ``bad_rows`` allows, with each bad
-    cell as a problem, and each row of the wrong length, once: at the first column that it lacks, or at the number of
-    the first value that is too many; a blank line is one at the first column. When there are too few rows. When a file
-    cannot be read, hashes to something else than ``csv`` says, or is refused as a whole, as by its header, by a line of
-    more than 1 MiB or by a damaged gzip: there is no ``quarantine`` then.
+    Raises `DataContractError`, and leaves no ``target``:
+
+    - for more bad rows than ``bad_rows`` allows; the problems name each bad cell, and a row of the wrong length by the
+      first missing column or by the number of the first extra cell
+    - for fewer rows than ``contract.minimum_rows`` in a supplied split
+    - for another number of rows than published in a fetched split
+    - for a file that is rejected as a whole, cannot be read, or does not have the digest in ``csv``; then there is no
+      ``quarantine`` either
     """
     before = [file_stamp(file.path) for file in csv.files]
     with atomic_write(target) as temporary:
@@ -64,17 +70,18 @@ def ingest_csv(
             # A shard may change while the next one is read.
             for file, stamp in zip(csv.files, before, strict=True):
                 require_unchanged(file.path, stamp, file.sha256)
-        problems = [problem for reader in readers for problem in reader.problems]
+        tallies = [reader.tally for reader in readers]
+        problems = [problem for tally in tallies for problem in tally.problems]
         facts = IngestFacts(
-            rows=sum(reader.rows for reader in readers),
+            rows=sum(tally.rows for tally in tallies),
             quarantined=bad.rows,
-            count=sum(reader.count for reader in readers),
+            count=sum(tally.count for tally in tallies),
             problems=tuple(problems[:PROBLEMS_SHOWN]),
-            labels_shifted=_labels_shifted(readers, contract),
+            labels_shifted=_label_shift(tallies, contract),
             reordered=tuple(reader.reordered for reader in readers if reader.reordered is not None),
         )
         require_budget(csv, facts, bad_rows, quarantine)
-        _check_rows(csv, facts, contract, quarantine)
+        _require_rows(csv, facts, contract, quarantine)
     return facts
 
 
@@ -82,15 +89,15 @@ def _parquet_writer(path: Path, contract: DatasetContract) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         path,
         parquet_schema(contract),
-        # Parquet keeps uint8 in 4 bytes; split into streams, three of them are zeros that LZ4 skips. On the real train
-        # split that is half the time of zstd without streams to write, and to read, and fewer bytes.
+        # Parquet stores uint8 in 4 bytes. Split into byte streams, three are zeros, which LZ4 skips: half the time of
+        # zstd without streams to write and to read the published train split, and fewer bytes.
         compression="lz4",
         use_dictionary=False,
         column_encoding=dict.fromkeys(contract.columns, "BYTE_STREAM_SPLIT"),
     )
 
 
-def _read_into(groups: "_RowGroups", file: CsvFile, contract: DatasetContract, quarantine: Quarantine) -> "CsvRows":
+def _read_into(groups: "_RowGroups", file: CsvFile, contract: DatasetContract, quarantine: Quarantine) -> CsvRows:
     with open_csv(file.path, contract, expected_sha256=file.sha256, quarantine=quarantine) as csv:
         for rows in csv:
             groups.add(rows)
@@ -98,7 +105,7 @@ def _read_into(groups: "_RowGroups", file: CsvFile, contract: DatasetContract, q
 
 
 class _RowGroups:
-    """Gathers rows into row groups of one size, turned to columns, however the blocks fell."""
+    """Buffer that writes rows as columns, in row groups of `BLOCK_ROWS` rows."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
@@ -107,10 +114,10 @@ class _RowGroups:
 
     def add(self, rows: Rows) -> None:
         while len(rows):
-            taken = rows[: BLOCK_ROWS - self._filled]
-            self._columns[:, self._filled : self._filled + len(taken)] = taken.T
-            self._filled += len(taken)
-            rows = rows[len(taken) :]
+            part = rows[: BLOCK_ROWS - self._filled]
+            self._columns[:, self._filled : self._filled + len(part)] = part.T
+            self._filled += len(part)
+            rows = rows[len(part) :]
             if self._filled == BLOCK_ROWS:
                 self.flush()
 
@@ -121,65 +128,64 @@ class _RowGroups:
         self._filled = 0
 
 
-def _check_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract, quarantine: Path) -> None:
-    without = f" without the {facts.quarantined} bad ones, which are in {quarantine}" if facts.quarantined else ""
-    if csv.origin == "fetched":
-        published = contract.published[csv.split].rows
-        if facts.rows != published:
-            raise DataContractError(
-                f"{csv.name} has {facts.rows} rows{without}: expected the {published} of the {csv.split} split as it "
-                f"was published. Delete {_place(csv)}, and run again to fetch it anew.",
-                problems=facts.problems,
-                count=facts.count,
-            )
-    elif facts.rows < contract.minimum_rows[csv.split]:
-        raise DataContractError(
-            f"{csv.name} has {facts.rows} rows{without}: expected at least {contract.minimum_rows[csv.split]} for the "
-            f"{csv.split} split. Add rows to {_place(csv)}, or supply another file, and run again.",
-            problems=facts.problems,
-            count=facts.count,
-        )
-
-
 def require_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarantine: Path) -> None:
+    """Raise `DataContractError` if more rows are bad than ``bad_rows`` allows."""
     if facts.quarantined <= allowed_bad_rows(bad_rows, facts.rows + facts.quarantined):
         return
-    cure = (
-        "Delete the CSV, and run again to fetch it anew"
+    lines = list_problems(facts.problems, facts.count)
+    if facts.labels_shifted:
+        side, missing = ("above", "lowest") if facts.labels_shifted > 0 else ("below", "highest")
+        lines.append(
+            f"The labels look shifted by one: some are one {side} their range, and the {missing} label never occurs."
+        )
+    fix = (
+        "Delete the CSV, and run again to fetch it"
         if csv.origin == "fetched"
         else "Correct the CSV, or allow more, and run again"
     )
-    shifted = []
-    if facts.labels_shifted:
-        way, other = ("above", "lowest") if facts.labels_shifted > 0 else ("below", "highest")
-        shifted = [f"The labels look shifted by one: some are one {way} their range, and its {other} never occurs."]
-    raise DataContractError(
-        "\n".join(
-            [
-                *list_problems(facts.problems, facts.count),
-                *shifted,
-                f"Nothing was taken from {_place(csv)}: {quarantined_share(facts)}, --bad-rows allows {bad_rows}. What is bad is "
-                f"in {quarantine}. {cure}.",
-            ]
-        ),
-        facts.problems,
-        facts.count,
+    lines.append(
+        f"{_place(csv)} {'was' if len(csv.files) == 1 else 'were'} not used: {quarantined_share(facts)}, "
+        f"--bad-rows allows {bad_rows}. The bad rows are in {quarantine}. {fix}."
     )
-
-
-def _labels_shifted(readers: Sequence["CsvRows"], contract: DatasetContract) -> int:
-    """1 where each label but the lowest occurs and all others are one above the highest; -1 the other way; else 0."""
-    low, high = contract.bounds(contract.label_column)
-    bad = set[str]().union(*(reader.bad_labels for reader in readers))
-    seen = np.logical_or.reduce([reader.labels for reader in readers])[low : high + 1]
-    if bad == {str(high + 1)} and seen[1:].all() and not seen[0]:
-        return 1
-    return -1 if bad == {str(low - 1)} and seen[:-1].all() and not seen[-1] else 0
+    raise DataContractError("\n".join(lines), facts.problems, facts.count)
 
 
 def quarantined_share(facts: IngestFacts) -> str:
-    are = "is" if facts.quarantined == 1 else "are"
-    return f"{facts.quarantined} of {facts.rows + facts.quarantined} rows {are} bad"
+    """Return how many rows are bad, as part of a sentence."""
+    verb = "is" if facts.quarantined == 1 else "are"
+    return f"{facts.quarantined} of {facts.rows + facts.quarantined} rows {verb} bad"
+
+
+def _require_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract, quarantine: Path) -> None:
+    """Raise `DataContractError` unless there are as many good rows as the contract requires."""
+    if csv.origin == "fetched":
+        published = contract.published[csv.split].rows
+        if facts.rows == published:
+            return
+        expected = f"expected the {published} of the published {csv.split} split"
+        fix = f"Delete {_place(csv)}, and run again to fetch it"
+    else:
+        minimum = contract.minimum_rows[csv.split]
+        if facts.rows >= minimum:
+            return
+        expected = f"expected at least {minimum} for the {csv.split} split"
+        fix = f"Add rows to {_place(csv)}, or supply another file, and run again"
+    rest = f" without the {facts.quarantined} bad ones, which are in {quarantine}" if facts.quarantined else ""
+    message = f"{csv.name} has {facts.rows} rows{rest}: {expected}. {fix}."
+    raise DataContractError(message, facts.problems, facts.count)
+
+
+def _label_shift(tallies: Sequence[Tally], contract: DatasetContract) -> int:
+    """Return 1 if only the lowest label never occurs and every bad label is one above the highest.
+
+    Return -1 for the opposite, else 0.
+    """
+    low, high = contract.bounds(contract.label_column)
+    bad = set[str]().union(*(tally.bad_labels for tally in tallies))
+    occurs = np.logical_or.reduce([tally.labels for tally in tallies])[low : high + 1]
+    if bad == {str(high + 1)} and occurs[1:].all() and not occurs[0]:
+        return 1
+    return -1 if bad == {str(low - 1)} and occurs[:-1].all() and not occurs[-1] else 0
 
 
 def _place(csv: CsvSplit) -> Path:

@@ -1,4 +1,4 @@
-"""Splits as Parquet, one column a pixel: written and read some rows at a time, each time as one array of bytes."""
+"""Read splits from Parquet, one column per pixel, as blocks of bytes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,27 +8,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# A row group, and the most rows that are read at once. The writer keeps 0.6 MB of each group until the end, 40 MB for a
-# million rows; of larger groups more than that would be held at once.
+# Rows of a row group, and most rows that are read at once. The writer keeps 0.6 MB per group until the end, 40 MB for a
+# million rows. Larger groups would need more memory than that at once.
 BLOCK_ROWS = 16_384
 
 Bytes = npt.NDArray[np.uint8]
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """The Parquet at ``path``, of which pyarrow reads nothing but what it is asked for.
-
-    When it reads ahead, columns that do not lie side by side are each handed to another thread, which takes three times
-    as long as to read them one after the other.
-    """
+    """Open a Parquet without read-ahead, which takes three times as long for columns that are not adjacent."""
     return pq.ParquetFile(path, pre_buffer=False)
 
 
 def batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet, at most `BLOCK_ROWS` at a time, however its writer grouped them.
+    """Yield the rows of a Parquet in batches of at most `BLOCK_ROWS`, whatever its row groups are.
 
-    Row groups are read whole where they are as small as ours: column after column. `pyarrow.parquet.ParquetFile.
-    iter_batches` reads all columns side by side, with buffers for each, which takes more than twice the memory.
+    A row group of at most that size is read whole, one column after the other. pyarrow's `iter_batches` reads all
+    columns at once, with a buffer for each, in more than twice the memory.
     """
     names = None if columns is None else list(columns)
     for group in range(file.num_row_groups):
@@ -39,29 +35,29 @@ def batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Itera
 
 
 def row_count(file: pq.ParquetFile) -> int:
-    """Rows of the groups that `batches` reads, not the footer's own sum of them."""
+    """Return the sum of the row groups, which `batches` reads, rather than the footer's total."""
     return sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
 
 
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Bytes]]:
-    """The rows of a Parquet, some at a time: the number of the first, and uint8 (columns, rows)."""
+    """Yield the rows of a Parquet in blocks: the number of the first row, and uint8 (columns, rows)."""
     start = 0
     for batch in batches(open_parquet(path), columns):
         block = column_bytes(batch)
         if block is None:
-            raise TypeError(f"{path} was expected to hold uint8 without nulls.")
+            raise TypeError(f"{path}: expected uint8 columns without nulls.")
         yield start, block
         start += batch.num_rows
 
 
 def select_rows(block: Bytes, start: int, rows: npt.NDArray[np.int64]) -> Bytes:
-    """Of ``rows``, ascending, those in a block (columns, N) whose first is row ``start``; uint8 (columns, n)."""
+    """Return those of ``rows`` (ascending) that are in a block (columns, N) with first row ``start``: (columns, n)."""
     first, after = np.searchsorted(rows, [start, start + block.shape[1]])
     return block[:, rows[first:after] - start]
 
 
 def column_bytes(batch: pa.RecordBatch) -> Bytes | None:
-    """The values of a batch, uint8 (columns, rows), or None where a column has another type, or nulls."""
+    """Return the values of a batch, uint8 (columns, rows), or None if a column has another type or nulls."""
     if not batch.num_rows or any(kind != pa.uint8() for kind in batch.schema.types):
         return None
     if any(column.null_count for column in batch.columns):

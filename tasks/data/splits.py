@@ -1,4 +1,4 @@
-"""Split train from validation, scale pixels, and write and read the prepared arrays."""
+"""Split off the validation rows, scale pixels, and write the arrays that training reads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -12,15 +12,16 @@ from schemas.errors import DataContractError
 from schemas.layout import images_name, labels_name
 from tasks.data.parquet import blocks, open_parquet, row_count, select_rows
 
-_SCALED_AT_ONCE = 1024  # images; scaled they take four times the memory
+SCALE_ROWS = 1024  # images scaled at once; float32 takes four times the memory of uint8
+_UNSCALE_ROWS = 512  # images converted back at once; the intermediate arrays take memory
 
 
 def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Images uint8 (N, pixels) and labels int32 (N,) of a Parquet that `tasks.validate` accepted."""
+    """Return images uint8 (N, pixels) and labels int32 (N,) of a Parquet that `tasks.validate` accepted."""
     rows = row_count(open_parquet(path))
     images = np.empty((rows, contract.pixels), dtype=np.uint8)
     labels = np.empty(rows, dtype=np.int32)
-    # Some rows at a time: the columns and the matrix are never both whole in memory.
+    # In blocks, so that columns and matrix are never in memory as a whole at the same time.
     for start, block in blocks(path, contract.columns):
         stop = start + block.shape[1]
         labels[start:stop], images[start:stop] = block[0], block[1:].T
@@ -28,16 +29,27 @@ def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.u
 
 
 def read_labels(path: Path, contract: DatasetContract) -> npt.NDArray[np.int32]:
-    """Labels alone, as `read_images` gives them."""
+    """Return only the labels that `read_images` returns, int32 (N,)."""
     return np.concatenate([block[0] for _, block in blocks(path, [contract.label_column])]).astype(np.int32)
+
+
+def write_splits(
+    train: Path, test: Path, folder: Path, contract: DatasetContract, validation_size: int, seed: int
+) -> dict[str, int]:
+    """Write the arrays of train, validation and test from two Parquets, and return the number of rows of each."""
+    train_rows, validation_rows = stratified_split(read_labels(train, contract), validation_size, seed)
+    test_rows = np.arange(row_count(open_parquet(test)))
+    write_arrays(train, {"train": train_rows, "validation": validation_rows}, folder, contract)
+    write_arrays(test, {"test": test_rows}, folder, contract)
+    return {"train_rows": len(train_rows), "validation_rows": len(validation_rows), "test_rows": len(test_rows)}
 
 
 def write_arrays(
     path: Path, splits: Mapping[str, npt.NDArray[np.int64]], folder: Path, contract: DatasetContract
 ) -> None:
-    """Write ``<split>_images.npy`` and ``<split>_labels.npy`` of the rows of each split, ascending, of one Parquet.
+    """Write ``<split>_images.npy`` and ``<split>_labels.npy`` of each split of one Parquet, in constant memory.
 
-    Memory does not grow with the rows: they are read and written some at a time.
+    ``splits`` has the ascending row numbers of each split.
     """
     with ExitStack() as stack:
         files = {}
@@ -53,16 +65,16 @@ def write_arrays(
                 files[split, kind] = file
         for start, block in blocks(path, contract.columns):
             for split, rows in splits.items():
-                taken = select_rows(block, start, rows)
-                images = np.ascontiguousarray(taken[1:].T)
-                for first in range(0, len(images), _SCALED_AT_ONCE):
-                    some = images[first : first + _SCALED_AT_ONCE]
+                selected = select_rows(block, start, rows)
+                images = np.ascontiguousarray(selected[1:].T)
+                for first in range(0, len(images), SCALE_ROWS):
+                    some = images[first : first + SCALE_ROWS]
                     files[split, "images"].write(scale_pixels(some, contract).data)
-                files[split, "labels"].write(taken[0].astype(np.int32).data)
+                files[split, "labels"].write(selected[0].astype(np.int32).data)
 
 
 def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:
-    """uint8 (N, pixels) in pixel_min .. pixel_max to float32 (N, pixels) in [0, 1]; background becomes 0."""
+    """Scale uint8 (N, pixels) in pixel_min..pixel_max to float32 (N, pixels) in [0, 1]. Background becomes 0."""
     span = np.float32(contract.pixel_max - contract.pixel_min)
     scaled = images.astype(np.float32)
     scaled -= np.float32(contract.pixel_min)
@@ -73,12 +85,12 @@ def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> np
 def stratified_split(
     labels: npt.NDArray[np.int32], validation_size: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row numbers of train and of validation, each ascending; together all rows, none twice.
+    """Return the ascending row numbers of train and of validation. Every row is in exactly one of them.
 
-    Every class gives its share of the validation rows, rounded so that they add up (largest remainder), and one row at
-    least. At most a fifth of the rows are held out, so that a small file still trains.
+    Validation has ``validation_size`` rows, but at most a fifth of all, so that a small file still trains. Its classes
+    have the same shares as in all rows (largest remainder), and at least one row each.
 
-    Raises `DataContractError` when a class has a single row, which cannot be in both.
+    Raises `DataContractError` if a class has a single row, which cannot be in both.
     """
     total = len(labels)
     size = min(validation_size, total // 5)
@@ -89,10 +101,10 @@ def stratified_split(
         quota[place] += 1
     if len(lacking := classes[counts < 2]):
         raise DataContractError(
-            f"Every class was expected to have two train rows at least, one of them for validation; classes "
-            f"{lacking.tolist()} have one. Supply more rows of them."
+            "Expected at least two train rows of every class, one of them for validation. "
+            f"Received a single row of each of the classes {lacking.tolist()}. Supply more rows of them."
         )
-    # A row for each class that has none, from the one that gives most.
+    # One row for each class without any, taken from the class with the most.
     for place in np.flatnonzero(quota == 0):
         quota[quota.argmax()] -= 1
         quota[place] += 1
@@ -110,17 +122,13 @@ def stratified_split(
     return np.flatnonzero(kept), held_out
 
 
-# Images that are turned into bytes in one go; what lies between takes memory.
-_CONVERTED_AT_ONCE = 512
-
-
 def unscale_pixels(images: npt.NDArray[np.float32], contract: DatasetContract) -> npt.NDArray[np.uint8]:
-    """float32 (N, pixels) in [0, 1], as `tasks.prepare` scaled them, to uint8 in pixel_min .. pixel_max again."""
+    """Invert `scale_pixels`: float32 (N, pixels) in [0, 1] to uint8 in pixel_min..pixel_max."""
     span = np.float32(contract.pixel_max - contract.pixel_min)
     return np.asarray(np.rint(images * span) + contract.pixel_min, dtype=np.uint8)
 
 
 def unscaled_images(images: npt.NDArray[np.float32], contract: DatasetContract) -> Iterator[npt.NDArray[np.uint8]]:
-    """`unscale_pixels`, an image uint8 (pixels,) at a time, in little memory however many there are."""
-    for start in range(0, len(images), _CONVERTED_AT_ONCE):
-        yield from unscale_pixels(images[start : start + _CONVERTED_AT_ONCE], contract)
+    """Yield each image of `unscale_pixels`, uint8 (pixels,), in constant memory."""
+    for start in range(0, len(images), _UNSCALE_ROWS):
+        yield from unscale_pixels(images[start : start + _UNSCALE_ROWS], contract)

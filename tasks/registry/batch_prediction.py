@@ -17,7 +17,8 @@ from schemas.errors import StageNotWritten, WrongUsage
 from schemas.layout import WEIGHTS_NAME
 from schemas.references import Predictions
 from schemas.store import Manifest
-from tasks.data.csv_reader import Rows, open_csv
+from tasks.data.csv_blocks import Rows
+from tasks.data.csv_reader import open_csv
 from tasks.data.splits import scale_pixels
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import load_model

@@ -124,5 +124,5 @@ def test_uses_no_server_and_warns_on_stderr(output: Path, tmp_path: Path) -> Non
         assert json.loads(process.stdout)["rows"] == 200
         assert len(process.stderr.splitlines()) == warnings
     assert "images.csv" in process.stderr
-    assert "pixel1 is number 1, expected 2" in process.stderr
+    assert "pixel1 is column 1, expected 2" in process.stderr
     assert not (home / "prefect.db").exists()

@@ -1,7 +1,7 @@
-"""Search for inputs that ingest and Python's csv module read differently: `make fuzz`.
+"""Search for bytes that ingest reads differently than Python's csv module: `make fuzz`.
 
-atheris runs libFuzzer, guided by coverage; the arguments are libFuzzer's. It writes such an input to
-tests/fuzz/found-crash-DIGEST. After the fix add it to corpus/: tests/tasks/test_ingest.py tests every file there.
+The search is guided by coverage (libFuzzer through atheris) and takes libFuzzer's arguments. A failing input is written
+to tests/fuzz/found-crash-DIGEST. Move it to corpus/ once the fault is fixed: test_csv_reader.py tests all files there.
 """
 
 import sys
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import atheris
 
-# Only product code: coverage of the oracle's branches would mislead the search.
+# Only ingest: coverage of the oracle would mislead the search.
 with atheris.instrument_imports(include=["tasks.data"]):
     import tasks.data.csv_reader
 
-from tests.tasks.data.csv_oracle import demand_the_verdict_of_csv
+from tests.tasks.data.csv_oracle import compare_with_csv
 
 
 def check_input(content: bytes) -> None:
-    # Small blocks, so that lines cross block borders in these short files.
-    tasks.data.csv_reader._BLOCK_BYTES = 64
+    # Small blocks, so that lines end anywhere in a block.
+    tasks.data.csv_reader.BLOCK_BYTES = 64
     with tempfile.TemporaryDirectory() as folder:
-        demand_the_verdict_of_csv(content, Path(folder))
+        compare_with_csv(content, Path(folder))
 
 
 if __name__ == "__main__":

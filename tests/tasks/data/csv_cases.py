@@ -1,4 +1,4 @@
-"""Every form that a CSV may take, good and bad: one row each, with the verdict that ingest has to reach."""
+"""Table of all forms of a CSV, good and bad, with the verdict that ingest must reach."""
 
 import gzip
 import io
@@ -10,7 +10,7 @@ from typing import Literal
 
 from schemas.contract import FASHION_MNIST
 
-# Images of 2 x 2 pixels. A test split may have no row left once the bad ones are set aside.
+# Images of 2 x 2 pixels. A test split may consist of bad rows only.
 TINY = replace(
     FASHION_MNIST,
     name="tiny",
@@ -24,19 +24,23 @@ ROWS = [[9, 0, 10, 100, 255], [0, 1, 20, 200, 0], [5, 7, 77, 177, 250]]
 BODY = b"9,0,10,100,255\n0,1,20,200,0\n5,7,77,177,250\n"
 GOOD = HEADER + BODY
 
-# taken: the Parquet holds ROWS. bad row: one row is set aside, or the file refused for it. refused: with any budget.
-Verdict = Literal["taken", "bad row", "refused"]
+# accepted: the Parquet has ROWS. bad row: one row is quarantined, or the file is rejected because of it. rejected: with
+# any budget.
+Verdict = Literal["accepted", "bad row", "rejected"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """``made``: the bytes, or what puts something under a path. ``line`` 0: it is about no line of it.
+    """A form of a CSV and the expected outcome.
 
-    ``value`` is what the value received begins with, ``words`` stand in the message.
+    content: the bytes, or a function that creates something at a path.
+    line: 0 if the error is about no line.
+    value: start of the received value.
+    words: part of the message.
     """
 
     name: str
-    made: bytes | Callable[[Path], object]
+    content: bytes | Callable[[Path], object]
     verdict: Verdict
     line: int = 0
     column: str = ""
@@ -44,29 +48,29 @@ class Case:
     words: str = ""
 
 
-def taken(name: str, made: bytes) -> Case:
-    return Case(name, made, "taken")
+def accepted(name: str, content: bytes) -> Case:
+    return Case(name, content, "accepted")
 
 
 def bad_cell(name: str, cell: bytes, value: str, words: str = "expected an integer 0..255") -> Case:
-    """Line 3 has ``cell`` for pixel3."""
+    """Return a case with ``cell`` for pixel3 in line 3."""
     return Case(name, GOOD.replace(b"200", cell), "bad row", 3, "pixel3", value, words)
 
 
-def bad_row(name: str, made: bytes, line: int, column: str, value: str, words: str = "expected 5 values") -> Case:
-    return Case(name, made, "bad row", line, column, value, words)
+def bad_row(name: str, content: bytes, line: int, column: str, value: str, words: str = "expected 5 values") -> Case:
+    return Case(name, content, "bad row", line, column, value, words)
 
 
-def bad_header(name: str, made: bytes, column: str, value: str, words: str) -> Case:
-    return Case(name, made, "refused", 1, column, value, words)
+def bad_header(name: str, content: bytes, column: str, value: str, words: str) -> Case:
+    return Case(name, content, "rejected", 1, column, value, words)
 
 
-def refused(name: str, made: bytes | Callable[[Path], object], words: str, line: int = 0, column: str = "") -> Case:
-    return Case(name, made, "refused", line, column, words=words)
+def rejected(name: str, content: bytes | Callable[[Path], object], words: str, line: int = 0, column: str = "") -> Case:
+    return Case(name, content, "rejected", line, column, words=words)
 
 
 def swapped(first: int, second: int, content: bytes = GOOD) -> bytes:
-    """``content`` with two of its columns in each other's place."""
+    """Return ``content`` with two columns exchanged."""
     lines = [line.split(b",") for line in content.splitlines()]
     for cells in lines:
         cells[first], cells[second] = cells[second], cells[first]
@@ -85,7 +89,7 @@ def zipped(content: bytes) -> bytes:
 
 
 def unreadable(path: Path) -> None:
-    """A file that opens, and fails to be read, for root too."""
+    """Create a file that opens but cannot be read, not even by root."""
     path.symlink_to("/proc/self/mem")
 
 
@@ -97,29 +101,29 @@ GZIP = gzip.compress(GOOD)
 _MIB = 1 << 20
 
 CASES = [
-    # --- taken ---
-    taken("plain", GOOD),
-    taken("no newline at the end", GOOD[:-1]),
-    taken("crlf", CRLF),
-    taken("crlf, none at the end", CRLF[:-2]),
-    taken("lf and crlf mixed", HEADER + BODY.replace(b"\n", b"\r\n", 1)),
-    taken("byte order mark", b"\xef\xbb\xbf" + GOOD),
-    taken("byte order mark and crlf", b"\xef\xbb\xbf" + CRLF),
-    taken("quoted everywhere", QUOTED),
-    taken("byte order mark and quotes", b"\xef\xbb\xbf" + QUOTED),
-    taken("one cell quoted", GOOD.replace(b"177", b'"177"')),
-    taken("first and last cells quoted", GOOD.replace(b"9,0,10,100,255", b'"9","0",10,100,"255"')),
-    taken("spaces", GOOD.replace(b",", b" , ")),
-    taken("spaces and quotes", GOOD.replace(b"177", b' " 177 " ')),
-    taken("leading zeros", GOOD.replace(b",7,", b",007,").replace(b"1,20", b"0001,020")),
-    taken("thousands of leading zeros", GOOD.replace(b"7,77", b"0" * 6000 + b"7,77")),
-    taken("blank lines at the end", GOOD + b"\n \n\r\n"),
-    taken("label last", LABEL_LAST),
-    taken("two columns in each other's place", swapped(1, 4)),
-    taken("label last, quoted, crlf", quoted(LABEL_LAST).replace(b"\n", b"\r\n")),
-    taken("gzip", GZIP),
-    taken("gzip in two members", gzip.compress(HEADER) + gzip.compress(BODY)),
-    taken("gzip, label last", gzip.compress(LABEL_LAST)),
+    # --- accepted ---
+    accepted("plain", GOOD),
+    accepted("no newline at the end", GOOD[:-1]),
+    accepted("crlf", CRLF),
+    accepted("crlf, none at the end", CRLF[:-2]),
+    accepted("lf and crlf mixed", HEADER + BODY.replace(b"\n", b"\r\n", 1)),
+    accepted("byte order mark", b"\xef\xbb\xbf" + GOOD),
+    accepted("byte order mark and crlf", b"\xef\xbb\xbf" + CRLF),
+    accepted("quoted everywhere", QUOTED),
+    accepted("byte order mark and quotes", b"\xef\xbb\xbf" + QUOTED),
+    accepted("one cell quoted", GOOD.replace(b"177", b'"177"')),
+    accepted("first and last cells quoted", GOOD.replace(b"9,0,10,100,255", b'"9","0",10,100,"255"')),
+    accepted("spaces", GOOD.replace(b",", b" , ")),
+    accepted("spaces and quotes", GOOD.replace(b"177", b' " 177 " ')),
+    accepted("leading zeros", GOOD.replace(b",7,", b",007,").replace(b"1,20", b"0001,020")),
+    accepted("thousands of leading zeros", GOOD.replace(b"7,77", b"0" * 6000 + b"7,77")),
+    accepted("blank lines at the end", GOOD + b"\n \n\r\n"),
+    accepted("label last", LABEL_LAST),
+    accepted("two columns exchanged", swapped(1, 4)),
+    accepted("label last, quoted, crlf", quoted(LABEL_LAST).replace(b"\n", b"\r\n")),
+    accepted("gzip", GZIP),
+    accepted("gzip in two members", gzip.compress(HEADER) + gzip.compress(BODY)),
+    accepted("gzip, label last", gzip.compress(LABEL_LAST)),
     # --- a bad cell ---
     bad_cell("256", b"256", "256"),
     bad_cell("300", b"300", "300"),
@@ -221,8 +225,8 @@ CASES = [
     bad_header("lone carriage returns", GOOD.replace(b"\n", b"\r"), "pixel4", "'pixel4\\r9'", "a lone carriage return"),
     bad_header("line end in quotes", GOOD.replace(b"pixel2", b'"pixel2\n"'), "pixel2", "'\"pixel2'", "is left open"),
     bad_header("quote open in it", GOOD.replace(b"pixel2", b'"pixel2'), "pixel2", "'\"pixel2,", "a quote is left open"),
-    bad_header("semicolons", GOOD.replace(b",", b";"), "label", "'label;pixel1;", "semicolons separate the names"),
-    bad_header("tabs", GOOD.replace(b",", b"\t"), "label", "'label\\tpixel1", "tabs separate the names"),
+    bad_header("semicolons", GOOD.replace(b",", b";"), "label", "'label;pixel1;", "separated by semicolons"),
+    bad_header("tabs", GOOD.replace(b",", b"\t"), "label", "'label\\tpixel1", "separated by tabs"),
     bad_header("no header", BODY, "label", "9", "the header is missing"),
     bad_header("blank header", b"\n" + GOOD, "label", "''", "missing: 'label'"),
     bad_header("wrong name", GOOD.replace(b"label", b"Label"), "label", "'Label'", "unexpected: 'Label'"),
@@ -242,49 +246,48 @@ CASES = [
     bad_header("binary", bytes(range(128, 256)) + bytes(range(128)), "label", "'", "binary"),
     bad_header("idx", b"\0\0\x08\x03\0\0\xea\x60\0\0\0\x1c\0\0\0\x1c" + b"\0" * 99, "label", "'", "binary"),
     bad_header("nothing but nuls", b"\0" * 4096, "label", "'", "binary"),
-    # --- refused as a whole ---
-    refused("empty", b"", "is empty", 1, "label"),
-    refused("byte order mark alone", b"\xef\xbb\xbf", "missing: 'label'", 1, "label"),
-    refused("header alone", HEADER, "a header and no rows", 2, "label"),
-    refused("header alone, cut", HEADER[:-1], "a header and no rows", 2, "label"),
-    refused("header and blank lines", HEADER + b"\n \n", "a header and no rows", 2, "label"),
-    refused("header alone, label last", LABEL_LAST.partition(b"\n")[0], "a header and no rows", 2, "pixel1"),
-    refused("quote left open", GOOD.replace(b"200", b'"200'), "closed before the file ends", 3, "pixel3"),
-    refused("quote left open in the last cell", GOOD[:-4] + b'"250\n', "closed before the file ends", 4, "pixel4"),
-    refused("quote left open behind others", GOOD.replace(b"1,20", b'"1\n","20'), "closed before the", 4, "pixel2"),
-    refused("quote left open beyond the columns", GOOD[:-1] + b',"\n', "closed before the file ends", 4, "6"),
-    refused("quote left open, doubled", GOOD.replace(b"200,", b'"200"",'), "closed before the file ends", 3, "pixel3"),
-    refused("quote left open for 1.1 MiB", HEADER + b'9,0,"' + BODY * 26_000, "closed within 1048576", 2, "pixel2"),
-    refused("a line of 1 MiB in quotes", GOOD + b'1,"2,' + b"4" * _MIB + b'"\n', "1048576 bytes", 5, "pixel1"),
-    refused("zip", zipped(GOOD), "a zip archive or a spreadsheet"),
-    refused("zip of nothing", b"PK\x05\x06" + b"\0" * 18, "a zip archive"),
-    refused("old spreadsheet", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "a spreadsheet"),
-    refused("parquet", b"PAR1....", "Parquet already"),
-    refused("login page", LOGIN_PAGE, "a web page"),
-    refused("login page after blank lines", b"\r\n\r\n " + LOGIN_PAGE, "a web page"),
-    refused("xml", b'<?xml version="1.0"?>\n<Error/>\n', "a web page or XML"),
-    refused("utf-16", GOOD.decode().encode("utf-16"), "UTF-16"),
-    refused("utf-16, big-endian", b"\xfe\xff" + GOOD.decode().encode("utf-16-be"), "UTF-16"),
-    refused("utf-16, little-endian without a mark", GOOD.decode().encode("utf-16-le"), "UTF-16"),
-    refused("utf-16, big-endian without a mark", GOOD.decode().encode("utf-16-be"), "UTF-16"),
-    refused("utf-32", GOOD.decode().encode("utf-32"), "UTF-32"),
-    refused("bzip2", b"BZh91AY&SY" + b"\x80" * 40, "another kind than gzip"),
-    refused("zstd", b"\x28\xb5\x2f\xfd" + b"\x80" * 40, "another kind than gzip"),
-    refused("gzip within gzip", gzip.compress(GZIP), "gzip within gzip"),
-    refused("gzip of nothing", gzip.compress(b""), "is empty", 1, "label"),
-    refused("gzip cut off", GZIP[:-12], "ends too early"),
-    refused("gzip magic alone", b"\x1f\x8b", "ends too early"),
-    refused("gzip with a wrong checksum", GZIP[:-8] + b"\0" * 8, "damaged gzip"),
-    refused("gzip with garbage inside", GZIP[:10] + b"\xff" * 40, "damaged gzip"),
-    refused("gzip with garbage behind", GZIP + b"garbage", "damaged gzip"),
-    refused("a line of 1 MiB", GOOD + b"1,2,3" + b"4" * _MIB + b"\n", "more than 1048576 bytes", 5, "pixel2"),
-    refused("a line of 1.1 MiB of values", GOOD + b"1," * 580_000, "more than 1048576 bytes", 5, "6"),
-    refused("a line of 1.1 MiB of nuls", GOOD + b"\0" * 1_160_000, "NUL", 5, "label"),
-    refused("a header of 1 MiB", b"x" * _MIB + GOOD, "more than 1048576 bytes", 1, "label"),
-    refused("1.1 MiB with lone carriage returns", (GOOD * 15_000).replace(b"\n", b"\r"), "a lone carriage", 1, "6"),
-    refused("a folder", Path.mkdir, "cannot be read (Is a directory)"),
-    refused("nothing there", lambda path: None, "cannot be read (No such file"),
-    refused("a link to nothing", lambda path: path.symlink_to("nowhere"), "cannot be read (No such file"),
-    refused("a file that cannot be read", unreadable, "cannot be read (Input/output error)"),
+    # --- rejected as a whole ---
+    rejected("empty", b"", "is empty", 1, "label"),
+    rejected("byte order mark alone", b"\xef\xbb\xbf", "missing: 'label'", 1, "label"),
+    rejected("header alone", HEADER, "a header and no rows", 2, "label"),
+    rejected("header alone, cut", HEADER[:-1], "a header and no rows", 2, "label"),
+    rejected("header and blank lines", HEADER + b"\n \n", "a header and no rows", 2, "label"),
+    rejected("header alone, label last", LABEL_LAST.partition(b"\n")[0], "a header and no rows", 2, "pixel1"),
+    rejected("quote left open", GOOD.replace(b"200", b'"200'), "closed before the file ends", 3, "pixel3"),
+    rejected("quote left open in the last cell", GOOD[:-4] + b'"250\n', "closed before the file ends", 4, "pixel4"),
+    rejected("quote left open behind others", GOOD.replace(b"1,20", b'"1\n","20'), "closed before the", 4, "pixel2"),
+    rejected("quote left open beyond the columns", GOOD[:-1] + b',"\n', "closed before the file ends", 4, "6"),
+    rejected("quote left open, doubled", GOOD.replace(b"200,", b'"200"",'), "closed before the file ends", 3, "pixel3"),
+    rejected("quote left open for 1.1 MiB", HEADER + b'9,0,"' + BODY * 26_000, "closed within 1048576", 2, "pixel2"),
+    rejected("a line of 1 MiB in quotes", GOOD + b'1,"2,' + b"4" * _MIB + b'"\n', "1048576 bytes", 5, "pixel1"),
+    rejected("zip", zipped(GOOD), "a zip archive or a spreadsheet"),
+    rejected("zip of nothing", b"PK\x05\x06" + b"\0" * 18, "an empty zip archive"),
+    rejected("old spreadsheet", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 99, "a spreadsheet"),
+    rejected("parquet", b"PAR1....", "is not a CSV but Parquet"),
+    rejected("login page", LOGIN_PAGE, "a web page"),
+    rejected("login page after blank lines", b"\r\n\r\n " + LOGIN_PAGE, "a web page"),
+    rejected("xml", b'<?xml version="1.0"?>\n<Error/>\n', "a web page or XML"),
+    rejected("utf-16", GOOD.decode().encode("utf-16"), "UTF-16"),
+    rejected("utf-16, big-endian", b"\xfe\xff" + GOOD.decode().encode("utf-16-be"), "UTF-16"),
+    rejected("utf-16, little-endian without a mark", GOOD.decode().encode("utf-16-le"), "UTF-16"),
+    rejected("utf-16, big-endian without a mark", GOOD.decode().encode("utf-16-be"), "UTF-16"),
+    rejected("utf-32", GOOD.decode().encode("utf-32"), "UTF-32"),
+    rejected("bzip2", b"BZh91AY&SY" + b"\x80" * 40, "another kind than gzip"),
+    rejected("zstd", b"\x28\xb5\x2f\xfd" + b"\x80" * 40, "another kind than gzip"),
+    rejected("gzip within gzip", gzip.compress(GZIP), "gzip within gzip"),
+    rejected("gzip of nothing", gzip.compress(b""), "is empty", 1, "label"),
+    rejected("gzip cut off", GZIP[:-12], "ends too early"),
+    rejected("gzip magic alone", b"\x1f\x8b", "ends too early"),
+    rejected("gzip with a wrong checksum", GZIP[:-8] + b"\0" * 8, "damaged gzip"),
+    rejected("gzip with garbage inside", GZIP[:10] + b"\xff" * 40, "damaged gzip"),
+    rejected("gzip with garbage behind", GZIP + b"garbage", "damaged gzip"),
+    rejected("a line of 1 MiB", GOOD + b"1,2,3" + b"4" * _MIB + b"\n", "more than 1048576 bytes", 5, "pixel2"),
+    rejected("a line of 1.1 MiB of values", GOOD + b"1," * 580_000, "more than 1048576 bytes", 5, "6"),
+    rejected("a line of 1.1 MiB of nuls", GOOD + b"\0" * 1_160_000, "NUL", 5, "label"),
+    rejected("a header of 1 MiB", b"x" * _MIB + GOOD, "more than 1048576 bytes", 1, "label"),
+    rejected("1.1 MiB with lone carriage returns", (GOOD * 15_000).replace(b"\n", b"\r"), "a lone carriage", 1, "6"),
+    rejected("a folder", Path.mkdir, "cannot be read (Is a directory)"),
+    rejected("nothing there", lambda path: None, "cannot be read (No such file"),
+    rejected("a link to nothing", lambda path: path.symlink_to("nowhere"), "cannot be read (No such file"),
+    rejected("a file that cannot be read", unreadable, "cannot be read (Input/output error)"),
 ]  # fmt: skip
-IDS = [case.name for case in CASES]

@@ -1,6 +1,6 @@
-"""What has to hold for ingest, whatever the bytes are, said by Python's csv module.
+"""Compare the outcome of ingest with Python's csv module, for any bytes.
 
-Hypothesis (test_ingest.py) and the fuzzer (tests/fuzz/) look for bytes where it does not.
+Hypothesis (test_csv_reader.py) and the fuzzer (tests/fuzz/) search for bytes where they disagree.
 """
 
 import csv
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from schemas.contract import Split
 from schemas.errors import DataContractError
@@ -23,15 +24,14 @@ from schemas.references import CsvFile, CsvSplit
 from tasks.data.csv_to_parquet import ingest_csv
 from tests.tasks.data.csv_cases import TINY, Verdict
 
-# Of `convert`, beside the CSV itself.
 TARGET, QUARANTINE = "split.parquet", "quarantine.parquet"
 
-_LONGEST = 1 << 20  # bytes of a row: what is longer is refused
-csv.field_size_limit(1 << 24)  # beyond csv's own, 131,072, it would say nothing
+_LONGEST = 1 << 20  # bytes of a row; longer ones are rejected
+csv.field_size_limit(1 << 24)  # the default is 131,072
 
 
 def supplied(*paths: Path, split: Split = "test") -> CsvSplit:
-    """A reference to what lies there now; what cannot be read has an empty digest."""
+    """Return a reference to files as they are now. A file that cannot be read has the digest of no bytes."""
     files = []
     for path in paths:
         try:
@@ -43,7 +43,7 @@ def supplied(*paths: Path, split: Split = "test") -> CsvSplit:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    # A few rows, thousands of times: `read_table` takes six times as long to begin.
+    # Called thousands of times on few rows: `read_table` takes six times as long to start.
     rows: list[dict[str, Any]] = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False).to_pylist()
     return rows
 
@@ -52,15 +52,34 @@ def values(path: Path) -> list[list[int]]:
     return [list(row.values()) for row in rows_of(path)]
 
 
-def demand_the_verdict_of_csv(content: bytes, folder: Path) -> Verdict:
-    """Ingest ``content`` in the empty ``folder``, and assert of the outcome, against Python's csv module:
+def ingest_bytes(folder: Path, content: bytes, split: Split = "test") -> list[list[int]]:
+    """Ingest a CSV without a bad row, and return the rows of the Parquet."""
+    source = folder / "tiny.csv"
+    source.write_bytes(content)
+    (folder / TARGET).unlink(missing_ok=True)
+    facts = ingest_csv(supplied(source, split=split), folder / TARGET, folder / QUARANTINE, TINY)
+    rows = values(folder / TARGET)
+    assert (facts.rows, facts.quarantined, facts.count, facts.problems) == (len(rows), 0, 0, ())
+    return rows
 
-    - It is Parquet with the rows that csv reads and a quarantine with the others, to the byte; or a refusal.
-    - A row in quarantine is named by the physical line that it begins in, and by the column of its first fault.
-    - What csv finds nothing wrong with, even when it is strict, is taken.
-    - With no bad row allowed the same rows are named, and there is no Parquet.
-    - A refusal of the whole file has a reason that csv sees, too, where it is said to be.
-    - Beside these no file is left.
+
+def reject_bytes(folder: Path, content: bytes, split: Split = "test") -> DataContractError:
+    """Ingest a CSV that is rejected, and return the error."""
+    with pytest.raises(DataContractError) as caught:
+        ingest_bytes(folder, content, split)
+    assert not (folder / TARGET).exists()
+    return caught.value
+
+
+def compare_with_csv(content: bytes, folder: Path) -> Verdict:
+    """Ingest ``content`` in the empty ``folder``, and compare the outcome with Python's csv module.
+
+    - The Parquet has the rows that csv reads, and the quarantine has the other rows byte for byte; or all is rejected.
+    - A rejected row is named by the line in which it begins, and by the column of its first fault.
+    - A file is accepted if csv in strict mode finds no fault.
+    - If no bad row is allowed, the same rows are named, and there is no Parquet.
+    - A file is rejected as a whole for a reason that csv finds at the same place.
+    - No other file remains.
     """
     source, target, quarantine = folder / "tiny_test.csv", folder / TARGET, folder / QUARANTINE
     source.write_bytes(content)
@@ -73,15 +92,15 @@ def demand_the_verdict_of_csv(content: bytes, folder: Path) -> Verdict:
         assert source.name in str(error)
         assert all(problem.file == source.name and str(problem) in str(error) for problem in error.problems)
         if text is not None:
-            _demand_a_reason(text, error)
-        return "refused"
-    assert text is not None, "a damaged gzip was taken"
+            _check_reason(text, error)
+        return "rejected"
+    assert text is not None, "a damaged gzip was accepted"
 
     header, *records = _records(text)
     names = [name.strip(" ") for name in header.cells]
     assert sorted(names) == sorted(TINY.columns)
-    set_aside = rows_of(quarantine) if quarantine.exists() else []
-    bad = {row["line"]: row for row in set_aside}
+    rejected = rows_of(quarantine) if quarantine.exists() else []
+    bad = {row["line"]: row for row in rejected}
     assert len(bad) == facts.quarantined
     kept = values(target)
     rows = iter(kept)
@@ -101,29 +120,23 @@ def demand_the_verdict_of_csv(content: bytes, folder: Path) -> Verdict:
     assert not bad
     assert next(rows, None) is None
     if not facts.quarantined:
-        return "taken" if _whole(text) == kept else _fail("csv reads the whole file in another way")
+        assert _whole(text) == kept
+        return "accepted"
 
     target.unlink()
     quarantine.unlink()
-    try:
+    with pytest.raises(DataContractError) as caught:
         ingest_csv(reference, target, quarantine, TINY)
-    except DataContractError as error:
-        first = error.problems[0]
-        assert (first.line, first.column, first.file) == (set_aside[0]["line"], set_aside[0]["column"], source.name)
-        assert error.count == sum(row["bad_cells"] for row in set_aside)
-    else:
-        _fail("bad rows were taken")
+    first = caught.value.problems[0]
+    assert (first.line, first.column, first.file) == (rejected[0]["line"], rejected[0]["column"], source.name)
+    assert caught.value.count == sum(row["bad_cells"] for row in rejected)
     assert {path.name for path in folder.iterdir()} == {source.name, quarantine.name}
-    assert rows_of(quarantine) == set_aside
+    assert rows_of(quarantine) == rejected
     return "bad row"
 
 
-def _fail(why: str) -> Any:
-    raise AssertionError(why)
-
-
 def _text(content: bytes) -> bytes | None:
-    """What a gzip holds, None for a damaged one; other content as it is. Without the byte order mark."""
+    """Return the decompressed content without its byte order mark, or None for a damaged gzip."""
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
@@ -134,7 +147,7 @@ def _text(content: bytes) -> bytes | None:
 
 @dataclass(frozen=True)
 class Record:
-    """What csv reads in whole physical lines, those that end in LF: several rows where a lone CR ends one of them."""
+    """Rows that csv reads from whole lines, which end in LF: several if a lone CR ends some of them."""
 
     line: int
     raw: bytes
@@ -150,38 +163,38 @@ class Record:
 
     @property
     def lone_return(self) -> bool:
-        """Whether a CR stands in it, outside of quotes and not before its last LF."""
+        """Whether it contains a CR outside quotes and not before its last LF."""
         return len(self.rows) > 1 or (self.raw.endswith(b"\r") and not self.open)
 
     @property
     def open(self) -> bool:
-        """Whether it ends within quotes: it is the last one then."""
+        """Whether it ends within quotes. Only the last record can."""
         return list(csv.reader(_pieces(self.raw + b"\n1"), skipinitialspace=True))[-1] != ["1"]
 
     def numbers(self, names: list[str]) -> list[int | None]:
-        """None for a bad cell; the row is of the right length."""
+        """Return the numbers of a row of the right length, None for a bad cell."""
         return [_number(cell, name) for cell, name in zip(self.cells, names, strict=True)]
 
 
 def _records(text: bytes) -> list[Record]:
-    # csv is handed a piece up to each CR, LF or CRLF at a time, as a file opened with newline="" would hand it.
-    taken: list[str] = []
+    # csv reads one piece up to a CR, LF or CRLF at a time, as from a file opened with newline="".
+    consumed: list[str] = []
 
-    def hand_over() -> Iterator[str]:
+    def pieces() -> Iterator[str]:
         for piece in _pieces(text):
-            taken.append(piece)
+            consumed.append(piece)
             yield piece
 
     records: list[Record] = []
     line, start = 1, 0
     rows: list[list[str]] = []
-    for row in csv.reader(hand_over(), skipinitialspace=True):
+    for row in csv.reader(pieces(), skipinitialspace=True):
         rows.append(row or [""])
-        if taken[-1].endswith("\n"):
-            raw = "".join(taken)
+        if consumed[-1].endswith("\n"):
+            raw = "".join(consumed)
             records.append(Record(line, raw.encode("latin-1"), rows))
             line, start, rows = line + raw.count("\n"), start + len(raw), []
-            taken.clear()
+            consumed.clear()
     if rows:
         records.append(Record(line, text[start:], rows))
     return records
@@ -191,8 +204,8 @@ def _pieces(text: bytes) -> list[str]:
     return [piece for piece in re.split(r"(?<=\n)|(?<=\r)(?!\n)", text.decode("latin-1")) if piece]
 
 
-def _complaint(raw: bytes) -> str | None:
-    """What csv says of the quotes in a piece of a record when it is strict."""
+def _strict_error(raw: bytes) -> str | None:
+    """Return the error of csv in strict mode for a piece of a record."""
     try:
         list(csv.reader(_pieces(raw), skipinitialspace=True, strict=True))
     except csv.Error as error:
@@ -205,7 +218,7 @@ def _stripped(line: bytes) -> bytes:
 
 
 def _end_of_rows(records: list[Record]) -> int:
-    """How many records there are before the blank ones at the end."""
+    """Return the number of records before the blank ones at the end."""
     return next((number for number in range(len(records), 0, -1) if not records[number - 1].blank), 0)
 
 
@@ -222,8 +235,10 @@ def _named(number: int, names: list[str]) -> str:
 
 
 def _columns_of_the_fault(record: Record, names: list[str]) -> set[str]:
-    """That of the first fault; behind quotes that are wrong, where cells end is open, and a lone carriage return is one
-    as well."""
+    """Return the possible columns of the first fault.
+
+    After malformed quotes it is undefined where cells end. A lone carriage return in them may be the fault instead.
+    """
     first = {_column_of_the_first_fault(record, names)}
     if record.lone_return and _malformed(record) is not None:
         return first | {_named(len(record.cells) - 1, names)}
@@ -233,7 +248,7 @@ def _columns_of_the_fault(record: Record, names: list[str]) -> set[str]:
 def _column_of_the_first_fault(record: Record, names: list[str]) -> str:
     if record.blank:
         return names[0]
-    number = len(record.cells) - 1  # with a lone carriage return behind it
+    number = len(record.cells) - 1  # the cell before a lone carriage return
     cells = record.cells
     if record.lone_return:
         # A CR belongs to the cell that it ends, as does what follows up to the next comma.
@@ -248,44 +263,44 @@ def _column_of_the_first_fault(record: Record, names: list[str]) -> str:
         wrong.append(number)
     if (malformed := _malformed(record)) is not None:
         wrong.append(malformed)
-    assert wrong, "csv sees nothing wrong"
+    assert wrong, "csv finds no fault"
     return names[min(wrong)]
 
 
 def _malformed(record: Record) -> int | None:
-    """The number of the first cell in whose quotes something is wrong, or behind them."""
+    """Return the index of the first cell with a fault in its quotes or after them."""
     text = _stripped(record.raw)
     while b'"' in text:
-        at = bisect_left(range(len(text)), True, key=lambda at: _complains(text[: at + 1]))
+        at = bisect_left(range(len(text)), True, key=lambda at: _has_text_after_quote(text[: at + 1]))
         if at == len(text):
             return None
-        # Spaces are fine.
-        behind = re.compile(rb" +(?=,|\r|\Z)").match(text, at)
-        if behind is None:
+        # Spaces are allowed.
+        spaces = re.compile(rb" +(?=,|\r|\Z)").match(text, at)
+        if spaces is None:
             return sum(max(0, len(row) - 1) for row in csv.reader(_pieces(text[:at]), skipinitialspace=True))
-        text = text[:at] + text[behind.end() :]
+        text = text[:at] + text[spaces.end() :]
     return None
 
 
-def _complains(text: bytes) -> bool:
-    return (_complaint(text) or "").startswith("',' expected")
+def _has_text_after_quote(text: bytes) -> bool:
+    return (_strict_error(text) or "").startswith("',' expected")
 
 
-def _demand_a_reason(text: bytes, error: DataContractError) -> None:
-    """A refusal of the whole file: csv reads another header, or no row at all, or a row without end."""
+def _check_reason(text: bytes, error: DataContractError) -> None:
+    """Check the rejection of a whole file: csv reads another header, or no row, or a row without end."""
     if not text:
         assert [(problem.line, problem.column) for problem in error.problems] == [(1, TINY.columns[0])]
         return
     header, *records = _records(text)
     names = [name.strip(" ") for name in header.cells]
-    malformed = header.open or _malformed(header) is not None  # spaces behind quotes are fine
+    malformed = header.open or _malformed(header) is not None  # spaces after quotes are allowed
     if _stripped(header.raw).find(b"\r") >= 0 or malformed or sorted(names) != sorted(TINY.columns):
-        if not error.problems:  # known by its first bytes for something that is no CSV
+        if not error.problems:  # the first bytes are those of another format
             return
         (problem,) = error.problems
         assert problem.line == 1
-        # What is within quotes that the first line leaves open is looked at no further.
-        if len(header.rows) > 1 or _complaint(header.raw) or len(header.raw) > _LONGEST or b"\n" in header.raw[:-1]:
+        # Quotes that the first line leaves open are not examined any further.
+        if len(header.rows) > 1 or _strict_error(header.raw) or len(header.raw) > _LONGEST or b"\n" in header.raw[:-1]:
             return
         if problem.column in TINY.columns:
             # A lone carriage return at the end belongs to the last name.
@@ -305,14 +320,14 @@ def _demand_a_reason(text: bytes, error: DataContractError) -> None:
         assert record.line <= problem.line <= record.line + record.raw.count(b"\n")
         assert len(physical[problem.line - 1]) > _LONGEST or record.raw.count(b"\n") > 1
         return
-    assert last.open, "csv sees nothing wrong with the whole file"
+    assert last.open, "csv finds no fault in the whole file"
     opened = last.rows[-1][-1]
     assert problem.line == last.line + last.raw.count(b"\n") - opened.count("\n")
     assert problem.column == _named(sum(len(row) - 1 for row in last.rows), names)
 
 
 def _whole(text: bytes) -> list[list[int]]:
-    """All rows as csv reads them in one go."""
+    """Return all rows as csv reads them at once."""
     header, *rows = csv.reader(io.StringIO(text.decode(), newline=""), skipinitialspace=True)
     names = [name.strip(" ") for name in header]
     while not "".join(rows[-1]).strip(" "):

@@ -9,38 +9,35 @@ from tasks.data.parquet import batches, blocks, column_bytes, select_rows
 
 
 @pytest.mark.parametrize("group_rows", [3, 10, 11, 25, 100])
-def test_all_rows_come_in_order_some_at_a_time_however_they_were_grouped(
+def test_yields_all_rows_in_order_whatever_the_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int
 ) -> None:
     monkeypatch.setattr("tasks.data.parquet.BLOCK_ROWS", 10)
     values = np.random.default_rng(0).integers(0, 256, (3, 55), np.uint8)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table(dict(zip("abc", values, strict=True))), path, row_group_size=group_rows)
-    found = list(blocks(path, ["c", "a"]))
-    assert all(block.shape[1] <= 10 for _, block in found)
-    assert [start for start, _ in found] == np.cumsum([0, *(block.shape[1] for _, block in found)])[:-1].tolist()
-    np.testing.assert_array_equal(np.concatenate([block for _, block in found], axis=1), values[[2, 0]])
-    assert [batch.schema.names for batch in batches(pq.ParquetFile(path))] == [["a", "b", "c"]] * len(found)
+    received = list(blocks(path, ["c", "a"]))
+    assert all(block.shape[1] <= 10 for _, block in received)
+    assert [start for start, _ in received] == np.cumsum([0, *(block.shape[1] for _, block in received)])[:-1].tolist()
+    np.testing.assert_array_equal(np.concatenate([block for _, block in received], axis=1), values[[2, 0]])
+    assert [batch.schema.names for batch in batches(pq.ParquetFile(path))] == [["a", "b", "c"]] * len(received)
 
 
-def test_a_row_group_like_ours_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def side_by_side(*_: object, **__: object) -> None:
-        raise AssertionError("all columns side by side take more than twice the memory")
-
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", side_by_side)
+def test_reads_a_row_group_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # needs more than twice the memory
     pq.write_table(pa.table({"a": pa.array(range(100), pa.uint8())}), tmp_path / "a.parquet", row_group_size=30)
     assert sum(block.shape[1] for _, block in blocks(tmp_path / "a.parquet", ["a"])) == 100
 
 
-def test_what_is_no_byte_is_no_block(tmp_path: Path) -> None:
+def test_rejects_other_types_and_nulls(tmp_path: Path) -> None:
     for values in (pa.array([1, 2], pa.int16()), pa.array([1, None], pa.uint8()), pa.array([], pa.uint8())):
         assert column_bytes(pa.record_batch({"a": values})) is None
     pq.write_table(pa.table({"a": pa.array([1, None], pa.uint8())}), tmp_path / "a.parquet")
-    with pytest.raises(TypeError, match="was expected to hold uint8 without nulls"):
+    with pytest.raises(TypeError, match="expected uint8 columns without nulls"):
         list(blocks(tmp_path / "a.parquet", ["a"]))
 
 
-def test_rows_are_taken_from_the_block_that_has_them() -> None:
+def test_selects_the_rows_that_are_in_a_block() -> None:
     block = np.arange(20, dtype=np.uint8).reshape(2, 10)
     assert select_rows(block, 30, np.array([3, 29, 30, 33, 39, 40])).tolist() == [[0, 3, 9], [10, 13, 19]]
     assert select_rows(block, 30, np.array([], np.int64)).shape == (2, 0)

@@ -181,7 +181,7 @@ def test_names_shard_and_line_of_each_bad_row(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("tiny_train-2.csv.gz line 3, column pixel3: ")
     assert lines[2].startswith("tiny_train-3.csv line 2, column label: ")
-    assert "tiny_train-1.csv and 2 more: 3 of 9 rows are bad" in lines[3]
+    assert "tiny_train-1.csv and 2 more were not used: 3 of 9 rows are bad" in lines[3]
     assert [problem.file for problem in caught.value.problems] == ["tiny_train-2.csv.gz"] * 2 + ["tiny_train-3.csv"]
 
 

@@ -3,25 +3,25 @@ import pytest
 from tasks.data.statistics import sign_test, wilson_interval
 
 
-def test_wilson_intervals_as_they_are_published() -> None:
+def test_published_wilson_intervals() -> None:
     # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, 1998, table I.
     for right, rows, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
         assert wilson_interval(right, rows) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_a_wilson_interval_by_hand() -> None:
+def test_a_hand_worked_wilson_interval() -> None:
     # z = 4, n = 16, p = 8 / 16: (p + z2 / 2n -+ z sqrt(p (1 - p) / n + z2 / 4n2)) / (1 + z2 / n) with z2 / n = 1
     # is (0.5 + 0.5 -+ 4 sqrt(1 / 64 + 1 / 64)) / 2 = (1 -+ sqrt(1 / 2)) / 2.
     assert wilson_interval(8, 16, 4) == pytest.approx((0.146447, 0.853553), abs=1e-6)
 
 
-def test_a_wilson_interval_ends_at_the_ends() -> None:
+def test_wilson_intervals_of_none_and_all_are_exact() -> None:
     assert (wilson_interval(0, 29)[0], wilson_interval(29, 29)[1]) == (0, 1)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(0, 10), (7, 10), (10, 10), (680, 1_000)])
 @pytest.mark.parametrize("z", [1.0, 4.0])
-def test_wilson_intervals_of_whole_counts_are_scipys(count: int, rows: int, z: float) -> None:
+def test_wilson_intervals_agree_with_scipy(count: int, rows: int, z: float) -> None:
     from scipy.stats import binomtest, norm
 
     expected = binomtest(count, rows).proportion_ci(1 - 2 * norm.sf(z), method="wilson")
@@ -29,7 +29,7 @@ def test_wilson_intervals_of_whole_counts_are_scipys(count: int, rows: int, z: f
 
 
 @pytest.mark.parametrize(("of", "against"), [(0, 0), (0, 7), (1, 0), (5, 2), (40, 70), (500, 480), (4_000, 0)])
-def test_the_sign_test_is_scipys_binomial_test_of_one_side(of: int, against: int) -> None:
+def test_the_sign_test_agrees_with_scipy(of: int, against: int) -> None:
     from scipy.stats import binomtest
 
     expected = binomtest(of, of + against, alternative="greater").pvalue if of + against else 1

@@ -64,7 +64,7 @@ def load_once(two_versions: Path) -> Iterator[None]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read the 200 rows in about 27 blocks of text, and write them in 4 batches."""
-    monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(csv_reader, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(batch_prediction, "BATCH_ROWS", 64)
 
 
@@ -300,7 +300,7 @@ def test_reordered_columns_are_accepted_and_logged(
     other = run(put(tmp_path, last, "last.csv"), two_versions, "other.parquet")
     assert pq.read_table(other.output).equals(pq.read_table(plain.output))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith("last.csv: its columns stand in another order")
+    assert warning.startswith("last.csv: columns were reordered")
 
 
 def test_an_existing_output_is_replaced(two_versions: Path, tmp_path: Path) -> None:

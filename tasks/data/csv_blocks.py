@@ -1,0 +1,246 @@
+"""Parse blocks of whole CSV lines into rows, and report the bad ones by line and column."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.contract import DatasetContract
+from schemas.errors import CellProblem, DataContractError
+from tasks.data.csv_cells import MAX_SHOWN, Line, cell_note, column_at, parse_cell, parse_line, shorten
+from tasks.data.quarantine import BadRow
+
+Rows = npt.NDArray[np.uint8]  # (N, columns)
+
+# A file without line ends, or with a quote left open, must not fill the memory. A row of 785 numbers takes 4 KB.
+MAX_LINE_BYTES = 1 << 20
+# Blank lines are bad rows, except at the end of the file. Up to this many are held back until that is known.
+_MAX_BLANK_LINES = 10_000
+PROBLEMS_SHOWN = 10
+
+# The bytes of a block that is parsed as an array, and of a line that int() may parse. For cells of these bytes int()
+# accepts exactly the numbers of the format; in general it also accepts 1_0, +5 and digits of other alphabets.
+_DIGITS_AND_ENDS = b"0123456789,\n"
+_DIGITS_QUOTES_SPACES = b'0123456789," '
+_ZERO = ord("0")
+
+
+@dataclass
+class Tally:
+    """What was read of a CSV so far.
+
+    rows: number of good rows.
+    count: number of bad cells; a row of the wrong length counts as one.
+    problems: the first ten of these.
+    labels: bool (256,), True for each label of a good row.
+    bad_labels: up to two different cells that are no label.
+    """
+
+    rows: int = 0
+    count: int = 0
+    problems: list[CellProblem] = field(default_factory=list)
+    labels: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, bool))
+    bad_labels: set[str] = field(default_factory=set)
+
+
+class _Fault(NamedTuple):
+    """The fault of a cell, or of a row as a whole. ``shown`` is ``value`` as messages show it."""
+
+    column: str
+    value: str
+    shown: str
+    reason: str
+
+
+class BlockParser:
+    """Parser of the blocks of one CSV, in file order. Bad rows are passed to ``on_bad_row``."""
+
+    def __init__(
+        self, contract: DatasetContract, columns: tuple[str, ...], path: Path, on_bad_row: Callable[[BadRow], None]
+    ) -> None:
+        """``columns`` are those of the file, in its order."""
+        self.tally = Tally()
+        self._columns = columns
+        self._label = contract.label_column
+        self._bounds = [contract.bounds(column) for column in columns]
+        # Every byte is within 0..255; only columns with narrower bounds need a check.
+        self._narrow = [(at, low, high) for at, (low, high) in enumerate(self._bounds) if (low, high) != (0, 255)]
+        self._path = path
+        self._on_bad_row = on_bad_row
+        self._blank: list[tuple[int, bytes]] = []  # blank lines that may turn out to be the end of the file
+        self._blank_run = self._blank_bytes = 0  # since the last line that is not blank
+        self._line = 1  # number of the last line that was read; 1 is the header
+        self._open = bytearray()  # lines so far of a row whose quotes are open
+        self._open_line = 0  # number of the first of these
+
+    def parse(self, block: bytes) -> Rows:
+        """Return the good rows of a block, uint8 (N, columns)."""
+        rows = self._parse_array(block.replace(b"\r\n", b"\n"))
+        if rows is None:
+            rows = self._parse_lines(block)
+        else:
+            self._line += len(rows)
+        self.tally.rows += len(rows)
+        if self._label in self._columns:
+            self.tally.labels[rows[:, self._columns.index(self._label)]] = True
+        return rows
+
+    def finish(self) -> None:
+        """Raise `DataContractError` if a quote is open at the end of the file."""
+        if self._open:
+            raise self._open_quote_error("before the file ends")
+
+    def _parse_array(self, block: bytes) -> Rows | None:
+        """Return all rows of a block of plain numbers, or None if anything in it is unusual, right or wrong."""
+        if self._blank or self._open or block.translate(None, _DIGITS_AND_ENDS):
+            return None
+        # Two leading zeros take the place of the tens and hundreds that the first cell may lack.
+        text = np.frombuffer(b"00" + block + (b"" if block.endswith(b"\n") else b"\n"), np.uint8)
+        ends = np.flatnonzero(text < _ZERO)  # commas and line ends, one after each cell
+        line_ends = text[ends[len(self._columns) - 1 :: len(self._columns)]] == ord("\n")
+        if (
+            ends.size % len(self._columns)
+            or not line_ends.all()
+            or line_ends.size != np.count_nonzero(text == ord("\n"))
+        ):
+            return None
+        lengths = np.diff(ends, prepend=1) - 1
+        if lengths.min() < 1 or lengths.max() > 3:
+            return None
+        ones, tens, hundreds = text[ends - 1], text[ends - 2], text[ends - 3]
+        has_tens = tens >= _ZERO
+        has_hundreds = has_tens & (hundreds >= _ZERO)
+        values = (ones - _ZERO) + (tens - _ZERO) * has_tens * np.uint16(10)
+        values += (hundreds - _ZERO) * has_hundreds * np.uint16(100)
+        if values.max() > 255:
+            return None
+        rows = values.astype(np.uint8).reshape(-1, len(self._columns))
+        for at, low, high in self._narrow:
+            if rows[:, at].min() < low or rows[:, at].max() > high:
+                return None
+        return rows
+
+    def _parse_lines(self, block: bytes) -> Rows:
+        good = b"".join(map(self._parse_line, BytesIO(block)))
+        return np.frombuffer(good, np.uint8).reshape(-1, len(self._columns))
+
+    def _parse_line(self, raw: bytes) -> bytes:
+        """Return the values, one byte each, of the row that ends with this line; nothing for a bad or an open row."""
+        self._line += 1
+        line = raw[:-1].removesuffix(b"\r") if raw.endswith(b"\n") else raw
+        if self._open:
+            return self._continue_row(line, raw)
+        if not line.strip(b" "):
+            self._hold_back(raw)
+            return b""
+        self._reject_blank_lines()
+        self._blank_run = self._blank_bytes = 0
+        parsed = parse_line(line)
+        if parsed.open_quote:
+            self._open, self._open_line = bytearray(raw), self._line
+            return b""
+        return self._parse_row(self._line, line, raw, parsed)
+
+    def _continue_row(self, line: bytes, raw: bytes) -> bytes:
+        """Do the same as `_parse_line` for a line that begins within quotes."""
+        self._open += raw
+        if len(self._open) > MAX_LINE_BYTES:
+            raise self._open_quote_error(f"within {MAX_LINE_BYTES} bytes")
+        if parse_line(b'"' + line).open_quote:
+            return b""
+        row, self._open = bytes(self._open), bytearray()
+        line = row[: len(row) - len(raw) + len(line)]
+        return self._parse_row(self._open_line, line, row, parse_line(line))
+
+    def _open_quote_error(self, where: str) -> DataContractError:
+        *before, opened = parse_line(bytes(self._open)).cells
+        problem = CellProblem(
+            self._open_line + self._open.count(b"\n") - opened.count("\n"),
+            column_at(self._columns, len(before)),
+            shorten(opened),
+            f"expected the quote that opens here to be closed {where}",
+            self._path.name,
+        )
+        return DataContractError(f"{problem}. {self._path} was not used. Correct it, and run again.", [problem])
+
+    def _parse_row(self, first_line: int, line: bytes, raw: bytes, parsed: Line) -> bytes:
+        """Return the values of a good row, one byte each. Reject a bad row, and return nothing.
+
+        ``raw`` is ``line`` with its line end. Quoted line ends make it several lines, of which the first is number
+        ``first_line``.
+        """
+        if len(parsed.cells) != len(self._columns):
+            self._reject(first_line, raw, [self._wrong_length(parsed, line, raw)])
+            return b""
+        if not line.translate(None, _DIGITS_QUOTES_SPACES):
+            with suppress(ValueError):  # not a number, above 255, or of thousands of digits
+                values = bytes(map(int, parsed.cells))
+                if all(low <= values[at] <= high for at, low, high in self._narrow):
+                    return values
+        numbers = bytearray()
+        faults: list[_Fault] = []
+        wanted = max(1, PROBLEMS_SHOWN - len(self.tally.problems))
+        bad_cells = 0
+        for column, cell, (low, high) in zip(self._columns, parsed.cells, self._bounds, strict=True):
+            number = parse_cell(cell) if len(cell) <= MAX_SHOWN else parse_cell.__wrapped__(cell)
+            if number is not None and low <= number <= high:
+                numbers.append(number)
+                continue
+            bad_cells += 1
+            if column == self._label and len(self.tally.bad_labels) < 2:
+                self.tally.bad_labels.add(cell.strip(" ")[:MAX_SHOWN])
+            if len(faults) < wanted:
+                reason = f"expected an integer {low}..{high}{cell_note(cell)}"
+                faults.append(_Fault(column, cell, shorten(cell), reason))
+        if not faults:
+            return bytes(numbers)
+        self._reject(first_line, raw, faults, bad_cells)
+        return b""
+
+    def _wrong_length(self, parsed: Line, line: bytes, raw: bytes) -> _Fault:
+        received, expected = len(parsed.cells), len(self._columns)
+        if (at := parsed.lone_return) is not None:
+            # It explains the number of cells: two lines in one, or one line in two.
+            cell = parsed.cells[at]
+            reason = f"expected {expected} values in a line{cell_note(cell)}"
+            return _Fault(column_at(self._columns, at), cell, shorten(cell), reason)
+        note = ""
+        if inside := line.count(b"\n"):
+            note = f" (quotes hold {inside} line ends: is one left open?)"
+        elif received < expected and not raw.endswith(b"\n"):
+            note = " (the file was probably cut off)"
+        shown = f"{received} values"
+        return _Fault(column_at(self._columns, received), shown, shown, f"expected {expected} values{note}")
+
+    def _hold_back(self, raw: bytes) -> None:
+        self._blank.append((self._line, raw))
+        self._blank_run += 1
+        self._blank_bytes += len(raw)
+        # More than this is not the end of a file, and would fill the memory.
+        if self._blank_run > _MAX_BLANK_LINES or self._blank_bytes > MAX_LINE_BYTES:
+            self._reject_blank_lines()
+
+    def _reject_blank_lines(self) -> None:
+        fault = _Fault(self._columns[0], "a blank line", "a blank line", f"expected {len(self._columns)} values")
+        for line, raw in self._blank:
+            self._reject(line, raw, [fault])
+        self._blank = []
+
+    def _reject(self, line: int, raw: bytes, faults: Sequence[_Fault], bad_cells: int = 1) -> None:
+        """Count and pass on a bad row. ``faults`` has at least the first of its ``bad_cells``."""
+        problems = self.tally.problems
+        self.tally.count += bad_cells
+        for fault in faults[: PROBLEMS_SHOWN - len(problems)]:
+            problems.append(CellProblem(line, fault.column, fault.shown, fault.reason, self._path.name))
+        self._on_bad_row(BadRow(line, raw, faults[0].column, faults[0].value, faults[0].reason, bad_cells))
+
+
+def list_problems(problems: Sequence[CellProblem], count: int) -> list[str]:
+    """Return one line per problem, and one with the number of the others."""
+    more = [f".. and {count - len(problems)} more"] if count > len(problems) else []
+    return [*map(str, problems), *more]
