@@ -1,7 +1,8 @@
-"""Where the bounds of the contracts' checks come from: `python -m benchmarks.checks DATASET`.
+"""Print the measurements that the bounds of a contract's checks were derived from.
 
-Prints the smallest and largest figure of each check on random subsets of the published test split, and its figure on
-the same split made wrong in known ways. The data is taken from the data folder, or fetched into it.
+`python -m benchmarks.checks DATASET` prints the smallest and largest measurement of each check on random subsets of the
+published test split, and its measurement on faulty copies of the split. The data is read from the data folder, or
+fetched into it.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import pyarrow.parquet as pq
 
 from schemas.config import data_folder
 from schemas.contract import CONTRACTS, DatasetContract, contract_of
-from tasks.checks.image_checks import Measurement, measure_checks
+from tasks.checks.image_checks import measure_checks
 from tasks.checks.image_profile import profile_images
+from tasks.checks.measurement import Measurement
 from tasks.checks.scan import scan_parquet
 from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.published_data import fetch_data
@@ -39,33 +41,33 @@ def main() -> None:
         rows = images, labels.astype(np.uint8)
         print(f"| {contract.name} | {' | '.join(check.name for check in contract.checks)} |")
         print(f"|---|{'---|' * len(contract.checks)}")
-        _print("all rows, as they are", [figures_of(rows, contract, parquet)], contract)
+        _print("all rows, unchanged", [measurements_of(rows, contract, parquet)], contract)
         for size, times in _SUBSETS.items():
             if size < len(images):
-                found = [figures_of(_drawn(rows, size, seed), contract, parquet) for seed in range(times)]
-                _print(f"{times} subsets of {size} rows", found, contract)
-        for name, change in changes(contract).items():
-            _print(name, [figures_of(change(rows), contract, parquet)], contract)
+                measured = [measurements_of(_drawn(rows, size, seed), contract, parquet) for seed in range(times)]
+                _print(f"{times} subsets of {size} rows", measured, contract)
+        for name, change in faulty_copies(contract).items():
+            _print(name, [measurements_of(change(rows), contract, parquet)], contract)
 
 
-def figures_of(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str, Measurement]:
-    """As validate measures a split alone; ``path`` is written over."""
+def measurements_of(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[str, Measurement]:
+    """Return the measurements of one split without train. Overwrites ``path``."""
     table = np.ascontiguousarray(np.column_stack([rows[1], rows[0]]).T)
     pq.write_table(pa.table(dict(zip(contract.columns, table, strict=True))), path)
     scan = scan_parquet(path, contract)
     if scan.sample is None:
-        raise ValueError("the data was expected to be of the contract's form")
+        raise ValueError("the data should have the contract's columns and types")
     profile = profile_images(scan.sample.images, scan.sample.labels, contract)
     return measure_checks(scan, scan.sample, profile, contract, None)
 
 
-def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
-    """Ways to make data wrong."""
+def faulty_copies(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
+    """Return functions that damage data, by their description."""
     generator = np.random.default_rng(0)
     top = contract.pixel_max
     square = (-1, contract.height, contract.width)
 
-    def turned(turn: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Rows], Rows]:
+    def reoriented(turn: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]) -> Callable[[Rows], Rows]:
         return lambda rows: (turn(rows[0].reshape(square)).reshape(len(rows[0]), -1), rows[1])
 
     def shuffled(share: float) -> Callable[[Rows], Rows]:
@@ -77,8 +79,8 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
     def brighter(factor: float) -> Callable[[Rows], Rows]:
         return lambda rows: (np.minimum(rows[0] * factor, top).astype(np.uint8), rows[1])
 
-    def tenth(change: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
-        """Of rows 20 % to 30 %, as one of ten shards."""
+    def in_a_tenth(change: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
+        """Change rows 20 % to 30 %, as one faulty shard of ten."""
 
         def changed(rows: Rows) -> Rows:
             first, last = len(rows[1]) // 5, len(rows[1]) * 3 // 10
@@ -90,13 +92,13 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
 
     swapped = np.arange(contract.classes, dtype=np.uint8)
     swapped[[4, 6]] = [6, 4]
-    ways: dict[str, Callable[[Rows], Rows]] = {
+    faults: dict[str, Callable[[Rows], Rows]] = {
         "inverted": lambda rows: (top - rows[0], rows[1]),
-        "transposed": turned(lambda image: image.transpose(0, 2, 1)),
-        "turned by 90 degrees": turned(lambda image: np.rot90(image, -1, (1, 2))),
-        "upside down": turned(lambda image: image[:, ::-1, ::-1]),
-        "mirrored left to right": turned(lambda image: image[:, :, ::-1]),
-        "mirrored top to bottom": turned(lambda image: image[:, ::-1]),
+        "transposed": reoriented(lambda image: image.transpose(0, 2, 1)),
+        "turned by 90 degrees": reoriented(lambda image: np.rot90(image, -1, (1, 2))),
+        "upside down": reoriented(lambda image: image[:, ::-1, ::-1]),
+        "mirrored left to right": reoriented(lambda image: image[:, :, ::-1]),
+        "mirrored top to bottom": reoriented(lambda image: image[:, ::-1]),
         "columns moved by one": lambda rows: (np.roll(rows[0], 1, axis=1), rows[1]),
         "halved": lambda rows: (rows[0] // 2, rows[1]),
         "zeros and ones": lambda rows: ((rows[0] > top // 2).astype(np.uint8), rows[1]),
@@ -111,7 +113,7 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
         "10 % brighter": brighter(1.1),
         "20 % brighter": brighter(1.2),
     }
-    of_a_tenth = (
+    faults_of_a_tenth = (
         "inverted",
         "transposed",
         "mirrored left to right",
@@ -119,7 +121,7 @@ def changes(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
         "labels shifted by one",
         "labels shuffled",
     )
-    return ways | {f"a tenth: {name}": tenth(ways[name]) for name in of_a_tenth}
+    return faults | {f"a tenth: {name}": in_a_tenth(faults[name]) for name in faults_of_a_tenth}
 
 
 def _drawn(rows: Rows, size: int, seed: int) -> Rows:
@@ -127,13 +129,13 @@ def _drawn(rows: Rows, size: int, seed: int) -> Rows:
     return rows[0][drawn], rows[1][drawn]
 
 
-def _print(what: str, found: list[Mapping[str, Measurement]], contract: DatasetContract) -> None:
+def _print(title: str, measured: list[Mapping[str, Measurement]], contract: DatasetContract) -> None:
     cells = []
     for check in contract.checks:
-        values = [figures[check.name].value for figures in found if check.name in figures]
+        values = [measurements[check.name].value for measurements in measured if check.name in measurements]
         ends = sorted({f"{min(values):.3g}", f"{max(values):.3g}"}, key=float) if values else ["-"]
         cells.append("..".join(ends))
-    print(f"| {what} | {' | '.join(cells)} |", flush=True)
+    print(f"| {title} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

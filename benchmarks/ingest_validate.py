@@ -1,4 +1,4 @@
-"""Ingest and judge the CSVs of a DATA folder into FOLDER. Prints JSON: the seconds, those of imports aside."""
+"""Ingest and validate the CSVs of a DATA folder into FOLDER. Print the seconds as JSON, without imports."""
 
 import json
 import sys
@@ -13,11 +13,11 @@ from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.published_data import fetch_data
 
 
-def judge_both(parquet: Mapping[Split, Path]) -> tuple[ValidationResult, ValidationResult]:
-    """The train split, and the test split compared with it."""
+def validate_both(parquet: Mapping[Split, Path]) -> tuple[ValidationResult, ValidationResult]:
+    """Validate the train split, and the test split compared with it."""
     train = validate_parquet(parquet["train"], FASHION_MNIST, "train")
     if train.sketches is None:
-        raise RuntimeError("our suite took the real data for other data")
+        raise RuntimeError("the real data should pass the contract")
     return train, validate_parquet(parquet["test"], FASHION_MNIST, "test", train=(train.sketches, parquet["train"]))
 
 
@@ -28,7 +28,7 @@ def main(data_dir: str, folder: str) -> None:
     parquet = {split: Path(folder) / f"{split}.parquet" for split in SPLITS}
     for split in SPLITS:
         ingest_csv(csvs[split], parquet[split], Path(folder) / "bad.parquet", FASHION_MNIST)
-    judge_both(parquet)
+    validate_both(parquet)
     print(json.dumps({"seconds": time.perf_counter() - started}))
 
 

@@ -1,6 +1,6 @@
-"""A contract as text for people: what `fashion-ann contract` prints, and docs/contract.md.
+"""Format data contracts as Markdown or JSON, for `fashion-ann contract` and docs/contract.md.
 
-`python -m cli.contract_page > docs/contract.md` makes that page.
+`python -m cli.contract_page > docs/contract.md` writes that page.
 """
 
 import sys
@@ -14,21 +14,24 @@ PAGE = PROJECT_ROOT / "docs" / "contract.md"
 
 _HEAD = f"""# The data contracts
 
-Made from schemas/contract.py by `python -m cli.contract_page > docs/contract.md`. `fashion-ann contract` prints one
-of them, of the dataset that `--dataset` names, and with `--json` for programs. A CSV keeps a header, then a row an
-image: its label, and its pixels from the top left, row by row. ingest checks form and ranges, cell by cell; validate
-has Great Expectations judge all of it. Figures about how images look (from polarity to label_agreement) and drift are
-taken of {SAMPLE_ROWS} images drawn at random from a split that has more; the others of all of them.
+Generated from schemas/contract.py by `python -m cli.contract_page > docs/contract.md`. `fashion-ann contract` prints
+the contract of one dataset (`--dataset`), with `--json` for programs.
+
+A CSV has a header, then one row per image: its label and its pixels from the top left, row by row. The ingest stage
+checks the format and the range of every cell. The validate stage checks everything below with Great Expectations.
+Checks of images and labels (polarity to faulty_chunks) and drift use at most {SAMPLE_ROWS} images of a split, drawn at
+random; the other checks use all images.
 """
 
 
 def page() -> str:
-    """docs/contract.md: every contract."""
+    """Return docs/contract.md: every contract."""
     return "\n".join([_HEAD, *(contract_text(contract) for contract in CONTRACTS.values())])
 
 
 def contract_text(contract: DatasetContract) -> str:
-    """One contract, as Markdown that reads well in a terminal."""
+    """Return one contract as Markdown that is readable in a terminal."""
+    labels = ", ".join(f"{label} {name}" for label, name in enumerate(contract.class_names))
     lines = [
         f"## {contract.name}",
         "",
@@ -36,21 +39,19 @@ def contract_text(contract: DatasetContract) -> str:
         f"- images: {contract.height} x {contract.width} pixels, integers {contract.pixel_min}..{contract.pixel_max}; "
         f"{contract.pixel_min} is background",
         f"- columns: {contract.columns[0]}, {contract.columns[1]} .. {contract.columns[-1]}",
-        f"- labels: integers 0..{contract.classes - 1}: "
-        + ", ".join(f"{label} {name}" for label, name in enumerate(contract.class_names)),
-        f"- rows: {_rows(contract)}; every class is there, none with more than {contract.maximum_class_share:.0%} of "
-        "them",
-        f"- near duplicates: root mean square difference of about 100 pixels of {contract.near_duplicate:.0%} of their "
-        "range",
+        f"- labels: integers 0..{contract.classes - 1}: {labels}",
+        f"- rows: {_rows(contract)}; every class occurs, none in more than {contract.maximum_class_share:.0%} of them",
+        f"- near duplicates: images that differ by at most {contract.near_duplicate:.0%} of the pixel range (root mean "
+        "square over about 100 pixels)",
         *(f"- published {split} split: {contract.published[split].rows} rows, sha256 of the rows in any order "
           f"{contract.published[split].rows_sha256}" for split in SPLITS),
         *_sources(contract),
         "",
-        "| check of validate | figure | told | refused | how the bounds were found |",
+        "| check | measures | warns | fails | evidence for the bounds |",
         "|---|---|---|---|---|",
         *(
-            f"| {check.name} | {check.says} | {_bound(check, check.warn)} | {_bound(check, check.fail)} | "
-            f"{check.found} |"
+            f"| {check.name} | {check.description} | {_bound(check, check.warn)} | {_bound(check, check.fail)} | "
+            f"{check.evidence} |"
             for check in contract.checks
         ),
         "",
@@ -59,12 +60,10 @@ def contract_text(contract: DatasetContract) -> str:
 
 
 def contract_json(contract: DatasetContract) -> dict[str, Any]:
-    """One contract, as JSON."""
+    """Return one contract as JSON."""
+    names = ("name", "height", "width", "pixel_min", "pixel_max", "near_duplicate")
     return {
-        **{
-            name: getattr(contract, name)
-            for name in ("name", "height", "width", "pixel_min", "pixel_max", "near_duplicate")
-        },
+        **{name: getattr(contract, name) for name in names},
         "files": {split: contract.csv_name(split) for split in SPLITS},
         "label_range": list(contract.bounds(contract.label_column)),
         "columns": list(contract.columns),
@@ -72,12 +71,17 @@ def contract_json(contract: DatasetContract) -> dict[str, Any]:
         "minimum_rows": dict(contract.minimum_rows),
         "maximum_class_share": contract.maximum_class_share,
         "published": {split: asdict(published) for split, published in contract.published.items()},
-        "checks": [asdict(check) for check in contract.checks],
+        "checks": [_check_json(check) for check in contract.checks],
     }
 
 
+def _check_json(check: Check) -> dict[str, Any]:
+    bounds = {name: getattr(check, name) for name in ("warn", "fail", "low_is_bad")}
+    return {"name": check.name, "says": check.description, "found": check.evidence, **bounds}
+
+
 def _rows(contract: DatasetContract) -> str:
-    return ", ".join(f"{split} {contract.minimum_rows[split]} at least" for split in SPLITS)
+    return ", ".join(f"{split} at least {contract.minimum_rows[split]}" for split in SPLITS)
 
 
 def _bound(check: Check, bound: float | None) -> str:
@@ -85,18 +89,15 @@ def _bound(check: Check, bound: float | None) -> str:
 
 
 def _sources(contract: DatasetContract) -> list[str]:
-    found = []
-    for split in SPLITS:
-        for file in (contract.published[split].images, contract.published[split].labels):
-            if file is not None:
-                found.append(f"- {file.name}: sha256 of its content {file.content_sha256}")
+    files = [file for split in SPLITS for file in (contract.published[split].images, contract.published[split].labels)]
+    lines = [f"- {file.name}: sha256 of its content {file.content_sha256}" for file in files if file is not None]
     if contract.bundled is not None:
         bundled = contract.bundled
-        found.append(
+        lines.append(
             f"- source: scikit-learn's {bundled.loader}; the test split is {bundled.test_rows} images drawn with seed "
-            f"{bundled.seed}, every class in proportion"
+            f"{bundled.seed}, with the same share of every class"
         )
-    return found
+    return lines
 
 
 if __name__ == "__main__":

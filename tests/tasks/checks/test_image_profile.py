@@ -1,6 +1,7 @@
-"""What is measured of images, against the same by another way."""
+"""Profile statistics, compared with hand-worked arrays and with other implementations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from schemas.contract import DIGITS, FASHION_MNIST, Split
 from schemas.errors import WrongUsage
 from schemas.layout import PROFILE_NAME
 from schemas.references import ValidatedSplit
-from tasks.checks.image_checks import orientations
 from tasks.checks.image_profile import (
+    balanced_agreement,
     histogram,
-    most_alike,
+    mean_images,
+    most_similar,
     profile_images,
     read_profile,
     similarity,
@@ -22,73 +24,83 @@ from tasks.checks.image_profile import (
     variance_explained,
     write_profile,
 )
-from tasks.data.splits import read_images
+from tests.tasks.checks.rows import read_rows
 
 
-def test_likeness_is_pearsons_correlation_whatever_the_brightness() -> None:
+def test_mean_images_by_hand() -> None:
+    images = np.array([[0, 10], [4, 21], [9, 30]], np.uint8)
+    means = mean_images(images, np.array([0, 0, 2], np.uint8))
+    assert {label: mean.tolist() for label, mean in means.items()} == {0: [2, 15.5], 2: [9, 30]}
+
+
+def test_similarity_is_pearsons_correlation() -> None:
     images = np.random.default_rng(0).integers(0, 200, (3, 50))
-    expected = np.corrcoef(images)
-    np.testing.assert_allclose(similarity(images, images * 2 + 7), expected, atol=1e-5)
+    np.testing.assert_allclose(similarity(images, images * 2 + 7), np.corrcoef(images), atol=1e-5)
     assert similarity(np.zeros((1, 50)), images).tolist() == [[0, 0, 0]]
 
 
-def test_the_most_alike_is_that_with_the_largest_correlation() -> None:
+def test_most_similar_has_the_largest_correlation() -> None:
     generator = np.random.default_rng(0)
     images, others = generator.integers(0, 256, (500, 50), np.uint8), generator.random((7, 50))
     expected = np.corrcoef(images, others)[:500, 500:].argmax(axis=1)
-    assert most_alike(images, standardized(others)).tolist() == expected.tolist()
+    assert most_similar(images, standardized(others)).tolist() == expected.tolist()
 
 
-def test_variance_explained_is_all_nothing_or_what_analysis_of_variance_says() -> None:
+def test_variance_explained_matches_analysis_of_variance() -> None:
     from scipy.stats import f_oneway
 
     labels = np.repeat(np.arange(3, dtype=np.uint8), 20)
     generator = np.random.default_rng(0)
     assert variance_explained((labels * 50)[:, None], labels) == pytest.approx(1)
+    assert variance_explained(labels[:, None], np.arange(60, dtype=np.uint8)) == 0  # one row per class
     unrelated = [variance_explained(generator.integers(0, 9, (60, 5), np.uint8), labels) for _ in range(200)]
     assert np.mean(unrelated) == pytest.approx(0, abs=0.01)
     values = (generator.integers(0, 100, 60) + labels * 20).astype(np.uint8)
     f = f_oneway(*(values[labels == label] for label in range(3))).statistic
-    assert variance_explained(values[:, None], labels) == pytest.approx(2 * (f - 1) / (2 * (f - 1) + 60), abs=1e-5)
-    # Some rows of a class more say the same.
+    expected = 2 * (f - 1) / (2 * (f - 1) + 60)
+    assert variance_explained(values[:, None], labels) == pytest.approx(expected, abs=1e-5)
+    # A larger class does not change the result.
     more = np.concatenate([np.tile(values[:20], 9), values[20:]])
     again = variance_explained(more[:, None], np.repeat(np.arange(3, dtype=np.uint8), [180, 20, 20]))
-    assert again == pytest.approx(2 * (f - 1) / (2 * (f - 1) + 60), abs=0.03)
+    assert again == pytest.approx(expected, abs=0.03)
 
 
-def test_the_histogram_keeps_background_apart_and_has_every_pixel() -> None:
+def test_agreement_weighs_classes_alike() -> None:
+    labels = np.array([0, 0, 0, 2], np.uint8)
+    share, rows = balanced_agreement(np.array([True, True, False, True]), labels)
+    assert share == pytest.approx((2 / 3 + 1) / 2)
+    assert rows == pytest.approx(2**2 / (1 / 3 + 1))
+
+
+def test_histogram_separates_background() -> None:
     images = np.array([[0, 0, 1, 16, 17, 255]], np.uint8)
-    shares = histogram(images, FASHION_MNIST)
-    assert (shares * 6).round().tolist() == [2, 2, 1, *[0] * 13, 1]
+    assert (histogram(images, FASHION_MNIST) * 6).round().tolist() == [2, 2, 1, *[0] * 13, 1]
     assert histogram(np.arange(17, dtype=np.uint8)[None], DIGITS).tolist() == pytest.approx([1 / 17] * 17)
 
 
-def test_every_orientation_is_another_and_turns_as_it_says() -> None:
-    image = np.arange(784, dtype=np.float32)[None]
-    laid = orientations(image, FASHION_MNIST)
-    assert len({one.tobytes() for one in laid.values()}) == 8
-    right = np.rot90(image.reshape(28, 28), -1).ravel()
-    np.testing.assert_array_equal(laid["turned by 90 degrees to the right"][0], right)
+def test_histogram_starts_at_the_smallest_pixel() -> None:
+    contract = replace(DIGITS, pixel_min=100, pixel_max=132)  # two values per bin
+    images = np.array([[100, 100, 101, 102, 103, 130, 131, 132]], np.uint8)
+    assert (histogram(images, contract) * 8).tolist() == [2, 2, 1, *[0] * 12, 1, 2]
 
 
-def test_a_profile_is_read_as_it_was_written(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
+def test_profile_survives_writing(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
     train = sample_data["train"]
-    images, labels = read_images(train.data.path, FASHION_MNIST)
-    profile = profile_images(images, labels.astype(np.uint8), FASHION_MNIST)
+    profile = profile_images(*read_rows(train.data.path), FASHION_MNIST)
     write_profile(tmp_path / PROFILE_NAME, profile)
-    # All 1,000 rows are within the sample that validate looks at.
+    # All 1,000 rows are within the sample that validate uses.
     assert (tmp_path / PROFILE_NAME).read_bytes() == (train.record.path / PROFILE_NAME).read_bytes()
     assert read_profile((tmp_path / PROFILE_NAME).read_bytes()) == profile
     assert profile.class_rows == [100] * 10
 
 
-def test_the_reference_of_the_digits_is_what_the_command_makes_of_them(tmp_path: Path) -> None:
+def test_digits_profile_is_reproducible(tmp_path: Path) -> None:
     make_reference("digits", tmp_path, tmp_path / "digits.json")
     assert DIGITS.reference is not None
     assert json.loads((tmp_path / "digits.json").read_bytes()) == json.loads(DIGITS.reference.read_bytes())
 
 
-def test_a_reference_is_made_of_published_data_alone(tmp_path: Path) -> None:
+def test_baselines_come_from_published_data(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"digits_{split}.csv").write_text("label\n")
     with pytest.raises(WrongUsage, match="published train split was expected"):

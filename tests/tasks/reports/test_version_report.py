@@ -268,7 +268,7 @@ def test_every_check_of_the_data_is_told_with_figure_bounds_and_result(stated: d
             figure, bound = f"{check['figure']:.3g}", re.escape(f"{check['bound']}, {past}")
             name = check["check"].replace("_", " ")
             assert re.search(rf"{name}[^✓⚠]* {figure} [^✓⚠]*{bound}[^✓⚠]*✓ met", page.text), check
-    assert "of the distribution of pixel values from that of the reference" in page.text
+    assert "of the distribution of pixel values from that of the baseline" in page.text
     assert "look like other images" not in page.text  # they do not
 
 

@@ -1,0 +1,164 @@
+"""Compare labelled images with the baseline's mean images: polarity, orientation, position, similarity, labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.contract import DatasetContract
+from tasks.checks.image_profile import (
+    Floats,
+    ImageProfile,
+    Images,
+    Labels,
+    mean_images,
+    most_similar,
+    similarity,
+    standardized,
+)
+from tasks.checks.label_checks import measure_labels
+from tasks.checks.measurement import Measurement
+
+UPRIGHT = "as it is"
+
+
+class BaselineImages:
+    """The mean images of a baseline profile, and `standardized` copies of them in every orientation and position."""
+
+    def __init__(self, profile: ImageProfile, contract: DatasetContract) -> None:
+        self.profile = profile
+        self.images = np.stack([np.asarray(image, np.float32) for image in profile.mean_images.values()])
+        self.labels = np.array([int(label) for label in profile.mean_images])
+        self.oriented = {name: standardized(view) for name, view in orientations(self.images, contract).items()}
+        self.shifted = [standardized(view) for view in _shifted(self.images, contract)]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The mean correlation of mean images with the baseline's, by orientation, as they are and inverted."""
+
+    normal: Mapping[str, float]
+    inverse: Mapping[str, float]
+
+    @property
+    def inverted(self) -> bool:
+        return max(self.inverse.values()) > max(self.normal.values())
+
+    @property
+    def correlations(self) -> Mapping[str, float]:
+        """Correlations in the polarity that fits better."""
+        return self.inverse if self.inverted else self.normal
+
+    @property
+    def orientation(self) -> str:
+        return max(self.correlations, key=lambda name: self.correlations[name])
+
+    @property
+    def best(self) -> float:
+        return self.correlations[self.orientation]
+
+
+def compare_with_baseline(
+    images: Images,
+    labels: Labels,
+    contract: DatasetContract,
+    baseline: BaselineImages,
+    explained: float | None = None,
+) -> dict[str, Measurement]:
+    """Measure how labelled images differ from the baseline.
+
+    explained: share of the images' variance that labels explain, as in their profile; without it, label_relation is not
+    measured. Each fault is reported once: orientation is measured in the polarity that fits better, and labels are
+    compared in the orientation that fits best.
+    """
+    means = np.stack(list(mean_images(images, labels).values()))
+    alignment = _align(standardized(means), baseline)
+    sign = np.float32(-1 if alignment.inverted else 1)
+    nearest = baseline.labels[most_similar(images, baseline.oriented[alignment.orientation] * sign)]
+    return {
+        **_measure_alignment(alignment, means, contract, baseline),
+        **measure_labels(labels, nearest, contract, baseline.profile, explained),
+    }
+
+
+def _align(means: Floats, baseline: BaselineImages) -> Alignment:
+    correlations = {name: means @ view.T for name, view in baseline.oriented.items()}
+    return Alignment(
+        normal={name: _matched(table) for name, table in correlations.items()},
+        inverse={name: _matched(-table) for name, table in correlations.items()},
+    )
+
+
+def _matched(correlations: Floats) -> float:
+    """Return the mean correlation of the best one-to-one match, so that permuted labels have no effect."""
+    from scipy.optimize import linear_sum_assignment
+
+    return float(correlations[linear_sum_assignment(correlations, maximize=True)].mean())
+
+
+def _measure_alignment(
+    alignment: Alignment, means: Floats, contract: DatasetContract, baseline: BaselineImages
+) -> dict[str, Measurement]:
+    correlations, orientation = alignment.correlations, alignment.orientation
+    gain = -1.0  # of a shift; not measured for images in another polarity or orientation
+    if orientation == UPRIGHT and not alignment.inverted:
+        shifted = standardized(means)
+        gain = max(_matched(shifted @ view.T) for view in baseline.shifted) - alignment.best
+    other = contract.check("similarity").fails(alignment.best)
+    return {
+        "polarity": Measurement(
+            max(alignment.inverse.values()) - max(alignment.normal.values()),
+            f"the images look inverted, background is {contract.pixel_max}" if alignment.inverted else "",
+        ),
+        "orientation": Measurement(
+            max(value for name, value in correlations.items() if name != UPRIGHT) - correlations[UPRIGHT],
+            f"the images look {orientation}" if orientation != UPRIGHT else "",
+        ),
+        "similarity": Measurement(
+            alignment.best, _describe_other_images(means, baseline.images, contract) if other else ""
+        ),
+        "position": Measurement(gain, "the images look moved by a pixel or more" if gain > 0 else ""),
+    }
+
+
+def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]:
+    """Return images (N, pixels) in every orientation that fits their frame, by its description."""
+    upright = images.reshape(-1, contract.height, contract.width)
+    views = {
+        UPRIGHT: upright,
+        "upside down (turned by 180 degrees)": upright[:, ::-1, ::-1],
+        "mirrored left to right": upright[:, :, ::-1],
+        "mirrored top to bottom": upright[:, ::-1],
+    }
+    if contract.height == contract.width:
+        transposed = upright.transpose(0, 2, 1)
+        views |= {
+            "transposed (rows are columns)": transposed,
+            "turned by 90 degrees to the right": transposed[:, :, ::-1],
+            "turned by 90 degrees to the left": transposed[:, ::-1],
+            "transposed along the other diagonal": transposed[:, ::-1, ::-1],
+        }
+    return {name: view.reshape(len(images), -1) for name, view in views.items()}
+
+
+def _shifted(images: Floats, contract: DatasetContract) -> list[Floats]:
+    """Return images (N, pixels) shifted by one pixel to each side."""
+    upright = images.reshape(-1, contract.height, contract.width)
+    return [np.roll(upright, step, axis).reshape(len(images), -1) for step, axis in ((1, 2), (-1, 2), (1, 1), (-1, 1))]
+
+
+def _describe_other_images(means: Floats, expected: Floats, contract: DatasetContract) -> str:
+    """Describe mean images that fit the baseline's in no orientation."""
+    if _smoothness(means, contract) < _smoothness(expected, contract) / 2:
+        return "neighbouring pixels are unrelated: the pixels look permuted"
+    return "they look like images of another dataset"
+
+
+def _smoothness(means: Floats, contract: DatasetContract) -> float:
+    """Return the correlation of the pixels of the overall mean image with their right and lower neighbours."""
+    image = means.mean(axis=0).reshape(contract.height, contract.width)
+    pairs = np.concatenate(
+        [np.stack([image[:, 1:], image[:, :-1]]).reshape(2, -1), np.stack([image[1:], image[:-1]]).reshape(2, -1)],
+        axis=1,
+    )
+    return float(similarity(pairs[:1], pairs[1:])[0, 0])

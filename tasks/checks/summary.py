@@ -1,0 +1,106 @@
+"""Summarize Great Expectations' results: table rows, check results, and one sentence per violation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.checks.measurement import join_first
+
+_PROBLEMS = 10
+_PLACES = 5
+
+
+def summarize(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a validation.
+
+    rows: one per expectation. checks: the fields of a `CheckResult`, one per bound of a check. broken, warnings: one
+    sentence per expectation that failed, by severity. problems: the columns that failed one, ten at most.
+    """
+    facts: dict[str, list[Any]] = {name: [] for name in ("rows", "checks", "broken", "warnings", "problems")}
+    failed_checks: set[str] = set()
+    warnings: list[tuple[str, str]] = []
+    for profile, verdict in result.items():
+        for entry in verdict["results"]:
+            row = _table_row(profile, entry)
+            facts["rows"].append(row)
+            meta = entry["expectation_config"]["meta"]
+            if meta.get("check"):
+                facts["checks"].append(_check_result(row, entry))
+            if row["result"] == "broken":
+                facts["broken"].append(_sentence(entry))
+                failed_checks.add(row["of"])
+                facts["problems"] += _problems(entry) if profile == "columns" else []
+            elif row["result"] == "warned":
+                warnings.append((row["of"], _sentence(entry)))
+    # A check that failed does not need its warning as well.
+    facts["warnings"] = [sentence for check, sentence in warnings if check not in failed_checks]
+    facts["problems"] = facts["problems"][:_PROBLEMS]
+    return facts
+
+
+def _table_row(profile: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    config = entry["expectation_config"]
+    meta = config["meta"]
+    failed = "warned" if config["severity"] == "warning" else "broken"
+    return {
+        "profile": profile,
+        "expectation": config["type"],
+        "of": meta["subject"],
+        "figure": entry["result"].get("observed_value"),
+        "bound": f"{meta['relation']} {meta['expected']}",
+        "severity": config["severity"],
+        "result": "met" if entry["success"] else failed,
+    }
+
+
+def _check_result(row: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: row[name] for name in ("figure", "bound", "severity", "result")}
+    return {"check": row["of"], **fields, "says": entry["expectation_config"].get("notes") or ""}
+
+
+def _problems(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the fields of a `CellProblem` per column that failed; line 0, because a profile knows no lines."""
+    return [
+        {"line": 0, "column": name, "value": value, "reason": f"expected {subject}{expected}"}
+        for name, subject, value, expected in _violations(entry)
+    ]
+
+
+def _violations(entry: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return name, subject, value and expected value of every row of the profile that failed.
+
+    The subject is empty if it is the name itself.
+    """
+    meta, result = entry["expectation_config"]["meta"], entry["result"]
+    relation = "" if meta["relation"] == "==" else f"{meta['relation']} "
+    (name,) = result.get("unexpected_index_column_names") or ("",)
+    subject = "" if meta["subject"] == name else f"{meta['subject']} "
+    return [
+        (row[name], subject, str(row[meta["subject"]]), f"{relation}{row.get(meta['expected'], meta['expected'])}")
+        for row in result.get("unexpected_index_list") or []
+    ]
+
+
+def _sentence(entry: Mapping[str, Any]) -> str:
+    """Return what was expected and what was received."""
+    config, result = entry["expectation_config"], entry["result"]
+    meta = config["meta"]
+    # The exception info is that of the expectation, or one per metric that failed.
+    for info in (entry["exception_info"], *entry["exception_info"].values()):
+        if isinstance(info, dict) and info.get("raised_exception"):
+            return f"{config['type']} of {meta['subject']} could not be evaluated: {info['exception_message']}"
+    if meta.get("check"):
+        detail = f"{config['notes']}; " if config.get("notes") else ""
+        limit = "least" if meta["relation"] == ">=" else "most"
+        received = f"{result['observed_value']:.3g}"
+        return f"{meta['subject']}: {detail}expected at {limit} {meta['expected']}, received {received}"
+    if missing := result.get("partial_missing_list"):
+        # Great Expectations lists at most 20, in no order.
+        return f"{config['description']}; missing {', '.join(sorted(missing, key=lambda label: (len(label), label)))}"
+    if violations := _violations(entry):
+        places = [
+            f"{name} ({f'{subject}{value}, ' if subject else ''}expected {expected})"
+            for name, subject, value, expected in violations
+        ]
+        return f"{config['description']}; violated by {join_first(places, _PLACES)}"
+    expected = f"{meta['relation']} {meta['expected']}"
+    return f"{config['description']}; expected {expected}, received {result.get('observed_value')}"
