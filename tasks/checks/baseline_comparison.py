@@ -1,8 +1,5 @@
 """Compare labelled images with the baseline's mean images: polarity, orientation, position, similarity, labels."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 
 from schemas.contract import DatasetContract
@@ -33,31 +30,6 @@ class BaselineImages:
         self.shifted = [standardized(view) for view in _shifted(self.images, contract)]
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """The mean correlation of mean images with the baseline's, by orientation, as they are and inverted."""
-
-    normal: Mapping[str, float]
-    inverse: Mapping[str, float]
-
-    @property
-    def inverted(self) -> bool:
-        return max(self.inverse.values()) > max(self.normal.values())
-
-    @property
-    def correlations(self) -> Mapping[str, float]:
-        """Correlations in the polarity that fits better."""
-        return self.inverse if self.inverted else self.normal
-
-    @property
-    def orientation(self) -> str:
-        return max(self.correlations, key=lambda name: self.correlations[name])
-
-    @property
-    def best(self) -> float:
-        return self.correlations[self.orientation]
-
-
 def compare_with_baseline(
     images: Images,
     labels: Labels,
@@ -72,21 +44,32 @@ def compare_with_baseline(
     compared in the orientation that fits best.
     """
     means = np.stack(list(mean_images(images, labels).values()))
-    alignment = _align(standardized(means), baseline)
-    sign = np.float32(-1 if alignment.inverted else 1)
-    nearest = baseline.labels[most_similar(images, baseline.oriented[alignment.orientation] * sign)]
+    normalized = standardized(means)
+    correlations = {name: normalized @ view.T for name, view in baseline.oriented.items()}
+    fits = {
+        (inverted, name): _matched(-table if inverted else table)
+        for inverted in (False, True)
+        for name, table in correlations.items()
+    }
+    inverted, orientation = best = max(fits, key=lambda view: fits[view])
+    polarity = max(fits[True, name] for name in correlations) - max(fits[False, name] for name in correlations)
+    turned = max(fits[inverted, name] for name in correlations if name != UPRIGHT) - fits[inverted, UPRIGHT]
+    shift = -1.0  # not measured for images in another polarity or orientation
+    if best == (False, UPRIGHT):
+        shift = max(_matched(normalized @ view.T) for view in baseline.shifted) - fits[best]
+    other = contract.check("similarity").fails(fits[best])
+    nearest = baseline.labels[most_similar(images, baseline.oriented[orientation] * np.float32(-1 if inverted else 1))]
     return {
-        **_measure_alignment(alignment, means, contract, baseline),
+        "polarity": Measurement(
+            polarity, f"the images look inverted, background is {contract.pixel_max}" if inverted else ""
+        ),
+        "orientation": Measurement(turned, f"the images look {orientation}" if orientation != UPRIGHT else ""),
+        "position": Measurement(shift, "the images look moved by a pixel or more" if shift > 0 else ""),
+        "similarity": Measurement(
+            fits[best], _describe_other_images(means, baseline.images, contract) if other else ""
+        ),
         **measure_labels(labels, nearest, contract, baseline.profile, explained),
     }
-
-
-def _align(means: Floats, baseline: BaselineImages) -> Alignment:
-    correlations = {name: means @ view.T for name, view in baseline.oriented.items()}
-    return Alignment(
-        normal={name: _matched(table) for name, table in correlations.items()},
-        inverse={name: _matched(-table) for name, table in correlations.items()},
-    )
 
 
 def _matched(correlations: Floats) -> float:
@@ -94,31 +77,6 @@ def _matched(correlations: Floats) -> float:
     from scipy.optimize import linear_sum_assignment
 
     return float(correlations[linear_sum_assignment(correlations, maximize=True)].mean())
-
-
-def _measure_alignment(
-    alignment: Alignment, means: Floats, contract: DatasetContract, baseline: BaselineImages
-) -> dict[str, Measurement]:
-    correlations, orientation = alignment.correlations, alignment.orientation
-    gain = -1.0  # of a shift; not measured for images in another polarity or orientation
-    if orientation == UPRIGHT and not alignment.inverted:
-        shifted = standardized(means)
-        gain = max(_matched(shifted @ view.T) for view in baseline.shifted) - alignment.best
-    other = contract.check("similarity").fails(alignment.best)
-    return {
-        "polarity": Measurement(
-            max(alignment.inverse.values()) - max(alignment.normal.values()),
-            f"the images look inverted, background is {contract.pixel_max}" if alignment.inverted else "",
-        ),
-        "orientation": Measurement(
-            max(value for name, value in correlations.items() if name != UPRIGHT) - correlations[UPRIGHT],
-            f"the images look {orientation}" if orientation != UPRIGHT else "",
-        ),
-        "similarity": Measurement(
-            alignment.best, _describe_other_images(means, baseline.images, contract) if other else ""
-        ),
-        "position": Measurement(gain, "the images look moved by a pixel or more" if gain > 0 else ""),
-    }
 
 
 def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]:

@@ -1,9 +1,9 @@
 """Measure what the contract's checks compare with their bounds."""
 
 import numpy as np
-import numpy.typing as npt
 
 from schemas.contract import DatasetContract
+from schemas.references import DuplicateReport
 from tasks.checks.baseline_comparison import BaselineImages, compare_with_baseline
 from tasks.checks.chunk_checks import faulty_chunks
 from tasks.checks.image_profile import ImageProfile, baseline_profile
@@ -108,14 +108,13 @@ def _constant_columns(scan: Scan, contract: DatasetContract, baseline: ImageProf
     return Measurement(len(constant) / contract.pixels, join_first(constant, 5))
 
 
-def measure_leaks(in_train: npt.NDArray[np.uint8]) -> dict[str, Measurement]:
-    """Measure the checks that compare a test split with train. in_train: from `find_test_images_in_train`."""
-    same, near = int((in_train == 2).sum()), int((in_train == 1).sum())
+def measure_leaks(duplicates: DuplicateReport, rows: int) -> dict[str, Measurement]:
+    """Measure the checks that compare a test split of ``rows`` images with train."""
+    counts = {
+        "test_images_in_train": (duplicates.test_rows_in_train, "copies"),
+        "near_duplicates_in_train": (duplicates.test_rows_near_train, "near duplicates"),
+    }
     return {
-        "test_images_in_train": Measurement(
-            same / len(in_train), f"{same} of {len(in_train)} test images are copies of train images"
-        ),
-        "near_duplicates_in_train": Measurement(
-            near / len(in_train), f"{near} of {len(in_train)} test images are near duplicates of train images"
-        ),
+        name: Measurement(count / rows, f"{count} of {rows} test images are {kind} of train images")
+        for name, (count, kind) in counts.items()
     }

@@ -93,8 +93,8 @@ def validate_parquet(
             measurements = measure_checks(scan, sample, profile, contract, champion)
         if search is not None and sample is not None and train is not None:
             in_train = search.result()
-            measurements |= measure_leaks(in_train)
             duplicates = duplicate_report(train[0], sample.sketches, in_train)
+            measurements |= measure_leaks(duplicates, scan.rows)
     # In the frame of the classes, because another frame costs as much as all expectations on it.
     classes = scan.classes.assign(**{name: measurement.value for name, measurement in measurements.items()})
     expectations = [
@@ -112,43 +112,26 @@ def column_expectations() -> "list[Expectation]":
     """
     import great_expectations.expectations as gxe
 
-    missing = {"ignore_row_if": "either_value_is_missing"}
+    order = "column order: every column must be at its position in the contract"
+    types = f"column types: every column must be {COLUMN_TYPE}"
+    nulls = "nulls: no value may be missing"
+    smallest = "smallest values: none may be below the lower bound of its column"
+    largest = "largest values: none may be above the upper bound of its column"
+    pair: Any = gxe.ExpectColumnPairValuesAToBeGreaterThanB
+    present = {"or_equal": True, "ignore_row_if": "either_value_is_missing"}
     return [
         gxe.ExpectColumnPairValuesToBeEqual(
             column_A="column",
             column_B="expected_column",
             ignore_row_if="neither",
-            description="column order: every column must be at its position in the contract",
-            meta=_meta("column", "==", "expected_column"),
+            **_text(order, "column", "==", "expected_column"),
         ),
         gxe.ExpectColumnValuesToBeInSet(
-            column="type",
-            value_set=[COLUMN_TYPE],
-            description=f"column types: every column must be {COLUMN_TYPE}",
-            meta=_meta("type", "==", COLUMN_TYPE),
+            column="type", value_set=[COLUMN_TYPE], **_text(types, "type", "==", COLUMN_TYPE)
         ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="nulls",
-            value_set=[0],
-            description="nulls: no value may be missing",
-            meta=_meta("nulls", "==", "0"),
-        ),
-        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            **missing,
-            column_A="minimum",
-            column_B="lower_bound",
-            or_equal=True,
-            description="smallest values: none may be below the lower bound of its column",
-            meta=_meta("minimum", ">=", "lower_bound"),
-        ),
-        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            **missing,
-            column_A="upper_bound",
-            column_B="maximum",
-            or_equal=True,
-            description="largest values: none may be above the upper bound of its column",
-            meta=_meta("maximum", "<=", "upper_bound"),
-        ),
+        gxe.ExpectColumnValuesToBeInSet(column="nulls", value_set=[0], **_text(nulls, "nulls", "==", "0")),
+        pair(column_A="minimum", column_B="lower_bound", **present, **_text(smallest, "minimum", ">=", "lower_bound")),
+        pair(column_A="upper_bound", column_B="maximum", **present, **_text(largest, "maximum", "<=", "upper_bound")),
     ]
 
 
@@ -157,33 +140,26 @@ def class_expectations(contract: DatasetContract, minimum_rows: int, exact_rows:
     import great_expectations.expectations as gxe
 
     labels = [str(label) for label in range(contract.classes)]
+    listed = ", ".join(labels)
     share = contract.maximum_class_share
+    shares = f"class shares: no class may have more than {share:.0%} of the rows"
+    if exact_rows is None:
+        rows = _text("row count: at least the contract's minimum", "rows", ">=", str(minimum_rows))
+    else:
+        rows = _text("row count: as published", "rows", "==", str(exact_rows))
     return [
         # Two expectations: Great Expectations 1.24 cannot render a failure of ExpectColumnDistinctValuesToEqualSet.
         gxe.ExpectColumnDistinctValuesToContainSet(
-            column="label",
-            value_set=labels,
-            description="classes: every class must occur",
-            meta=_meta("label", "contains", ", ".join(labels)),
+            column="label", value_set=labels, **_text("classes: every class must occur", "label", "contains", listed)
         ),
         gxe.ExpectColumnValuesToBeInSet(
-            column="label",
-            value_set=labels,
-            description="labels: every label must be a class",
-            meta=_meta("label", "in", ", ".join(labels)),
+            column="label", value_set=labels, **_text("labels: every label must be a class", "label", "in", listed)
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="share",
-            max_value=share,
-            description=f"class shares: no class may have more than {share:.0%} of the rows",
-            meta=_meta("share", "<=", f"{share:g}"),
+            column="share", max_value=share, **_text(shares, "share", "<=", f"{share:g}")
         ),
         gxe.ExpectColumnSumToBeBetween(
-            column="rows",
-            min_value=minimum_rows if exact_rows is None else exact_rows,
-            max_value=exact_rows,
-            description="row count: " + ("at least the contract's minimum" if exact_rows is None else "as published"),
-            meta=_meta("rows", ">=", str(minimum_rows)) if exact_rows is None else _meta("rows", "==", str(exact_rows)),
+            column="rows", min_value=minimum_rows if exact_rows is None else exact_rows, max_value=exact_rows, **rows
         ),
     ]
 
@@ -203,23 +179,25 @@ def _check_expectation(check: Check, bound: float, severity: str, measurement: M
     import great_expectations.expectations as gxe
 
     # Every row has the same value.
-    between: Any = gxe.ExpectColumnMinToBeBetween if check.low_is_bad else gxe.ExpectColumnMaxToBeBetween
-    verb, side = "Warns" if severity == "warning" else "Fails", "below" if check.low_is_bad else "above"
+    between: Any = gxe.ExpectColumnMaxToBeBetween
+    end, relation, side = "max_value", "<=", "above"
+    if check.low_is_bad:
+        between = gxe.ExpectColumnMinToBeBetween
+        end, relation, side = "min_value", ">=", "below"
+    verb = "Warns" if severity == "warning" else "Fails"
     details = f" Details: {measurement.detail}." if measurement.detail else ""
+    description = f"{check.name}: {check.description}. {verb} {side} {bound:g}.{details}"
+    text = _text(description, check.name, relation, f"{bound:g}", check=True)
     expectation: Expectation = between(
-        column=check.name,
-        **{"min_value" if check.low_is_bad else "max_value": bound},
-        severity=severity,
-        description=f"{check.name}: {check.description}. {verb} {side} {bound:g}.{details}",
-        notes=measurement.detail or None,
-        meta={**_meta(check.name, ">=" if check.low_is_bad else "<=", f"{bound:g}"), "check": True},
+        column=check.name, **{end: bound}, severity=severity, notes=measurement.detail or None, **text
     )
     return expectation
 
 
-def _meta(subject: str, relation: str, expected: str) -> dict[str, str]:
-    """Return what `summarize` reads from an expectation: ``expected`` is a value, or a column of the profile."""
-    return {"subject": subject, "relation": relation, "expected": expected}
+def _text(description: str, subject: str, relation: str, expected: str, check: bool = False) -> dict[str, Any]:
+    """Return the fields for people, and those for `summarize`: ``expected`` is a value, or a column of the profile."""
+    meta = {"subject": subject, "relation": relation, "expected": expected, "check": check}
+    return {"description": description, "meta": meta}
 
 
 def validate_frame(

@@ -16,23 +16,29 @@ def summarize(result: Mapping[str, Any]) -> dict[str, Any]:
     sentence per expectation that failed, by severity. problems: the columns that failed one, ten at most.
     """
     facts: dict[str, list[Any]] = {name: [] for name in ("rows", "checks", "broken", "warnings", "problems")}
-    failed_checks: set[str] = set()
+    failed: set[str] = set()
     warnings: list[tuple[str, str]] = []
     for profile, verdict in result.items():
         for entry in verdict["results"]:
             row = _table_row(profile, entry)
             facts["rows"].append(row)
-            meta = entry["expectation_config"]["meta"]
-            if meta.get("check"):
-                facts["checks"].append(_check_result(row, entry))
-            if row["result"] == "broken":
-                facts["broken"].append(_sentence(entry))
-                failed_checks.add(row["of"])
-                facts["problems"] += _problems(entry) if profile == "columns" else []
-            elif row["result"] == "warned":
+            if entry["expectation_config"]["meta"]["check"]:
+                fields = {name: row[name] for name in ("figure", "bound", "severity", "result")}
+                detail = entry["expectation_config"].get("notes") or ""
+                facts["checks"].append({"check": row["of"], **fields, "says": detail})
+            if row["result"] == "warned":
                 warnings.append((row["of"], _sentence(entry)))
+            elif row["result"] == "broken":
+                failed.add(row["of"])
+                facts["broken"].append(_sentence(entry))
+                # Line 0, because a profile knows no lines.
+                facts["problems"] += [
+                    {"line": 0, "column": name, "value": value, "reason": f"expected {subject}{expected}"}
+                    for name, subject, value, expected in _violations(entry)
+                    if profile == "columns"
+                ]
     # A check that failed does not need its warning as well.
-    facts["warnings"] = [sentence for check, sentence in warnings if check not in failed_checks]
+    facts["warnings"] = [sentence for subject, sentence in warnings if subject not in failed]
     facts["problems"] = facts["problems"][:_PROBLEMS]
     return facts
 
@@ -50,19 +56,6 @@ def _table_row(profile: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "severity": config["severity"],
         "result": "met" if entry["success"] else failed,
     }
-
-
-def _check_result(row: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: row[name] for name in ("figure", "bound", "severity", "result")}
-    return {"check": row["of"], **fields, "says": entry["expectation_config"].get("notes") or ""}
-
-
-def _problems(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the fields of a `CellProblem` per column that failed; line 0, because a profile knows no lines."""
-    return [
-        {"line": 0, "column": name, "value": value, "reason": f"expected {subject}{expected}"}
-        for name, subject, value, expected in _violations(entry)
-    ]
 
 
 def _violations(entry: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -88,7 +81,7 @@ def _sentence(entry: Mapping[str, Any]) -> str:
     for info in (entry["exception_info"], *entry["exception_info"].values()):
         if isinstance(info, dict) and info.get("raised_exception"):
             return f"{config['type']} of {meta['subject']} could not be evaluated: {info['exception_message']}"
-    if meta.get("check"):
+    if meta["check"]:
         detail = f"{config['notes']}; " if config.get("notes") else ""
         limit = "least" if meta["relation"] == ">=" else "most"
         received = f"{result['observed_value']:.3g}"

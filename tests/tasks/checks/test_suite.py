@@ -50,8 +50,16 @@ _SMALLEST = "smallest values: none may be below the lower bound of its column; v
 _LARGEST = "largest values: none may be above the upper bound of its column; violated by"
 _CLASSES = "classes: every class must occur; missing"
 _LABELS = "labels: every label must be a class; violated by"
-_TEXTS = ("label", "pixel1", "pixel2", "pixel3")
-_MORE = range(6, 11)
+_SHARES = "class shares: no class may have more than 50% of the rows; violated by"
+_ROWS = "row count: at least the contract's minimum; expected >= 6, received"
+
+
+def _types(kind: str, *columns: str) -> str:
+    return f"{_TYPES} {', '.join(f'{column} (type {kind}, expected uint8)' for column in columns)}"
+
+
+def _additional(first: int, last: int) -> str:
+    return ", ".join(f"pixel{number} (expected (no column))" for number in range(first, last + 1))
 
 
 @pytest.mark.parametrize(
@@ -60,92 +68,62 @@ _MORE = range(6, 11)
         pytest.param(lambda frame: frame, [], id="nothing"),
         pytest.param(
             _with("pixel3", 300, "int16"),
-            [f"{_TYPES} pixel3 (type int16, expected uint8)", f"{_LARGEST} pixel3 (maximum 300, expected <= 255)"],
-            id="pixel of 300",
+            [_types("int16", "pixel3"), f"{_LARGEST} pixel3 (maximum 300, expected <= 255)"], id="pixel of 300",
         ),
         pytest.param(
             _with("pixel3", -1, "int16"),
-            [f"{_TYPES} pixel3 (type int16, expected uint8)", f"{_SMALLEST} pixel3 (minimum -1, expected >= 0)"],
-            id="pixel of -1",
+            [_types("int16", "pixel3"), f"{_SMALLEST} pixel3 (minimum -1, expected >= 0)"], id="pixel of -1",
         ),
-        pytest.param(
-            _with("pixel2", 12.5, "float32"), [f"{_TYPES} pixel2 (type float, expected uint8)"], id="pixel of 12.5"
-        ),
+        pytest.param(_with("pixel2", 12.5, "float32"), [_types("float", "pixel2")], id="pixel of 12.5"),
         pytest.param(
             _with("pixel2", float("nan"), "float32"),
-            [f"{_TYPES} pixel2 (type float, expected uint8)", f"{_NULLS} pixel2 (nulls 1, expected 0)"],
-            id="NaN",
+            [_types("float", "pixel2"), f"{_NULLS} pixel2 (nulls 1, expected 0)"], id="NaN",
         ),
         pytest.param(_with("pixel2", None, "UInt8"), [f"{_NULLS} pixel2 (nulls 1, expected 0)"], id="null"),
         pytest.param(
             lambda frame: frame.assign(pixel2=pd.array([None] * len(frame), "UInt8")),
-            [f"{_NULLS} pixel2 (nulls 12, expected 0)"],
-            id="only nulls",
+            [f"{_NULLS} pixel2 (nulls 12, expected 0)"], id="only nulls",
         ),
-        pytest.param(
-            _with("pixel1", 1, "int64"), [f"{_TYPES} pixel1 (type int64, expected uint8)"], id="wider type"
-        ),
+        pytest.param(_with("pixel1", 1, "int64"), [_types("int64", "pixel1")], id="wider type"),
         pytest.param(
             lambda frame: frame.assign(pixel2="1", pixel3=np.int32(1234567)),
-            [
-                f"{_TYPES} pixel2 (type large_string, expected uint8), pixel3 (type int32, expected uint8)",
-                f"{_LARGEST} pixel3 (maximum 1234567, expected <= 255)",
-            ],
-            id="text beside a large number",
+            [f"{_types('large_string', 'pixel2')}, pixel3 (type int32, expected uint8)",
+             f"{_LARGEST} pixel3 (maximum 1234567, expected <= 255)"], id="text beside a large number",
         ),
         pytest.param(
             lambda frame: frame.drop(columns="pixel4").astype(str),
-            [
-                f"{_ORDER} (no column) (expected pixel4)",
-                f"{_TYPES} {', '.join(f'{name} (type large_string, expected uint8)' for name in _TEXTS)}",
-            ],
-            id="only text, and a missing column",
+            [f"{_ORDER} (no column) (expected pixel4)",
+             _types("large_string", "label", "pixel1", "pixel2", "pixel3")], id="only text, and a missing column",
         ),
         pytest.param(
             lambda frame: frame.assign(pixel2=255.0001),
-            [
-                f"{_TYPES} pixel2 (type double, expected uint8)",
-                f"{_LARGEST} pixel2 (maximum 255.0001, expected <= 255)",
-            ],
+            [_types("double", "pixel2"), f"{_LARGEST} pixel2 (maximum 255.0001, expected <= 255)"],
             id="slightly too large",
         ),
         pytest.param(
             lambda frame: frame.assign(pixel2=[float("inf")] * 10 + [float("nan")] * 2),
-            [
-                f"{_TYPES} pixel2 (type double, expected uint8)",
-                f"{_NULLS} pixel2 (nulls 2, expected 0)",
-                f"{_LARGEST} pixel2 (maximum Infinity, expected <= 255)",
-            ],
-            id="infinite, then only NaN",
+            [_types("double", "pixel2"), f"{_NULLS} pixel2 (nulls 2, expected 0)",
+             f"{_LARGEST} pixel2 (maximum Infinity, expected <= 255)"], id="infinite, then only NaN",
         ),
         pytest.param(
             lambda frame: frame.assign(pixel2=np.float16(300)),
-            [
-                f"{_TYPES} pixel2 (type halffloat, expected uint8)",
-                f"{_LARGEST} pixel2 (maximum 300.0, expected <= 255)",
-            ],
-            id="16 bits",
+            [_types("halffloat", "pixel2"), f"{_LARGEST} pixel2 (maximum 300.0, expected <= 255)"], id="16 bits",
         ),
         pytest.param(
             lambda frame: frame.drop(columns="pixel4"), [f"{_ORDER} (no column) (expected pixel4)"], id="missing column"
         ),
         pytest.param(
             lambda frame: frame.assign(**{"(no column)": np.uint8(0)}),
-            [f"{_ORDER} (no column) (expected ((no column)))"],
-            id="additional column, named like a missing one",
+            [f"{_ORDER} (no column) (expected ((no column)))"], id="additional column, named like a missing one",
         ),
         pytest.param(
-            lambda frame: frame.assign(pixel5=np.uint8(0), **{f"pixel{number}": 0 for number in _MORE}),
-            [
-                f"{_ORDER} {', '.join(f'pixel{number} (expected (no column))' for number in range(5, 10))} and 1 more",
-                f"{_TYPES} {', '.join(f'pixel{number} (type int64, expected uint8)' for number in _MORE)}",
-            ],
-            id="additional columns",
+            lambda frame: frame.assign(pixel5=np.uint8(0), **{f"pixel{number}": 0 for number in range(6, 11)}),
+            [f"{_ORDER} {_additional(5, 9)} and 1 more",
+             _types("int64", "pixel6", "pixel7", "pixel8", "pixel9", "pixel10")], id="additional columns",
         ),
         pytest.param(
             lambda frame: frame[["label", "pixel2", "pixel1", "pixel3", "pixel4"]],
-            [f"{_ORDER} pixel2 (expected pixel1), pixel1 (expected pixel2)"],
-            id="column order",
+            [f"{_ORDER} pixel2 (expected pixel1), pixel1 (expected pixel2)"], id="column order",
         ),
         pytest.param(
             _with("label", 3, "uint8"),
@@ -154,36 +132,17 @@ _MORE = range(6, 11)
         ),
         pytest.param(
             lambda frame: frame.assign(label=[[0]] * 12),
-            [f"{_TYPES} label (type list<element: int64>, expected uint8)",
-             f"{_CLASSES} 0, 1, 2", f"{_LABELS} [0] (expected in 0, 1, 2)",
-             "class shares: no class may have more than 50% of the rows; violated by [0] (share 1.0, expected <= 0.5)"],
-            id="labels that are lists",
+            [_types("list<element: int64>", "label"), f"{_CLASSES} 0, 1, 2", f"{_LABELS} [0] (expected in 0, 1, 2)",
+             f"{_SHARES} [0] (share 1.0, expected <= 0.5)"], id="labels that are lists",
         ),
         pytest.param(lambda frame: frame[frame.label != 2], [f"{_CLASSES} 2"], id="missing class"),
-        pytest.param(
-            lambda frame: frame[(frame.label == 0) | (frame.index < 6)],
-            [],
-            id="class of half the rows",
-        ),
+        pytest.param(lambda frame: frame[(frame.label == 0) | (frame.index < 6)], [], id="class of half the rows"),
         pytest.param(
             lambda frame: pd.concat([frame[frame.label == 0], frame[frame.index < 5]]),
-            ["class shares: no class may have more than 50% of the rows; violated by 0 (share 0.6666666666666666, "
-             "expected <= 0.5)", "repeated_images: "],
-            id="class over half",
+            [f"{_SHARES} 0 (share 0.6666666666666666, expected <= 0.5)", "repeated_images: "], id="class over half",
         ),
-        pytest.param(
-            lambda frame: frame[:5],
-            ["row count: at least the contract's minimum; expected >= 6, received 5"],
-            id="too few rows",
-        ),
-        pytest.param(
-            lambda frame: frame[:0],
-            [
-                f"{_CLASSES} 0, 1, 2",
-                "row count: at least the contract's minimum; expected >= 6, received 0",
-            ],
-            id="no rows",
-        ),
+        pytest.param(lambda frame: frame[:5], [f"{_ROWS} 5"], id="too few rows"),
+        pytest.param(lambda frame: frame[:0], [f"{_CLASSES} 0, 1, 2", f"{_ROWS} 0"], id="no rows"),
     ],
 )  # fmt: skip
 def test_names_every_broken_clause_and_no_other(
