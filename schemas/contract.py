@@ -201,8 +201,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "label_permutation",
-        "Do more images match the baseline's mean image of their class if labels are renamed in the best way? p-value "
-        "of McNemar's exact test, one-sided",
+        "p-value of the gain in images that match the baseline's mean image of their class if labels are renamed in "
+        "the best way (McNemar's exact test, one-sided)",
         "correct data: 0.02 or more; labels shifted: 1e-90 or less; two classes swapped: 1e-10 or less with 2,048 "
         "images, up to 0.1 with 100",
         warn=1e-2,
@@ -242,8 +242,8 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "constant_columns",
-        "Share of pixels with the same value in all rows that is not background, or that vary so often in the baseline "
-        "that fewer than one split in a million would have one by chance",
+        "Share of pixels with the same value in all rows. Constant background counts only if the baseline makes it "
+        "unlikely: fewer than one split in a million would have such a pixel by chance",
         "correct data: none",
         warn=0,
         fail=0.05,

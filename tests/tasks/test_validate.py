@@ -83,7 +83,7 @@ def test_logs_warnings_and_raises_failures(
 
 
 @without_pages
-def test_reports_train_images_in_the_copied(
+def test_reports_train_images_in_test(
     sample_data: dict[Split, ValidatedSplit], copied: ParquetSplit, tmp_path: Path
 ) -> None:
     train, test = read_rows(sample_data["train"].data.path), read_rows(copied.path)
