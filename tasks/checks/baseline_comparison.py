@@ -31,17 +31,12 @@ class BaselineImages:
 
 
 def compare_with_baseline(
-    images: Images,
-    labels: Labels,
-    contract: DatasetContract,
-    baseline: BaselineImages,
-    explained: float | None = None,
+    images: Images, labels: Labels, contract: DatasetContract, baseline: BaselineImages, explained: float
 ) -> dict[str, Measurement]:
     """Measure how labelled images differ from the baseline.
 
-    explained: share of the images' variance that labels explain, as in their profile; without it, label_relation is not
-    measured. Each fault is reported once: orientation is measured in the polarity that fits better, and labels are
-    compared in the orientation that fits best.
+    explained: share of the images' variance that labels explain (`variance_explained`). Each fault is reported once:
+    orientation is measured in the polarity that fits better, and labels are compared in the orientation that fits best.
     """
     means = np.stack(list(mean_images(images, labels).values()))
     normalized = standardized(means)

@@ -16,27 +16,25 @@ _WILSON_Z = 4.0  # one in 30,000, on one side
 
 
 def measure_labels(
-    labels: Labels,
-    nearest: npt.NDArray[Any],
-    contract: DatasetContract,
-    baseline: ImageProfile,
-    explained: float | None,
+    labels: Labels, nearest: npt.NDArray[Any], contract: DatasetContract, baseline: ImageProfile, explained: float
 ) -> dict[str, Measurement]:
-    """Measure label_permutation, label_relation and label_agreement.
+    """Measure label_relation, label_permutation and label_agreement.
 
     nearest: for each image, the class of the baseline's most similar mean image. explained: share of the variance that
-    labels explain; without it, label_relation is not measured. Agreement is that of labels renamed in the best way, so
-    that a permutation is reported once.
+    labels explain. Agreement is that of labels renamed in the best way, so that a permutation is reported once.
     """
-    renamed = best_renaming(labels, nearest, contract.classes)
-    relation = 1.0 if explained is None else explained / baseline.label_relation
+    relation = explained / baseline.label_relation
     shuffled = relation < _SHUFFLED
-    # No renaming is right for labels that are unrelated to the images.
+    renamed = best_renaming(labels, nearest, contract.classes)
+    # Shuffled labels have a best renaming too, but no right one.
     p_value = 1.0 if shuffled else _renaming_p_value(labels, nearest, renamed)
     permuted = contract.check("label_permutation").warns(p_value)
     agree = (renamed[labels] if permuted else labels) == nearest
     share, rows = balanced_agreement(agree, labels)
-    measured = {
+    return {
+        "label_relation": Measurement(
+            relation, "the labels look shuffled: the mean images of all classes are similar" if shuffled else ""
+        ),
         "label_permutation": Measurement(p_value, describe_renaming(renamed, contract) if permuted else ""),
         "label_agreement": Measurement(
             wilson_interval(share * rows, rows, _WILSON_Z)[1] / baseline.label_agreement,
@@ -44,10 +42,6 @@ def measure_labels(
             f"class, {baseline.label_agreement:.0%} in the baseline",
         ),
     }
-    if explained is not None:
-        detail = "the labels look shuffled: the mean images of all classes are similar" if shuffled else ""
-        measured["label_relation"] = Measurement(relation, detail)
-    return measured
 
 
 def best_renaming(labels: Labels, nearest: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:

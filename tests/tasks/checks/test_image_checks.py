@@ -335,10 +335,13 @@ _BASELINE = ImageProfile([], {}, [], [], label_agreement=0.8, label_relation=0.5
             lambda labels: (labels + 4) % 5, 0.04,
             {"label_permutation": 1, "label_relation": 0.08, "label_agreement": 16 / 36 / 0.8}, id="unrelated",
         ),
-        pytest.param(lambda labels: labels, None, {"label_permutation": 1, "label_agreement": 1.25}, id="correct"),
+        pytest.param(
+            lambda labels: labels, 0.5, {"label_permutation": 1, "label_relation": 1, "label_agreement": 1.25},
+            id="correct",
+        ),
     ],
 )  # fmt: skip
-def test_label_measurements_by_hand(nearest: Any, explained: float | None, expected: dict[str, float]) -> None:
+def test_label_measurements_by_hand(nearest: Any, explained: float, expected: dict[str, float]) -> None:
     labels = np.repeat(np.arange(5, dtype=np.uint8), 4)
     measured = measure_labels(labels, nearest(labels), _CLASSES, _BASELINE, explained)
     assert {name: measurement.value for name, measurement in measured.items()} == pytest.approx(expected)
