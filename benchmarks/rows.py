@@ -174,7 +174,7 @@ def validate_row(bench: Bench) -> Iterator[Row]:
         spread(timed),
         f"plain suite: {spread(plain)}",
         spread(against, digits=4),
-        goal("<= 0.01", met=statistics.median(against) <= 0.01),
+        goal("<= 1/60", met=statistics.median(against) <= 1 / 60),
     )
 
 

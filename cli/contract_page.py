@@ -1,4 +1,4 @@
-"""The data contracts as text: the output of `fashion-ann contract`, and docs/contract.md.
+"""Format data contracts as Markdown or JSON, for `fashion-ann contract` and docs/contract.md.
 
 `python -m cli.contract_page > docs/contract.md` writes that page.
 """
@@ -14,25 +14,24 @@ PAGE = PROJECT_ROOT / "docs" / "contract.md"
 
 _HEAD = f"""# The data contracts
 
-Generated from schemas/contract.py by `python -m cli.contract_page > docs/contract.md`. `fashion-ann contract`
-prints the contract of one dataset, and with `--json` as JSON.
+Generated from schemas/contract.py by `python -m cli.contract_page > docs/contract.md`. `fashion-ann contract` prints
+the contract of one dataset (`--dataset`), with `--json` for programs.
 
-A CSV has a header, then one row per image: its label and its pixels, row by row from the top left. The ingest stage
-checks format and value ranges of every cell. The validate stage runs the checks in the table with Great Expectations.
-
-A value beyond the bound "warns" logs a warning, a value beyond the bound "fails" rejects the split. The image checks
-(polarity to label_agreement) and drift use a random sample of {SAMPLE_ROWS} images from a larger split. All other
-checks use every image.
+A CSV has a header, then one row per image: its label and its pixels from the top left, row by row. The ingest stage
+checks the format and the range of every cell. The validate stage checks everything below with Great Expectations.
+Checks of images and labels (polarity to faulty_chunks) and drift use at most {SAMPLE_ROWS} images of a split, drawn at
+random; the other checks use all images.
 """
 
 
 def page() -> str:
-    """Return the text of docs/contract.md: every contract."""
+    """Return docs/contract.md: every contract."""
     return "\n".join([_HEAD, *(contract_text(contract) for contract in CONTRACTS.values())])
 
 
 def contract_text(contract: DatasetContract) -> str:
     """Return one contract as Markdown that is readable in a terminal."""
+    labels = ", ".join(f"{label} {name}" for label, name in enumerate(contract.class_names))
     lines = [
         f"## {contract.name}",
         "",
@@ -40,20 +39,19 @@ def contract_text(contract: DatasetContract) -> str:
         f"- images: {contract.height} x {contract.width} pixels, integers {contract.pixel_min}..{contract.pixel_max}; "
         f"{contract.pixel_min} is background",
         f"- columns: {contract.columns[0]}, {contract.columns[1]} .. {contract.columns[-1]}",
-        f"- labels: integers 0..{contract.classes - 1}: "
-        + ", ".join(f"{label} {name}" for label, name in enumerate(contract.class_names)),
-        f"- rows: {_rows(contract)}; every class occurs, with at most {contract.maximum_class_share:.0%} of the rows",
-        f"- near duplicates: root mean square difference of about 100 pixels is at most {contract.near_duplicate:.0%} "
-        "of the pixel range",
-        *(f"- published {split} split: {contract.published[split].rows} rows, sha256 of the rows regardless of order "
+        f"- labels: integers 0..{contract.classes - 1}: {labels}",
+        f"- rows: {_rows(contract)}; every class occurs, none in more than {contract.maximum_class_share:.0%} of them",
+        f"- near duplicates: images that differ by at most {contract.near_duplicate:.0%} of the pixel range (root mean "
+        "square over about 100 pixels)",
+        *(f"- published {split} split: {contract.published[split].rows} rows, sha256 of the rows in any order "
           f"{contract.published[split].rows_sha256}" for split in SPLITS),
         *_sources(contract),
         "",
-        "| check | value | warns | fails | basis of the bounds |",
+        "| check | measures | warns | fails | evidence for the bounds |",
         "|---|---|---|---|---|",
         *(
-            f"| {check.name} | {check.says} | {_bound(check, check.warn)} | {_bound(check, check.fail)} | "
-            f"{check.found} |"
+            f"| {check.name} | {check.description} | {_bound(check, check.warn)} | {_bound(check, check.fail)} | "
+            f"{check.evidence} |"
             for check in contract.checks
         ),
         "",
@@ -63,11 +61,9 @@ def contract_text(contract: DatasetContract) -> str:
 
 def contract_json(contract: DatasetContract) -> dict[str, Any]:
     """Return one contract as JSON."""
+    names = ("name", "height", "width", "pixel_min", "pixel_max", "near_duplicate")
     return {
-        **{
-            name: getattr(contract, name)
-            for name in ("name", "height", "width", "pixel_min", "pixel_max", "near_duplicate")
-        },
+        **{name: getattr(contract, name) for name in names},
         "files": {split: contract.csv_name(split) for split in SPLITS},
         "label_range": list(contract.bounds(contract.label_column)),
         "columns": list(contract.columns),
@@ -75,12 +71,17 @@ def contract_json(contract: DatasetContract) -> dict[str, Any]:
         "minimum_rows": dict(contract.minimum_rows),
         "maximum_class_share": contract.maximum_class_share,
         "published": {split: asdict(published) for split, published in contract.published.items()},
-        "checks": [asdict(check) for check in contract.checks],
+        "checks": [_check_json(check) for check in contract.checks],
     }
 
 
+def _check_json(check: Check) -> dict[str, Any]:
+    bounds = {name: getattr(check, name) for name in ("warn", "fail", "low_is_bad")}
+    return {"name": check.name, "says": check.description, "found": check.evidence, **bounds}
+
+
 def _rows(contract: DatasetContract) -> str:
-    return ", ".join(f"at least {contract.minimum_rows[split]} in {split}" for split in SPLITS)
+    return ", ".join(f"{split} at least {contract.minimum_rows[split]}" for split in SPLITS)
 
 
 def _bound(check: Check, bound: float | None) -> str:
@@ -88,16 +89,13 @@ def _bound(check: Check, bound: float | None) -> str:
 
 
 def _sources(contract: DatasetContract) -> list[str]:
-    lines = []
-    for split in SPLITS:
-        for file in (contract.published[split].images, contract.published[split].labels):
-            if file is not None:
-                lines.append(f"- {file.name}: sha256 of the unpacked content {file.content_sha256}")
+    files = [file for split in SPLITS for file in (contract.published[split].images, contract.published[split].labels)]
+    lines = [f"- {file.name}: sha256 of its content {file.content_sha256}" for file in files if file is not None]
     if contract.bundled is not None:
         bundled = contract.bundled
         lines.append(
-            f"- source: scikit-learn's {bundled.loader}; the test split is a stratified sample of "
-            f"{bundled.test_rows} images, drawn with seed {bundled.seed}"
+            f"- source: scikit-learn's {bundled.loader}; the test split is {bundled.test_rows} images drawn with seed "
+            f"{bundled.seed}, with the same share of every class"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""What a dataset promises. Each fact about Fashion-MNIST stands here once; suites and messages derive from it."""
+"""Define the data contract of each dataset: files, columns, value ranges, classes and checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from schemas.errors import WrongUsage
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-# The names of the contracts, as a type: a flow parameter of another name is refused before anything runs.
+# The contracts' names as a type: Prefect rejects a flow parameter with another name before the run starts.
 DatasetName = Literal["fashion-mnist", "digits"]
 
 _PROFILES = Path(__file__).parent / "profiles"
@@ -19,10 +19,10 @@ _PROFILES = Path(__file__).parent / "profiles"
 
 @dataclass(frozen=True)
 class IdxFile:
-    """One of the four files that the dataset was published as.
+    """One of the four IDX files of the published dataset.
 
-    ``gzip_sha256`` names the file as its authors packed it; ``content_sha256`` names what is inside, which stays the
-    same however it is packed (Debian packs it anew).
+    gzip_sha256: digest of the file as its authors compressed it. content_sha256: digest of its content, which does not
+    depend on the compression (Debian compresses it again).
     """
 
     name: str
@@ -33,9 +33,10 @@ class IdxFile:
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """A split as its authors published it. ``rows_sha256`` is `tasks.data.sources.rows_digest`: free of row order.
+    """A split as its authors published it.
 
-    ``images`` and ``labels`` where it was published as IDX.
+    rows_sha256: `tasks.data.sources.rows_digest`, which does not depend on row order. images, labels: the IDX files, if
+    the split was published as IDX.
     """
 
     rows: int
@@ -46,10 +47,9 @@ class PublishedSplit:
 
 @dataclass(frozen=True)
 class BundledData:
-    """Images that come with scikit-learn, unsplit: ``loader`` of `sklearn.datasets`.
+    """Images that come with scikit-learn, without splits: ``loader`` of `sklearn.datasets`.
 
-    ``test_rows`` of them are the test split, every class in proportion, as `tasks.data.splits.stratified_split` draws them
-    with ``seed``.
+    `tasks.data.splits.stratified_split` draws the ``test_rows`` of the test split with ``seed``.
     """
 
     loader: str
@@ -59,36 +59,37 @@ class BundledData:
 
 @dataclass(frozen=True)
 class Check:
-    """What `tasks.validate` knows about a split beyond types and ranges: one figure, and its bounds.
+    """One rule about a measurement of a split, beyond types and ranges.
 
-    Past ``warn`` it is told and goes on, past ``fail`` the split is refused; None: no such bound. Past is above, or
-    below where ``low_is_bad``. ``found``: how the bounds were found.
+    A value beyond ``warn`` logs a warning, beyond ``fail`` rejects the split; None: no such bound. Beyond is above, or
+    below if ``low_is_bad``. evidence: measurements that the bounds were derived from.
     """
 
     name: str
-    says: str
-    found: str
+    description: str
+    evidence: str
     warn: float | None = None
     fail: float | None = None
     low_is_bad: bool = False
 
-    def fails(self, figure: float) -> bool:
-        """Whether a split with this figure is refused."""
-        return self._past(self.fail, figure)
+    def fails(self, value: float) -> bool:
+        """Return whether a split with this value is rejected."""
+        return self._exceeds(self.fail, value)
 
-    def tells(self, figure: float) -> bool:
-        """Whether a split with this figure is warned of, or refused."""
-        return self._past(self.warn, figure) or self.fails(figure)
+    def warns(self, value: float) -> bool:
+        """Return whether a split with this value is rejected or causes a warning."""
+        return self._exceeds(self.warn, value) or self.fails(value)
 
-    def _past(self, bound: float | None, figure: float) -> bool:
-        return bound is not None and (figure < bound if self.low_is_bad else figure > bound)
+    def _exceeds(self, bound: float | None, value: float) -> bool:
+        return bound is not None and (value < bound if self.low_is_bad else value > bound)
 
 
 @dataclass(frozen=True)
 class DatasetContract:
-    """The form of one image dataset kept as CSV: a header, then a label and the pixels of one image a row.
+    """The format and the checks of one image dataset stored as CSV: a header, then one row per image.
 
-    Pixels are integers, row-major from the top left; ``pixel_min`` is background. Labels are 0 .. classes - 1.
+    A row is the label and the pixels, row-major from the top left. Pixels are integers; ``pixel_min`` is background.
+    Labels are 0 .. classes - 1.
     """
 
     name: str
@@ -101,18 +102,18 @@ class DatasetContract:
     maximum_class_share: float
     published: Mapping[Split, PublishedSplit]
     checks: tuple[Check, ...]
-    # Root mean square difference of two images' pixels, as a share of the pixel range, up to which they are near
-    # duplicates.
+    # Largest root mean square difference of near duplicates, as a share of the pixel range.
     near_duplicate: float
-    # Made from the published train split by `python -m benchmarks.make_profile`. Without one, what needs it is not judged.
+    # Baseline profile, created from the published train split by `python -m benchmarks.make_profile`. Without it, the
+    # checks that need it are skipped.
     reference: Path | None = None
-    # Where the published data is to be had.
+    # Sources of the published data.
     kaggle_slug: str | None = None
     mirrors: tuple[str, ...] = ()
     debian_package: str | None = None
     debian_folder: str | None = None
     bundled: BundledData | None = None
-    # For the model card in report.html, in words; nothing depends on them.
+    # Text of the model card in report.html.
     licence: str = ""
     known_limits: tuple[str, ...] = ()
 
@@ -120,7 +121,7 @@ class DatasetContract:
 
     @property
     def pixels(self) -> int:
-        """Pixels an image."""
+        """Return the number of pixels per image."""
         return self.height * self.width
 
     @property
@@ -129,11 +130,11 @@ class DatasetContract:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The header, in order: ``label, pixel1, ..``."""
+        """Return the column names in order: ``label, pixel1, ..``."""
         return (self.label_column, *(f"pixel{number}" for number in range(1, self.pixels + 1)))
 
     def bounds(self, column: str) -> tuple[int, int]:
-        """Smallest and largest value that ``column`` may hold."""
+        """Return the smallest and the largest value that ``column`` may contain."""
         return (0, self.classes - 1) if column == self.label_column else (self.pixel_min, self.pixel_max)
 
     def check(self, name: str) -> Check:
@@ -143,135 +144,137 @@ class DatasetContract:
         return f"{self.name}_{split}.csv"
 
 
-# Images of a split that figures about how they look are taken of, drawn with one seed. All of them would move such
-# a figure by a hundredth.
+# Images that are sampled for checks of images and labels. With all of them, measurements would change by about 1 %.
 SAMPLE_ROWS = 2_048
 
-# How the bounds were found: figures of random subsets of the published test splits, of 100 rows (300 of them), of 200
-# (300) and of 1,000 (60), none of which is warned of, against those of the same data made wrong.
-# `python -m benchmarks.checks` prints them anew.
+# The bounds were derived from random subsets of the published test splits, which cause no warning: 300 of 100 rows, 300
+# of 200 rows and 60 of 1,000 rows. They are compared with faulty copies of the same data.
+# `python -m benchmarks.checks` prints the measurements.
 CHECKS: tuple[Check, ...] = (
     Check(
         "polarity",
-        "How much better the classes' mean images agree with those of the reference once they are inverted: difference "
-        "of the mean correlations",
-        "right data: -1.23 to -0.84; inverted: 0.88 to 1.22",
+        "Gain in mean correlation with the baseline's mean images if the images are inverted",
+        "correct data: -1.23 to -0.84; inverted: 0.88 to 1.22",
         fail=0,
     ),
     Check(
         "orientation",
-        "How much better they agree turned, mirrored or transposed than as they are, measured in the same way",
-        "right data: -0.20 to -0.12; turned, mirrored or transposed: 0.17 to 0.92",
+        "Gain in mean correlation if the images are turned, mirrored or transposed",
+        "correct data: -0.20 to -0.12; turned, mirrored or transposed: 0.17 to 0.92",
         fail=0,
     ),
     Check(
         "position",
-        "How much better they agree moved by a pixel to any side than as they are, measured in the same way; -1 where "
-        "they are inverted or turned",
-        "right data: -0.19 to -0.01; columns moved by one: 0.05, and of the digits likeness fails",
+        "Gain in mean correlation if the images are moved by one pixel to any side; -1 if they are inverted or turned",
+        "correct data: -0.19 to -0.01; columns moved by one: 0.05 (digits fail similarity instead)",
         warn=0,
         fail=0.03,
     ),
     Check(
         "similarity",
-        "How well they agree in the orientation and polarity that fit best: mean correlation",
-        "right data: 0.93 or more; pixels permuted, or noise: 0.23 or less; shuffled labels: 0.77",
+        "Mean correlation with the baseline's mean images, in the polarity and orientation that fit best",
+        "correct data: 0.93 or more; pixels permuted, or noise: 0.23 or less; labels shuffled: 0.77",
         fail=0.6,
         low_is_bad=True,
     ),
     Check(
         "inverted_images",
-        "Share of images whose border is brighter than the middle of the range: background is the smallest value",
-        "right data: none",
+        "Share of images whose border is brighter than the middle of the pixel range",
+        "correct data: none",
         warn=0.001,
         fail=0.01,
     ),
     Check(
         "background",
-        "Share of images without a pixel of the background, the smallest value of the range",
-        "right data: none",
+        "Share of images without a background pixel, the smallest value of the range",
+        "correct data: none",
         warn=0,
         fail=0.1,
     ),
     Check(
         "brightest_pixel",
-        "Largest pixel of an image, the median of the images, as a share of the range",
-        "right data: 1; halved: 0.5; zeros and ones: 0.004",
+        "Median over all images of the largest pixel, as a share of the pixel range",
+        "correct data: 1; halved: 0.5; zeros and ones: 0.004",
         warn=0.95,
         fail=0.75,
         low_is_bad=True,
     ),
     Check(
         "label_permutation",
-        "Whether more images are like the reference's mean image of their class once labels are renamed in the best "
-        "way: p-value of McNemar's exact test, one-sided",
-        "right data: 0.02 or more; labels shifted: 1e-90 or less; two classes swapped: 1e-10 or less of 2,048 images, "
-        "up to 0.1 of 100",
+        "p-value of the gain in images that match the baseline's mean image of their class if labels are renamed in "
+        "the best way (McNemar's exact test, one-sided)",
+        "correct data: 0.02 or more; labels shifted: 1e-90 or less; two classes swapped: 1e-10 or less with 2,048 "
+        "images, up to 0.1 with 100",
         warn=1e-2,
         fail=1e-4,
         low_is_bad=True,
     ),
     Check(
         "label_relation",
-        "Share of the pixels' variance that labels explain (omega squared, every class weighed alike), relative to "
-        "the reference",
-        "right data: 0.81 or more; 15 % of the labels shuffled: 0.7; 30 %: 0.5; all: 0.01 or less",
+        "Share of the pixels' variance that labels explain (omega squared, equal weight per class), relative to the "
+        "baseline",
+        "correct data: 0.81 or more; 15 % of the labels shuffled: 0.7; 30 %: 0.5; all: 0.01 or less",
         warn=0.7,
         fail=0.6,
         low_is_bad=True,
     ),
     Check(
         "label_agreement",
-        "Share of images that of all mean images of the reference are most like that of their class (upper end of "
-        "Wilson's interval, z = 4), relative to the reference",
-        "right data: 1.01 or more; 15 % of the labels shuffled: 0.9; 30 %: 0.8; all: 0.25 or less",
+        "Nearest-class-mean accuracy (upper end of Wilson's interval, z = 4), relative to the baseline",
+        "correct data: 1.01 or more; 15 % of the labels shuffled: 0.9; 30 %: 0.8; all: 0.25 or less",
         warn=0.95,
         fail=0.8,
         low_is_bad=True,
     ),
     Check(
         "faulty_chunks",
-        "Share of the parts of a split, each of 128 or more images that are looked at in file order, that would be "
-        "refused by themselves for how they look, for the range of their pixels or for their labels; parts with less "
-        "than 3 images of a class, or with more than half of them blank, are left out",
-        "right data: none; a tenth of 10,000 rows, in one piece, made wrong: 0.06 to 0.13; a tenth of 359: 0",
+        "Share of chunks, in file order, that would fail on their own because of orientation, pixel range or labels. A "
+        "chunk has at least 128 sampled images; chunks with fewer than 3 images of a class, or with more than half "
+        "of them blank, are skipped",
+        "correct data: none; a tenth of 10,000 rows faulty, in one piece: 0.06 to 0.13; a tenth of 359: 0",
         fail=0,
     ),
     Check(
         "class_imbalance",
-        "Rows of the largest class for each row of the smallest",
-        "random subsets of 100 rows: up to 17, of 200: up to 5",
+        "Rows of the largest class per row of the smallest",
+        "random subsets of 100 rows: up to 17; of 200: up to 5",
         warn=10,
     ),
     Check(
         "constant_columns",
-        "Share of the pixels that have one value in all rows, where that is not background, or where by the reference "
-        "less than one split of a million would have such a pixel by chance",
-        "right data: none",
+        "Share of pixels with the same value in all rows. Constant background counts only if the baseline makes it "
+        "unlikely: fewer than one split in a million would have such a pixel by chance",
+        "correct data: none",
         warn=0,
         fail=0.05,
     ),
-    Check("blank_images", "Share of images of one value alone", "right data: none", warn=0, fail=0.01),
-    Check("repeated_images", "Share of images that stand in an earlier row, too", "right data: none", warn=0, fail=0.1),
+    Check(
+        "blank_images",
+        "Share of images with the same value in every pixel",
+        "correct data: none",
+        warn=0,
+        fail=0.01,
+    ),
+    Check("repeated_images", "Share of images that repeat an earlier row", "correct data: none", warn=0, fail=0.1),
     Check(
         "test_images_in_train",
-        "Share of test images that stand in train, too",
-        "right data: none; up to the second bound figures are given with and without them",
+        "Share of test images that are copies of train images",
+        "correct data: none; below the second bound, metrics are reported with and without them",
         warn=0,
         fail=0.1,
     ),
     Check(
         "near_duplicates_in_train",
-        "Share of the other test images that all but stand in train",
-        "right data: 6 of 10,000 of Fashion-MNIST, known as such; none of the digits",
+        "Share of the other test images that are near duplicates of train images",
+        "correct data: 6 of 10,000 in Fashion-MNIST, which are known; none in the digits",
         warn=0.005,
         fail=0.1,
     ),
     Check(
         "drift",
-        "Distance of the distribution of pixel values from that of the champion's train split, or from the reference "
-        "where no champion was made from other data: Jensen-Shannon, to the base 2",
-        "right data: 0.07 or less; 10 % brighter: 0.13; 20 % brighter: 0.2",
+        "Jensen-Shannon distance (base 2) of the pixel histogram from that of the champion's train split, or from the "
+        "baseline if no champion was trained on other data",
+        "correct data: 0.07 or less; 10 % brighter: 0.13; 20 % brighter: 0.2",
         warn=0.1,
     ),
 )
@@ -345,10 +348,11 @@ FASHION_MNIST = DatasetContract(
     licence="MIT, copyright 2017 Zalando SE",
     known_limits=(
         "Some test images have near-duplicates among the train images (arXiv 1906.08255), so the test accuracy is "
-        "somewhat flattered; those that are nearly the same to the pixel are counted above.",
-        "Some images carry a wrong label, in both splits (arXiv 1912.05283): a few of the mistakes that are shown here "
-        "are the label's.",
-        "Studio pictures of one shop, cut out, centred, grey and turned upright: other photographs are another task.",
+        "slightly too high. Those that differ in few pixels are counted above.",
+        "Some images have a wrong label, in both splits (arXiv 1912.05283). A few of the errors shown here are errors "
+        "of the label.",
+        "The images are studio pictures of one shop: cut out, centred, grey and upright. Other photographs are another "
+        "task.",
     ),
 )
 
@@ -378,12 +382,12 @@ DIGITS = DatasetContract(
     licence='CC BY 4.0: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning '
     "Repository, 1998",
     known_limits=(
-        "The 1,797 images that come with scikit-learn are the test part alone of the 5,620 that were published: "
-        "figures of others on all of them are another matter.",
-        "13 people wrote these, of the 43 who wrote all. Train and test are drawn from them at random, so each "
-        "writer's digits stand in both: the test accuracy says little about a hand that was never seen.",
-        "Images of 8 x 8 pixels, each 0 to 16: the black ones counted in 4 x 4 blocks of a bitmap of 32 x 32, size and "
-        "place made alike. Digits from another scanner or preparation are another task.",
+        "The 1,797 images that come with scikit-learn are only the test part of the 5,620 published ones. Results on "
+        "all of them are not comparable.",
+        "13 of the 43 writers wrote these. Train and test are drawn at random, so both contain digits of every writer. "
+        "The test accuracy does not predict the accuracy on an unknown writer.",
+        "Images are 8 x 8 pixels with values 0 to 16: counts of black pixels in 4 x 4 blocks of a 32 x 32 bitmap, with "
+        "size and position normalized. Digits from another scanner or preparation are another task.",
     ),
 )
 
@@ -393,7 +397,7 @@ CONTRACTS: Mapping[str, DatasetContract] = MappingProxyType(
 
 
 def contract_of(dataset: str) -> DatasetContract:
-    """The contract of that name; raises `WrongUsage`, naming those that there are."""
+    """Return the contract with that name. Raises `WrongUsage`, which lists the known names."""
     if dataset not in CONTRACTS:
         raise WrongUsage(f"There is no dataset {dataset!r}: expected one of {', '.join(CONTRACTS)}.")
     return CONTRACTS[dataset]

@@ -1,9 +1,9 @@
-"""Images that occur more than once: to the byte within a split, and all but to the byte across train and test.
+"""Find images that occur more than once: exact copies within a split, exact and near copies of train images in test.
 
-An image is known by its sketch, which is made while the split is read once. Near duplicates are found by a lower bound
-(Faloutsos, Ranganathan and Manolopoulos 1994): the distance of two images' lowest frequencies is never more than that
-of the images, so that only images that are near by them are read and compared. Only the nearest train images are:
-looking at all within reach found the same in the real data, in four times the time.
+A sketch, computed while the split is read once, represents each image. The search for near duplicates uses a lower
+bound (Faloutsos, Ranganathan and Manolopoulos 1994): the distance of two images' lowest frequencies is at most that of
+the images, so only images with similar frequencies are read and compared. Each test image is compared with its nearest
+train images only; all images within reach gave the same result on the real data, in four times the time.
 """
 
 import math
@@ -17,16 +17,17 @@ from schemas.contract import DatasetContract
 from schemas.references import DuplicateReport
 from tasks.data.parquet import Bytes, blocks, select_rows
 
-_CELLS = 7  # a side, of at most as many cells as pixels
-_FREQUENCIES = 3  # a side
-_NEAREST = 4
-_IN_A_TREE = 65_536  # 8 MB, since a tree holds float64
-_ASKED_AT_ONCE = 16_384
-_COMPARED_AT_ONCE = 4096
-_PIXELS_COMPARED = 98
-# What lies between stays in the processor's cache; and for more rows BLAS would wake threads that go on to spin for a
-# while, on the core that decodes the next rows.
-_SUMMED_UP_AT_ONCE = 1024
+NEAREST = 4  # train images that a test image is compared with
+# Batch sizes, which bound the memory.
+TREE_ROWS = 65_536  # 8 MB, since a tree stores float64
+QUERY_ROWS = 16_384
+PAIRS_AT_ONCE = 4096
+# Intermediate results stay in the processor's cache. With more images BLAS wakes threads, which then spin on the core
+# that decodes the next rows.
+SKETCHED_AT_ONCE = 1024
+_CELLS = 7  # per side, at most one per pixel
+_FREQUENCIES = 3  # per side
+_COMPARED_PIXELS = 98
 _FNV_PRIME = np.uint32(16_777_619)
 _FNV_PRIME_64 = np.uint64(1_099_511_628_211)
 _FNV_START = np.uint32(2_166_136_261)
@@ -34,10 +35,10 @@ _FNV_START = np.uint32(2_166_136_261)
 
 @dataclass(frozen=True)
 class Sketches:
-    """Of each image a number, uint64 (N,), and its lowest frequencies, int16 (N, frequencies); see `sketch`.
+    """One sketch per image, 27 bytes each: see `sketch`.
 
-    Two images with the same number are taken for the same: it is made of a hash of 32 bits and of sums of pixels over
-    cells. blank: bool (N,), whether all pixels of an image are equal. 27 bytes an image, since they are kept of all.
+    numbers: uint64 (N,), a 32-bit hash combined with sums over cells; images with equal numbers count as copies.
+    frequencies: int16 (N, frequencies), the lowest ones. blank: bool (N,), true if all pixels are equal.
     """
 
     numbers: npt.NDArray[np.uint64]
@@ -54,56 +55,56 @@ class Sketches:
 
     @classmethod
     def allocate(cls, rows: int, contract: DatasetContract) -> "Sketches":
-        """To be filled with `fill`."""
+        """Return uninitialized sketches for `fill`."""
         frequencies = len(_frequencies(contract))
         return cls(np.empty(rows, np.uint64), np.empty((rows, frequencies), np.int16), np.empty(rows, np.bool_))
 
     def fill(self, start: int, part: "Sketches") -> None:
-        """Take over the sketches of some rows, of which ``start`` is the first."""
+        """Copy ``part`` to the rows from ``start`` on."""
         for name, values in vars(part).items():
             getattr(self, name)[start : start + len(values)] = values
 
 
 def sketch(pixels: Bytes, contract: DatasetContract) -> Sketches:
-    """Sketches of images that lie in columns: uint8 (pixels, N).
+    """Return the sketches of images in columns: uint8 (pixels, N).
 
-    Their frequencies are those of the images' sums over cells (discrete cosine transform), scaled so that the distance
-    of two is never more than that of the images, in units of `_unit`; but for rounding to whole units.
+    The frequencies are those of the sums over cells (discrete cosine transform) in units of `_unit`. They are scaled so
+    that the distance of two images' frequencies is at most that of the images, apart from rounding.
     """
-    # One pixel of all images at a time: they lie beside each other, and each of these steps is one of the processor.
+    # One pixel of all images at a time: these values are contiguous, so each step is vectorized.
     cells, count = _cells(contract)
     sums = np.zeros((count, pixels.shape[1]), np.uint16)
-    hashes = np.full(pixels.shape[1], _FNV_START, np.uint32)  # FNV-1a, of 32 bits
+    hashes = np.full(pixels.shape[1], _FNV_START, np.uint32)  # FNV-1a with 32 bits
     for cell, values in zip(cells, pixels, strict=True):
         sums[cell] += values
         hashes ^= values
         hashes *= _FNV_PRIME
     numbers = hashes.astype(np.uint64)
-    for of_cell in sums:
-        numbers ^= of_cell
+    for cell_sums in sums:
+        numbers ^= cell_sums
         numbers *= _FNV_PRIME_64
     size = np.bincount(cells).astype(np.uint32)[:, None]
-    frequencies = _frequencies(contract) / (np.sqrt(size.T) * _unit(contract)).astype(np.float32)
+    matrix = _frequencies(contract) / (np.sqrt(size.T) * _unit(contract)).astype(np.float32)
     blank = np.empty(pixels.shape[1], np.bool_)
-    kept = np.empty((pixels.shape[1], len(frequencies)), np.int16)
-    for start in range(0, pixels.shape[1], _SUMMED_UP_AT_ONCE):
-        rows = slice(start, start + _SUMMED_UP_AT_ONCE)
+    frequencies = np.empty((pixels.shape[1], len(matrix)), np.int16)
+    for start in range(0, pixels.shape[1], SKETCHED_AT_ONCE):
+        rows = slice(start, start + SKETCHED_AT_ONCE)
         some = sums[:, rows]
         blank[rows] = (some * size[0] == some[:1] * size).all(axis=0)
-        kept[rows] = np.rint(frequencies @ some.astype(np.float32)).T
-    # Equal pixels give cells of one mean; the few images that have such are looked at whole.
+        frequencies[rows] = np.rint(matrix @ some.astype(np.float32)).T
+    # Cells with equal means are necessary for a blank image, not sufficient: the few candidates are compared in full.
     even = np.flatnonzero(blank)
     blank[even] = (pixels[:, even] == pixels[:1, even]).all(axis=0)
-    return Sketches(numbers, kept, blank)
+    return Sketches(numbers, frequencies, blank)
 
 
 def _unit(contract: DatasetContract) -> float:
-    """Of frequencies as they are kept, in pixel values: what bytes can be, past the contract's range too, just fits."""
+    """Return the unit of stored frequencies in pixel values: int16 covers all bytes, even beyond the contract."""
     return np.iinfo(np.uint8).max * math.sqrt(contract.pixels) / np.iinfo(np.int16).max
 
 
 def _cells(contract: DatasetContract) -> tuple[npt.NDArray[np.int64], int]:
-    """The cell of each pixel, and how many there are."""
+    """Return the cell of each pixel, and the number of cells."""
     down, across = (min(_CELLS, side) for side in (contract.height, contract.width))
     row = np.arange(contract.height) * down // contract.height
     column = np.arange(contract.width) * across // contract.width
@@ -111,7 +112,7 @@ def _cells(contract: DatasetContract) -> tuple[npt.NDArray[np.int64], int]:
 
 
 def _frequencies(contract: DatasetContract) -> npt.NDArray[np.float32]:
-    """The transform as a matrix, of all but the lowest frequencies nothing is computed; (frequencies, cells)."""
+    """Return the transform to the lowest frequencies as a matrix; (frequencies, cells)."""
     from scipy.fft import dct
 
     sides = (min(_CELLS, side) for side in (contract.height, contract.width))
@@ -120,86 +121,88 @@ def _frequencies(contract: DatasetContract) -> npt.NDArray[np.float32]:
 
 
 def count_duplicates(sketches: Sketches) -> int:
-    """How many rows have the image of an earlier row."""
-    numbers = np.sort(sketches.numbers)  # of integers a few times faster than numpy.unique
+    """Return the number of rows whose image occurs in an earlier row."""
+    numbers = np.sort(sketches.numbers)  # a few times faster than numpy.unique
     return int((numbers[1:] == numbers[:-1]).sum())
 
 
 def find_test_images_in_train(
     train: Sketches, train_path: Path, test: Sketches, test_path: Path, contract: DatasetContract
 ) -> npt.NDArray[np.uint8]:
-    """Of each test image, uint8 (N,): 2 if it stands in train to the byte, 1 if nearly so, 0 if not.
+    """Return for each test image, uint8 (N,): 2 for an exact copy of a train image, 1 for a near duplicate, else 0.
 
-    Near is a root mean square difference of at most ``contract.near_duplicate`` of the pixel range, of about 100
-    pixels, from one of the train images whose frequencies are nearest.
+    A near duplicate differs from one of the train images with the nearest frequencies by a root mean square of at most
+    ``contract.near_duplicate`` of the pixel range, over about 100 pixels.
     """
-    same = _known(test.numbers, train.numbers)
-    found = np.where(same, 2, 0).astype(np.uint8)
-    if not len(others := np.flatnonzero(~same)):
-        return found
-    # Images that are alike one after the other: what the tree is asked for them lies in the processor's cache.
+    copies = _contained(test.numbers, train.numbers)
+    result = np.where(copies, 2, 0).astype(np.uint8)
+    if not len(others := np.flatnonzero(~copies)):
+        return result
+    # Similar images after one another visit the same nodes of the tree, which then are in the processor's cache.
     others = others[np.argsort(test.frequencies[others, 0])]
     allowed = contract.near_duplicate * (contract.pixel_max - contract.pixel_min)
-    # Each of the frequencies of both may have been rounded by half a unit; one more for float32 before that.
+    # Both frequencies may be rounded by half a unit; one more for float32.
     reach = allowed * math.sqrt(contract.pixels) / _unit(contract) + _FREQUENCIES + 1
-    distances, nearest = _nearest(train.frequencies, test.frequencies[others], reach)
+    distances, nearest = nearest_rows(train.frequencies, test.frequencies[others], reach)
     which, place = np.nonzero(np.isfinite(distances))
     if not len(which):
-        return found
-    pixels = _looked_at(contract)
-    ours, ours_at = np.unique(others[which], return_inverse=True)
-    theirs, theirs_at = np.unique(nearest[which, place], return_inverse=True)
-    test_images, train_images = _images_at(test_path, ours, pixels), _images_at(train_path, theirs, pixels)
-    for start in range(0, len(which), _COMPARED_AT_ONCE):
-        some = slice(start, start + _COMPARED_AT_ONCE)
-        difference = test_images[ours_at[some]].astype(np.float32) - train_images[theirs_at[some]]
+        return result
+    pixels = _compared_pixels(contract)
+    test_rows, test_at = np.unique(others[which], return_inverse=True)
+    train_rows, train_at = np.unique(nearest[which, place], return_inverse=True)
+    test_images, train_images = _read_images(test_path, test_rows, pixels), _read_images(train_path, train_rows, pixels)
+    for start in range(0, len(which), PAIRS_AT_ONCE):
+        some = slice(start, start + PAIRS_AT_ONCE)
+        difference = test_images[test_at[some]].astype(np.float32) - train_images[train_at[some]]
         near = (difference**2).mean(axis=1) <= allowed**2
-        found[ours[ours_at[some][near]]] = 1
-    return found
+        result[test_rows[test_at[some][near]]] = 1
+    return result
 
 
-def _known(numbers: npt.NDArray[np.uint64], among: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Of each number, (N,), whether it is one of ``among``."""
+def _contained(numbers: npt.NDArray[np.uint64], among: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return for each number, (N,), whether ``among`` contains it."""
     ordered = np.sort(among)
     return np.asarray(ordered[np.searchsorted(ordered, numbers).clip(max=len(ordered) - 1)] == numbers)
 
 
-def _nearest(
-    known: npt.NDArray[np.int16], asked: npt.NDArray[np.int16], reach: float
+def nearest_rows(
+    rows: npt.NDArray[np.int16], queries: npt.NDArray[np.int16], reach: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Of each row of ``asked``, (N, frequencies), the nearest rows of ``known`` that are within ``reach``.
+    """Return distances and row numbers of the nearest ``rows`` within ``reach`` of each query; (N, `NEAREST`) each.
 
-    Distances, infinite where there is none, and row numbers; (N, `_NEAREST`) each. Of many rows one tree after the
-    other is asked, so that their memory does not grow.
+    rows, queries: int16 (N, frequencies). A distance is infinite if there is no such row. Trees of `TREE_ROWS` rows are
+    searched one after the other, so memory does not grow with the rows.
     """
     from scipy.spatial import cKDTree
 
-    distances = np.full((len(asked), _NEAREST), np.inf)
-    places = np.zeros((len(asked), _NEAREST), np.int64)
-    for start in range(0, len(known), _IN_A_TREE):
-        # Cut in the middle of the space and not of the rows, it is built in two thirds of the time. With nodes no
-        # larger than what they hold, scipy's default, it answers in two thirds; with leaves of 32 rows a little sooner.
-        tree = cKDTree(known[start : start + _IN_A_TREE], balanced_tree=False, leafsize=32)
-        for first in range(0, len(asked), _ASKED_AT_ONCE):
-            some = slice(first, first + _ASKED_AT_ONCE)
-            there, at = tree.query(asked[some], k=[*range(1, 1 + _NEAREST)], distance_upper_bound=reach, workers=-1)
-            both, rows = np.hstack([distances[some], there]), np.hstack([places[some], at + start])
-            best = np.argsort(both, axis=1, kind="stable")[:, :_NEAREST]
+    distances = np.full((len(queries), NEAREST), np.inf)
+    places = np.zeros((len(queries), NEAREST), np.int64)
+    for start in range(0, len(rows), TREE_ROWS):
+        # balanced_tree=False builds in two thirds of the time. compact_nodes, scipy's default, queries in two thirds of
+        # the time; leaves of 32 rows are slightly faster.
+        tree = cKDTree(rows[start : start + TREE_ROWS], balanced_tree=False, leafsize=32)
+        for first in range(0, len(queries), QUERY_ROWS):
+            some = slice(first, first + QUERY_ROWS)
+            far, at = tree.query(queries[some], k=[*range(1, 1 + NEAREST)], distance_upper_bound=reach, workers=-1)
+            both, numbers = np.hstack([distances[some], far]), np.hstack([places[some], at + start])
+            best = np.argsort(both, axis=1, kind="stable")[:, :NEAREST]
             distances[some] = np.take_along_axis(both, best, axis=1)
-            places[some] = np.take_along_axis(rows, best, axis=1)
+            places[some] = np.take_along_axis(numbers, best, axis=1)
     return distances, places
 
 
-def _looked_at(contract: DatasetContract) -> list[str]:
-    """Names of the pixels that near duplicates are compared by: all of a small image, of a large one every n-th of each
-    row, from another column in the next row."""
-    step = max(1, contract.pixels // _PIXELS_COMPARED)
+def _compared_pixels(contract: DatasetContract) -> list[str]:
+    """Return the columns that near duplicates are compared by: all of a small image, every n-th of a large one.
+
+    The first column differs from row to row.
+    """
+    step = max(1, contract.pixels // _COMPARED_PIXELS)
     row, column = np.divmod(np.arange(contract.pixels), contract.width)
     return [contract.columns[1 + at] for at in np.flatnonzero((row + column) % step == 0)]
 
 
-def _images_at(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
-    """These pixels of the images in ``rows``, ascending, of a Parquet of the contract's form; uint8 (rows, pixels)."""
+def _read_images(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
+    """Return the columns ``pixels`` of ``rows``, ascending, of a Parquet; uint8 (rows, pixels)."""
     images = np.empty((len(rows), len(pixels)), np.uint8)
     filled = 0
     for start, block in blocks(path, pixels):
@@ -209,11 +212,11 @@ def _images_at(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> By
     return images
 
 
-def duplicate_report(train: Sketches, test: Sketches, found: npt.NDArray[np.uint8]) -> DuplicateReport:
-    """Counts, from the sketches of both splits and what `find_test_images_in_train` found."""
+def duplicate_report(train: Sketches, test: Sketches, in_train: npt.NDArray[np.uint8]) -> DuplicateReport:
+    """Return the counts. in_train: the result of `find_test_images_in_train`."""
     return DuplicateReport(
         within_train=count_duplicates(train),
         within_test=count_duplicates(test),
-        test_rows_in_train=int((found == 2).sum()),
-        test_rows_near_train=int((found == 1).sum()),
+        test_rows_in_train=int((in_train == 2).sum()),
+        test_rows_near_train=int((in_train == 1).sum()),
     )

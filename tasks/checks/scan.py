@@ -1,7 +1,8 @@
 """Scan a Parquet file once: column and class profiles, a sample of images, sketches."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,15 @@ from tasks.data.parquet import batches, column_bytes, open_parquet, row_count, s
 if TYPE_CHECKING:
     import pandas as pd
 
-_TYPE = "uint8"
+COLUMN_TYPE = "uint8"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Of a split of the contract's form: the images that figures are taken from, and what is known of all rows.
+    """A random sample of a split's images, and the sketches of all its images.
 
-    images uint8 (n, pixels) and labels uint8 (n,), n at most `SAMPLE_ROWS`, in file order; rows int64 (n,) says which.
+    images uint8 (n, pixels) and labels uint8 (n,), n at most `SAMPLE_ROWS`, in file order; rows int64 (n,): the row of
+    each image in the file.
     """
 
     images: npt.NDArray[np.uint8]
@@ -38,11 +40,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a Parquet found. ``sample`` is None where columns, types or labels are not the contract's.
+    """The profiles of a Parquet file.
 
-    columns: position, and what was found and is owed: column and expected_column, type and expected_type, nulls (NaN
-    counts) and expected_nulls, minimum and lower_bound, maximum and upper_bound; one row a column, of the file or of
-    the contract. classes: label, rows, share.
+    columns: one row per column of the file or of the contract: position, column and expected_column, type, nulls
+    (including NaN), minimum and lower_bound, maximum and upper_bound.
+    classes: one row per label: label as text, rows, share.
+    sample: None if columns, types or labels are not the contract's.
     """
 
     rows: int
@@ -52,101 +55,107 @@ class Scan:
 
 
 def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
-    """Look once at the values themselves, not at the footer's statistics, which a writer may have got wrong."""
-    import pandas as pd
-
+    """Read every value once. The footer's statistics are not used: a writer may have got them wrong."""
     file = open_parquet(path)
-    schema = file.schema_arrow
-    found = schema.names
+    names = file.schema_arrow.names
     rows = row_count(file)
-    profiles = [_ColumnProfile(str(kind)) for kind in schema.types]
-    label_rows: dict[Any, int] = {}
-    drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))
-    gathered = _Gathered(contract, drawn, rows) if tuple(found) == contract.columns and rows else None
+    profiles = [_ColumnProfile(str(kind)) for kind in file.schema_arrow.types]
+    label_rows: Counter[Any] = Counter()
+    builder = _SampleBuilder(contract, rows) if tuple(names) == contract.columns and rows else None
     for batch, block in _read_ahead(file):
         if block is None:
-            gathered = None
+            builder = None
             for profile, values in zip(profiles, batch.columns, strict=True):
                 profile.add(values)
         else:
             for profile, low, high in zip(profiles, block.min(axis=1), block.max(axis=1), strict=True):
                 profile.add_extremes(int(low), int(high))
-            if gathered is not None:
-                gathered.add(block)
-        if contract.label_column in found:
-            for entry in pc.value_counts(_countable(batch.column(found.index(contract.label_column)))).to_pylist():
-                label_rows[entry["values"]] = label_rows.get(entry["values"], 0) + entry["counts"]
+            if builder is not None:
+                builder.add(block)
+        if contract.label_column in names:
+            labels = _countable(batch.column(names.index(contract.label_column)))
+            label_rows.update({entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()})
+    in_range = builder is not None and all(
+        low <= int(profile.minimum or 0) and int(profile.maximum or 0) <= high
+        for profile, (low, high) in zip(profiles, map(contract.bounds, names), strict=True)
+    )
+    sample = builder.sample() if builder is not None and in_range else None
+    return Scan(rows, _column_frame(names, profiles, contract), _class_frame(label_rows), sample)
+
+
+def _column_frame(
+    names: Sequence[str], profiles: "Sequence[_ColumnProfile]", contract: DatasetContract
+) -> "pd.DataFrame":
+    import pandas as pd
+
     absent = "(no column)"
-    while absent in found:  # it would stand for itself
+    while absent in names:  # a column of this name must not match itself
         absent = f"({absent})"
     columns = []
-    for position in range(max(len(found), len(contract.columns))):
-        name = found[position] if position < len(found) else absent
-        expected = contract.columns[position] if position < len(contract.columns) else absent
-        profile = profiles[position] if position < len(found) else _ColumnProfile(None)
+    for position in range(max(len(names), len(contract.columns))):
+        name = names[position] if position < len(names) else absent
+        profile = profiles[position] if position < len(names) else _ColumnProfile(None)
         low, high = contract.bounds(name)
         columns.append(
             {
                 "position": position,
                 "column": name,
-                "expected_column": expected,
+                "expected_column": contract.columns[position] if position < len(contract.columns) else absent,
                 "type": profile.type,
-                "expected_type": _TYPE,
                 "nulls": profile.nulls,
-                "expected_nulls": 0,
                 "minimum": profile.minimum,
                 "lower_bound": low,
                 "maximum": profile.maximum,
                 "upper_bound": high,
             }
         )
-    total = sum(label_rows.values()) or 1
-    classes = pd.DataFrame(
+    objects = pd.DataFrame(columns, dtype=object)
+    # Great Expectations hashes the frame; hashing objects takes several times as long as numbers. Beside a float or a
+    # missing value, though, pandas would turn whole numbers into floats.
+    typed = objects.infer_objects()
+    return objects if typed.select_dtypes("float64").size else typed
+
+
+def _class_frame(label_rows: Counter[Any]) -> "pd.DataFrame":
+    import pandas as pd
+
+    total = label_rows.total() or 1
+    return pd.DataFrame(
         {
             "label": [str(label) for label in label_rows],
-            "rows": list(label_rows.values()),
+            "rows": np.array(list(label_rows.values()), np.int64),
             "share": [count / total for count in label_rows.values()],
         }
     )
-    in_range = gathered is not None and all(
-        low <= int(profile.minimum or 0) and int(profile.maximum or 0) <= high
-        for profile, (low, high) in zip(profiles, map(contract.bounds, found), strict=True)
-    )
-    sample = gathered.sample() if gathered is not None and in_range else None
-    as_they_are = pd.DataFrame(columns, dtype=object)
-    # Great Expectations takes hashes of the frame, those of objects in several times the time of numbers. Beside a
-    # floating number or none at all, though, pandas would make whole numbers floating ones, too.
-    typed = as_they_are.infer_objects()
-    return Scan(rows, as_they_are if typed.select_dtypes("float64").size else typed, classes, sample)
 
 
 def _countable(labels: pa.Array) -> pa.Array:
-    """Lists and the like, which pyarrow does not count, as text."""
+    """Return nested values, such as lists, as text: pyarrow does not count them."""
     return pa.array([str(label) for label in labels.to_pylist()]) if pa.types.is_nested(labels.type) else labels
 
 
 def _read_ahead(file: pq.ParquetFile) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.uint8] | None]]:
-    """Each batch and its `column_bytes`, the next one read meanwhile by a thread."""
-    batch_by_batch = ((batch, column_bytes(batch)) for batch in batches(file))
+    """Yield each batch and its `column_bytes`; a thread reads the next batch meanwhile."""
+    pairs = ((batch, column_bytes(batch)) for batch in batches(file))
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(next, batch_by_batch, None)
-        while (read := reading.result()) is not None:
-            reading = reader.submit(next, batch_by_batch, None)
-            yield read
+        future = reader.submit(next, pairs, None)
+        while (pair := future.result()) is not None:
+            future = reader.submit(next, pairs, None)
+            yield pair
 
 
-class _Gathered:
-    """What a `Sample` is made of, block by block; ``drawn`` are the rows of the images that are kept, ascending."""
+class _SampleBuilder:
+    """Build a `Sample` block by block."""
 
-    def __init__(self, contract: DatasetContract, drawn: npt.NDArray[np.int64], rows: int) -> None:
+    def __init__(self, contract: DatasetContract, rows: int) -> None:
         self._contract = contract
-        self._drawn = drawn
+        self._drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))
         self._rows = 0
         self._kept: list[npt.NDArray[np.uint8]] = []
         self._sketches = Sketches.allocate(rows, contract)
 
     def add(self, block: npt.NDArray[np.uint8]) -> None:
-        """block: uint8 (columns, rows), the label first."""
+        """Add the next rows. block: uint8 (columns, rows), the label first."""
         self._kept.append(select_rows(block, self._rows, self._drawn).T)
         self._sketches.fill(self._rows, sketch(block[1:], self._contract))
         self._rows += block.shape[1]
@@ -157,7 +166,7 @@ class _Gathered:
 
 
 class _ColumnProfile:
-    """Nulls, smallest and largest value of one column, over its chunks. Text has neither."""
+    """Nulls, smallest and largest value of one column. Columns of text have no extremes."""
 
     def __init__(self, type_name: str | None) -> None:
         self.type = type_name
@@ -168,7 +177,7 @@ class _ColumnProfile:
     def add(self, values: pa.Array) -> None:
         self.nulls += values.null_count
         if pa.types.is_float16(values.type):
-            values = values.cast(pa.float32())  # of 16 bits pyarrow knows neither NaN nor extremes
+            values = values.cast(pa.float32())  # pyarrow has no `is_nan` and `min_max` for 16 bits
         if pa.types.is_floating(values.type):
             self.nulls += pc.sum(pc.is_nan(values)).as_py() or 0
         if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):

@@ -1,11 +1,12 @@
-"""Great Expectations judges a split: its columns, types, nulls, ranges, classes, rows, and what its images look like.
+"""Validate a split with Great Expectations: columns, types, nulls, ranges, classes, row count and image checks.
 
-The suite looks at two small profiles of the Parquet's own values: one row a column; and one row a class, with figures
-about all images beside it, each of which has expectations of its own, the bounds of a `schemas.contract.Check`. 1,571
-expectations on the table would say less, a hundred times slower.
+The expectations read two small profiles of the Parquet's values: one row per column, and one row per class. The
+measurements of the image checks are further columns of the second. 1,571 expectations on the table itself would find
+less and take sixty times as long.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import Check, DatasetContract, Split
-from tasks.checks.expectations import fresh_context, join_first, own_expectations
-from tasks.checks.image_checks import Measurement, measure_checks, measure_leaks
-from tasks.checks.image_profile import ImageProfile, profile_images
-from tasks.checks.near_duplicates import Sketches, find_test_images_in_train
-from tasks.checks.scan import _TYPE, scan_parquet
+from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME
+from schemas.references import DuplicateReport
+from tasks.checks.expectations import fresh_context
+from tasks.checks.image_checks import measure_checks, measure_leaks
+from tasks.checks.image_profile import ImageProfile, profile_images, write_profile
+from tasks.checks.measurement import Measurement
+from tasks.checks.near_duplicates import Sketches, duplicate_report, find_test_images_in_train
+from tasks.checks.scan import COLUMN_TYPE, scan_parquet
+from tasks.checks.summary import summarize
+from tasks.runtime.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,15 +35,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """``result``: what Great Expectations says, as JSON, one result a profile, under its name.
+    """The result of validating one split.
 
-    The rest is None where the data is not of the contract's form; ``in_train`` also where there was no train split.
+    result: Great Expectations' results as JSON, by profile: "columns" and "classes".
+    profile, sketches: None if columns, types or labels are not the contract's.
+    in_train, duplicates: what was compared with the train split; None without one.
     """
 
     result: dict[str, Any]
     profile: ImageProfile | None = None
     sketches: Sketches | None = None
     in_train: npt.NDArray[np.uint8] | None = None
+    duplicates: DuplicateReport | None = None
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the files of the validate stage to ``folder`` and return its facts: the summary and the duplicates."""
+        write_json(folder / RESULT_NAME, self.result)
+        if self.profile is not None and self.sketches is not None:
+            write_profile(folder / PROFILE_NAME, self.profile)
+            self.sketches.save(folder / SKETCHES_NAME)
+        if self.in_train is not None:
+            np.save(folder / TEST_IN_TRAIN_NAME, self.in_train)
+        return {
+            **summarize(self.result),
+            "duplicates": None if self.duplicates is None else self.duplicates.model_dump(),
+        }
 
 
 def validate_parquet(
@@ -49,206 +71,161 @@ def validate_parquet(
     champion: ImageProfile | None = None,
     train: tuple[Sketches, Path] | None = None,
 ) -> ValidationResult:
-    """Judge the Parquet at ``path``.
+    """Validate the Parquet at ``path``.
 
-    ``exact_rows`` is demanded where it is known, as for published data; else the contract's minimum. ``champion`` is
-    what drift is told from. ``train`` is the split that a test split is compared with.
+    exact_rows: the expected row count, known for published data; without it the contract's minimum is expected.
+    champion: the profile that drift is measured from; without it, the contract's baseline.
+    train: sketches and Parquet of the train split that a test split is compared with.
     """
     scan = scan_parquet(path, contract)
     sample = scan.sample
-    least, most = (exact_rows, exact_rows) if exact_rows is not None else (contract.minimum_rows[split], None)
-    profile, in_train, figures = None, None, {}
-    with ThreadPoolExecutor(1) as beside:
-        # It takes longer than all that does not wait for it.
-        finding = None
+    profile, in_train, duplicates = None, None, None
+    measurements: dict[str, Measurement] = {}
+    with ThreadPoolExecutor(1) as executor:
+        search = None
         if sample is not None and train is not None:
-            finding = beside.submit(find_test_images_in_train, *train, sample.sketches, path, contract)
+            # The longest step: it runs beside the others.
+            search = executor.submit(find_test_images_in_train, *train, sample.sketches, path, contract)
         context = fresh_context()
-        columns = _validate_frame(context, scan.columns, "columns", column_expectations())
+        columns = validate_frame(context, scan.columns, "columns", "column", column_expectations())
         if sample is not None:
             profile = profile_images(sample.images, sample.labels, contract)
-            figures = measure_checks(scan, sample, profile, contract, champion)
-        if finding is not None:
-            in_train = finding.result()
-            figures |= measure_leaks(in_train)
-    # The figures stand beside each class: a frame of their own would cost as much as all their expectations.
-    classes = scan.classes.assign(**{name: figure.value for name, figure in figures.items()})
-    owed = [*class_expectations(contract, least, most), *image_expectations(contract, figures)]
-    result = {"columns": columns, "classes": _validate_frame(context, classes, "classes", owed)}
-    return ValidationResult(result, profile, None if sample is None else sample.sketches, in_train)
+            measurements = measure_checks(scan, sample, profile, contract, champion)
+        if search is not None and sample is not None and train is not None:
+            in_train = search.result()
+            duplicates = duplicate_report(train[0], sample.sketches, in_train)
+            measurements |= measure_leaks(duplicates, scan.rows)
+    # In the frame of the classes, because another frame costs as much as all expectations on it.
+    classes = scan.classes.assign(**{name: measurement.value for name, measurement in measurements.items()})
+    expectations = [
+        *class_expectations(contract, contract.minimum_rows[split], exact_rows),
+        *check_expectations(contract, measurements),
+    ]
+    result = {"columns": columns, "classes": validate_frame(context, classes, "classes", "label", expectations)}
+    return ValidationResult(result, profile, None if sample is None else sample.sketches, in_train, duplicates)
 
 
-def column_expectations() -> "Sequence[Expectation]":
-    """What every column owes: place, type, no nulls, range."""
-    owed = (
-        ("column", "==", "expected_column", "order: the columns should be the contract's, each in its place"),
-        ("type", "==", "expected_type", f"types: every column should be {_TYPE}"),
-        ("nulls", "==", "expected_nulls", "nulls: no value should be missing"),
-        # They say nothing of a column without values, as one that is missing, is text, or has nulls alone.
-        ("minimum", ">=", "lower_bound", "smallest values: none should be below the bound of its column"),
-        ("maximum", "<=", "upper_bound", "largest values: none should be above the bound of its column"),
-    )
-    expectation = own_expectations().columns
+def column_expectations() -> "list[Expectation]":
+    """Return the expectations on every column: position, type, no nulls, range.
+
+    Values that a profile lacks, such as the extremes of a column of text, are ignored.
+    """
+    import great_expectations.expectations as gxe
+
+    order = "column order: every column must be at its position in the contract"
+    types = f"column types: every column must be {COLUMN_TYPE}"
+    nulls = "nulls: no value may be missing"
+    smallest = "smallest values: none may be below the lower bound of its column"
+    largest = "largest values: none may be above the upper bound of its column"
+    pair: Any = gxe.ExpectColumnPairValuesAToBeGreaterThanB
+    present = {"or_equal": True, "ignore_row_if": "either_value_is_missing"}
     return [
-        expectation(found=found, relation=relation, owed=bound, description=says)
-        for found, relation, bound, says in owed
+        gxe.ExpectColumnPairValuesToBeEqual(
+            column_A="column",
+            column_B="expected_column",
+            ignore_row_if="neither",
+            **_text(order, "column", "==", "expected_column"),
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="type", value_set=[COLUMN_TYPE], **_text(types, "type", "==", COLUMN_TYPE)
+        ),
+        gxe.ExpectColumnValuesToBeInSet(column="nulls", value_set=[0], **_text(nulls, "nulls", "==", "0")),
+        pair(column_A="minimum", column_B="lower_bound", **present, **_text(smallest, "minimum", ">=", "lower_bound")),
+        pair(column_A="upper_bound", column_B="maximum", **present, **_text(largest, "maximum", "<=", "upper_bound")),
     ]
 
 
-def class_expectations(contract: DatasetContract, least: int, most: int | None) -> "Sequence[Expectation]":
-    """What the labels owe together: every class there and no other, none with more than its share, enough rows."""
-    own = own_expectations()
+def class_expectations(contract: DatasetContract, minimum_rows: int, exact_rows: int | None) -> "list[Expectation]":
+    """Return the expectations on the labels: every class and no other, none too frequent, and the row count."""
+    import great_expectations.expectations as gxe
+
+    labels = [str(label) for label in range(contract.classes)]
+    listed = ", ".join(labels)
+    share = contract.maximum_class_share
+    shares = f"class shares: no class may have more than {share:.0%} of the rows"
+    if exact_rows is None:
+        rows = _text("row count: at least the contract's minimum", "rows", ">=", str(minimum_rows))
+    else:
+        rows = _text("row count: as published", "rows", "==", str(exact_rows))
     return [
-        own.values(
-            column="label",
-            value_set=[str(label) for label in range(contract.classes)],
-            description="classes: each should be there, and no other label",
+        # Two expectations: Great Expectations 1.24 cannot render a failure of ExpectColumnDistinctValuesToEqualSet.
+        gxe.ExpectColumnDistinctValuesToContainSet(
+            column="label", value_set=labels, **_text("classes: every class must occur", "label", "contains", listed)
         ),
-        own.summary(
-            column="share",
-            summary="largest",
-            max_value=contract.maximum_class_share,
-            description=f"shares: no class should have more than {contract.maximum_class_share:.0%} of the rows",
+        gxe.ExpectColumnValuesToBeInSet(
+            column="label", value_set=labels, **_text("labels: every label must be a class", "label", "in", listed)
         ),
-        own.summary(
-            column="rows",
-            summary="sum",
-            min_value=least,
-            max_value=most,
-            description="rows: there should be enough, of all classes",
+        gxe.ExpectColumnValuesToBeBetween(
+            column="share", max_value=share, **_text(shares, "share", "<=", f"{share:g}")
+        ),
+        gxe.ExpectColumnSumToBeBetween(
+            column="rows", min_value=minimum_rows if exact_rows is None else exact_rows, max_value=exact_rows, **rows
         ),
     ]
 
 
-def image_expectations(contract: DatasetContract, figures: Mapping[str, Measurement]) -> "Sequence[Expectation]":
-    """What the images owe: each figure within the bounds of its check, one expectation a bound."""
+def check_expectations(contract: DatasetContract, measurements: Mapping[str, Measurement]) -> "list[Expectation]":
+    """Return one expectation per bound of each check that was measured."""
     return [
-        _bounded(check, bound, severity, figures[check.name])
+        _check_expectation(check, bound, severity, measurements[check.name])
         for check in contract.checks
-        if check.name in figures
+        if check.name in measurements
         for bound, severity in ((check.warn, "warning"), (check.fail, "critical"))
         if bound is not None
     ]
 
 
-def _bounded(check: Check, bound: float, severity: str, figure: Measurement) -> "Expectation":
-    end, word = ("min_value", "least") if check.low_is_bad else ("max_value", "most")
-    otherwise = "a warning" if severity == "warning" else "the split is refused"
-    found = f" Found: {figure.says}." if figure.says else ""
-    return own_expectations().figure(
-        figure=check.name,
-        **{end: bound},
-        severity=severity,
-        description=f"{check.name}: {check.says}. At {word} {bound:g}, else {otherwise}.{found}",
-        notes=figure.says or None,
+def _check_expectation(check: Check, bound: float, severity: str, measurement: Measurement) -> "Expectation":
+    import great_expectations.expectations as gxe
+
+    # Every row has the same value.
+    between: Any = gxe.ExpectColumnMaxToBeBetween
+    end, relation, side = "max_value", "<=", "above"
+    if check.low_is_bad:
+        between = gxe.ExpectColumnMinToBeBetween
+        end, relation, side = "min_value", ">=", "below"
+    verb = "Warns" if severity == "warning" else "Fails"
+    details = f" Details: {measurement.detail}." if measurement.detail else ""
+    description = f"{check.name}: {check.description}. {verb} {side} {bound:g}.{details}"
+    text = _text(description, check.name, relation, f"{bound:g}", check=True)
+    expectation: Expectation = between(
+        column=check.name, **{end: bound}, severity=severity, notes=measurement.detail or None, **text
     )
+    return expectation
 
 
-def _validate_frame(
-    context: "EphemeralDataContext", frame: "pd.DataFrame", name: str, expectations: "Sequence[Expectation]"
+def _text(description: str, subject: str, relation: str, expected: str, check: bool = False) -> dict[str, Any]:
+    """Return the fields for people, and those for `summarize`: ``expected`` is a value, or a column of the profile."""
+    meta = {"subject": subject, "relation": relation, "expected": expected, "check": check}
+    return {"description": description, "meta": meta}
+
+
+def validate_frame(
+    context: "EphemeralDataContext", frame: "pd.DataFrame", name: str, index: str, expectations: "list[Expectation]"
 ) -> dict[str, Any]:
+    """Return the results of ``expectations`` on ``frame`` as JSON; its column ``index`` names the rows that fail."""
     import great_expectations as gx
     from great_expectations.datasource.fluent import PandasDatasource
     from great_expectations.datasource.fluent.pandas_datasource import DataFrameAsset
 
-    # Not by `context.data_sources`, nor with a batch definition: with each thing that is added there the whole context,
-    # which is gone after the verdict, is written out as YAML.
+    # Not with `context.data_sources` and a batch definition: each addition there writes the whole context as YAML.
     source = PandasDatasource(name=name, assets=[DataFrameAsset(name=name)])
     asset = context._add_fluent_datasource(source, save_changes=False).get_asset(name)
     batch = asset.get_batch(asset.build_batch_request({"dataframe": frame}))
-    # The whole list in the constructor: adding one by one compares all pairs each time.
-    suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
-    verdict = batch.validate(suite, result_format={"result_format": "BASIC"})
-    # Apart from the rest, with which each of them would be written twice.
+    # The list in the constructor: `add_expectation` compares all pairs each time.
+    suite = gx.ExpectationSuite(name=name, expectations=expectations)
+    verdict = batch.validate(suite, result_format="BASIC")
+    if not verdict.success:
+        # Only now name the rows that fail: that takes a third longer.
+        verdict = batch.validate(
+            suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [index]}
+        )
+    # Converted separately: `to_json_dict` of the verdict converts each result twice.
     results, verdict.results = verdict.results, []
-    return {**verdict.to_json_dict(), "results": [result.to_json_dict() for result in results]}
-
-
-def summarize(result: dict[str, Any]) -> dict[str, Any]:
-    """Rows for a table, the fields of a `CheckResult` for each bound of a check, a sentence for each broken
-    expectation, those that only warn apart, and the columns that broke one (ten at most)."""
-    rows: list[dict[str, Any]] = []
-    checks: list[dict[str, Any]] = []
-    broken: list[str] = []
-    warnings: list[str] = []
-    problems: list[dict[str, Any]] = []
-    for profile, verdict in result.items():
-        for entry in verdict["results"]:
-            config = entry["expectation_config"]
-            kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
-            subject = kwargs.get("figure") or kwargs.get("found") or kwargs["column"]
-            only_warns = config["severity"] == "warning"
-            rows.append(
-                {
-                    "profile": profile,
-                    "expectation": config["type"],
-                    "of": subject,
-                    "figure": entry["result"].get("observed_value"),
-                    "bound": _bound(kwargs),
-                    "severity": config["severity"],
-                    "result": "met" if entry["success"] else "warned" if only_warns else "broken",
-                }
-            )
-            if "figure" in kwargs:
-                validated = {key: rows[-1][key] for key in ("figure", "bound", "severity", "result")}
-                checks.append({"check": subject, **validated, "says": config.get("notes") or ""})
-            if entry["success"]:
-                continue
-            (warnings if only_warns else broken).append(_sentence(profile, config, subject, kwargs, entry))
-            for row in entry["result"].get("unexpected_index_list") or []:
-                if len(problems) < 10:
-                    of, value, bound = _place(kwargs, row)
-                    # Line 0: a profile knows the column; the line is ingest's to name.
-                    problems.append(
-                        {"line": 0, "column": row["column"], "value": value, "reason": f"expected {of}{bound}"}
-                    )
-    failed = {sentence.partition(":")[0] for sentence in broken}
-    return {
-        "rows": rows,
-        "checks": checks,
-        "broken": broken,
-        # What failed need not be warned of as well.
-        "warnings": [sentence for sentence in warnings if sentence.partition(":")[0] not in failed],
-        "problems": problems,
-    }
-
-
-def _bound(kwargs: Mapping[str, Any]) -> str:
-    """What is held to what, such as ``<= 0.1``; empty where an expectation has no such bound."""
-    if "owed" in kwargs:
-        return f"{kwargs['relation']} {kwargs['owed']}"
-    ends = ((">=", kwargs.get("min_value")), ("<=", kwargs.get("max_value")))
-    return " and ".join(f"{sign} {bound:g}" for sign, bound in ends if bound is not None)
-
-
-def _place(kwargs: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """In a column that broke an expectation: of what it was, empty for the column's name, what was found, and what
-    was expected."""
-    of = "" if kwargs["found"] == "column" else f"{kwargs['found']} "
-    relation = "" if kwargs["relation"] == "==" else f"{kwargs['relation']} "
-    return of, str(row[kwargs["found"]]), f"{relation}{row[kwargs['owed']]}"
-
-
-def _sentence(profile: str, config: dict[str, Any], subject: str, kwargs: dict[str, Any], entry: dict[str, Any]) -> str:
-    result = entry["result"]
-    # Its own, or one under the name of each metric that could not be had.
-    for info in (entry["exception_info"], *entry["exception_info"].values()):
-        if isinstance(info, dict) and info.get("raised_exception"):
-            return f"{config['type']} of {profile}.{subject} could not be judged: {info['exception_message']}"
-    says = config["description"]
-    if "owed" in kwargs:
-        places = []
-        for row in result["unexpected_index_list"]:
-            of, value, bound = _place(kwargs, row)
-            places.append(f"{row['column']} ({f'{of}{value}, ' if of else ''}expected {bound})")
-        return f"{says}; broken by {join_first(places, 5)}"
-    if "figure" in kwargs:
-        (end, bound) = next((end, kwargs[end]) for end in ("min_value", "max_value") if kwargs.get(end) is not None)
-        found = f"{config['notes']}; " if config.get("notes") else ""
-        most = "least" if end == "min_value" else "most"
-        return f"{subject}: {found}expected at {most} {bound:g}, received {result['observed_value']:.3g}"
-    if "value_set" in kwargs:
-        lacking, strange = result["missing"], result["unexpected"]
-        received = " and ".join([*([f"no {lacking}"] if lacking else []), *([f"{strange} besides"] if strange else [])])
-        return f"{says}; expected {', '.join(kwargs['value_set'])}, received {received}"
-    return f"{says}; expected {_bound(kwargs)}, received {result.get('observed_value')}"
+    # Great Expectations groups results by column.
+    order = [expectation.description for expectation in expectations]
+    results.sort(key=lambda result: order.index(result.expectation_config.description))
+    converted = {**verdict.to_json_dict(), "results": [result.to_json_dict() for result in results]}
+    # JSON has no infinite numbers: they become text.
+    parsed: dict[str, Any] = json.loads(json.dumps(converted), parse_constant=str)
+    return parsed

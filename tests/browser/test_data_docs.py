@@ -1,4 +1,4 @@
-"""Great Expectations' pages as a browser sees them, opened from disk, of a split that is met and of one that is not."""
+"""Open Great Expectations' pages of an accepted and of a rejected split in a browser, from disk."""
 
 import json
 from pathlib import Path
@@ -20,42 +20,40 @@ from tests.browser.test_pages import SCREENS
 
 @pytest.fixture(scope="module")
 def index(sample_data: dict[Split, ValidatedSplit], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the sample's train split as it is, and of its test split turned inside out."""
+    """The index of the sample's train split, and of its test split with inverted images."""
     folder = tmp_path_factory.mktemp("docs")
     table = pq.read_table(sample_data["test"].data.path)
     inverted = [table.column(0), *(pa.array(np.uint8(255) - column.to_numpy()) for column in table.columns[1:])]
     pq.write_table(pa.table(inverted, names=table.column_names), folder / "inverted.parquet")
     result = validate_parquet(folder / "inverted.parquet", FASHION_MNIST, "test").result
     write_json(folder / "result.json", result)
-    write_data_docs(folder, FASHION_MNIST.name, "train", sample_data["train"].result, "met")
+    write_data_docs(folder, FASHION_MNIST.name, "train", sample_data["train"].result, "accepted")
     return write_data_docs(folder, FASHION_MNIST.name, "test", folder / "result.json", "inverted")
 
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
-def test_every_page_opens_from_the_index_without_an_error_or_a_request(
-    opened: Any, index: Path, width: int, scheme: str
-) -> None:
-    page, told = opened(index, width, scheme)
+def test_pages_open_without_errors_or_requests(opened: Any, index: Path, width: int, scheme: str) -> None:
+    page, observed = opened(index, width, scheme)
     links = page.locator("a[href^='validations/']")
     assert sorted(links.all_inner_texts()) == [
         f"{FASHION_MNIST.name}-{split}-{profile}" for split in ("test", "train") for profile in ("classes", "columns")
     ]
     for number in range(5):
-        if number:  # the index itself is looked at, too
+        if number:  # 0 is the index
             page.goto(index.as_uri())
             links.nth(number - 1).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("[...document.images].every(picture => picture.naturalWidth > 0)")
         light = sum(map(int, page.evaluate("getComputedStyle(document.body).backgroundColor")[4:-1].split(",")))
         assert light > 600 if scheme == "light" else light < 150
-        found = Axe().run(page).response["violations"]
-        serious = [(rule["id"], rule["nodes"][0]["target"]) for rule in found if rule["impact"] != "moderate"]
+        violations = Axe().run(page).response["violations"]
+        serious = [(rule["id"], rule["nodes"][0]["target"]) for rule in violations if rule["impact"] != "moderate"]
         assert serious == []
-    assert told.console == []
-    assert [url for url in told.requests if not url.startswith(index.parent.as_uri())] == []
+    assert observed.console == []
+    assert [url for url in observed.requests if not url.startswith(index.parent.as_uri())] == []
 
 
-def test_a_page_says_what_is_broken_and_shows_that_alone_on_demand(opened: Any, index: Path) -> None:
+def test_filter_shows_failures_alone(opened: Any, index: Path) -> None:
     page, _ = opened(index)
     page.locator("a", has_text=f"{FASHION_MNIST.name}-test-classes").click()
     assert "Failed" in page.locator("#section-1").inner_text()
@@ -74,7 +72,7 @@ def _icon(row: Any) -> str:
     return str(json.loads(content))
 
 
-def test_a_link_unfolds_what_is_known_of_the_validation(opened: Any, index: Path) -> None:
+def test_link_unfolds_the_validation_info(opened: Any, index: Path) -> None:
     page, _ = opened(index)
     page.locator("a", has_text=f"{FASHION_MNIST.name}-train-columns").click()
     more = page.get_by_text("Great Expectations Version")

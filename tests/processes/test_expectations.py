@@ -21,6 +21,6 @@ assert scipy.stats.norm.cdf(0) == 0.5 and theirs.stats.norm is scipy.stats.norm 
 """
 
 
-def test_what_great_expectations_needs_for_charts_alone_is_imported_with_its_first_use() -> None:
-    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_chart_libraries_are_imported_on_first_use() -> None:
+    finished = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr

@@ -3,8 +3,8 @@ from typing import get_args
 
 import pytest
 
-from cli.contract_page import PAGE, page
-from schemas.contract import CONTRACTS, FASHION_MNIST, SPLITS, DatasetContract, DatasetName, contract_of
+from cli.contract_page import PAGE, contract_json, page
+from schemas.contract import CONTRACTS, FASHION_MNIST, SPLITS, Check, DatasetContract, DatasetName, contract_of
 from schemas.errors import WrongUsage
 
 
@@ -13,44 +13,57 @@ def test_fashion_mnist_has_a_label_and_784_pixels() -> None:
     assert len(FASHION_MNIST.columns) == 785
     assert FASHION_MNIST.columns[:2] == ("label", "pixel1")
     assert FASHION_MNIST.columns[-1] == "pixel784"
+    assert [FASHION_MNIST.bounds(column) for column in ("label", "pixel1", "pixel784")] == [(0, 9), (0, 255), (0, 255)]
 
 
-@pytest.mark.parametrize(("column", "bounds"), [("label", (0, 9)), ("pixel1", (0, 255)), ("pixel784", (0, 255))])
-def test_bounds_of_a_column(column: str, bounds: tuple[int, int]) -> None:
-    assert FASHION_MNIST.bounds(column) == bounds
-
-
-def test_file_names_are_those_of_the_published_csvs() -> None:
+def test_csv_names_are_the_published_ones() -> None:
     assert [FASHION_MNIST.csv_name(split) for split in SPLITS] == ["fashion-mnist_train.csv", "fashion-mnist_test.csv"]
 
 
-def test_every_contract_can_be_named_as_a_flow_parameter() -> None:
+def test_every_contract_is_a_flow_parameter() -> None:
     assert set(CONTRACTS) == set(get_args(DatasetName))
 
 
-def test_a_contract_is_found_by_its_name_and_an_unknown_one_names_those_there_are() -> None:
+def test_unknown_names_are_rejected() -> None:
     assert contract_of("fashion-mnist") is FASHION_MNIST
     with pytest.raises(WrongUsage, match="no dataset 'mnist': expected one of fashion-mnist, digits"):
         contract_of("mnist")
 
 
-def test_the_page_in_docs_is_the_contracts_as_they_are() -> None:
+def test_docs_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m cli.contract_page > docs/contract.md"
 
 
+@pytest.mark.parametrize(
+    ("value", "warns", "fails"),
+    [(1.0, False, False), (1.1, True, False), (2.0, True, False), (2.1, True, True)],
+)
+def test_checks_compare_with_their_bounds(value: float, warns: bool, fails: bool) -> None:
+    for sign in (1, -1):
+        check = Check("name", "", "", warn=sign * 1, fail=sign * 2, low_is_bad=sign < 0)
+        assert (check.warns(sign * value), check.fails(sign * value)) == (warns, fails)
+        assert Check("name", "", "", fail=sign * 2, low_is_bad=sign < 0).warns(sign * value) is fails
+
+
 @pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
-def test_every_check_has_a_bound_a_reason_and_a_name_of_its_own(contract: DatasetContract) -> None:
+def test_checks_have_names_texts_and_ordered_bounds(contract: DatasetContract) -> None:
     assert len({check.name for check in contract.checks}) == len(contract.checks)
     for check in contract.checks:
-        assert check.says
-        assert check.found
+        assert check.description
+        assert check.evidence
         assert {check.warn, check.fail} != {None}
         if check.warn is not None and check.fail is not None:
             assert check.warn > check.fail if check.low_is_bad else check.warn < check.fail
 
 
+def test_json_has_every_check() -> None:
+    checks = contract_json(FASHION_MNIST)["checks"]
+    assert [check["name"] for check in checks] == [check.name for check in FASHION_MNIST.checks]
+    assert all(set(check) == {"name", "says", "found", "warn", "fail", "low_is_bad"} for check in checks)
+
+
 @pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
-def test_the_reference_is_of_this_dataset(contract: DatasetContract) -> None:
+def test_baselines_belong_to_their_dataset(contract: DatasetContract) -> None:
     assert contract.reference is not None
     assert contract.reference.stat().st_size < 60_000
     profile = json.loads(contract.reference.read_bytes())
