@@ -8,31 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from schemas.errors import DataContractError, UnreadableData
 from tasks.runtime.files import sha256_file
 
 GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 16
-
-
-class FileStamp(NamedTuple):
-    """Properties of a file that change with its content, also when another file takes its name."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
+FileStamp = tuple[int, int, int, int]  # device, inode, size, time of the last change
 
 
 def file_stamp(path: Path) -> FileStamp | None:
-    """Return the stamp of a file, or None if it cannot be examined."""
+    """Return what changes when a file is rewritten or replaced, or None if it cannot be examined."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return FileStamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def require_unchanged(

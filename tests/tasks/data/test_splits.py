@@ -24,17 +24,9 @@ def test_scales_pixels_to_0_to_1_and_back(low: int, high: int) -> None:
     images = np.arange(low, high + 1, dtype=np.uint8)[:, None]
     scaled = scale_pixels(images, contract)
     assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled, (images - float(low)) / (high - low), rtol=1e-6)
+    np.testing.assert_array_equal(scaled, ((images - float(low)) / (high - low)).astype(np.float32))
     assert (scaled[0, 0], scaled[-1, 0]) == (0, 1)
     np.testing.assert_array_equal(unscale_pixels(scaled, contract), images)
-
-
-def test_scales_hand_worked_pixels() -> None:
-    scaled = scale_pixels(np.array([[0, 51, 255]], np.uint8), FASHION_MNIST)
-    np.testing.assert_array_equal(scaled, np.array([[0, 0.2, 1]], np.float32))
-    narrow = replace(FASHION_MNIST, pixel_min=10, pixel_max=210)
-    scaled = scale_pixels(np.array([[10, 60, 210]], np.uint8), narrow)
-    np.testing.assert_array_equal(scaled, np.array([[0, 0.25, 1]], np.float32))
 
 
 def test_yields_every_unscaled_image_in_order() -> None:
