@@ -185,9 +185,7 @@ def test_an_equal_candidate_is_kept_and_its_verdict_stored(add: Any, store: Mode
     assert store.aliases.champion() == 1
 
 
-def test_a_better_candidate_becomes_champion(
-    add: Any, undrawn: None, worse_trained: TrainedModel, store: ModelStore
-) -> None:
+def test_a_better_candidate_becomes_champion(add: Any, worse_trained: TrainedModel, store: ModelStore) -> None:
     add(trained=worse_trained)
     better = add()
     worse = add(trained=worse_trained, key="c" * 64)
@@ -241,9 +239,7 @@ def test_the_champion_predicts_the_rows_of_the_candidate(
     assert (metrics.paired.rows, metrics.paired.fixed, metrics.paired.broken) == (50, 0, 0)
 
 
-def test_changed_golden_predictions_are_rejected(
-    add: Any, undrawn: None, sample_trained: TrainedModel, tmp_path: Path
-) -> None:
+def test_changed_golden_predictions_are_rejected(add: Any, sample_trained: TrainedModel, tmp_path: Path) -> None:
     folder = tmp_path / "trained"
     shutil.copytree(sample_trained.record.path, folder)
     golden = json.loads((folder / "golden.json").read_bytes())
