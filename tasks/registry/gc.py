@@ -67,7 +67,7 @@ def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan
     if not artifacts_dir.is_dir():
         return Plan((), (), ())
     store = ModelStore.of(artifacts_dir, dataset)
-    # A run takes these two locks in the other order. There is no deadlock, because the second one is not waited for.
+    # A run takes these two locks in the other order. This cannot deadlock: it does not wait for the second one.
     with store.lock(), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
         planned = _plan(artifacts_dir, dataset, keep, with_stages=exclusive)
         # Before any deletion, because it raises for a log that does not match the versions.

@@ -52,7 +52,7 @@ def sync_to_disk(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the hidden name beside ``path`` that this process writes it under, or renames it to before removal."""
+    """Return the hidden path beside ``path`` that this process uses while it writes or removes it."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -74,7 +74,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``, and rename it to ``path`` when the block ends without an error.
 
-    An error removes the folder. Its lock holder removes those of killed processes.
+    An error removes the folder. The next holder of the output's lock removes those of killed processes.
     """
     temporary = temporary_name(path)
     temporary.mkdir()

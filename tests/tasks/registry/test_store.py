@@ -132,7 +132,7 @@ def test_a_stray_file_is_rejected_and_not_opened(store: ModelStore, name: str) -
 
 
 @pytest.mark.parametrize("replace", ["nothing", "a link", "a folder"])
-def test_a_file_that_is_no_file_is_rejected(store: ModelStore, tmp_path: Path, replace: str) -> None:
+def test_a_missing_or_replaced_file_is_rejected(store: ModelStore, tmp_path: Path, replace: str) -> None:
     stored = add_stored(store.root)
     path = stored.folder / "metrics.json"
     path.rename(tmp_path / "elsewhere")
@@ -186,11 +186,8 @@ def test_a_failed_write_leaves_nothing_and_names_a_file(
 
 
 def test_the_newest_version_of_the_same_inputs_is_found(store: ModelStore) -> None:
-    for key in ("a", "b", "a"):
-        add_stored(store.root, key=key)
-    found = store.find_by_inputs("a")
-    assert found is not None
-    assert found.number == 3
+    versions = [add_stored(store.root, key=key) for key in ("a", "b", "a")]
+    assert store.find_by_inputs("a") == versions[2]
     assert store.find_by_inputs("c") is None
 
 
