@@ -15,9 +15,8 @@ from tasks.model.metrics import evaluation_metrics
 from tasks.model.test_predictions import StoredPredictions, image_digests, write_predictions
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
-from tasks.runtime.fingerprint import Stage
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_svg, publish_table
-from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stage_cache import Stage, run_stage
 
 STAGE = Stage("evaluate", core=("tasks.model.inference", "tasks.model.metrics", "tasks.model.test_predictions"))
 

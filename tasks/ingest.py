@@ -17,8 +17,7 @@ from schemas.references import CsvSplit, ParquetSplit
 from tasks.data.csv_to_parquet import IngestFacts, ingest_csv, quarantined_share, require_budget
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import atomic_write, sha256_file
-from tasks.runtime.fingerprint import Stage
-from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stage_cache import Stage, run_stage
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from schemas.layout import TEST_IN_TRAIN_NAME, Artifacts
 from schemas.references import PreparedData, ValidatedSplit
 from tasks.data.splits import write_splits
 from tasks.runtime.files import sha256_file
-from tasks.runtime.fingerprint import Stage
-from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stage_cache import Stage, run_stage
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from tasks.model import fit
 from tasks.model.backend import backend_name, gpu_driver_present
 from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
-from tasks.runtime.fingerprint import Stage, lock_digest, package_versions
+from tasks.runtime.fingerprint import lock_digest, package_versions
 from tasks.runtime.prefect_artifacts import publish_progress
-from tasks.runtime.stage_cache import output_folder, run_stage, stage_key
+from tasks.runtime.stage_cache import Stage, output_folder, run_stage, stage_key
 from tasks.runtime.worker_process import run_worker
 
 logger = logging.getLogger(__name__)

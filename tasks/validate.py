@@ -16,9 +16,8 @@ from tasks.checks.suite import validate_parquet
 from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
-from tasks.runtime.fingerprint import Stage
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
-from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stage_cache import Stage, run_stage
 
 logger = logging.getLogger(__name__)
 

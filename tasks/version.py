@@ -37,9 +37,8 @@ from tasks.reports.version_report import commands, write_report
 from tasks.reports.version_summary import summarize_version
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.files import sha256_file, write_json
-from tasks.runtime.fingerprint import Stage
 from tasks.runtime.prefect_artifacts import name_flow_run, publish_file_link, publish_markdown, publish_table
-from tasks.runtime.stage_cache import stage_key
+from tasks.runtime.stage_cache import Stage, stage_key
 
 logger = logging.getLogger(__name__)
 

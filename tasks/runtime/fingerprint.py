@@ -4,7 +4,6 @@ import ast
 import sys
 from collections.abc import Container
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -28,18 +27,6 @@ _PACKAGES = (
     *("keras", "tensorflow", CPU_TENSORFLOW, CUDNN, "jax", "numpy", "pandas", "pyarrow"),
     *("great-expectations", "prefect", "fashion-ann"),
 )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of the pipeline whose output is cached.
-
-    name: identifies the stage in records, events and manifests.
-    core: modules whose code decides the output. They and the project modules that they import are part of the key.
-    """
-
-    name: str
-    core: tuple[str, ...]
 
 
 @cache

@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,22 @@ from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
 from tasks.runtime.events import StageFinished, StageStarted, emit
 from tasks.runtime.files import atomic_folder, describe_files, digest_of, sha256_file, write_json
-from tasks.runtime.fingerprint import Stage, code_digest, lock_digest
+from tasks.runtime.fingerprint import code_digest, lock_digest
 from tasks.runtime.locks import wait_for_lock
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline whose output is cached.
+
+    name: identifies the stage in records, events and manifests.
+    core: modules whose code decides the output. They and the project modules that they import are part of the key.
+    """
+
+    name: str
+    core: tuple[str, ...]
 
 
 def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:

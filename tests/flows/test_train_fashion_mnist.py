@@ -115,8 +115,8 @@ def test_publishes_the_run_its_child_and_its_artifacts(artifacts: Path) -> None:
     link = next(artifact.data for artifact in artifacts_of_run if artifact.key == "fashion-mnist-report")
     assert (artifacts / "models" / "fashion-mnist" / "versions" / "0001" / "report.html").as_uri() in str(link)
     summary = next(str(artifact.data) for artifact in artifacts_of_run if artifact.key == "fashion-mnist-version")
-    assert "promoted, champion now" in summary
-    assert "| ingest train | done |" in summary
+    assert "promoted, current champion" in summary
+    assert "| ingest train | computed |" in summary
     progress = [artifact.data for artifact in artifacts_of_run if artifact.type == "progress"]
     assert progress == [100.0]
     for artifact in artifacts_of_run:

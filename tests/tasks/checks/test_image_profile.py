@@ -1,15 +1,12 @@
 """Profile statistics, compared with hand-worked arrays and with other implementations."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.make_profile import make_reference
 from schemas.contract import DIGITS, FASHION_MNIST, Split
-from schemas.errors import WrongUsage
 from schemas.layout import PROFILE_NAME
 from schemas.references import ValidatedSplit
 from tasks.checks.image_profile import (
@@ -92,16 +89,3 @@ def test_profile_survives_writing(sample_data: dict[Split, ValidatedSplit], tmp_
     assert (tmp_path / PROFILE_NAME).read_bytes() == (train.record.path / PROFILE_NAME).read_bytes()
     assert read_profile((tmp_path / PROFILE_NAME).read_bytes()) == profile
     assert profile.class_rows == [100] * 10
-
-
-def test_digits_profile_is_reproducible(tmp_path: Path) -> None:
-    make_reference("digits", tmp_path, tmp_path / "digits.json")
-    assert DIGITS.reference is not None
-    assert json.loads((tmp_path / "digits.json").read_bytes()) == json.loads(DIGITS.reference.read_bytes())
-
-
-def test_baselines_come_from_published_data(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / f"digits_{split}.csv").write_text("label\n")
-    with pytest.raises(WrongUsage, match="published train split was expected"):
-        make_reference("digits", tmp_path, tmp_path / "digits.json")

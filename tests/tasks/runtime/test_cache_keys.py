@@ -9,7 +9,8 @@ import pytest
 
 from schemas.config import PROJECT_ROOT
 from tasks import evaluate, ingest, prepare, train, validate, version
-from tasks.runtime.fingerprint import Stage, code_digest
+from tasks.runtime.fingerprint import code_digest
+from tasks.runtime.stage_cache import Stage
 
 STAGES = {
     stage.name: stage for stage in (module.STAGE for module in (ingest, validate, prepare, train, evaluate, version))

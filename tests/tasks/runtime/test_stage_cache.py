@@ -8,8 +8,8 @@ import pytest
 from schemas.errors import StoredArtifactError
 from schemas.layout import RECORD_NAME
 from tasks.runtime.files import atomic_write, digest_of
-from tasks.runtime.fingerprint import Stage, code_digest
-from tasks.runtime.stage_cache import read_stage, run_stage
+from tasks.runtime.fingerprint import code_digest
+from tasks.runtime.stage_cache import Stage, read_stage, run_stage
 
 STAGE = Stage("prepare", core=("tasks.data.splits",))
 
