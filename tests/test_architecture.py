@@ -169,3 +169,11 @@ import numpy
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_design_page_lists_every_module() -> None:
+    tree = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("```")[1]
+    listed = set(re.findall(r"[\w.]+\.py", tree))
+    modules = {path.name for path in MODULES if path.name != "__init__.py"}
+    assert modules - listed == set()
+    assert listed - modules - {"make_profile.py"} == set()

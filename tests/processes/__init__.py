@@ -1,3 +1,1 @@
-"""What only other Python processes can show: kills, several at once, a fresh interpreter, another backend. Seconds
-each, so apart from tests/tasks/.
-"""
+"""Stage tests that need other Python processes: kills, concurrent runs, a fresh interpreter, another backend."""

@@ -1,4 +1,4 @@
-"""SIGKILL at a moment of a process's work, and the end of processes that others started."""
+"""Kill a process at a chosen moment, and wait for the end of processes that others started."""
 
 import multiprocessing
 import os
@@ -13,8 +13,7 @@ _PATIENCE_SECONDS = 120
 
 
 def killed_when(reached: Callable[[], object], target: Callable[..., object], *arguments: Any) -> None:
-    """Run ``target`` in a process of its own until ``reached`` says so, and kill it then; a process that ended before
-    that fails the test."""
+    """Run ``target`` in a new process and kill it as soon as ``reached`` is true. Fails if the process ends earlier."""
     process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     process.start()
     deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -29,7 +28,7 @@ def killed_when(reached: Callable[[], object], target: Callable[..., object], *a
 
 
 def gone(pid: int) -> bool:
-    """A process that nobody has waited for yet has ended, too."""
+    """Return True if the process has ended, also if its parent has not waited for it yet."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -37,6 +36,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> None:
+    """Wait for the end of a process, at most 30 s."""
     deadline = time.monotonic() + 30
     while not gone(pid):
         assert time.monotonic() < deadline

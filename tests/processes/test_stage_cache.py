@@ -8,33 +8,33 @@ from tests.processes.kill import killed_when
 from tests.tasks.runtime.test_stage_cache import STAGE, write
 
 
-def _slow(folder: Path) -> dict[str, Any]:
+def build_slowly(folder: Path) -> dict[str, Any]:
     (folder / "half").write_text("half")
     time.sleep(60)
     return {}
 
 
-def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
-    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, STAGE, {}, _slow)
+def test_the_next_run_sweeps_and_rebuilds_a_killed_stage(tmp_path: Path) -> None:
+    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, STAGE, {}, build_slowly)
     record, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not record.reused
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
-def _count(folder: Path) -> dict[str, Any]:
-    with (folder.parent / "made.txt").open("a") as log:
-        log.write("made\n")
+def build_and_count(folder: Path) -> dict[str, Any]:
+    with (folder.parent / "builds.txt").open("a") as log:
+        log.write("built\n")
     time.sleep(0.3)
-    (folder / "output.txt").write_text("made")
+    (folder / "output.txt").write_text("built")
     return {}
 
 
-def test_two_runs_at_once_make_an_output_once(tmp_path: Path) -> None:
+def test_two_runs_at_once_build_an_output_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=run_stage, args=(tmp_path, STAGE, {}, _count)) for _ in range(2)]
+    children = [context.Process(target=run_stage, args=(tmp_path, STAGE, {}, build_and_count)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:
         child.join()
         assert child.exitcode == 0
-    assert (tmp_path / "made.txt").read_text() == "made\n"
+    assert (tmp_path / "builds.txt").read_text() == "built\n"
