@@ -5,8 +5,6 @@ median with its range. Reads the published data in the data folder, and download
 """
 
 import argparse
-import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from benchmarks.rows import ROWS, Bench
 from schemas.config import data_folder
 from schemas.contract import FASHION_MNIST
 from tasks.data.published_data import fetch_data
+from tasks.model.backend import cpu_name
 from tasks.registry.provenance import code_revision
 from tasks.runtime.fingerprint import package_versions
 
@@ -52,13 +51,10 @@ def _count(text: str) -> int:
 
 
 def _machine(rounds: int) -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     revision = code_revision()
     return (
-        f"{cpu}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; {packages}; "
+        f"{cpu_name()}, {psutil.virtual_memory().total / 1e9:.0f} GB; {packages}; "
         f"commit {(revision['revision'] or 'unknown')[:12]}{' with changes' if revision['dirty'] else ''}; "
         f"n = {rounds} unless a cell states another\n"
     )

@@ -7,33 +7,20 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from tasks.data.statistics import wilson_interval
-from tasks.model.inference import StoredModelOutput
 
 _CALIBRATION_BINS = 15
 
 
-def evaluation_metrics(
-    output: StoredModelOutput,
+def compute_metrics(
+    probabilities: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int32],
     in_train: npt.NDArray[np.uint8],
-    history: list[dict[str, float]],
     contract: DatasetContract,
 ) -> dict[str, Any]:
-    """Return the content of metrics.json.
-
-    in_train: see `metrics_without_duplicates`. history: metrics of each training epoch.
-    """
-    return {
-        "test_loss": output.loss,
-        **compute_metrics(output.probabilities, output.labels, contract),
-        **metrics_without_duplicates(output.probabilities, output.labels, in_train),
-        "history": history,
-    }
-
-
-def compute_metrics(
-    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], contract: DatasetContract
-) -> dict[str, Any]:
     """Return all metrics but the loss, from probabilities float32 (N, classes) and labels int32 (N,).
+
+    in_train: uint8 (N,) from `tasks.checks.near_duplicates.find_test_images_in_train`, 0 for no duplicate. The accuracy
+        without duplicates is None if no row is left.
 
     confusion_matrix: a row per true label, a column per predicted label. A class that was never predicted has
     precision 0. Intervals are Wilson's of 95 %; the interval of a class without rows is None.
@@ -46,10 +33,13 @@ def compute_metrics(
     recall = correct / np.maximum(rows, 1)
     f1 = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
     calibration = calibration_bins(probabilities.max(axis=1), predicted == labels)
+    unseen = (predicted == labels)[in_train == 0]
     return {
         "test_accuracy": float(correct.sum() / len(labels)),
         "test_accuracy_interval": wilson_interval(int(correct.sum()), len(labels)),
         "test_rows": len(labels),
+        "test_accuracy_without_duplicates": float(unseen.mean()) if len(unseen) else None,
+        "test_rows_without_duplicates": len(unseen),
         "per_class": [
             {
                 "label": label,
@@ -65,22 +55,6 @@ def compute_metrics(
         "confusion_matrix": confusion.tolist(),
         "expected_calibration_error": expected_calibration_error(calibration),
         "calibration": calibration,
-    }
-
-
-def metrics_without_duplicates(
-    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], in_train: npt.NDArray[np.uint8]
-) -> dict[str, Any]:
-    """Return test rows and accuracy without exact and near duplicates of training images.
-
-    in_train: uint8 (N,) from `tasks.checks.near_duplicates.find_test_images_in_train`, 0 for no duplicate. The accuracy
-    is None if no row is left.
-    """
-    kept = in_train == 0
-    correct = probabilities[kept].argmax(axis=1) == labels[kept]
-    return {
-        "test_rows_without_duplicates": int(kept.sum()),
-        "test_accuracy_without_duplicates": float(correct.mean()) if kept.any() else None,
     }
 
 

@@ -14,8 +14,7 @@ from schemas.errors import StoredArtifactError
 from tasks.runtime.files import canonical_json
 
 HIDDEN_UNITS = 128
-# Rows per call of the backend.
-_BLOCK_ROWS = 1_000
+_BLOCK_ROWS = 1_000  # per call of the backend
 
 # All classes in a topology of this project, as (class name, module). Any other class is rejected before Keras reads the
 # file, because deserializing it can run code. Tuples, not sets: a value from the file may be unhashable.

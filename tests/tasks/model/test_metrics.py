@@ -2,14 +2,7 @@ import numpy as np
 import pytest
 
 from schemas.contract import DatasetContract
-from tasks.model.inference import StoredModelOutput
-from tasks.model.metrics import (
-    calibration_bins,
-    compute_metrics,
-    evaluation_metrics,
-    expected_calibration_error,
-    metrics_without_duplicates,
-)
+from tasks.model.metrics import calibration_bins, compute_metrics, expected_calibration_error
 
 
 def test_metrics_of_six_rows_match_hand_calculation(tiny_contract: DatasetContract) -> None:
@@ -17,7 +10,7 @@ def test_metrics_of_six_rows_match_hand_calculation(tiny_contract: DatasetContra
     predicted = [0, 0, 1, 1, 1, 0]
     probabilities = np.full((6, 3), 0.1, dtype=np.float32)
     probabilities[range(6), predicted] = 0.8
-    metrics = compute_metrics(probabilities, labels, tiny_contract)
+    metrics = compute_metrics(probabilities, labels, np.zeros(6, np.uint8), tiny_contract)
     assert metrics["test_accuracy"] == pytest.approx(4 / 6)
     assert metrics["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     per_class = {name: [row[name] for row in metrics["per_class"]] for name in ("precision", "recall", "f1", "rows")}
@@ -33,7 +26,8 @@ def test_metrics_of_six_rows_match_hand_calculation(tiny_contract: DatasetContra
 
 
 def test_a_class_without_rows_has_no_interval(tiny_contract: DatasetContract) -> None:
-    metrics = compute_metrics(np.eye(3, dtype=np.float32)[[0, 1]], np.array([0, 1], dtype=np.int32), tiny_contract)
+    probabilities, labels = np.eye(3, dtype=np.float32)[[0, 1]], np.array([0, 1], dtype=np.int32)
+    metrics = compute_metrics(probabilities, labels, np.zeros(2, np.uint8), tiny_contract)
     assert [row["recall_interval"] is None for row in metrics["per_class"]] == [False, False, True]
 
 
@@ -54,16 +48,10 @@ def test_full_confidence_is_in_the_last_bin() -> None:
     [([2, 0, 1, 0], 2, 0.5), ([0, 0, 0, 2], 3, 2 / 3), ([2, 2, 2, 2], 0, None)],
     ids=["exact and near", "exact", "no row left"],
 )
-def test_duplicates_of_training_images_are_excluded(in_train: list[int], rows: int, accuracy: float | None) -> None:
-    probabilities = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+def test_duplicates_of_training_images_are_excluded(
+    in_train: list[int], rows: int, accuracy: float | None, tiny_contract: DatasetContract
+) -> None:
+    probabilities = np.eye(3, dtype=np.float32)[[0, 1, 1, 0]]
     labels = np.array([0, 1, 0, 1], dtype=np.int32)  # the first two are predicted correctly
-    metrics = metrics_without_duplicates(probabilities, labels, np.array(in_train, np.uint8))
-    assert metrics == {"test_rows_without_duplicates": rows, "test_accuracy_without_duplicates": accuracy}
-
-
-def test_evaluation_metrics_combine_all_parts(tiny_contract: DatasetContract) -> None:
-    labels = np.array([0, 1, 2], dtype=np.int32)
-    output = StoredModelOutput(0.0, 0.25, np.eye(3, dtype=np.float32), labels)
-    metrics = evaluation_metrics(output, np.array([0, 0, 1], np.uint8), [{"loss": 1.0}], tiny_contract)
-    assert (metrics["test_loss"], metrics["history"]) == (0.25, [{"loss": 1.0}])
-    assert (metrics["test_rows"], metrics["test_rows_without_duplicates"]) == (3, 2)
+    metrics = compute_metrics(probabilities, labels, np.array(in_train, np.uint8), tiny_contract)
+    assert (metrics["test_rows_without_duplicates"], metrics["test_accuracy_without_duplicates"]) == (rows, accuracy)

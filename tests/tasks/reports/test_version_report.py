@@ -120,7 +120,8 @@ def write(sample_version: Path, tmp_path: Path, sample_prepared: PreparedData) -
             predicted = predictions.labels.copy()
             predicted[:errors] = (predicted[:errors] + 1) % 10
             predictions = replace(predictions, probabilities=np.eye(10, dtype=np.float32)[predicted])
-            metrics |= compute_metrics(predictions.probabilities, predictions.labels, contract)
+            in_train = np.zeros(len(predicted), np.uint8)
+            metrics |= compute_metrics(predictions.probabilities, predictions.labels, in_train, contract)
         if epochs is not None:
             metrics["history"] = metrics["history"][:1] * epochs
         write_predictions(folder / "test_predictions.parquet", predictions, contract)
