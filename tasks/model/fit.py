@@ -38,10 +38,9 @@ _PROGRESS_SECONDS = 0.5
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Fit to the splits in ``job["prepared"]`` and write the model to ``job["folder"]``, as a worker of `tasks.train`.
+    """Fit to the splits in ``job["prepared"]`` and write the model to ``job["folder"]``.
 
     Emits the device first, then the metrics of each epoch and, twice per second, those of the current epoch so far.
-    Returns epochs_run, seconds and device.
     """
     contract, config = contract_of(job["dataset"]), TrainingConfig(**job["training"])
     folder, prepared = Path(job["folder"]), Path(job["prepared"])
@@ -68,7 +67,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         train,
         validation,
         checkpoint=Path(job["checkpoint"]),
-        on_epoch=lambda epoch, metrics: emit({"done": epoch, "epoch": epoch, "metrics": metrics}),
+        on_epoch=lambda epoch, metrics: emit({"done": epoch, "metrics": metrics}),
         on_steps=on_steps,
     )
     save_model(model, contract, config, folder)

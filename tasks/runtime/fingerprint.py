@@ -12,14 +12,11 @@ from typing import Literal
 from schemas.config import PROJECT_ROOT
 from tasks.runtime.files import digest_of, sha256_file
 
-_CPU_TENSORFLOW = "tensorflow-cpu"
-# `tensorflow[and-cuda]`, which is the gpu extra on Linux, requires it on x86-64 and on ARM.
-_CUDNN = "nvidia-cudnn-cu12"
 # Modules that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages, warm-up.
 _NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.", "tasks.model.warm_up")
 # Packages that a model's weights can depend on.
 _PACKAGES = (
-    *("keras", "tensorflow", _CPU_TENSORFLOW, _CUDNN, "jax", "numpy", "pandas", "pyarrow"),
+    *("keras", "tensorflow", "tensorflow-cpu", "nvidia-cudnn-cu12", "jax", "numpy", "pandas", "pyarrow"),
     *("great-expectations", "prefect", "fashion-ann"),
 )
 
@@ -76,14 +73,15 @@ def _parse(path: Path) -> ast.Module:
 def extra_of(packages: Container[str]) -> Literal["cpu", "gpu"]:
     """Return the TensorFlow extra of pyproject.toml that installs ``packages``, a set of distribution names.
 
-    On ARM and on macOS the cpu extra is the distribution `tensorflow`, so `tensorflow-cpu` alone does not decide.
+    On ARM and on macOS the cpu extra is the distribution `tensorflow`, so `tensorflow-cpu` alone does not decide. The
+    gpu extra is `tensorflow[and-cuda]`, which requires cuDNN.
     """
-    return "gpu" if _CUDNN in packages and _CPU_TENSORFLOW not in packages else "cpu"
+    return "gpu" if "nvidia-cudnn-cu12" in packages and "tensorflow-cpu" not in packages else "cpu"
 
 
 def installed_extra() -> Literal["cpu", "gpu"]:
     """Return the TensorFlow extra of this environment, and so the name of its lock in requirements/."""
-    return extra_of({name for name in (_CPU_TENSORFLOW, _CUDNN) if installed_version(name) is not None})
+    return extra_of(package_versions())
 
 
 def installed_version(name: str) -> str | None:
