@@ -20,7 +20,13 @@ from tasks.runtime.fingerprint import package_versions
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds per measurement (default: 3)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the accuracy row (default: 5)")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=f"rows to measure: {', '.join(ROWS)}")
+    options = parser.parse_args()
+    if min(options.rounds, options.seeds) < 1:
+        parser.error("--rounds and --seeds have to be at least 1")
     data_dir = data_folder()
     csvs = fetch_data(FASHION_MNIST, data_dir)  # also hashes them, so the file cache is warm from here on
     print(_machine(options.rounds))
@@ -30,24 +36,8 @@ def main() -> None:
         bench = Bench(Path(folder), data_dir, csvs, options.rounds, options.seeds)
         for name in options.only or ROWS:
             for row in ROWS[name](bench):
-                print(
-                    f"| {row.name:<46} | {row.ours:<30} | {row.peer:<56} | {row.ratio:<24} | {row.goal} |", flush=True
-                )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="rounds per measurement (default: 3)")
-    parser.add_argument("--seeds", type=_count, default=5, metavar="N", help="seeds of the accuracy row (default: 5)")
-    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=f"rows to measure: {', '.join(ROWS)}")
-    return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+                cells = (f"{row.name:<46}", f"{row.ours:<30}", f"{row.peer:<56}", f"{row.ratio:<24}", row.goal)
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _machine(rounds: int) -> str:

@@ -59,7 +59,11 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
         if backend_name() == "tensorflow":
             _start_tensorflow(device)
         else:
-            _start_jax(device)
+            import jax
+
+            jax.config.update("jax_default_matmul_precision", "highest")  # no TensorFloat-32, as with TensorFlow
+            if device == "cpu":
+                jax.config.update("jax_platforms", "cpu")
         import keras
     keras.utils.set_random_seed(seed)
     actual = _describe_device()
@@ -92,14 +96,6 @@ def _start_tensorflow(device: DeviceChoice) -> None:
     except RuntimeError as error:
         # TensorFlow started earlier in this process; `set_up_backend` checks the device that it uses.
         logger.warning("TensorFlow already runs in this process and keeps its settings: %s", error)
-
-
-def _start_jax(device: DeviceChoice) -> None:
-    import jax
-
-    if device == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_default_matmul_precision", "highest")  # no TensorFloat-32, as with TensorFlow
 
 
 def _unavailable_message(device: DeviceChoice, actual: Device) -> str:
