@@ -38,11 +38,8 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
     def build(folder: Path) -> dict[str, Any]:
         output = run_stored_model(trained.record.path, prepared.record.path)
         in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
-        metrics = {
-            "test_loss": output.loss,
-            **compute_metrics(output.probabilities, output.labels, in_train, contract),
-            "history": json.loads((trained.record.path / HISTORY_NAME).read_bytes()),
-        }
+        history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
+        metrics = compute_metrics(output, in_train, history, contract)
         write_json(folder / METRICS_NAME, metrics)
         images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
         predictions = StoredPredictions(image_digests(images, contract), output.labels, output.probabilities)

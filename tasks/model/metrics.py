@@ -7,24 +7,27 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from tasks.data.statistics import wilson_interval
+from tasks.model.inference import StoredModelOutput
 
 _CALIBRATION_BINS = 15
 
 
 def compute_metrics(
-    probabilities: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int32],
+    output: StoredModelOutput,
     in_train: npt.NDArray[np.uint8],
+    history: list[dict[str, float]],
     contract: DatasetContract,
 ) -> dict[str, Any]:
-    """Return all metrics but the loss, from probabilities float32 (N, classes) and labels int32 (N,).
+    """Return the content of metrics.json.
 
     in_train: uint8 (N,) from `tasks.checks.near_duplicates.find_test_images_in_train`, 0 for no duplicate. The accuracy
         without duplicates is None if no row is left.
+    history: metrics of each training epoch.
 
     confusion_matrix: a row per true label, a column per predicted label. A class that was never predicted has
     precision 0. Intervals are Wilson's of 95 %; the interval of a class without rows is None.
     """
+    probabilities, labels = output.probabilities, output.labels
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((contract.classes, contract.classes), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
@@ -32,9 +35,10 @@ def compute_metrics(
     precision = correct / np.maximum(confusion.sum(axis=0), 1)
     recall = correct / np.maximum(rows, 1)
     f1 = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
-    calibration = calibration_bins(probabilities.max(axis=1), predicted == labels)
-    unseen = (predicted == labels)[in_train == 0]
+    calibration = calibration_bins(probabilities.max(axis=1), output.right)
+    unseen = output.right[in_train == 0]
     return {
+        "test_loss": output.loss,
         "test_accuracy": float(correct.sum() / len(labels)),
         "test_accuracy_interval": wilson_interval(int(correct.sum()), len(labels)),
         "test_rows": len(labels),
@@ -55,6 +59,7 @@ def compute_metrics(
         "confusion_matrix": confusion.tolist(),
         "expected_calibration_error": expected_calibration_error(calibration),
         "calibration": calibration,
+        "history": history,
     }
 
 
