@@ -30,11 +30,8 @@ logger = logging.getLogger("tasks.model.fit")
 # Images float32 (N, pixels), pixels scaled to [0, 1], and labels int32 (N,).
 Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
-# Steps per call of the backend: a step of this network takes less time than the Python code around it.
-_STEPS_PER_EXECUTION = 50
 # Images converted at once: the float32 intermediates take four times the memory of the result.
 _CONVERTED_IMAGES = 512
-_PROGRESS_SECONDS = 0.5
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
     def on_steps(done: float, metrics: Mapping[str, float]) -> None:
         nonlocal last_report
-        if time.monotonic() - last_report > _PROGRESS_SECONDS:
+        if time.monotonic() - last_report > 0.5:
             last_report = time.monotonic()
             emit({"done": done, "metrics": {name: float(value) for name, value in metrics.items()}})
 
@@ -114,8 +111,9 @@ def fit_network(
             optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
             loss="sparse_categorical_crossentropy",
             weighted_metrics=[_accuracy()],
-            # On several devices Keras fails with several steps per execution: keras-team/keras issue 19246.
-            steps_per_execution=min(_STEPS_PER_EXECUTION, steps) if device_count == 1 else 1,
+            # A step takes less time than the Python code around it. On several devices Keras fails with more than one
+            # step per execution: keras-team/keras issue 19246.
+            steps_per_execution=min(50, steps) if device_count == 1 else 1,
         )
         trainer.optimizer.build(trainer.trainable_variables)
     # Evaluate on a single-device copy: a distributed model returns each prediction once per device.

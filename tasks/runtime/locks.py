@@ -35,8 +35,8 @@ def wait_for_lock(path: Path, waiting: str) -> Iterator[None]:
 def artifacts_lock(artifacts_dir: Path, *, exclusive: bool = False) -> Iterator[bool]:
     """Hold a lock on the stage outputs: shared for pipeline runs, ``exclusive`` for garbage collection.
 
-    Between its stages a run relies on outputs that no version names yet. Yields whether the lock is held: a shared one
-    is waited for, an exclusive one is not. The kernel releases it when the holder dies.
+    Between its stages a run relies on outputs that no version names yet. Yields whether the lock is held: only a shared
+    one is waited for. The kernel releases it when the holder dies.
     """
     artifacts_dir.mkdir(parents=True, exist_ok=True)
     # Opened for writing: network file systems require it for an exclusive lock.

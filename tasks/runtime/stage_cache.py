@@ -75,15 +75,9 @@ def run_stage(
         reused = record is not None
         if record is None:
             record = _build_output(final, {**cache_inputs, "key": key}, build)
-    emit(StageFinished(stage.name, split, reused, record["seconds"], record["facts"]))
-    reference = StageRecord(
-        stage=stage.name,
-        key=key,
-        digest=digest_of(record["files"]),
-        path=final,
-        reused=reused,
-        seconds=record["seconds"],
-    )
+    digest, seconds = digest_of(record["files"]), record["seconds"]
+    emit(StageFinished(stage.name, split, reused, seconds, record["facts"]))
+    reference = StageRecord(stage=stage.name, key=key, digest=digest, path=final, reused=reused, seconds=seconds)
     return reference, record["facts"]
 
 

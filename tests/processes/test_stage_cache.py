@@ -14,7 +14,7 @@ def _slow(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def test_a_killed_stage_is_swept_and_made_by_the_next_run(tmp_path: Path) -> None:
+def test_a_killed_stage_is_swept_and_rebuilt(tmp_path: Path) -> None:
     killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, STAGE, {}, _slow)
     record, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not record.reused
@@ -29,7 +29,7 @@ def _count(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def test_two_runs_at_once_make_an_output_once(tmp_path: Path) -> None:
+def test_two_runs_at_once_build_an_output_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     children = [context.Process(target=run_stage, args=(tmp_path, STAGE, {}, _count)) for _ in range(2)]
     for child in children:
