@@ -60,9 +60,8 @@ def interleaved(name: str, rounds: int, **calls: Callable[[int], T]) -> dict[str
 
 def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
     """Divide round by round. If the peer has fewer rounds, divide each of ours by the peer's median."""
-    if len(ours) == len(peer):
-        return [one / other for one, other in zip(ours, peer, strict=True)]
-    return [one / statistics.median(peer) for one in ours]
+    divisors = peer if len(ours) == len(peer) else [statistics.median(peer)] * len(ours)
+    return [one / other for one, other in zip(ours, divisors, strict=True)]
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 2) -> str:
