@@ -44,11 +44,8 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
         predictions = StoredPredictions(image_digests(images, contract), output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
-        return {
-            "test_accuracy": metrics["test_accuracy"],
-            "test_loss": output.loss,
-            "golden_difference": output.golden_difference,
-        }
+        facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}
+        return {**facts, "golden_difference": output.golden_difference}
 
     record, facts = run_stage(
         Artifacts(artifacts_dir).evaluated,

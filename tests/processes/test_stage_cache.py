@@ -22,10 +22,9 @@ def test_a_killed_stage_is_swept_and_rebuilt(tmp_path: Path) -> None:
 
 
 def _count(folder: Path) -> dict[str, Any]:
-    with (folder.parent / "made.txt").open("a") as log:
-        log.write("made\n")
+    with (folder.parent / "builds.txt").open("a") as log:
+        log.write("built\n")
     time.sleep(0.3)
-    (folder / "output.txt").write_text("made")
     return {}
 
 
@@ -37,4 +36,4 @@ def test_two_runs_at_once_build_an_output_once(tmp_path: Path) -> None:
     for child in children:
         child.join()
         assert child.exitcode == 0
-    assert (tmp_path / "made.txt").read_text() == "made\n"
+    assert (tmp_path / "builds.txt").read_text() == "built\n"

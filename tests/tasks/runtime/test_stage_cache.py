@@ -98,12 +98,12 @@ def test_parsing_disturbed_by_a_thread_is_repeated(tmp_path: Path, monkeypatch: 
     assert calls == 6
 
 
-def test_the_digest_of_a_value_does_not_depend_on_the_order_of_keys() -> None:
+def test_key_order_does_not_change_a_digest() -> None:
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     assert digest_of({"a": 1}) != digest_of({"a": 2})
 
 
-def test_a_replaced_file_is_whole_or_as_before(tmp_path: Path) -> None:
+def test_a_replaced_file_is_whole_or_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text("before")
     with pytest.raises(RuntimeError), atomic_write(path) as temporary:
