@@ -5,8 +5,6 @@ median with its range. Reads the published data in the data folder, and download
 """
 
 import argparse
-import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -16,12 +14,19 @@ from benchmarks.rows import ROWS, Bench
 from schemas.config import data_folder
 from schemas.contract import FASHION_MNIST
 from tasks.data.published_data import fetch_data
+from tasks.model.backend import cpu_name
 from tasks.registry.provenance import code_revision
 from tasks.runtime.fingerprint import package_versions
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds per measurement (default: 3)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the accuracy row (default: 5)")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=f"rows to measure: {', '.join(ROWS)}")
+    options = parser.parse_args()
+    if min(options.rounds, options.seeds) < 1:
+        parser.error("--rounds and --seeds have to be at least 1")
     data_dir = data_folder()
     csvs = fetch_data(FASHION_MNIST, data_dir)  # also hashes them, so the file cache is warm from here on
     print(_machine(options.rounds))
@@ -31,34 +36,15 @@ def main() -> None:
         bench = Bench(Path(folder), data_dir, csvs, options.rounds, options.seeds)
         for name in options.only or ROWS:
             for row in ROWS[name](bench):
-                print(
-                    f"| {row.name:<46} | {row.ours:<30} | {row.peer:<56} | {row.ratio:<24} | {row.goal} |", flush=True
-                )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="rounds per measurement (default: 3)")
-    parser.add_argument("--seeds", type=_count, default=5, metavar="N", help="seeds of the accuracy row (default: 5)")
-    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=f"rows to measure: {', '.join(ROWS)}")
-    return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+                cells = (f"{row.name:<46}", f"{row.ours:<30}", f"{row.peer:<56}", f"{row.ratio:<24}", row.goal)
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _machine(rounds: int) -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     packages = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     revision = code_revision()
     return (
-        f"{cpu}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; {packages}; "
+        f"{cpu_name()}, {psutil.virtual_memory().total / 1e9:.0f} GB; {packages}; "
         f"commit {(revision['revision'] or 'unknown')[:12]}{' with changes' if revision['dirty'] else ''}; "
         f"n = {rounds} unless a cell states another\n"
     )

@@ -115,12 +115,8 @@ def faults(contract: DatasetContract) -> Mapping[str, Callable[[Rows], Rows]]:
         "20 % brighter": brighter(1.2),
     }
     in_a_tenth = (
-        "inverted",
-        "transposed",
-        "mirrored left to right",
-        "halved",
-        "labels shifted by one",
-        "labels shuffled",
+        *("inverted", "transposed", "mirrored left to right", "halved"),
+        *("labels shifted by one", "labels shuffled"),
     )
     return whole | {f"a tenth: {name}": tenth(whole[name]) for name in in_a_tenth}
 

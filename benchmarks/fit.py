@@ -128,15 +128,11 @@ def main(who: str, folder: str, text: str) -> None:
     names = ("train", "validation") if how.target is None else ("train", "validation", "test")
     fit = {"ours": fit_ours, "plain": fit_plain}[who]
     mode: Literal["r"] | None = "r" if who == "ours" else None  # the train stage memory-maps its images
-    splits = {
-        name: (
-            np.load(Path(folder) / f"{name}_images.npy", mmap_mode=mode),
-            np.load(Path(folder) / f"{name}_labels.npy", mmap_mode=mode),
-        )
+    splits: dict[str, Split] = {
+        name: tuple(np.load(Path(folder) / f"{name}_{kind}.npy", mmap_mode=mode) for kind in ("images", "labels"))
         for name in names
     }
-    clock = fit(how, splits)
-    print(json.dumps(clock.epochs))
+    print(json.dumps(fit(how, splits).epochs))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,18 +58,10 @@ def interleaved(name: str, rounds: int, **calls: Callable[[int], T]) -> dict[str
     return results
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Run ``call`` and return its wall time."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
     """Divide round by round. If the peer has fewer rounds, divide each of ours by the peer's median."""
-    if len(ours) == len(peer):
-        return [one / other for one, other in zip(ours, peer, strict=True)]
-    return [one / statistics.median(peer) for one in ours]
+    divisors = peer if len(ours) == len(peer) else [statistics.median(peer)] * len(ours)
+    return [one / other for one, other in zip(ours, divisors, strict=True)]
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 2) -> str:
@@ -81,13 +74,38 @@ def goal(text: str, *, met: bool) -> str:
     return f"{text}: {'met' if met else 'MISSED'}"
 
 
+def compared(
+    name: str,
+    ours: Sequence[float],
+    peer_name: str,
+    peer: Sequence[float],
+    limit: float | Fraction | None = None,
+    *,
+    digits: int = 2,
+    ratio_digits: int = 2,
+) -> Row:
+    """Return the row of two measurements. The goal is a median ratio of at most ``limit``; with None there is none."""
+    against = ratios(ours, peer)
+    return Row(
+        name,
+        spread(ours, digits=digits),
+        f"{peer_name}: {spread(peer, digits=digits)}",
+        spread(against, digits=ratio_digits),
+        "-" if limit is None else goal(f"<= {limit}", met=statistics.median(against) <= limit),
+    )
+
+
 def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Path) -> Finished:
     """Run a command in ``folder`` and wait for it. Raises RuntimeError with the end of its stderr when it fails."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()
         process = subprocess.Popen(command, env=dict(env), cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        with _stopped_on_error(process), _memory_sampler(process.pid) as peak:
-            _, status, usage = os.wait4(process.pid, 0)
+        with _memory_sampler(process.pid) as peak:
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:  # Ctrl-C, too
+                stop_tree(process.pid, SECONDS_TO_END)
+                raise
             wall = time.perf_counter() - started
             process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
@@ -96,16 +114,6 @@ def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Pat
         if process.returncode:
             raise RuntimeError(f"{command} exited with status {process.returncode}: {err.read().decode()[-2000:]}")
         return Finished(wall, usage.ru_utime + usage.ru_stime, max(peak, default=0) / 1e6, stdout)
-
-
-@contextmanager
-def _stopped_on_error(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Stop the child and its descendants on an error or Ctrl-C."""
-    try:
-        yield
-    finally:
-        if process.returncode is None:
-            stop_tree(process.pid, SECONDS_TO_END)
 
 
 @contextmanager

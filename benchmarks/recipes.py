@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.measure import spread
 from schemas.config import TrainingConfig, data_folder
 from schemas.contract import FASHION_MNIST, SPLITS
+from schemas.layout import images_name, labels_name
 from schemas.references import PreparedData
 from tasks.data.published_data import fetch_data
 from tasks.ingest import ingest
@@ -61,17 +62,12 @@ def main() -> None:
 
 
 def _last_epoch(prepared: PreparedData, config: TrainingConfig) -> EpochMetrics:
-    arrays = {
-        name: np.load(prepared.record.path / f"{name}.npy")
-        for name in ("train_images", "train_labels", "validation_images", "validation_labels")
-    }
-    set_up_backend(config.seed)
-    _, history = fit_network(
-        FASHION_MNIST,
-        config,
-        (arrays["train_images"], arrays["train_labels"]),
-        (arrays["validation_images"], arrays["validation_labels"]),
+    train_split, validation_split = (
+        tuple(np.load(prepared.record.path / name(split)) for name in (images_name, labels_name))
+        for split in ("train", "validation")
     )
+    set_up_backend(config.seed)
+    _, history = fit_network(FASHION_MNIST, config, train_split, validation_split)
     return {**history[-1], "fit_seconds": sum(epoch["seconds"] for epoch in history)}
 
 

@@ -6,9 +6,11 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 from benchmarks.fit import Fit
 from benchmarks.ingest_validate import validate_both
-from benchmarks.measure import SECONDS_TO_END, Finished, Row, goal, interleaved, ratios, run_child, seconds, spread
+from benchmarks.measure import SECONDS_TO_END, Finished, Row, compared, goal, interleaved, ratios, run_child, spread
 from benchmarks.peers import pandas_ingests, plain_suite_accepts
 from cli.server_process import HOST, free_port, stop_tree, wait_until_healthy
 from schemas.config import PROJECT_ROOT, TrainingConfig
@@ -103,20 +105,13 @@ class Bench:
 
 def ingest_row(bench: Bench) -> Iterator[Row]:
     """Convert the train CSV to Parquet in this process, with warm imports and file cache."""
-
-    def ours() -> None:
-        _ingest(bench, "train")
-
-    yield _against_pandas(bench, ("train",), "ingest, 60,000 rows, s", ours)
+    yield _against_pandas(bench, ("train",), "ingest, 60,000 rows, s", lambda: _ingest(bench, "train"))
 
 
 def both_row(bench: Bench) -> Iterator[Row]:
     """Convert both CSVs to Parquet and validate them. The peers only write Parquet."""
-
-    def ours() -> None:
-        _validate({split: _ingest(bench, split) for split in SPLITS})
-
-    yield _against_pandas(bench, SPLITS, "ingest and validate, both splits, s", ours)
+    name = "ingest and validate, both splits, s"
+    yield _against_pandas(bench, SPLITS, name, lambda: _validate({split: _ingest(bench, split) for split in SPLITS}))
 
 
 def _ingest(bench: Bench, split: Split) -> Path:
@@ -125,7 +120,7 @@ def _ingest(bench: Bench, split: Split) -> Path:
     return target
 
 
-def _against_pandas(bench: Bench, splits: Sequence[Split], name: str, ours: Callable[[], None]) -> Row:
+def _against_pandas(bench: Bench, splits: Sequence[Split], name: str, ours: Callable[[], object]) -> Row:
     """Return a row of ``ours`` against the fastest pandas variant on the same CSVs."""
     by_split = [
         pandas_ingests(bench.csvs[split].files[0].path, bench.folder / f"pandas-{split}.parquet") for split in splits
@@ -139,18 +134,16 @@ def _against_pandas(bench: Bench, splits: Sequence[Split], name: str, ours: Call
     timed = interleaved(name.partition(",")[0], bench.rounds, ours=_seconds_of(ours), **peers)
     own = timed.pop("ours")
     fastest = min(timed, key=lambda variant: statistics.median(timed[variant]))
-    against = ratios(own, timed[fastest])
-    return Row(
-        name,
-        spread(own),
-        f"{fastest}: {spread(timed[fastest])}",
-        spread(against),
-        goal("<= 1", met=statistics.median(against) <= 1),
-    )
+    return compared(name, own, fastest, timed[fastest], limit=1)
 
 
 def _seconds_of(call: Callable[[], object]) -> Callable[[int], float]:
-    return lambda number: seconds(call)
+    def measure(number: int) -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    return measure
 
 
 def validate_row(bench: Bench) -> Iterator[Row]:
@@ -168,14 +161,8 @@ def validate_row(bench: Bench) -> Iterator[Row]:
     ours()  # imports Great Expectations
     plain = interleaved("validate", 1, plain=_seconds_of(peer))["plain"]
     timed = interleaved("validate", bench.rounds, ours=_seconds_of(ours))["ours"]
-    against = ratios(timed, plain)
-    yield Row(
-        "validate, both splits, 785 columns, s",
-        spread(timed),
-        f"plain suite: {spread(plain)}",
-        spread(against, digits=4),
-        goal("<= 1/60", met=statistics.median(against) <= 1 / 60),
-    )
+    name = "validate, both splits, 785 columns, s"
+    yield compared(name, timed, "plain suite", plain, Fraction(1, 60), ratio_digits=4)
 
 
 def _validate(parquet: Mapping[Split, Path]) -> None:
@@ -208,14 +195,7 @@ def tenfold_rows(bench: Bench) -> Iterator[Row]:
         ("ingest and validate 700,000 rows, s", times, 10, 1),
         ("ingest and validate 700,000 rows, peak PSS, MB", peaks, 1.1, 0),
     ):
-        against = ratios(values["tenfold"], values["once"])
-        yield Row(
-            name,
-            spread(values["tenfold"], digits=digits),
-            f"70,000 rows: {spread(values['once'], digits=digits)}",
-            spread(against),
-            goal(f"<= {limit}", met=statistics.median(against) <= limit),
-        )
+        yield compared(name, values["tenfold"], "70,000 rows", values["once"], limit, digits=digits)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -239,14 +219,7 @@ def epoch_row(bench: Bench) -> Iterator[Row]:
         return measure
 
     timed = interleaved("epoch", bench.rounds, ours=epoch_seconds("ours"), plain=epoch_seconds("plain"))
-    against = ratios(timed["ours"], timed["plain"])
-    yield Row(
-        f"epoch, batch {config.batch_size}, s",
-        spread(timed["ours"]),
-        f"model.fit: {spread(timed['plain'])}",
-        spread(against),
-        goal("<= 0.7", met=statistics.median(against) <= 0.7),
-    )
+    yield compared(f"epoch, batch {config.batch_size}, s", timed["ours"], "model.fit", timed["plain"], 0.7)
 
 
 def time_row(bench: Bench) -> Iterator[Row]:
@@ -262,8 +235,7 @@ def time_row(bench: Bench) -> Iterator[Row]:
 
     ends = interleaved("time", bench.rounds, ours=last_epoch("ours"), plain=last_epoch("plain"))
     times = {who: [end["seconds"] for end in epochs] for who, epochs in ends.items()}
-    reached = {who: sum(end["test_accuracy"] >= _TARGET_ACCURACY for end in epochs) for who, epochs in ends.items()}
-    missed = {who: bench.rounds - count for who, count in reached.items()}
+    missed = {who: sum(end["test_accuracy"] < _TARGET_ACCURACY for end in epochs) for who, epochs in ends.items()}
     against = ratios(times["ours"], times["plain"])
 
     def cell(who: str) -> str:
@@ -284,9 +256,7 @@ def time_row(bench: Bench) -> Iterator[Row]:
 
 
 def _fit(bench: Bench, who: str, how: Fit) -> list[dict[str, Any]]:
-    finished = bench.module("fit", who, bench.prepared.record.path, json.dumps(asdict(how)))
-    epochs: list[dict[str, Any]] = _output(finished)
-    return epochs
+    return list(_output(bench.module("fit", who, bench.prepared.record.path, json.dumps(asdict(how)))))
 
 
 def _output(finished: Finished) -> Any:
@@ -314,17 +284,13 @@ def command_rows(bench: Bench) -> Iterator[Row]:
 
     def usage(name: str, field: str, digits: int = 1, limit: float | None = None) -> Row:
         ours, plain = ([getattr(run, field) for run in runs[who]] for who in ("ours", "script"))
-        against = ratios(ours, plain)
-        result = "-" if limit is None else goal(f"<= {limit}", met=statistics.median(against) <= limit)
-        return Row(
-            name, spread(ours, digits=digits), f"plain script: {spread(plain, digits=digits)}", spread(against), result
-        )
+        return compared(name, ours, "plain script", plain, limit, digits=digits)
 
     yield usage("whole command, wall s", "wall_seconds", limit=0.7)
     yield usage("whole command, CPU s", "cpu_seconds")
     peak = max(run.peak_mb for run in runs["ours"])
-    memory = asdict(usage("whole command, peak PSS, MB", "peak_mb", digits=0))
-    yield Row(**{**memory, "goal": goal("ours <= 1200 MB", met=peak <= 1200)})
+    memory = usage("whole command, peak PSS, MB", "peak_mb", digits=0)
+    yield replace(memory, goal=goal("ours <= 1200 MB", met=peak <= 1200))
     yield Row(
         "whole command, test accuracy",
         spread([json.loads(run.stdout)["test_accuracy"] for run in runs["ours"]], digits=4),
@@ -374,9 +340,8 @@ def seeds_row(bench: Bench) -> Iterator[Row]:
     """Train the default recipe with the seeds 0, 1, .., which decide split, weights, order and dropout."""
 
     def accuracy(seed: int) -> float:
-        return float(
-            _output(bench.module("stages", bench.data_dir, bench.folder / "seeds", str(seed)))["test_accuracy"]
-        )
+        finished = bench.module("stages", bench.data_dir, bench.folder / "seeds", str(seed))
+        return float(_output(finished)["test_accuracy"])
 
     accuracies = interleaved("seeds", bench.seeds, ours=accuracy)["ours"]
     mean = statistics.fmean(accuracies)

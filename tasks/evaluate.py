@@ -10,8 +10,8 @@ from prefect import task
 from schemas.contract import contract_of
 from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts, images_name
 from schemas.references import Evaluation, PreparedData, TrainedModel
-from tasks.model.inference import start_stored_model
-from tasks.model.metrics import evaluation_metrics
+from tasks.model.inference import run_stored_model
+from tasks.model.metrics import compute_metrics
 from tasks.model.test_predictions import StoredPredictions, image_digests, write_predictions
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
@@ -36,20 +36,16 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
     contract = contract_of(prepared.dataset)
 
     def build(folder: Path) -> dict[str, Any]:
-        with start_stored_model(trained.record.path, prepared.record.path) as wait_for_output:
-            # While the process starts.
-            digests = image_digests(np.load(prepared.record.path / images_name("test"), mmap_mode="r"), contract)
-            output = wait_for_output()
+        output = run_stored_model(trained.record.path, prepared.record.path)
+        in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
         history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
-        metrics = evaluation_metrics(output, np.load(prepared.record.path / TEST_IN_TRAIN_NAME), history, contract)
+        metrics = compute_metrics(output, in_train, history, contract)
         write_json(folder / METRICS_NAME, metrics)
-        predictions = StoredPredictions(digests, output.labels, output.probabilities)
+        images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
+        predictions = StoredPredictions(image_digests(images, contract), output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
-        return {
-            "test_accuracy": metrics["test_accuracy"],
-            "test_loss": metrics["test_loss"],
-            "golden_difference": output.golden_difference,
-        }
+        facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}
+        return {**facts, "golden_difference": output.golden_difference}
 
     record, facts = run_stage(
         Artifacts(artifacts_dir).evaluated,

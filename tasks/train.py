@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 STAGE = Stage("train", core=("tasks.model.fit",))
 
 DeviceKind = Literal["gpu", "cpu"]
+_EPOCH_LINE = "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s"
+_EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "seconds")
 
 
 @task(name="train", task_run_name="train seed {config.seed}")
@@ -79,20 +81,23 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
             "folder": str(folder.absolute()),
         }
         # Shown before the worker starts: it imports the backend and compiles the network for seconds.
-        with publish_progress(f"{prepared.dataset}-training", f"{config.epochs} epochs, seed {config.seed}") as show:
+        description = f"{config.epochs} epochs, seed {config.seed}"
+        with (
+            publish_progress(f"{prepared.dataset}-training", description) as show,
+            run_worker(fit.__name__, job) as process,
+        ):
 
             def on_event(event: dict[str, Any]) -> None:
-                if "device" in event:
-                    device = event["device"]
-                    logger.info("training on %d x %s (%s)", device["count"], device["name"], device["kind"])
-                    return
-                emit(TrainingProgress(event["done"], config.epochs, event["metrics"]))
-                show(event["done"] / config.epochs)
-                if "epoch" in event:
-                    _log_epoch(event["epoch"], config.epochs, event["metrics"])
+                match event:
+                    case {"device": device}:
+                        logger.info("training on %d x %s (%s)", device["count"], device["name"], device["kind"])
+                    case {"done": done, "metrics": metrics}:
+                        emit(TrainingProgress(done, config.epochs, metrics))
+                        show(done / config.epochs)
+                        if "seconds" in metrics:  # the end of an epoch
+                            logger.info(_EPOCH_LINE, done, config.epochs, *(metrics[name] for name in _EPOCH_METRICS))
 
-            with run_worker(fit.__name__, job) as process:
-                facts = process.result(on_event)
+            facts = process.result(on_event)
             show(1)  # also after an early stop, or if the checkpoint was of the last epoch
         return {
             "topology_sha256": sha256_file(folder / TOPOLOGY_NAME),
@@ -124,11 +129,3 @@ def _inputs(prepared: PreparedData, config: TrainingConfig, kind: DeviceKind) ->
         # kind that it selects. Model and number of GPUs are excluded, so that a retry on another worker reuses them.
         "device": kind,
     }
-
-
-def _log_epoch(epoch: int, epochs: int, metrics: dict[str, float]) -> None:
-    logger.info(
-        "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s",
-        *(epoch, epochs, metrics["loss"], metrics["accuracy"]),
-        *(metrics["val_loss"], metrics["val_accuracy"], metrics["seconds"]),
-    )

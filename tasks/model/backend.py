@@ -1,5 +1,6 @@
 """Set up Keras's backend, feed it and describe its device. No other module names a backend."""
 
+import importlib
 import logging
 import math
 import os
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,13 @@ logger = logging.getLogger(__name__)
 
 # Created by NVIDIA's driver; the second under Windows (WSL).
 _DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-_NVIDIA_SMI_TIMEOUT_SECONDS = 30
 _BACKENDS = ("tensorflow", "jax")
 # Keras imports these if they are installed.
 _UNUSED_PACKAGES = ("matplotlib", "pandas", "sklearn")
 
 
 def backend_name() -> str:
-    """Return the name of Keras's backend: KERAS_BACKEND or else TensorFlow. A keras.json of the user is ignored.
-
-    Raises `WrongUsage` for an unsupported backend.
-    """
+    """Return KERAS_BACKEND or else "tensorflow". A keras.json is ignored. Raises `WrongUsage` for another backend."""
     name = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if name not in _BACKENDS:
         raise WrongUsage(
@@ -51,9 +48,8 @@ def gpu_driver_present(driver_files: Sequence[Path] = _DRIVER_FILES) -> bool:
 def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
     """Import the backend, make it deterministic for ``seed`` and return the device that it computes on.
 
-    With TensorFlow (the default) operations are deterministic, too: the same seed gives the same weights in every
-    process on the same kind of CPU. Each operation runs in one thread unless TF_NUM_INTRAOP_THREADS is set, because
-    the operations of this network are too short to share.
+    With TensorFlow the same seed gives the same weights in every process on the same kind of CPU. Each operation runs
+    in one thread unless TF_NUM_INTRAOP_THREADS is set: the operations of this network are too short to share.
 
     A backend starts once per process, so the first ``device`` remains in use and "auto" accepts it. Raises
     `DeviceUnavailable` if ``device`` cannot be used.
@@ -63,26 +59,27 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
         if backend_name() == "tensorflow":
             _start_tensorflow(device)
         else:
-            _start_jax(device)
+            import jax
+
+            jax.config.update("jax_default_matmul_precision", "highest")  # no TensorFloat-32, as with TensorFlow
+            if device == "cpu":
+                jax.config.update("jax_platforms", "cpu")
         import keras
     keras.utils.set_random_seed(seed)
-    observed = _describe_device(backend_name())
-    if device != "auto" and observed.kind != device:
-        raise DeviceUnavailable(_unavailable_message(device, observed))
-    return observed
+    actual = _describe_device()
+    if device != "auto" and actual.kind != device:
+        raise DeviceUnavailable(_unavailable_message(device, actual))
+    return actual
 
 
 def import_backend() -> None:
     """Import the backend: the slowest part of `set_up_backend`, which a process can do before it receives its job."""
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # read at the start of TensorFlow
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else jax allocates 3/4 of the GPU's memory
-    with _stderr_to_debug_log():
-        if backend_name() == "tensorflow":
-            with blocked_imports("jax", "scipy", *_UNUSED_PACKAGES):  # TensorFlow also imports Keras
-                import tensorflow  # noqa: F401
-        else:
-            with blocked_imports(*_UNUSED_PACKAGES):
-                import jax  # noqa: F401
+    name = backend_name()
+    unused = ("jax", "scipy", *_UNUSED_PACKAGES) if name == "tensorflow" else _UNUSED_PACKAGES
+    with _stderr_to_debug_log(), blocked_imports(*unused):
+        importlib.import_module(name)  # TensorFlow also imports Keras
 
 
 def _start_tensorflow(device: DeviceChoice) -> None:
@@ -101,25 +98,16 @@ def _start_tensorflow(device: DeviceChoice) -> None:
         logger.warning("TensorFlow already runs in this process and keeps its settings: %s", error)
 
 
-def _start_jax(device: DeviceChoice) -> None:
-    import jax
-
-    if device == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_default_matmul_precision", "highest")  # no TensorFloat-32, as with TensorFlow
-
-
-def _unavailable_message(device: DeviceChoice, observed: Device) -> str:
+def _unavailable_message(device: DeviceChoice, actual: Device) -> str:
     if device == "cpu":
         return (
-            f"The CPU was requested, but {observed.backend} already runs on {observed.name} in this process. Start a "
-            "new process, or hide the GPU: CUDA_VISIBLE_DEVICES=-1."
+            f"The CPU was requested, but {actual.backend} already runs on {actual.name} in this process. Start a new "
+            "process, or hide the GPU: CUDA_VISIBLE_DEVICES=-1."
         )
     return (
-        f"A GPU was requested, but {observed.backend} has no usable one and would train on {observed.name}. Check that "
-        "`nvidia-smi` lists the GPU (else install NVIDIA's driver, or give this container access to the GPU) and that "
-        "the gpu extra is installed (`make run ACCELERATOR=gpu`). `fashion-ann doctor` checks both. To train without "
-        'a GPU, set device to "auto" or "cpu".'
+        f"A GPU was requested, but {actual.backend} has no usable one and would train on {actual.name}. Check that "
+        "`nvidia-smi` lists the GPU and that the gpu extra is installed (`make run ACCELERATOR=gpu`); `fashion-ann "
+        'doctor` checks both. To train without a GPU, set device to "auto" or "cpu".'
     )
 
 
@@ -130,17 +118,16 @@ def distribution_scope(devices: Sequence[str] = ()) -> Iterator[int]:
     devices: TensorFlow's names of the devices to use instead. Fewer than two need no distribution, and other backends
     than TensorFlow train on one.
     """
-    if backend_name() != "tensorflow":
-        yield 1
-        return
-    import tensorflow as tf
+    scope: AbstractContextManager[Any] = nullcontext()
+    names = list(devices)
+    if backend_name() == "tensorflow":
+        import tensorflow as tf
 
-    names = list(devices) or [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
-    if len(names) < 2:
-        yield 1
-        return
-    with tf.distribute.MirroredStrategy(names).scope():
-        yield len(names)
+        names = names or [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
+        if len(names) > 1:
+            scope = tf.distribute.MirroredStrategy(names).scope()
+    with scope:
+        yield max(len(names), 1)
 
 
 def input_pipeline(batches: Any, devices: int = 1) -> Any:
@@ -205,18 +192,17 @@ def _stderr_to_debug_log() -> Iterator[None]:
             logger.debug("%s", output.read().decode(errors="replace"))
 
 
-def _describe_device(backend: str) -> Device:
+def _describe_device() -> Device:
     """Return the device where the backend places an array, which may not be the best one installed."""
     import keras
 
-    policy = keras.config.dtype_policy()
+    backend, policy = backend_name(), keras.config.dtype_policy()
     gpu = _tensorflow_gpu() if backend == "tensorflow" else _jax_gpu()
-    cpu = {"kind": "cpu", "name": _cpu_name()}
     return Device(
         backend=backend,
         dtype_policy=policy.name,
         mixed_precision=policy.compute_dtype != policy.variable_dtype,
-        **(cpu if gpu is None else {"kind": "gpu", "driver": nvidia_driver_version(), **gpu}),
+        **(gpu or {"kind": "cpu", "name": cpu_name()}),
     )
 
 
@@ -227,6 +213,8 @@ def _tensorflow_gpu() -> dict[str, Any] | None:
         return None
     gpus = tf.config.get_visible_devices("GPU")
     return {
+        "kind": "gpu",
+        "driver": nvidia_driver_version(),
         "name": tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name),
         "count": len(gpus),
         "cuda": tf.sysconfig.get_build_info().get("cuda_version"),
@@ -243,6 +231,8 @@ def _jax_gpu() -> dict[str, Any] | None:
     if first.platform != "gpu":
         return None
     return {
+        "kind": "gpu",
+        "driver": nvidia_driver_version(),
         "name": first.device_kind,
         "cuda": " ".join(get_backend().platform_version.split()),
         "tensor_float_32": jax.config.jax_default_matmul_precision != "highest",
@@ -258,7 +248,7 @@ def nvidia_driver_version() -> str | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_NVIDIA_SMI_TIMEOUT_SECONDS,
+            timeout=30,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
@@ -266,12 +256,11 @@ def nvidia_driver_version() -> str | None:
     return next(iter(done.stdout.split()), None)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the model of the CPU and its number of cores."""
     import platform
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -58,9 +58,7 @@ class TrainingState:
                 if values[name].shape != tuple(variable.shape):
                     raise ValueError(f"{variable.path}: expected shape {variable.shape}, received {values[name].shape}")
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            logger.warning(
-                "the checkpoint %s is damaged; training restarts from the first epoch (%s)", self._path, error
-            )
+            logger.warning("the checkpoint %s is damaged; training starts from the first epoch (%s)", self._path, error)
             return
         for name, variable in self._variables.items():
             variable.assign(values[name])

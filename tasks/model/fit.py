@@ -30,23 +30,14 @@ logger = logging.getLogger("tasks.model.fit")
 # Images float32 (N, pixels), pixels scaled to [0, 1], and labels int32 (N,).
 Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
-# Steps per call of the backend: a step of this network takes less time than the Python code around it.
-_STEPS_PER_EXECUTION = 50
-# A small train split at the usual batch size has too few steps to learn much, so its batches are smaller.
-_MINIMUM_STEPS_PER_EPOCH = 25
-_MINIMUM_BATCH_SIZE = 16
 # Images converted at once: the float32 intermediates take four times the memory of the result.
 _CONVERTED_IMAGES = 512
-_PROGRESS_SECONDS = 0.5
-# Learning rate at the start of the warm-up, as a share of the peak.
-_WARM_UP_START = 0.1
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Fit to the splits in ``job["prepared"]`` and write the model to ``job["folder"]``, as a worker of `tasks.train`.
+    """Fit to the splits in ``job["prepared"]`` and write the model to ``job["folder"]``.
 
     Emits the device first, then the metrics of each epoch and, twice per second, those of the current epoch so far.
-    Returns epochs_run, seconds and device.
     """
     contract, config = contract_of(job["dataset"]), TrainingConfig(**job["training"])
     folder, prepared = Path(job["folder"]), Path(job["prepared"])
@@ -57,16 +48,13 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         for split in ("train", "validation")
     )
     rows = len(train[1])
-    batch_size = batch_size_for(rows, config)
-    if batch_size < config.batch_size:
-        logger.warning(
-            "batch_size %d leaves too few steps for %d images; using %d", config.batch_size, rows, batch_size
-        )
+    if (used := batch_size_for(rows, config)) < config.batch_size:
+        logger.warning("batch_size %d leaves too few steps for %d images; using %d", config.batch_size, rows, used)
     last_report = 0.0
 
     def on_steps(done: float, metrics: Mapping[str, float]) -> None:
         nonlocal last_report
-        if time.monotonic() - last_report > _PROGRESS_SECONDS:
+        if time.monotonic() - last_report > 0.5:
             last_report = time.monotonic()
             emit({"done": done, "metrics": {name: float(value) for name, value in metrics.items()}})
 
@@ -76,7 +64,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         train,
         validation,
         checkpoint=Path(job["checkpoint"]),
-        on_epoch=lambda epoch, metrics: emit({"done": epoch, "epoch": epoch, "metrics": metrics}),
+        on_epoch=lambda epoch, metrics: emit({"done": epoch, "metrics": metrics}),
         on_steps=on_steps,
     )
     save_model(model, contract, config, folder)
@@ -123,8 +111,9 @@ def fit_network(
             optimizer=keras.optimizers.AdamW(learning_rate_schedule(config, steps), weight_decay=config.weight_decay),
             loss="sparse_categorical_crossentropy",
             weighted_metrics=[_accuracy()],
-            # On several devices Keras fails with several steps per execution: keras-team/keras issue 19246.
-            steps_per_execution=min(_STEPS_PER_EXECUTION, steps) if device_count == 1 else 1,
+            # A step takes less time than the Python code around it. On several devices Keras fails with more than one
+            # step per execution: keras-team/keras issue 19246.
+            steps_per_execution=min(50, steps) if device_count == 1 else 1,
         )
         trainer.optimizer.build(trainer.trainable_variables)
     # Evaluate on a single-device copy: a distributed model returns each prediction once per device.
@@ -171,11 +160,8 @@ def fit_network(
 
 
 def batch_size_for(rows: int, config: TrainingConfig) -> int:
-    """Return the batch size for ``rows`` images: the configured one, or less so that an epoch has 25 steps.
-
-    It is reduced to 16 at the least.
-    """
-    return min(config.batch_size, max(_MINIMUM_BATCH_SIZE, rows // _MINIMUM_STEPS_PER_EPOCH))
+    """Return the configured batch size, reduced for few ``rows`` to 25 steps per epoch, but not below 16 images."""
+    return min(config.batch_size, max(16, rows // 25))
 
 
 def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
@@ -187,8 +173,8 @@ def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
 
     warm_up = steps if config.epochs > 1 else 0
     return keras.optimizers.schedules.CosineDecay(
-        # With a warm-up this is its first learning rate, and warmup_target is the peak.
-        initial_learning_rate=config.learning_rate * (_WARM_UP_START if warm_up else 1),
+        # The warm-up starts at a tenth of the peak, which is warmup_target.
+        initial_learning_rate=config.learning_rate * (0.1 if warm_up else 1),
         decay_steps=steps * config.epochs - warm_up,
         warmup_target=config.learning_rate if warm_up else None,
         warmup_steps=warm_up,
@@ -213,8 +199,7 @@ def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, fo
 def _with_image_table(network: Any, images: npt.NDArray[np.float32], contract: DatasetContract) -> Any:
     """Return a model on ``network`` that takes row numbers int32 (N,) of ``images`` and returns probabilities.
 
-    The images move to the device once. Batches of images made in Python would cost more than the network's arithmetic,
-    and each would be copied to the GPU.
+    The images move to the device once: batches made in Python would cost more than the network's arithmetic.
     """
     import keras
 
@@ -246,10 +231,7 @@ def images_to_bytes(images: npt.NDArray[np.float32], levels: int) -> npt.NDArray
         rows = slice(start, start + _CONVERTED_IMAGES)
         pixels[rows] = np.rint(images[rows] * np.float32(levels))
         if not np.array_equal(pixels[rows] / np.float32(levels), images[rows]):
-            raise ValueError(
-                f"Expected pixels on {levels + 1} levels from 0 to 1, as tasks.prepare writes them; the images from "
-                f"row {start} on contain other values."
-            )
+            raise ValueError(f"Expected pixels on {levels + 1} levels from 0 to 1; images from row {start} on differ.")
         release_pages(images)
     return pixels
 

@@ -5,8 +5,6 @@ Run as ``python -m tasks.model.inference`` this module is that worker process.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from tasks.model.network import evaluate_rows, load_network, predict_rows
 from tasks.runtime.files import write_json
 from tasks.runtime.worker_process import Emit, run_worker, serve_job
 
-GOLDEN_ROWS = 32
 # Another device adds in another order, which changed float32 probabilities by 1e-6. A wrong weight changes them more.
 TOLERANCE = 1e-5
 
@@ -29,8 +26,7 @@ TOLERANCE = 1e-5
 class StoredModelOutput:
     """Output of a stored model. Without a test split ``loss`` is None and the arrays have no rows.
 
-    golden_difference: see the function of that name. probabilities: float32 (N, classes). labels: the true classes,
-    int32 (N,).
+    probabilities: float32 (N, classes). labels: the true classes, int32 (N,).
     """
 
     golden_difference: float
@@ -49,29 +45,15 @@ def run_stored_model(folder: Path, prepared: Path | None = None) -> StoredModelO
 
     The caller has checked the digests of the files. Raises `StoredArtifactError` if they cannot be loaded.
     """
-    with start_stored_model(folder, prepared) as wait_for_output:
-        return wait_for_output()
-
-
-@contextmanager
-def start_stored_model(folder: Path, prepared: Path | None) -> Iterator[Callable[[], StoredModelOutput]]:
-    """Start `run_stored_model` on entering the block; yield a function that waits for its output."""
-    job = {
-        "folder": str(folder.absolute()),
-        "prepared": None if prepared is None else str(prepared.absolute()),
-    }
+    job = {"folder": str(folder.absolute()), "prepared": None if prepared is None else str(prepared.absolute())}
     with run_worker(__name__, job) as process:
-
-        def wait_for_output() -> StoredModelOutput:
-            result = process.result()
-            path = result.pop("probabilities")
-            if prepared is None:
-                probabilities, labels = np.zeros((0, 1), np.float32), np.zeros(0, np.int32)
-            else:
-                probabilities, labels = np.load(path), np.load(prepared / labels_name("test"))
-            return StoredModelOutput(**result, probabilities=probabilities, labels=labels)
-
-        yield wait_for_output
+        result = process.result()
+        path = result.pop("probabilities")
+        if prepared is None:
+            probabilities, labels = np.zeros((0, 1), np.float32), np.zeros(0, np.int32)
+        else:
+            probabilities, labels = np.load(path), np.load(prepared / labels_name("test"))
+        return StoredModelOutput(**result, probabilities=probabilities, labels=labels)
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -94,7 +76,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def write_golden(model: Any, images: npt.NDArray[np.float32], folder: Path) -> None:
     """Write the golden predictions: the first 32 of ``images``, float32 (N, pixels) in [0, 1], with probabilities."""
-    images = np.asarray(images[:GOLDEN_ROWS])
+    images = np.asarray(images[:32])
     probabilities = np.asarray(model.predict_on_batch(images))
     # JSON keeps all digits of a float32.
     write_json(folder / GOLDEN_NAME, {"images": images.tolist(), "probabilities": probabilities.tolist()})

@@ -12,7 +12,7 @@ from tasks.model.inference import StoredModelOutput
 _CALIBRATION_BINS = 15
 
 
-def evaluation_metrics(
+def compute_metrics(
     output: StoredModelOutput,
     in_train: npt.NDArray[np.uint8],
     history: list[dict[str, float]],
@@ -20,24 +20,14 @@ def evaluation_metrics(
 ) -> dict[str, Any]:
     """Return the content of metrics.json.
 
-    in_train: see `metrics_without_duplicates`. history: metrics of each training epoch.
-    """
-    return {
-        "test_loss": output.loss,
-        **compute_metrics(output.probabilities, output.labels, contract),
-        **metrics_without_duplicates(output.probabilities, output.labels, in_train),
-        "history": history,
-    }
-
-
-def compute_metrics(
-    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], contract: DatasetContract
-) -> dict[str, Any]:
-    """Return all metrics but the loss, from probabilities float32 (N, classes) and labels int32 (N,).
+    in_train: uint8 (N,) from `tasks.checks.near_duplicates.find_test_images_in_train`, 0 for no duplicate. The accuracy
+        without duplicates is None if no row is left.
+    history: metrics of each training epoch.
 
     confusion_matrix: a row per true label, a column per predicted label. A class that was never predicted has
     precision 0. Intervals are Wilson's of 95 %; the interval of a class without rows is None.
     """
+    probabilities, labels = output.probabilities, output.labels
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((contract.classes, contract.classes), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
@@ -45,11 +35,15 @@ def compute_metrics(
     precision = correct / np.maximum(confusion.sum(axis=0), 1)
     recall = correct / np.maximum(rows, 1)
     f1 = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
-    calibration = calibration_bins(probabilities.max(axis=1), predicted == labels)
+    calibration = calibration_bins(probabilities.max(axis=1), output.right)
+    unseen = output.right[in_train == 0]
     return {
+        "test_loss": output.loss,
         "test_accuracy": float(correct.sum() / len(labels)),
         "test_accuracy_interval": wilson_interval(int(correct.sum()), len(labels)),
         "test_rows": len(labels),
+        "test_accuracy_without_duplicates": float(unseen.mean()) if len(unseen) else None,
+        "test_rows_without_duplicates": len(unseen),
         "per_class": [
             {
                 "label": label,
@@ -65,22 +59,7 @@ def compute_metrics(
         "confusion_matrix": confusion.tolist(),
         "expected_calibration_error": expected_calibration_error(calibration),
         "calibration": calibration,
-    }
-
-
-def metrics_without_duplicates(
-    probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], in_train: npt.NDArray[np.uint8]
-) -> dict[str, Any]:
-    """Return test rows and accuracy without exact and near duplicates of training images.
-
-    in_train: uint8 (N,) from `tasks.checks.near_duplicates.find_test_images_in_train`, 0 for no duplicate. The accuracy
-    is None if no row is left.
-    """
-    kept = in_train == 0
-    correct = probabilities[kept].argmax(axis=1) == labels[kept]
-    return {
-        "test_rows_without_duplicates": int(kept.sum()),
-        "test_accuracy_without_duplicates": float(correct.mean()) if kept.any() else None,
+        "history": history,
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from schemas.errors import StoredArtifactError
 from tasks.runtime.files import canonical_json
 
 HIDDEN_UNITS = 128
-# Rows per call of the backend.
-_BLOCK_ROWS = 1_000
+_BLOCK_ROWS = 1_000  # per call of the backend
 
 # All classes in a topology of this project, as (class name, module). Any other class is rejected before Keras reads the
 # file, because deserializing it can run code. Tuples, not sets: a value from the file may be unhashable.
@@ -86,18 +85,15 @@ def load_network(topology: Path, weights: Path) -> Any:
     check_topology(topology)
     import keras
 
-    model = _read_by_keras(topology, lambda: keras.models.model_from_json(topology.read_text(encoding="utf-8")))
-    _read_by_keras(weights, lambda: model.load_weights(weights))
-    return model
-
-
-def _read_by_keras(path: Path, read: Callable[[], Any]) -> Any:
-    """Return ``read()``. Keras may raise any exception; it becomes a `StoredArtifactError` that names the file."""
+    path = topology
     try:
-        return read()
-    except Exception as error:
+        model = keras.models.model_from_json(path.read_text(encoding="utf-8"))
+        path = weights
+        model.load_weights(path)
+    except Exception as error:  # Keras may raise any
         message = " ".join(str(error).split())[:300]
         raise StoredArtifactError(f"{path} cannot be loaded: {type(error).__name__}: {message}") from error
+    return model
 
 
 def check_topology(path: Path) -> None:

@@ -4,7 +4,6 @@ Rows are matched by image digest, not by number: two versions may have been test
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,20 +83,14 @@ def read_predictions(path: Path, contract: DatasetContract) -> StoredPredictions
     )
 
 
-def shared_rows(
-    one: StoredPredictions, other: StoredPredictions
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the rows of ``one`` and of ``other``, (n,) each, that have the same image and label.
+def shared_rows(one: StoredPredictions, other: StoredPredictions) -> npt.NDArray[np.int64]:
+    """Return the rows of ``one`` and of ``other``, (2, n), that have the same image and label.
 
     The order is that of ``other``. An image that occurs twice in both gives two pairs.
     """
+    keys, other_keys = (list(zip(each.images, each.labels.tolist(), strict=True)) for each in (one, other))
     unmatched: dict[tuple[bytes, int], list[int]] = {}
-    for row, key in reversed(list(enumerate(_keys(one)))):
-        unmatched.setdefault(key, []).append(row)
-    pairs = [(unmatched[key].pop(), row) for row, key in enumerate(_keys(other)) if unmatched.get(key)]
-    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return rows[:, 0], rows[:, 1]
-
-
-def _keys(predictions: StoredPredictions) -> Iterable[tuple[bytes, int]]:
-    return zip(predictions.images, predictions.labels.tolist(), strict=True)
+    for row in reversed(range(len(keys))):
+        unmatched.setdefault(keys[row], []).append(row)
+    pairs = [(unmatched[key].pop(), row) for row, key in enumerate(other_keys) if unmatched.get(key)]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T

@@ -36,8 +36,6 @@ from tasks.runtime.worker_process import prestart, stop_idle
 TRAINER = "tasks.model.fit"
 EVALUATOR = "tasks.model.inference"
 
-_DATA_STAGES = ("ingest", "validate", "prepare")
-
 
 @contextmanager
 def pipeline_session(artifacts_dir: Path, *, prestart_trainer: bool) -> Iterator[None]:
@@ -46,25 +44,18 @@ def pipeline_session(artifacts_dir: Path, *, prestart_trainer: bool) -> Iterator
     The trainer starts when the first data stage is rebuilt, if ``prestart_trainer``. The evaluator starts after the
     last configured epoch, so not after an early stop. Workers without a job are stopped at the end.
     """
-    started: set[str] = set()
-
-    def prestart_once(module: str) -> None:
-        if module not in started:
-            started.add(module)
-            # The stage that needs the worker starts it again and reports the error.
-            with suppress(OSError):
-                prestart(module)
 
     def on_event(event: Event) -> None:
-        match event:
-            case StageFinished(reused=False, stage=stage):
-                _release_freed_memory()
-                if prestart_trainer and stage in _DATA_STAGES:
-                    prestart_once(TRAINER)
-            case StageFinished(reused=True, stage="train"):
-                stop_idle()  # the rebuilt data equals that of an earlier run
-            case TrainingProgress(done=done, epochs=epochs) if done == epochs:
-                prestart_once(EVALUATOR)
+        with suppress(OSError):  # the stage that needs the worker starts it again and reports the error
+            match event:
+                case StageFinished(reused=False, stage=stage):
+                    _release_freed_memory()
+                    if prestart_trainer and stage in ("ingest", "validate", "prepare"):
+                        prestart(TRAINER)
+                case StageFinished(reused=True, stage="train"):
+                    stop_idle()  # the rebuilt data equals that of an earlier run
+                case TrainingProgress(done=done, epochs=epochs) if done == epochs:
+                    prestart(EVALUATOR)
 
     with artifacts_lock(artifacts_dir), subscribe(on_event):
         try:

@@ -16,11 +16,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageFinished:
-    """A stage's output exists.
-
-    seconds: the time that building it took, in this run or in the earlier one that is reused.
-    facts: those that `tasks.runtime.stage_cache.run_stage` returns.
-    """
+    """A stage's output exists. ``facts``: see `run_stage`. ``seconds``: time to build it, now or in an earlier run."""
 
     stage: str
     split: str | None
@@ -31,9 +27,9 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Progress of training: ``done`` of ``epochs``, which may be a fraction, and the latest metrics.
+    """Progress of training: ``done`` of ``epochs``, which may be a fraction.
 
-    figures: loss and accuracy of the train split; from the end of an epoch on also its val_loss and val_accuracy.
+    figures: latest loss and accuracy; at the end of an epoch also val_loss and val_accuracy.
     """
 
     done: float

@@ -36,10 +36,8 @@ def pretty_json(value: Any) -> bytes:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in its canonical spelling, and sync it to disk."""
-    with path.open("wb") as file:
-        file.write(pretty_json(value))
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(pretty_json(value))
+    sync_to_disk(path)
 
 
 def sync_to_disk(path: Path) -> None:
@@ -67,7 +65,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_path(temporary)
 
 
 @contextmanager
@@ -76,13 +74,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An error removes the folder. The next holder of the output's lock removes those of killed processes.
     """
-    temporary = temporary_name(path)
-    temporary.mkdir()
-    try:
+    with atomic_write(path) as temporary:
+        temporary.mkdir()
         yield temporary
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep_temporaries(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,25 +35,18 @@ def wait_for_lock(path: Path, waiting: str) -> Iterator[None]:
 def artifacts_lock(artifacts_dir: Path, *, exclusive: bool = False) -> Iterator[bool]:
     """Hold a lock on the stage outputs: shared for pipeline runs, ``exclusive`` for garbage collection.
 
-    Between its stages a run relies on outputs that no version names yet. Yields whether the lock is held: a shared one
-    is waited for, an exclusive one is not. The kernel releases it when the holder dies.
+    Between its stages a run relies on outputs that no version names yet. Yields whether the lock is held: only a shared
+    one is waited for. The kernel releases it when the holder dies.
     """
     artifacts_dir.mkdir(parents=True, exist_ok=True)
     # Opened for writing: network file systems require it for an exclusive lock.
-    descriptor = os.open(Artifacts(artifacts_dir).lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        held = _flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        if not held and not exclusive:
-            logger.info("%s: waiting for a garbage collection to finish", artifacts_dir)
-            held = _flock(descriptor, fcntl.LOCK_SH)
+    with Artifacts(artifacts_dir).lock.open("a+b") as file:
+        held = True
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = not exclusive
+            if held:
+                logger.info("%s: waiting for a garbage collection to finish", artifacts_dir)
+                fcntl.flock(file, fcntl.LOCK_SH)
         yield held
-    finally:
-        os.close(descriptor)
-
-
-def _flock(descriptor: int, operation: int) -> bool:
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        return False
-    return True

@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 # Shorter than the two seconds within which the UI is expected to show progress.
 UPDATE_SECONDS = 1.0
-_LAST_UPDATE_SECONDS = 2.0
 
 
 def _inside_a_run() -> bool:
@@ -50,12 +49,9 @@ def publish_file_link(key: str, path: Path, description: str) -> None:
 
 def name_flow_run(name: str, tags: Iterable[str]) -> None:
     """Rename the current flow run, and add ``tags`` to those that it has."""
-    if not _inside_a_run() or flow_run.id is None:
-        return
-    with SyncClientContext.get_or_create() as context:
-        context.client.update_flow_run(
-            flow_run_id=UUID(flow_run.id), name=name, tags=sorted({*(flow_run.tags or ()), *tags})
-        )
+    if flow_run.id is not None:
+        with SyncClientContext.get_or_create() as context:
+            context.client.update_flow_run(UUID(flow_run.id), name=name, tags=sorted({*(flow_run.tags or ()), *tags}))
 
 
 def publish_svg(key: str, svg: str, description: str) -> None:
@@ -75,33 +71,32 @@ def publish_progress(key: str, description: str) -> Iterator[Callable[[float], N
     if not _inside_a_run():
         yield lambda share: None
         return
-    current, finished = 0.0, threading.Event()
+    current, failed, finished = 0.0, False, threading.Event()
+    artifact_id: Any = None
 
     def show(share: float) -> None:
         nonlocal current
         current = share
 
+    def send() -> None:
+        nonlocal artifact_id, failed
+        percent = round(current * 100, 1)
+        try:
+            if artifact_id is None:
+                artifact_id = create_progress_artifact(progress=percent, key=key, description=description)
+            else:
+                update_progress_artifact(artifact_id=artifact_id, progress=percent)
+            failed = False
+        except Exception as error:  # the server is unavailable; the client retried for a minute
+            if not failed:
+                logger.warning("the progress bar in Prefect is not updated: %s", error)
+            failed = True
+
     def send_until_finished() -> None:
-        artifact_id: UUID | None = None
-        failed = last = False
-        while not last:
-            last = finished.is_set()  # one more update, for the final share
-            percent = round(current * 100, 1)
-            try:
-                if artifact_id is None:
-                    created = create_progress_artifact(progress=percent, key=key, description=description)
-                    if not isinstance(created, UUID):
-                        raise TypeError(f"Expected Prefect to return the artifact's id, received {created!r}.")
-                    artifact_id = created
-                else:
-                    update_progress_artifact(artifact_id=artifact_id, progress=percent)
-                failed = False
-            except Exception as error:  # the server is unavailable; the client retried for a minute
-                if not failed:
-                    logger.warning("the progress bar in Prefect is not updated: %s", error)
-                failed = True
-            if not last:
-                finished.wait(UPDATE_SECONDS)
+        send()
+        while not finished.wait(UPDATE_SECONDS):
+            send()
+        send()  # the final share
 
     # Prefect finds the run and its API in context variables, which a thread does not inherit.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(send_until_finished,), daemon=True)
@@ -110,4 +105,4 @@ def publish_progress(key: str, description: str) -> Iterator[Callable[[float], N
         yield show
     finally:
         finished.set()
-        thread.join(_LAST_UPDATE_SECONDS)
+        thread.join(2)

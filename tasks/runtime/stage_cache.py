@@ -47,67 +47,71 @@ def output_folder(folder: Path, key: str) -> Path:
 
 
 def _cache_inputs(stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "stage": stage.name,
-        "inputs": dict(inputs),
-        "code": code_digest(stage.core),
-        "lock": lock_digest(),
-    }
+    return {"stage": stage.name, "inputs": dict(inputs), "code": code_digest(stage.core), "lock": lock_digest()}
 
 
 def run_stage(
-    folder: Path,
-    stage: Stage,
-    inputs: Mapping[str, Any],
-    build: Callable[[Path], Mapping[str, Any]],
+    folder: Path, stage: Stage, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
 ) -> tuple[StageRecord, dict[str, Any]]:
     """Build a stage's output, or return the one that an earlier run built for the same key.
 
     folder: holds the outputs of this stage, one folder per key.
-    stage: its name and the code of its core modules are part of the key.
-    inputs: everything else that the output depends on, as JSON: digests of data, parameters. No paths.
+    inputs: everything but code that the output depends on, as JSON: digests of data, parameters. No paths.
     build: writes the output into the empty folder that it receives and returns facts about it, as JSON.
 
-    Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains.
+    Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains. Raises
+    `StageNotWritten` for an OSError that names no file.
     """
     cache_inputs = _cache_inputs(stage, inputs)
-    name, key = stage.name, digest_of(cache_inputs)
+    key, split = digest_of(cache_inputs), inputs.get("split")
     final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
-    split = inputs.get("split")
-    emit(StageStarted(name, split))
-    with wait_for_lock(folder / f".{short_key(key)}.lock", f"{name}: another run is building it; waiting for it"):
-        _sweep(folder, key)
-        if final.exists():
-            try:
-                record = read_stage(final)
-            except StoredArtifactError as error:
-                logger.warning("%s: an earlier output is damaged and is rebuilt. %s", name, error)
-                shutil.rmtree(final)
-            else:
-                logger.debug("reused %s", final.name)
-                emit(StageFinished(name, split, True, record["seconds"], record["facts"]))
-                return _reference(record, final, reused=True), record["facts"]
-        started = time.monotonic()
-        try:
-            with atomic_folder(final) as temporary:
-                facts = dict(build(temporary))
-                seconds = round(time.monotonic() - started, 3)
-                record = {
-                    **cache_inputs,
-                    "key": key,
-                    "facts": facts,
-                    "seconds": seconds,
-                    "files": describe_files(temporary),
-                }
-                write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
-        except OSError as error:
-            if error.filename is not None:
-                raise
-            # numpy and pyarrow leave out the file name, mostly on a full disk.
-            raise StageNotWritten(f"{name} could not write to {folder}: {error.strerror or error}.") from error
-        emit(StageFinished(name, split, False, seconds, facts))
-        return _reference(record, final, reused=False), facts
+    emit(StageStarted(stage.name, split))
+    with wait_for_lock(folder / f".{final.name}.lock", f"{stage.name}: another run is building it; waiting for it"):
+        for temporary in folder.glob(f".{final.name}.*.tmp"):
+            logger.info("removed %s, left by a run that was killed", temporary)
+            shutil.rmtree(temporary)
+        record = _earlier_record(final, stage)
+        reused = record is not None
+        if record is None:
+            record = _build_output(final, {**cache_inputs, "key": key}, build)
+    digest, seconds = digest_of(record["files"]), record["seconds"]
+    emit(StageFinished(stage.name, split, reused, seconds, record["facts"]))
+    reference = StageRecord(stage=stage.name, key=key, digest=digest, path=final, reused=reused, seconds=seconds)
+    return reference, record["facts"]
+
+
+def _earlier_record(final: Path, stage: Stage) -> dict[str, Any] | None:
+    """Return the record of the output in ``final``, if it exists. A damaged output is removed."""
+    if not final.exists():
+        return None
+    try:
+        record = read_stage(final)
+    except StoredArtifactError as error:
+        logger.warning("%s: an earlier output is damaged and is rebuilt. %s", stage.name, error)
+        shutil.rmtree(final)
+        return None
+    logger.debug("reused %s", final.name)
+    return record
+
+
+def _build_output(
+    final: Path, identity: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        with atomic_folder(final) as temporary:
+            facts = dict(build(temporary))
+            seconds = round(time.monotonic() - started, 3)
+            record = {**identity, "facts": facts, "seconds": seconds, "files": describe_files(temporary)}
+            write_json(temporary / RECORD_NAME, {**record, "record_sha256": digest_of(record)})
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # numpy and pyarrow leave out the file name, mostly on a full disk.
+        message = f"{identity['stage']} could not write to {final.parent}: {error.strerror or error}."
+        raise StageNotWritten(message) from error
+    return record
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
@@ -124,27 +128,8 @@ def read_stage(folder: Path) -> dict[str, Any]:
     if (actual := digest_of(record)) != expected:
         raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
     for name, entry in record["files"].items():
-        size, sha256 = entry["bytes"], entry["sha256"]
         file = folder / name
-        actual = sha256_file(file) if file.is_file() and file.stat().st_size == size else "no file of that size"
-        if actual != sha256:
-            raise StoredArtifactError(f"{file}: expected sha256 {sha256} ({size} bytes), received {actual}.")
+        actual = sha256_file(file) if file.is_file() else "no file"
+        if actual != entry["sha256"]:
+            raise StoredArtifactError(f"{file}: expected sha256 {entry['sha256']}, received {actual}.")
     return record
-
-
-def _reference(record: Mapping[str, Any], folder: Path, *, reused: bool) -> StageRecord:
-    return StageRecord(
-        stage=record["stage"],
-        key=record["key"],
-        digest=digest_of(record["files"]),
-        path=folder,
-        reused=reused,
-        seconds=record["seconds"],
-    )
-
-
-def _sweep(folder: Path, key: str) -> None:
-    """Remove what a killed run left of this output. The caller holds the lock of the output."""
-    for temporary in folder.glob(f".{short_key(key)}.*.tmp"):
-        logger.info("removed %s, left by a run that was killed", temporary)
-        shutil.rmtree(temporary)

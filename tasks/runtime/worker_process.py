@@ -38,10 +38,7 @@ Emit = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """A worker as its parent sees it; `run_worker` creates it.
-
-    scratch: its folder for temporary files. TensorFlow leaves some behind.
-    """
+    """A worker as its parent sees it. ``scratch``: its temporary files, of which TensorFlow leaves some behind."""
 
     module: str
     process: subprocess.Popen[str]
@@ -54,17 +51,17 @@ class WorkerProcess:
         Raises the `FashionAnnError` or OSError that the worker raised, and `ProcessDied` if it ended without a result.
         """
         for line in self.process.stdout or ():
-            ((kind, content),) = json.loads(line).items()
-            if kind == "event":
-                on_event(content)
-            elif kind == "log":
-                logging.getLogger(content["logger"]).log(content["level"], "%s", content["message"])
-            elif kind == "fault":
-                raise getattr(errors, content["type"])(content["message"])
-            elif kind == "os_error":
-                raise OSError(*content)
-            else:
-                return content
+            match json.loads(line):
+                case {"event": event}:
+                    on_event(event)
+                case {"log": [name, level, message]}:
+                    logging.getLogger(name).log(level, "%s", message)
+                case {"fault": [error, message]}:
+                    raise getattr(errors, error)(message)
+                case {"os_error": arguments}:
+                    raise OSError(*arguments)
+                case {"result": result}:
+                    return result
         raise ProcessDied(self._describe_end())
 
     def _describe_end(self) -> str:
@@ -72,12 +69,12 @@ class WorkerProcess:
         self.stderr.seek(0)
         output = self.stderr.read().decode(errors="replace")
         logger.debug("%s", output)
-        if status < 0:
-            end = f"was ended by {signal.Signals(-status).name}"
-            if -status == signal.SIGKILL:
-                end += ", which the kernel also sends when memory runs out"
-        else:
+        if status >= 0:
             end = f"ended with status {status}: {(output.strip().splitlines() or ['no output'])[-1]}"
+        elif -status == signal.SIGKILL:
+            end = "was ended by SIGKILL, which the kernel also sends when memory runs out"
+        else:
+            end = f"was ended by {signal.Signals(-status).name}"
         return f"The process of {self.module} {end}. Finished stages are kept; run again to continue."
 
 
@@ -96,19 +93,13 @@ def run_worker(module: str, job: Mapping[str, Any]) -> Iterator[WorkerProcess]:
         _stop(worker)
         worker = None
     worker = worker or _start(module)
-    with worker.scratch, worker.stderr, worker.process as process:
-        try:
-            if process.stdin is not None:
-                # Left open: when it closes, the worker ends.
-                with suppress(BrokenPipeError):  # the worker died; `result` reports how
-                    process.stdin.write(json.dumps(dict(job)) + "\n")
-                    process.stdin.flush()
-            yield worker
-        finally:
-            process.kill()
-            if process.stdin is not None:
-                with suppress(BrokenPipeError):  # must not mask the worker's exit status
-                    process.stdin.close()
+    try:
+        with suppress(BrokenPipeError):  # the worker died; `result` reports how
+            # stdin stays open: when it closes, the worker ends.
+            print(json.dumps(dict(job)), file=worker.process.stdin, flush=True)
+        yield worker
+    finally:
+        _stop(worker)
 
 
 def prestart(module: str) -> None:
@@ -124,16 +115,20 @@ def stop_idle() -> None:
 
 
 def _stop(worker: WorkerProcess) -> None:
-    with worker.scratch, worker.stderr, worker.process as process:
-        process.kill()
+    # Closing the pipe to a dead worker must not mask its exit status.
+    with worker.scratch, worker.stderr, suppress(BrokenPipeError), worker.process:
+        worker.process.kill()
 
 
 def _start(module: str) -> WorkerProcess:
-    # Closed by `run_worker` or `_stop`.
-    stderr = tempfile.TemporaryFile()  # noqa: SIM115
-    _sweep_scratch(module)
+    prefix = f"{module}-{platform.node()}-"
+    for folder in Path(tempfile.gettempdir()).glob(f"{glob.escape(prefix)}*"):
+        owner = folder.name.split("-")[-2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):  # it was killed
+            shutil.rmtree(folder, ignore_errors=True)  # it may belong to another user
     # A grandchild may still write there during removal, which must not mask the result.
-    scratch = tempfile.TemporaryDirectory(prefix=f"{_scratch_prefix(module)}{os.getpid()}-", ignore_cleanup_errors=True)
+    scratch = tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True)
+    stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_stop`
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         [sys.executable, "-m", module],
         cwd=PROJECT_ROOT,
@@ -143,22 +138,9 @@ def _start(module: str) -> WorkerProcess:
         stderr=stderr,
         text=True,
         encoding="utf-8",
-        # Ctrl-C reaches this process only, which then ends the worker.
-        process_group=0,
+        process_group=0,  # Ctrl-C reaches this process only, which then ends the worker
     )
     return WorkerProcess(module, process, stderr, scratch)
-
-
-def _scratch_prefix(module: str) -> str:
-    return f"{module}-{platform.node()}-"
-
-
-def _sweep_scratch(module: str) -> None:
-    """Remove the scratch folders that killed processes of this machine left."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{glob.escape(_scratch_prefix(module))}*"):
-        owner = folder.name.split("-")[-2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)  # it may belong to another user
 
 
 def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[], object] = lambda: None) -> None:
@@ -177,7 +159,7 @@ def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[],
 
         class Sender(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
-                send("log", {"logger": record.name, "level": record.levelno, "message": record.getMessage()})
+                send("log", [record.name, record.levelno, record.getMessage()])
 
         ours = logging.getLogger("tasks")
         ours.setLevel(logging.INFO)
@@ -190,7 +172,7 @@ def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[],
             threading.Thread(target=_end_with_parent, daemon=True).start()
             result = work(json.loads(line), lambda event: send("event", event))
         except FashionAnnError as error:
-            send("fault", {"type": type(error).__name__, "message": str(error)})
+            send("fault", [type(error).__name__, str(error)])
         except OSError as error:
             send("os_error", [error.errno, error.strerror, error.filename])
         else:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,17 @@ def test_returns_events_and_result_despite_printed_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "error", "message"),
+    ("module", "end", "error", "message"),
     [
-        ("fault", DeviceUnavailable, "^there is none$"),
-        ("full", OSError, "No space left on device"),
-        ("kill", ProcessDied, "was ended by SIGKILL, which the kernel also sends when memory runs out"),
-        ("status", ProcessDied, "ended with status 1: no more. Finished stages are kept"),
+        (WORKER, "fault", DeviceUnavailable, "^there is none$"),
+        (WORKER, "full", OSError, "No space left on device"),
+        (WORKER, "kill", ProcessDied, "was ended by SIGKILL, which the kernel also sends when memory runs out"),
+        (WORKER, "status", ProcessDied, "ended with status 1: no more. Finished stages are kept"),
+        ("tasks.nowhere", "", ProcessDied, "No module named"),
     ],
 )
-def test_raises_how_the_worker_ended(end: str, error: type[Exception], message: str) -> None:
-    with run_worker(WORKER, {"end": end}) as process, pytest.raises(error, match=message):
+def test_raises_how_the_worker_ended(module: str, end: str, error: type[Exception], message: str) -> None:
+    with run_worker(module, {"end": end}) as process, pytest.raises(error, match=message):
         process.result()
 
 
@@ -74,21 +76,14 @@ def test_a_prestarted_worker_takes_one_job() -> None:
     assert children() == before
 
 
-def test_stop_idle_ends_a_prestarted_worker() -> None:
+@pytest.mark.parametrize(
+    "end", [lambda pid: stop_idle(), lambda pid: os.kill(pid, signal.SIGKILL)], ids=["stop", "kill"]
+)
+def test_replaces_a_prestarted_worker_that_ended(end: Callable[[int], None]) -> None:
     before = children()
     prestart(WORKER)
     (pid,) = children() - before
-    stop_idle()
-    assert gone(pid)
-    with run_worker(WORKER, {}) as process:
-        assert process.result()["pid"] != pid
-
-
-def test_replaces_a_prestarted_worker_that_died() -> None:
-    before = children()
-    prestart(WORKER)
-    (pid,) = children() - before
-    os.kill(pid, signal.SIGKILL)
+    end(pid)
     wait_until_gone(pid)
     with run_worker(WORKER, {}) as process:
         assert process.result()["pid"] != pid
@@ -104,31 +99,11 @@ def test_raises_how_a_worker_ended_that_never_read_its_job(monkeypatch: pytest.M
         process.result()
 
 
-def test_a_prestarted_worker_ends_with_a_killed_parent(tmp_path: Path) -> None:
-    program = (
-        "import psutil\nfrom tasks.runtime.worker_process import prestart\n"
-        f"prestart({WORKER!r})\nprint(psutil.Process().children()[0].pid, flush=True)\ninput()"
-    )
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    # The scratch folder stays: the parent that would remove it is dead.
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, env=environment, **pipes) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert not gone(pid)
-        parent.kill()
-    wait_until_gone(pid)
-
-
-def test_raises_for_a_module_that_does_not_exist() -> None:
-    with run_worker("tasks.nowhere", {}) as process, pytest.raises(ProcessDied, match="No module named"):
-        process.result()
-
-
-def test_a_worker_ends_with_its_block() -> None:
+def test_a_worker_of_another_group_ends_with_its_block() -> None:
     pids: list[int] = []
 
     def stop(pid: int) -> None:
+        assert os.getpgid(pid) != os.getpgid(0)  # Ctrl-C reaches only this process
         pids.append(pid)
         raise KeyboardInterrupt
 
@@ -137,28 +112,25 @@ def test_a_worker_ends_with_its_block() -> None:
     assert gone(pids[0])
 
 
-def test_a_worker_ends_with_a_killed_parent(tmp_path: Path) -> None:
-    program = (
-        "from tasks.runtime.worker_process import run_worker\n"
+@pytest.mark.parametrize(
+    "program",
+    [
+        f"prestart({WORKER!r})\nprint(psutil.Process().children()[0].pid, flush=True)\ninput()",
         f"with run_worker({WORKER!r}, {{'sleep': 600}}) as process:\n"
-        "    process.result(lambda pid: print(pid, flush=True))\n"
-    )
-    pipes: Any = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, **pipes)
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert not gone(pid)
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+        "    process.result(lambda pid: print(pid, flush=True))",
+    ],
+    ids=["idle", "working"],
+)
+def test_a_worker_ends_with_a_killed_parent(program: str, tmp_path: Path) -> None:
+    program = f"import psutil\nfrom tasks.runtime.worker_process import prestart, run_worker\n{program}"
+    # The scratch folder stays: the parent that would remove it is dead.
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, **pipes) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not gone(pid)
+        parent.kill()
     wait_until_gone(pid)
-
-
-def test_a_worker_is_in_another_process_group() -> None:
-    with run_worker(WORKER, {"sleep": 0.2}) as process:
-        groups: list[int] = []
-        process.result(lambda event: groups.append(os.getpgid(event)) if isinstance(event, int) else None)
-    assert groups != [os.getpgid(0)]
 
 
 def test_removes_the_scratch_folder_of_a_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ def test_metrics_equal_those_of_plain_keras(
     assert metrics["test_accuracy"] == evaluation.test_accuracy == pytest.approx(accuracy, abs=1e-6)
     assert metrics["test_loss"] == evaluation.test_loss == pytest.approx(loss, abs=1e-6)
     assert metrics["test_rows"] == 200
+    assert metrics["history"] == json.loads((sample_trained.record.path / "history.json").read_bytes())
     assert math.isfinite(metrics["expected_calibration_error"])
     assert np.array(metrics["confusion_matrix"]).sum(axis=1).tolist() == [20] * 10
 

@@ -81,10 +81,7 @@ def test_rejects_a_foreign_topology(place: tuple[Any, ...], values: list[Any], m
 
 @pytest.mark.parametrize(
     "content",
-    [
-        *(b"\x80\x04pickle", b"[]", b"{}", b'{"class_name": {}}'),
-        b'{"class_name": ["Functional"], "module": "keras"}',
-    ],
+    [*(b"\x80\x04pickle", b"[]", b"{}", b'{"class_name": {}}'), b'{"class_name": ["Functional"], "module": "keras"}'],
     ids=lambda content: content.decode(errors="replace"),
 )
 def test_rejects_what_is_no_topology(content: bytes, path: Path) -> None:

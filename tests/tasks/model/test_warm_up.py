@@ -35,10 +35,10 @@ def test_the_workers_are_the_modules_of_their_stages() -> None:
     ("events", "expected"),
     [
         pytest.param([StageStarted("ingest", "train"), finished("ingest", reused=True)], [], id="reused data"),
-        pytest.param([finished("validate", reused=False), finished("prepare", reused=False)], [TRAINER], id="once"),
+        pytest.param([finished("prepare", reused=False)], [TRAINER], id="rebuilt data"),
         pytest.param([finished("train", reused=True), finished("evaluate", reused=False)], [], id="after training"),
         pytest.param([epochs(1), epochs(2), epochs(2.9)], [], id="before the last epoch"),
-        pytest.param([epochs(3), epochs(3)], [EVALUATOR], id="last epoch"),
+        pytest.param([epochs(3)], [EVALUATOR], id="last epoch"),
     ],
 )
 def test_events_prestart_workers(events: list[Event], expected: list[str], started: list[str], tmp_path: Path) -> None:

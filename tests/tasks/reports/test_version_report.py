@@ -14,6 +14,7 @@ from cli.main import command_parser
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
 from schemas.references import PreparedData
+from tasks.model.inference import StoredModelOutput
 from tasks.model.metrics import compute_metrics
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
 from tasks.registry.store import ModelStore
@@ -120,7 +121,8 @@ def write(sample_version: Path, tmp_path: Path, sample_prepared: PreparedData) -
             predicted = predictions.labels.copy()
             predicted[:errors] = (predicted[:errors] + 1) % 10
             predictions = replace(predictions, probabilities=np.eye(10, dtype=np.float32)[predicted])
-            metrics |= compute_metrics(predictions.probabilities, predictions.labels, contract)
+            output = StoredModelOutput(0.0, metrics["test_loss"], predictions.probabilities, predictions.labels)
+            metrics = compute_metrics(output, np.zeros(len(predicted), np.uint8), metrics["history"], contract)
         if epochs is not None:
             metrics["history"] = metrics["history"][:1] * epochs
         write_predictions(folder / "test_predictions.parquet", predictions, contract)
