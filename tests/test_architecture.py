@@ -97,6 +97,12 @@ def test_one_module_imports_a_backend() -> None:
     assert importing == ["tasks.model.backend"]
 
 
+def test_errors_are_defined_in_one_module() -> None:
+    """A worker's error is raised again by its name in that module."""
+    defining = {_name(path) for path in MODULES if re.search(r"^class .*\(FashionAnnError\)", path.read_text(), re.M)}
+    assert defining == {"schemas.errors"}
+
+
 def _artifact_names() -> set[str]:
     """Return every folder and file name that schemas/layout.py defines."""
     root = Path("root")

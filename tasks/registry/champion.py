@@ -5,17 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
+from schemas.errors import FashionAnnError, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.store import AliasEvent
 from tasks.registry.alias_log import ROLLBACK, champion_event, champions
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 
 logger = logging.getLogger(__name__)
-
-
-class NothingToRollBackTo(FashionAnnError):
-    """No stored version was champion before the current one."""
 
 
 @dataclass(frozen=True)
