@@ -29,8 +29,7 @@ from schemas.layout import (
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import VersionFacts
 from tasks.registry.alias_log import champion_event
-from tasks.registry.candidate import Champion, measure_candidate
-from tasks.registry.promotion import decide
+from tasks.registry.promotion import Champion, decide, measure_candidate
 from tasks.registry.provenance import collect_facts
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.reports.version_report import commands, write_report

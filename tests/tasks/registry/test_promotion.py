@@ -3,9 +3,8 @@ from typing import Any
 import pytest
 
 from schemas.config import PromotionConfig
-from tasks.registry.candidate import CandidateMetrics
 from tasks.registry.paired_test import PairedTest
-from tasks.registry.promotion import decide
+from tasks.registry.promotion import CandidateMetrics, decide
 
 PER_CLASS = [{"name": "Shirt", "recall": 0.7}, {"name": "Bag", "recall": 0.95}]
 DEFAULTS = PromotionConfig()
