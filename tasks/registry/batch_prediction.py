@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,9 @@ def _predictions_table(
 ) -> pa.Table:
     """Return a table of probabilities float32 (N, classes); ``start`` is the row number of the first."""
     labels = probabilities.argmax(axis=1).astype(np.int32)
-    rows = np.arange(start, start + len(labels))
     names = pa.array(contract.class_names).take(pa.array(labels))
-    columns = [pa.array(np.ascontiguousarray(column)) for column in probabilities.T]
-    return pa.Table.from_arrays([pa.array(rows), pa.array(labels), names, *columns], schema=schema)
+    rows = np.arange(start, start + len(labels))
+    return pa.table([rows, labels, names, *probabilities.T], schema=schema)
 
 
 def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
@@ -127,17 +127,12 @@ def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
         yield np.concatenate(pending)
 
 
-def _open_parquet(path: Path, schema: pa.Schema) -> Any:
+_WRITERS: Mapping[str, Callable[[Path, pa.Schema], Any]] = {
     # Names repeat, probabilities rarely do.
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["name"])
-
-
-def _open_csv(path: Path, schema: pa.Schema) -> Any:
+    ".parquet": partial(pq.ParquetWriter, compression="zstd", use_dictionary=["name"]),
     # float32 values are written with enough digits to read the same value back.
-    return pa_csv.CSVWriter(path, schema, write_options=pa_csv.WriteOptions(quoting_header="none"))
-
-
-_WRITERS: Mapping[str, Callable[[Path, pa.Schema], Any]] = {".parquet": _open_parquet, ".csv": _open_csv}
+    ".csv": partial(pa_csv.CSVWriter, write_options=pa_csv.WriteOptions(quoting_header="none")),
+}
 
 
 def _writer_for(output: Path, images: Path) -> Callable[[Path, pa.Schema], Any]:
