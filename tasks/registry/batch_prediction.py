@@ -84,13 +84,10 @@ def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Sche
     - ``name`` string: its name
     - ``p0``, ``p1``, ... float32: probability per class
     """
+    probabilities = {f"p{label}": pa.float32() for label in range(contract.classes)}
+    columns = {"row": pa.int64(), "label": pa.int32(), "name": pa.string(), **probabilities}
     return pa.schema(
-        [
-            pa.field("row", pa.int64(), nullable=False),
-            pa.field("label", pa.int32(), nullable=False),
-            pa.field("name", pa.string(), nullable=False),
-            *(pa.field(f"p{label}", pa.float32(), nullable=False) for label in range(contract.classes)),
-        ],
+        [pa.field(name, kind, nullable=False) for name, kind in columns.items()],
         metadata={
             "fashion_ann.version": str(manifest.version),
             "fashion_ann.dataset": contract.name,

@@ -11,9 +11,9 @@ from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import METRICS_NAME, PREDICTIONS_NAME
 from schemas.references import Evaluation, PreparedData
+from tasks.data.statistics import PairedTest, mcnemar
 from tasks.model.inference import TOLERANCE, run_stored_model
 from tasks.model.test_predictions import read_predictions
-from tasks.registry.paired_test import PairedTest, mcnemar
 
 
 @dataclass(frozen=True)

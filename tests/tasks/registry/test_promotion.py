@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from schemas.config import PromotionConfig
-from tasks.registry.paired_test import PairedTest
+from tasks.data.statistics import PairedTest
 from tasks.registry.promotion import CandidateMetrics, decide
 
 PER_CLASS = [{"name": "Shirt", "recall": 0.7}, {"name": "Bag", "recall": 0.95}]
