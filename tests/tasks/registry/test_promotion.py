@@ -81,10 +81,6 @@ def test_the_configured_significance_decides() -> None:
     assert decide(close, PromotionConfig(significance=0.06))["outcome"] == "promoted"
 
 
-def test_without_a_champion_the_candidate_is_promoted() -> None:
-    assert decide(_candidate(), DEFAULTS)["outcome"] == "promoted"
-
-
 @pytest.mark.parametrize("policy", ["better", "not_worse"])
 def test_a_champion_that_cannot_be_measured_stays(policy: Any) -> None:
     fault = "its weights are missing"
