@@ -67,13 +67,8 @@ def predict_csv(images: Path, output: Path, version: str, dataset: str, artifact
             # Raises if the images changed while they were read, before the output gets its name.
             reading.close()
             sha256 = sha256_file(temporary)
-    return Predictions(
-        version=stored.number,
-        rows=start,
-        accuracy=correct / start if csv.labelled else None,
-        output=output,
-        sha256=sha256,
-    )
+    accuracy = correct / start if csv.labelled else None
+    return Predictions(version=stored.number, rows=start, accuracy=accuracy, output=output, sha256=sha256)
 
 
 def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Schema:

@@ -138,7 +138,8 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
         if folder.parent in removed or not folder.is_dir():
             continue  # a validation is removed together with its data
         for path in sorted(folder.iterdir()):
-            hidden, used = path.name.startswith("."), path.name.lstrip(".").partition(".")[0] in keys
+            hidden = path.name.startswith(".")
+            used = (path.name[1:].partition(".")[0] if hidden else path.name) in keys
             # The lock of a kept output is kept.
             if hidden and (path.suffix == ".tmp" or (path.suffix == ".lock" and not used)):
                 removed.add(path)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,13 @@ class CandidateMetrics:
     """The values that a verdict is decided from.
 
     golden_difference: largest difference of the golden predictions after loading the stored files in a fresh process.
-    champion: its version number, None if there is no champion.
-    champion_fault: the reason why the champion could not be measured, else None.
     paired: None without a champion that could be measured.
     """
 
     accuracy: float
     per_class: Sequence[Mapping[str, Any]]
     golden_difference: float
-    champion: int | None
-    champion_fault: str | None
+    champion: Champion | None
     paired: PairedTest | None
 
 
@@ -50,23 +47,17 @@ def measure_candidate(prepared: PreparedData, evaluation: Evaluation, champion: 
     """
     folder = evaluation.record.path
     metrics = json.loads((folder / METRICS_NAME).read_bytes())
-    fault, paired = (None if champion is None else champion.fault), None
-    if champion is not None and fault is None:
+    paired = None
+    if champion is not None and champion.fault is None:
         try:
             champion_right = run_stored_model(champion.folder, prepared.record.path).right
         except StoredArtifactError as error:
-            fault = str(error)
+            champion = replace(champion, fault=str(error))
         else:
             candidate = read_predictions(folder / PREDICTIONS_NAME, contract_of(prepared.dataset))
             paired = mcnemar(candidate.right, champion_right)
-    return CandidateMetrics(
-        accuracy=metrics["test_accuracy"],
-        per_class=metrics["per_class"],
-        golden_difference=evaluation.golden_difference,
-        champion=None if champion is None else champion.number,
-        champion_fault=fault,
-        paired=paired,
-    )
+    difference = evaluation.golden_difference
+    return CandidateMetrics(metrics["test_accuracy"], metrics["per_class"], difference, champion, paired)
 
 
 def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any]:
@@ -78,6 +69,7 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     ``paired``: the comparison with the champion, also if it did not decide; null if none was possible.
     ``champion_fault``: the reason why the champion could not be measured, else null.
     """
+    champion = measured.champion
     worst = min(measured.per_class, key=lambda row: float(row["recall"]))
     minima = (
         ("test accuracy", measured.accuracy, config.minimum_accuracy),
@@ -91,20 +83,20 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
         outcome, reason = "refused", f"Rejected: {'; '.join(broken)}."
     elif config.policy == "never":
         outcome, reason = "kept", 'Kept: the promotion policy is "never".'
-    elif measured.champion is None:
+    elif champion is None:
         outcome, reason = "promoted", "Promoted: there was no champion."
     else:
-        reason, rule = _compare_with_champion(measured.champion, measured, config)
+        reason, rule = _compare(champion, measured.paired, config)
         outcome = "promoted" if rule["holds"] else "kept"
         rules.append(rule)
     return {
         "outcome": outcome,
         "reason": reason,
         "policy": config.policy,
-        "champion": measured.champion,
+        "champion": None if champion is None else champion.number,
         "rules": rules,
         "paired": measured.paired and asdict(measured.paired),
-        "champion_fault": measured.champion_fault,
+        "champion_fault": None if champion is None else champion.fault,
     }
 
 
@@ -112,19 +104,17 @@ def _rule(rule: str, figure: Any, bound: str, holds: bool, **more: int) -> dict[
     return {"rule": rule, "figure": figure, "bound": bound, "holds": holds, **more}
 
 
-def _compare_with_champion(
-    champion: int, measured: CandidateMetrics, config: PromotionConfig
-) -> tuple[str, dict[str, Any]]:
+def _compare(champion: Champion, paired: PairedTest | None, config: PromotionConfig) -> tuple[str, dict[str, Any]]:
     """Return the reason of the verdict, and the rule that decides it."""
-    paired, fault = measured.paired, measured.champion_fault
+    number = champion.number
     if paired is None:
         # A candidate without a comparison is not known to be better, and the champion may be restored.
         reason = (
-            f"Kept: version {champion}, the champion, cannot be measured. {fault} Restore it from a copy, or promote "
-            "another version with `fashion-ann promote`."
+            f"Kept: version {number}, the champion, cannot be measured. {champion.fault} Restore it from a copy, or "
+            "promote another version with `fashion-ann promote`."
         )
-        name = f"version {champion}, the champion, can be measured"
-        return reason, _rule(name, fault, "loads and predicts the same test rows", holds=False)
+        name = f"version {number}, the champion, can be measured"
+        return reason, _rule(name, champion.fault, "loads and predicts the same test rows", holds=False)
     significant = paired.p_value < config.significance
     better = significant and paired.fixed > paired.broken
     worse = significant and paired.broken > paired.fixed
@@ -134,9 +124,9 @@ def _compare_with_champion(
         holds, bound = not worse, f"not < {config.significance} in favour of the champion"
     result = "better than" if better else "worse than" if worse else "not significantly different from"
     reason = (
-        f"{'Promoted' if holds else 'Kept'}: {result} version {champion} on the same {paired.rows:,} test rows "
+        f"{'Promoted' if holds else 'Kept'}: {result} version {number} on the same {paired.rows:,} test rows "
         f"({paired.fixed} fixed, {paired.broken} broken, p = {paired.p_value:.3g})."
     )
-    name = f"p-value of McNemar's exact test against version {champion}"
+    name = f"p-value of McNemar's exact test against version {number}"
     counts = {"rows": paired.rows, "fixed": paired.fixed, "broken": paired.broken}
     return reason, _rule(name, paired.p_value, bound, holds, **counts)
