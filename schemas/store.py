@@ -29,7 +29,7 @@ class StoredJson(BaseModel):
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            key, received = ".".join(map(str, first["loc"])), f"{first['input']!r:.200}"
+            key, received = ".".join(map(str, first["loc"])), f"{first['input']!r:.80}"
             raise StoredArtifactError(f"{source}, {key}: {first['msg']}, received {received}.") from error
 
     def as_json(self) -> dict[str, Any]:
