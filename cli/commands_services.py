@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cli.arguments import AddParser, add_command, add_data_dir, print_json
+from schemas.errors import DoctorFailed, NotRunning
 
 if TYPE_CHECKING:
     from cli.services import Status
@@ -72,7 +73,7 @@ def _deploy(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from cli.doctor import DoctorFailed, examine
+    from cli.doctor import examine
     from schemas.config import artifacts_folder, data_folder
 
     checks = examine(artifacts_folder(options.artifacts_dir), data_folder(options.data_dir), options.dataset)
@@ -108,7 +109,7 @@ def _down(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from cli.services import NotRunning, status
+    from cli.services import status
     from schemas.config import artifacts_folder
 
     current = status(artifacts_folder(options.artifacts_dir))

@@ -25,10 +25,6 @@ MIN_FREE_BYTES = 1_000_000_000
 _SECONDS_FOR_TENSORFLOW = 180
 
 
-class DoctorFailed(FashionAnnError):
-    """At least one check failed."""
-
-
 @dataclass(frozen=True)
 class Check:
     """The result of one check. ``ok`` is None if there was nothing to check. ``cure``: how to fix it if False."""

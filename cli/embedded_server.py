@@ -16,7 +16,6 @@ from filelock import BaseFileLock, FileLock
 
 from cli.server_process import (
     HOST,
-    ServerUnavailable,
     api_problem,
     free_port,
     last_words,
@@ -27,6 +26,7 @@ from cli.server_process import (
 from cli.terminal import Progress, Screen
 from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
 from schemas.contract import DatasetName
+from schemas.errors import ServerUnavailable
 from schemas.references import ModelVersion
 from tasks.runtime.events import StageStarted, emit
 

@@ -11,9 +11,9 @@ from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.layout import WEIGHTS_NAME, Artifacts, short_key
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord, TrainedModel
 from schemas.store import Manifest, VersionFacts
+from tasks.data.statistics import mcnemar
 from tasks.model.inference import run_stored_model
 from tasks.prepare import prepare
-from tasks.registry.paired_test import mcnemar
 from tasks.registry.store import StoredVersion
 from tasks.runtime.files import sha256_file
 from tasks.runtime.locks import artifacts_lock
@@ -29,7 +29,7 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
 
     - ``version``
     - ``identical``: whether the digests of the weights are equal; both are in ``weights_sha256``
-    - ``test_accuracy`` of both, and ``paired``, the test between them (`tasks.registry.paired_test.PairedTest`)
+    - ``test_accuracy`` of both, and ``paired``, the test between them (`tasks.data.statistics.PairedTest`)
     - ``differs``: the changes since, in code, lock or device
 
     Raises `DataUnavailable` when the ingested data was removed, and `StoredArtifactError` when it or the version is

@@ -14,15 +14,11 @@ from typing import Any
 import psutil
 
 from schemas.config import PROJECT_ROOT
-from schemas.errors import FashionAnnError
+from schemas.errors import ServerUnavailable
 
 HOST = "127.0.0.1"
 _POLL_SECONDS = 0.05
 _REQUEST_TIMEOUT_SECONDS = 10
-
-
-class ServerUnavailable(FashionAnnError):
-    """A Prefect server did not start, does not answer, or rejects our credentials."""
 
 
 def project_settings() -> dict[str, str]:

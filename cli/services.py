@@ -24,7 +24,6 @@ import psutil
 from cli.deploy import pool_names
 from cli.server_process import (
     HOST,
-    ServerUnavailable,
     authorization,
     environment,
     free_port,
@@ -34,7 +33,7 @@ from cli.server_process import (
     wait_until_healthy,
 )
 from schemas.config import PROJECT_ROOT, data_folder
-from schemas.errors import FashionAnnError
+from schemas.errors import ServerUnavailable, ServiceFailed
 from schemas.layout import Artifacts
 from tasks.runtime.files import atomic_write
 
@@ -59,14 +58,6 @@ _SECONDS_FOR_LOCK = 600
 _SECONDS_TO_STOP = 20
 # Start times shift if the system clock is set. No pid is reused within this time.
 _START_TOLERANCE_SECONDS = 2
-
-
-class ServiceFailed(FashionAnnError):
-    """A service did not start, or runs with other settings than requested."""
-
-
-class NotRunning(FashionAnnError):
-    """At least one service does not run."""
 
 
 @dataclass(frozen=True)

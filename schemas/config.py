@@ -92,9 +92,7 @@ def data_folder(given: str | Path | None = None) -> Path:
 
 
 def _folder(given: str | Path | None, variable: str, default: str) -> Path:
-    chosen = given if given is not None else os.environ.get(variable)
-    if chosen is None:
-        return PROJECT_ROOT / default
+    chosen = os.environ.get(variable, PROJECT_ROOT / default) if given is None else given
     if not str(chosen).strip():
         raise WrongUsage(f"Expected a folder, received an empty string: give a path, or leave {variable} unset.")
     try:

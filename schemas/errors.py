@@ -69,6 +69,26 @@ class VersionNotFound(FashionAnnError):
     """Unknown version or alias."""
 
 
+class NothingToRollBackTo(FashionAnnError):
+    """Rollback without a stored version that was champion before the current one."""
+
+
+class DoctorFailed(FashionAnnError):
+    """Failed check of `fashion-ann doctor`."""
+
+
+class ServerUnavailable(FashionAnnError):
+    """Prefect server that did not start, does not answer, or rejects our credentials."""
+
+
+class ServiceFailed(FashionAnnError):
+    """Service that did not start, or runs with other settings than requested."""
+
+
+class NotRunning(FashionAnnError):
+    """Service that `fashion-ann status` expects and that does not run."""
+
+
 @dataclass(frozen=True)
 class CellProblem:
     """One place where a file breaks its contract.

@@ -1,7 +1,6 @@
 """Name every folder and file below the artifacts folder, once. Nothing else in the project spells them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 # Files of a stage's output folder.
@@ -36,13 +35,11 @@ INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
 
 _VALIDATION_FOLDER = "validation"
-# A stage's folder is named by the beginning of its key.
-_KEY_CHARACTERS = 16
 
 
 def short_key(key: str) -> str:
     """Return the part of a cache key that names a folder."""
-    return key[:_KEY_CHARACTERS]
+    return key[:16]
 
 
 def images_name(split: str) -> str:
@@ -60,76 +57,30 @@ def validation_folder(parquet: Path) -> Path:
     return parquet.parent / _VALIDATION_FOLDER
 
 
-@dataclass(frozen=True)
 class Artifacts:
-    """The folder that runs write to. Every property is a path below ``root``."""
+    """The folder that runs write to, and every path in it."""
 
-    root: Path
-
-    @property
-    def ingested(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def prepared(self) -> Path:
-        return self.root / "prepared"
-
-    @property
-    def trained(self) -> Path:
-        return self.root / "trained"
-
-    @property
-    def evaluated(self) -> Path:
-        return self.root / "evaluated"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def quarantine(self) -> Path:
-        return self.root / "quarantine"
-
-    @property
-    def returned(self) -> Path:
-        """References that trainings on the gpu worker return to main flows, which read them at once."""
-        return self.root / "returned"
-
-    @property
-    def announced(self) -> Path:
-        """Digests of the data that watch-data announced last, one file per data folder."""
-        return self.root / "announced"
-
-    @property
-    def comparisons(self) -> Path:
-        return self.root / "comparisons"
-
-    @property
-    def data_docs(self) -> Path:
-        return self.root / "data_docs"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def services(self) -> Path:
-        return self.root / "services"
-
-    @property
-    def service_logs(self) -> Path:
-        return self.services / "logs"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / ".in-use"
-
-    @property
-    def stores(self) -> Path:
-        """The model stores, one folder per dataset."""
-        return self.root / "models"
+    def __init__(self, root: Path) -> None:
+        self.ingested = root / "data"
+        self.prepared = root / "prepared"
+        self.trained = root / "trained"
+        self.evaluated = root / "evaluated"
+        self.checkpoints = root / "checkpoints"
+        self.quarantine = root / "quarantine"
+        # References that trainings on the gpu worker return to main flows, which read them at once.
+        self.returned = root / "returned"
+        # Digests of the data that watch-data announced last, one file per data folder.
+        self.announced = root / "announced"
+        self.comparisons = root / "comparisons"
+        self.data_docs = root / "data_docs"
+        self.logs = root / "logs"
+        self.services = root / "services"
+        self.service_logs = self.services / "logs"
+        self.lock = root / ".in-use"
+        self.stores = root / "models"
 
     def store(self, dataset: str) -> Path:
+        """Return the folder of a dataset's model store."""
         return self.stores / dataset
 
     def stage_folders(self) -> Iterator[Path]:

@@ -3,11 +3,12 @@
 A digest proves that a text is unchanged. These models prove that it contains what the code reads.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from schemas.contract import Split
+from schemas.errors import StoredArtifactError
 
 # A plain name: it cannot lead out of the version's folder.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -20,6 +21,16 @@ class StoredJson(BaseModel):
     """A strict, immutable model of a stored JSON object. Unknown keys are kept: they inform people."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, content: Any, source: str) -> Self:
+        """Return the model of a JSON object. Raises `StoredArtifactError`, which names ``source`` and the key."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, received = ".".join(map(str, first["loc"])), f"{first['input']!r:.80}"
+            raise StoredArtifactError(f"{source}, {key}: {first['msg']}, received {received}.") from error
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object that was read, unknown keys included."""

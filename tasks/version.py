@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
-from schemas.errors import CandidateRejected, StoredArtifactError
+from schemas.errors import CandidateRejected, StoredArtifactError, VersionNotFound
 from schemas.layout import (
     GOLDEN_NAME,
     METRICS_NAME,
@@ -29,8 +29,7 @@ from schemas.layout import (
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import VersionFacts
 from tasks.registry.alias_log import champion_event
-from tasks.registry.candidate import Champion, measure_candidate
-from tasks.registry.promotion import decide
+from tasks.registry.promotion import Champion, decide, measure_candidate
 from tasks.registry.provenance import collect_facts
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.reports.version_report import commands, write_report
@@ -139,14 +138,15 @@ def _champion(store: ModelStore) -> Champion | None:
     number = store.aliases.champion()
     if number is None:
         return None
-    if number not in store.numbers():
-        logger.warning("the champion, version %d, was removed: the verdict is decided without a champion", number)
-        return None
+    fault = None
     try:
         store.version(number).check()
+    except VersionNotFound:
+        logger.warning("the champion, version %d, was removed: the verdict is decided without a champion", number)
+        return None
     except StoredArtifactError as error:
-        return Champion(number, store.folder(number), str(error))
-    return Champion(number, store.folder(number), None)
+        fault = str(error)
+    return Champion(number, store.folder(number), fault)
 
 
 def _seconds_since_start() -> float | None:
@@ -156,25 +156,23 @@ def _seconds_since_start() -> float | None:
 
 
 def _publish(stored: StoredVersion, *, champion: bool, created: bool) -> None:
-    manifest, number, report = stored.manifest, stored.number, stored.folder / REPORT_NAME
+    manifest, number = stored.manifest, stored.number
+    dataset, name = manifest.dataset, f"v{number:04d}"
     verdict = json.loads(stored.read(VERDICT_NAME))
-    name_flow_run(
-        f"{manifest.dataset} v{number:04d} seed {manifest.seed}",
-        (manifest.dataset, f"v{number:04d}", verdict["outcome"]),
-    )
+    name_flow_run(f"{dataset} {name} seed {manifest.seed}", (dataset, name, verdict["outcome"]))
     publish_markdown(
-        f"{manifest.dataset}-version",
+        f"{dataset}-version",
         summarize_version(stored, champion=champion, created=created),
         f"Version {number}: result of this run",
     )
     publish_file_link(
-        f"{manifest.dataset}-report",
-        report,
+        f"{dataset}-report",
+        stored.folder / REPORT_NAME,
         "The report is a file on the machine of the run. Browsers block links from a server to a file: copy the "
         f"address, or run `{commands(manifest.as_json())['report']}` there",
     )
     publish_table(
-        f"{manifest.dataset}-verdict",
-        [{name: rule[name] for name in ("rule", "figure", "bound", "holds")} for rule in verdict["rules"]],
+        f"{dataset}-verdict",
+        [{key: rule[key] for key in ("rule", "figure", "bound", "holds")} for rule in verdict["rules"]],
         f"Version {number}: {verdict['reason']}",
     )

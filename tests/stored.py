@@ -28,23 +28,17 @@ def fill(folder: Path) -> None:
 
 def data_facts(train_csv: str = DIGEST, file: str = "images.csv") -> dict[str, Any]:
     """Return the data of a manifest. ``train_csv`` is the sha256 of the train CSV."""
-    rows = {"train": 5, "validation": 1, "test": 6}
-    return {"train": _split_facts(train_csv, file), "test": _split_facts(DIGEST, file), "split_rows": rows}
-
-
-def _split_facts(csv_sha256: str, file: str) -> dict[str, Any]:
-    return {
-        "file": file,
-        "csv_sha256": csv_sha256,
-        "csv_files": [{"file": file, "sha256": csv_sha256}],
-        "parquet_sha256": DIGEST,
-        "rows": 6,
-        "quarantined": 0,
-        "origin": "supplied",
-        "expectations": 1,
-        "checks": [],
-        "warnings": [],
+    splits = {
+        split: {
+            "file": file,
+            "csv_sha256": csv_sha256,
+            "csv_files": [{"file": file, "sha256": csv_sha256}],
+            "parquet_sha256": DIGEST,
+            **{"rows": 6, "quarantined": 0, "origin": "supplied", "expectations": 1, "checks": [], "warnings": []},
+        }
+        for split, csv_sha256 in (("train", train_csv), ("test", DIGEST))
     }
+    return {**splits, "split_rows": {"train": 5, "validation": 1, "test": 6}}
 
 
 def verdict(moved: AliasEvent | None) -> dict[str, Any]:

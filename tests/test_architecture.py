@@ -97,15 +97,16 @@ def test_one_module_imports_a_backend() -> None:
     assert importing == ["tasks.model.backend"]
 
 
+def test_errors_are_defined_in_one_module() -> None:
+    """A worker's error is raised again by its name in that module."""
+    defining = {_name(path) for path in MODULES if re.search(r"^class .*\(FashionAnnError\)", path.read_text(), re.M)}
+    assert defining == {"schemas.errors"}
+
+
 def _artifact_names() -> set[str]:
     """Return every folder and file name that schemas/layout.py defines."""
     root = Path("root")
-    artifacts = layout.Artifacts(root)
-    folders = {
-        str(getattr(artifacts, name).relative_to(root))
-        for name, member in vars(layout.Artifacts).items()
-        if isinstance(member, property)
-    }
+    folders = {str(path.relative_to(root)) for path in vars(layout.Artifacts(root)).values()}
     constants = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
     return {*folders, *constants, layout.images_name("test"), layout.labels_name("test")}
 

@@ -1,9 +1,13 @@
-"""Confidence interval of a share, and a test of paired outcomes.
+"""Confidence interval of a share, and tests of paired outcomes.
 
 `scipy.stats` has both, but its import takes half a second in every run. `scipy.special` is imported anyway.
 """
 
+from dataclasses import dataclass
 from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
 
 _TWO_SIDED_95 = NormalDist().inv_cdf(0.975)
 
@@ -32,3 +36,31 @@ def sign_test(of: int, against: int) -> float:
     from scipy.special import bdtrc
 
     return float(bdtrc(of - 1, of + against, 0.5))
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two models on the same test rows.
+
+    fixed: rows that only the candidate predicts correctly. broken: rows that only the champion predicts correctly.
+    p_value: two-sided probability that two equally good models differ by this much or more.
+    """
+
+    rows: int
+    fixed: int
+    broken: int
+    p_value: float
+
+
+def mcnemar(candidate_right: npt.NDArray[np.bool_], champion_right: npt.NDArray[np.bool_]) -> PairedTest:
+    """Compare the correct rows of two models, both bool (N,). Raises ValueError if the lengths differ.
+
+    McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12, 1947. Exact, as a two-sided sign test.
+    """
+    if candidate_right.shape != champion_right.shape:
+        raise ValueError(f"expected the same rows, received {candidate_right.shape} and {champion_right.shape}")
+    fixed = int((candidate_right & ~champion_right).sum())
+    broken = int((champion_right & ~candidate_right).sum())
+    p_value = min(1.0, 2 * sign_test(max(fixed, broken), min(fixed, broken)))
+    return PairedTest(len(candidate_right), fixed, broken, p_value)

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from schemas.errors import StoredArtifactError
 from schemas.store import AliasEvent
@@ -43,13 +41,11 @@ def champions(events: Sequence[AliasEvent]) -> list[int]:
     """
     stack: list[int] = []
     for event in events:
-        if event.alias != CHAMPION:
-            continue
-        if event.by == ROLLBACK:
-            while stack and stack[-1] != event.to:
+        if event.alias == CHAMPION:
+            while event.by == ROLLBACK and stack and stack[-1] != event.to:
                 stack.pop()
-        if not stack or stack[-1] != event.to:
-            stack.append(event.to)
+            if stack[-1:] != [event.to]:
+                stack.append(event.to)
     return stack
 
 
@@ -60,10 +56,9 @@ class AliasLog:
     path: Path
 
     def read(self) -> list[AliasEvent]:
-        """Return all events, oldest first.
+        """Return all events, oldest first. An incomplete last line, which a killed process leaves, is ignored.
 
-        An incomplete last line is ignored: a process was killed while it wrote it. A complete last line counts even
-        without its newline. Raises `StoredArtifactError` with the line number if a line was edited or removed.
+        Raises `StoredArtifactError` with the line number if a line was edited or removed.
         """
         events: list[AliasEvent] = []
         digest = ""
@@ -120,28 +115,22 @@ class AliasLog:
 
     def _parse(self, number: int, line: bytes, before: str) -> tuple[AliasEvent, str]:
         """Return the event of a line and its digest. ``before`` is the digest of the line before it."""
-        received = f"received bytes with sha256 {hashlib.sha256(line).hexdigest()}"
+        source = f"{self.path} line {number}"
         try:
             event = json.loads(line)
             recorded = event.pop("sha256")
             digest = _chain(event, before)
             unchanged = line == _line(event, digest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            received = hashlib.sha256(line).hexdigest()
             raise StoredArtifactError(
-                f"{self.path} line {number}: expected an event with its sha256, {received} ({error})."
+                f"{source}: expected an event with its sha256, received bytes with sha256 {received} ({error})."
             ) from error
         if not unchanged:
             raise StoredArtifactError(
-                f"{self.path} line {number} was edited, or a line before it was removed: expected sha256 {digest}, "
-                f"received {recorded}."
+                f"{source} was edited, or a line before it was removed: expected sha256 {digest}, received {recorded}."
             )
-        try:
-            return AliasEvent.model_validate(event), digest
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise StoredArtifactError(
-                f"{self.path} line {number}, {first['loc'][0]}: {first['msg']}, {received}."
-            ) from error
+        return AliasEvent.parse(event, source), digest
 
 
 def _is_complete(tail: bytes) -> bool:
@@ -154,10 +143,10 @@ def _is_complete(tail: bytes) -> bool:
     return True
 
 
-def _chain(event: Mapping[str, Any], before: str) -> str:
+def _chain(event: dict[str, Any], before: str) -> str:
     """Return the digest of an event and of all events before it: none can be edited, or removed from the middle."""
-    return digest_of({"before": before, "event": dict(event)})
+    return digest_of({"before": before, "event": event})
 
 
-def _line(event: Mapping[str, Any], digest: str) -> bytes:
+def _line(event: dict[str, Any], digest: str) -> bytes:
     return json.dumps({**event, "sha256": digest}, sort_keys=True).encode()

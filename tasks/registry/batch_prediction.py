@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,8 @@ def predict_csv(images: Path, output: Path, version: str, dataset: str, artifact
             # Raises if the images changed while they were read, before the output gets its name.
             reading.close()
             sha256 = sha256_file(temporary)
-    return Predictions(
-        version=stored.number,
-        rows=start,
-        accuracy=correct / start if csv.labelled else None,
-        output=output,
-        sha256=sha256,
-    )
+    accuracy = correct / start if csv.labelled else None
+    return Predictions(version=stored.number, rows=start, accuracy=accuracy, output=output, sha256=sha256)
 
 
 def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Schema:
@@ -83,13 +79,10 @@ def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Sche
     - ``name`` string: its name
     - ``p0``, ``p1``, ... float32: probability per class
     """
+    probabilities = {f"p{label}": pa.float32() for label in range(contract.classes)}
+    columns = {"row": pa.int64(), "label": pa.int32(), "name": pa.string(), **probabilities}
     return pa.schema(
-        [
-            pa.field("row", pa.int64(), nullable=False),
-            pa.field("label", pa.int32(), nullable=False),
-            pa.field("name", pa.string(), nullable=False),
-            *(pa.field(f"p{label}", pa.float32(), nullable=False) for label in range(contract.classes)),
-        ],
+        [pa.field(name, kind, nullable=False) for name, kind in columns.items()],
         metadata={
             "fashion_ann.version": str(manifest.version),
             "fashion_ann.dataset": contract.name,
@@ -104,10 +97,9 @@ def _predictions_table(
 ) -> pa.Table:
     """Return a table of probabilities float32 (N, classes); ``start`` is the row number of the first."""
     labels = probabilities.argmax(axis=1).astype(np.int32)
-    rows = np.arange(start, start + len(labels))
     names = pa.array(contract.class_names).take(pa.array(labels))
-    columns = [pa.array(np.ascontiguousarray(column)) for column in probabilities.T]
-    return pa.Table.from_arrays([pa.array(rows), pa.array(labels), names, *columns], schema=schema)
+    rows = np.arange(start, start + len(labels))
+    return pa.table([rows, labels, names, *probabilities.T], schema=schema)
 
 
 def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
@@ -127,17 +119,12 @@ def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
         yield np.concatenate(pending)
 
 
-def _open_parquet(path: Path, schema: pa.Schema) -> Any:
+_WRITERS: Mapping[str, Callable[[Path, pa.Schema], Any]] = {
     # Names repeat, probabilities rarely do.
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["name"])
-
-
-def _open_csv(path: Path, schema: pa.Schema) -> Any:
+    ".parquet": partial(pq.ParquetWriter, compression="zstd", use_dictionary=["name"]),
     # float32 values are written with enough digits to read the same value back.
-    return pa_csv.CSVWriter(path, schema, write_options=pa_csv.WriteOptions(quoting_header="none"))
-
-
-_WRITERS: Mapping[str, Callable[[Path, pa.Schema], Any]] = {".parquet": _open_parquet, ".csv": _open_csv}
+    ".csv": partial(pa_csv.CSVWriter, write_options=pa_csv.WriteOptions(quoting_header="none")),
+}
 
 
 def _writer_for(output: Path, images: Path) -> Callable[[Path, pa.Schema], Any]:

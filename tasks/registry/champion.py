@@ -5,17 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
+from schemas.errors import FashionAnnError, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.store import AliasEvent
 from tasks.registry.alias_log import ROLLBACK, champion_event, champions
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 
 logger = logging.getLogger(__name__)
-
-
-class NothingToRollBackTo(FashionAnnError):
-    """No stored version was champion before the current one."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,7 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False)
     Raises `WrongUsage` for an empty reason, for the champion itself and for a refused version, and
     `StoredArtifactError` for a version that does not verify, even with ``force``.
     """
-    _require_reason(reason)
-    with _recovered(store, restore=force) as cleaned:
+    with _recovered(store, reason, restore=force) as cleaned:
         stack = champions(store.aliases.read())
         if stack and stack[-1] == number:
             raise WrongUsage(f"Version {number} is champion already.")
@@ -50,8 +45,7 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False)
 
 def rollback(store: ModelStore, reason: str) -> Move:
     """Make the previous champion champion again. A second rollback goes back one further."""
-    _require_reason(reason)
-    with _recovered(store) as cleaned:
+    with _recovered(store, reason) as cleaned:
         stack, numbers = champions(store.aliases.read()), store.numbers()
         # Versions that were removed are passed over.
         earlier = [number for number in stack if number != stack[-1] and number in numbers]
@@ -70,8 +64,10 @@ def rollback(store: ModelStore, reason: str) -> Move:
 
 
 @contextmanager
-def _recovered(store: ModelStore, *, restore: bool = False) -> Iterator[list[str]]:
-    """Hold the lock of the store after `ModelStore.recover`. If the block fails, log what that cleaned."""
+def _recovered(store: ModelStore, reason: str, *, restore: bool = False) -> Iterator[list[str]]:
+    """Require a reason, then hold the lock of the recovered store. If the block fails, log what was cleaned."""
+    if not reason.strip():
+        raise WrongUsage("--reason: expected a text, received an empty one. It is recorded in the alias log.")
     with store.lock():
         cleaned = store.recover(restore=restore)
         try:
@@ -87,8 +83,3 @@ def _move(store: ModelStore, stack: list[int], number: int, by: str, reason: str
     event = champion_event(stack[-1] if stack else None, number, by, reason)
     store.aliases.append(event)
     return event
-
-
-def _require_reason(reason: str) -> None:
-    if not reason.strip():
-        raise WrongUsage("--reason: expected a text, received an empty one. It is recorded in the alias log.")

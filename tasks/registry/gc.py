@@ -5,6 +5,7 @@ to a temporary name before its deletion: for readers it is complete or absent, w
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is deleted and what is kept. ``notes`` are sentences for people: reasons, and what was cleaned."""
+    """The items to delete and the versions to keep. ``notes`` are sentences for people: reasons, what was cleaned."""
 
     removed: tuple[Removal, ...]
     kept_versions: tuple[int, ...]
@@ -63,9 +64,8 @@ def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan
 
     Calls `ModelStore.recover` first.
     """
-    _require_positive(keep)
     if not artifacts_dir.is_dir():
-        return Plan((), (), ())
+        return plan(artifacts_dir, dataset, keep)
     store = ModelStore.of(artifacts_dir, dataset)
     # A run takes these two locks in the other order. This cannot deadlock: it does not wait for the second one.
     with store.lock(), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
@@ -78,16 +78,17 @@ def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan
     return replace(planned, notes=(*cleaned, *planned.notes))
 
 
-def _require_positive(keep: int) -> None:
+def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) -> Plan:
     if keep < 1:
         raise WrongUsage(f"--keep: expected 1 or more, received {keep}. The newest version is always kept.")
-
-
-def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) -> Plan:
-    _require_positive(keep)
     store = ModelStore.of(artifacts_dir, dataset)
     numbers = store.numbers()
-    damaged = dict(_damaged(store, numbers))
+    damaged: dict[int, str] = {}
+    for number in numbers:
+        try:
+            store.version(number)
+        except (StoredArtifactError, VersionNotFound) as error:
+            damaged[number] = str(error)
     kept = _kept(store, numbers, keep) | set(damaged)
     notes = [f"Version {number} is damaged and is kept: {reason}" for number, reason in damaged.items()]
 
@@ -104,14 +105,6 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     else:
         notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
     return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes))
-
-
-def _damaged(store: ModelStore, numbers: list[int]) -> Iterator[tuple[int, str]]:
-    for number in numbers:
-        try:
-            store.version(number)
-        except (StoredArtifactError, VersionNotFound) as error:
-            yield number, str(error)
 
 
 def _kept(store: ModelStore, numbers: list[int], keep: int) -> set[int]:
@@ -145,35 +138,31 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
         if folder.parent in removed or not folder.is_dir():
             continue  # a validation is removed together with its data
         for path in sorted(folder.iterdir()):
-            if path.name.startswith("."):
-                key = path.name[1:].partition(".")[0]
-                # The lock of a kept output is kept.
-                if path.name.endswith(".tmp") or (path.name.endswith(".lock") and key not in keys):
-                    removed.add(path)
-                    yield _removal("leftover", path)
-            elif path.is_dir() and path.name not in keys:
+            hidden = path.name.startswith(".")
+            used = (path.name[1:].partition(".")[0] if hidden else path.name) in keys
+            # The lock of a kept output is kept.
+            if hidden and (path.suffix == ".tmp" or (path.suffix == ".lock" and not used)):
+                removed.add(path)
+                yield _removal("leftover", path)
+            elif not hidden and not used and path.is_dir():
                 removed.add(path)
                 yield _removal("stage", path)
-    for path in sorted(artifacts.checkpoints.glob("*.npz")):
-        yield _removal("checkpoint", path)
     # Quarantined rows are kept: the file may be their only copy.
-    for folder, pattern in (
-        (artifacts.checkpoints, ".*.tmp"),
-        (artifacts.quarantine, ".*.tmp"),
-        (artifacts.returned, "*"),
-    ):
-        for path in sorted(folder.glob(pattern)):
-            yield _removal("leftover", path)
+    others: tuple[tuple[Kind, Path, str], ...] = (
+        ("checkpoint", artifacts.checkpoints, "*.npz"),
+        ("leftover", artifacts.checkpoints, ".*.tmp"),
+        ("leftover", artifacts.quarantine, ".*.tmp"),
+        ("leftover", artifacts.returned, "*"),
+    )
+    for kind, folder, pattern in others:
+        yield from (_removal(kind, path) for path in sorted(folder.glob(pattern)))
 
 
 def _removal(kind: Kind, path: Path) -> Removal:
-    files = [path] if not path.is_dir() or path.is_symlink() else path.rglob("*")
     total = 0
-    for file in files:
-        try:
+    for file in [path] if path.is_symlink() else [path, *path.rglob("*")]:
+        with suppress(FileNotFoundError):  # removed meanwhile: a dry run holds no lock
             total += 0 if file.is_dir() and not file.is_symlink() else file.lstat().st_size
-        except FileNotFoundError:  # removed meanwhile: a dry run holds no lock
-            continue
     return Removal(kind, path, total)
 
 

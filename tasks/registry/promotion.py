@@ -1,18 +1,63 @@
-"""Decide whether a candidate becomes champion: minimum accuracy and recall, golden predictions, and a paired test.
+"""Measure a candidate and the champion on the same test rows, and decide whether the candidate becomes champion."""
 
-A pure function of the measured values and the configuration. `tasks.version` acts on the verdict.
-"""
-
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any, Literal
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from schemas.config import PromotionConfig
-from tasks.model.inference import TOLERANCE
-from tasks.registry.candidate import CandidateMetrics
-from tasks.registry.paired_test import PairedTest
+from schemas.contract import contract_of
+from schemas.errors import StoredArtifactError
+from schemas.layout import METRICS_NAME, PREDICTIONS_NAME
+from schemas.references import Evaluation, PreparedData
+from tasks.data.statistics import PairedTest, mcnemar
+from tasks.model.inference import TOLERANCE, run_stored_model
+from tasks.model.test_predictions import read_predictions
 
-Outcome = Literal["promoted", "kept", "refused"]
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion version. ``fault`` is the reason why it cannot be measured, else None."""
+
+    number: int
+    folder: Path
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class CandidateMetrics:
+    """The values that a verdict is decided from.
+
+    golden_difference: largest difference of the golden predictions after loading the stored files in a fresh process.
+    paired: None without a champion that could be measured.
+    """
+
+    accuracy: float
+    per_class: Sequence[Mapping[str, Any]]
+    golden_difference: float
+    champion: Champion | None
+    paired: PairedTest | None
+
+
+def measure_candidate(prepared: PreparedData, evaluation: Evaluation, champion: Champion | None) -> CandidateMetrics:
+    """Collect the candidate's metrics, and compare it with the champion on the test rows of ``prepared``.
+
+    The champion predicts these rows again: its own metrics may come from other rows.
+    """
+    folder = evaluation.record.path
+    metrics = json.loads((folder / METRICS_NAME).read_bytes())
+    paired = None
+    if champion is not None and champion.fault is None:
+        try:
+            champion_right = run_stored_model(champion.folder, prepared.record.path).right
+        except StoredArtifactError as error:
+            champion = replace(champion, fault=str(error))
+        else:
+            candidate = read_predictions(folder / PREDICTIONS_NAME, contract_of(prepared.dataset))
+            paired = mcnemar(candidate.right, champion_right)
+    difference = evaluation.golden_difference
+    return CandidateMetrics(metrics["test_accuracy"], metrics["per_class"], difference, champion, paired)
 
 
 def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any]:
@@ -24,81 +69,52 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     ``paired``: the comparison with the champion, also if it did not decide; null if none was possible.
     ``champion_fault``: the reason why the champion could not be measured, else null.
     """
-    rules = [*_minimum_rules(measured, config), _golden_rule(measured)]
-    outcome: Outcome
+    champion = measured.champion
+    worst = min(measured.per_class, key=lambda row: float(row["recall"]))
+    minima = (
+        ("test accuracy", measured.accuracy, config.minimum_accuracy),
+        (f"lowest recall of all classes ({worst['name']})", worst["recall"], config.minimum_recall),
+    )
+    rules = [_rule(name, value, f">= {minimum}", value >= minimum) for name, value, minimum in minima]
+    golden, difference = "largest difference of the golden predictions in a fresh process", measured.golden_difference
+    rules.append(_rule(golden, difference, f"<= {TOLERANCE}", difference <= TOLERANCE))
     if failed := [rule for rule in rules if not rule["holds"]]:
-        outcome, reason = "refused", f"Rejected: {'; '.join(_describe(rule) for rule in failed)}."
+        broken = (f"{rule['rule']} is {rule['figure']:.4g}, expected {rule['bound']}" for rule in failed)
+        outcome, reason = "refused", f"Rejected: {'; '.join(broken)}."
+    elif config.policy == "never":
+        outcome, reason = "kept", 'Kept: the promotion policy is "never".'
+    elif champion is None:
+        outcome, reason = "promoted", "Promoted: there was no champion."
     else:
-        outcome, reason, rule = _compare_with_champion(measured, config)
-        rules += [rule] if rule else []
+        reason, rule = _compare(champion, measured.paired, config)
+        outcome = "promoted" if rule["holds"] else "kept"
+        rules.append(rule)
     return {
         "outcome": outcome,
         "reason": reason,
         "policy": config.policy,
-        "champion": measured.champion,
+        "champion": None if champion is None else champion.number,
         "rules": rules,
-        "paired": None if measured.paired is None else asdict(measured.paired),
-        "champion_fault": measured.champion_fault,
+        "paired": measured.paired and asdict(measured.paired),
+        "champion_fault": None if champion is None else champion.fault,
     }
 
 
-def _describe(rule: Mapping[str, Any]) -> str:
-    value = rule["figure"]
-    return f"{rule['rule']} is {f'{value:.4g}' if isinstance(value, float) else value}, expected {rule['bound']}"
+def _rule(rule: str, figure: Any, bound: str, holds: bool, **more: int) -> dict[str, Any]:
+    return {"rule": rule, "figure": figure, "bound": bound, "holds": holds, **more}
 
 
-def _minimum_rules(measured: CandidateMetrics, config: PromotionConfig) -> list[dict[str, Any]]:
-    worst = min(measured.per_class, key=lambda row: float(row["recall"]))
-    return [
-        {
-            "rule": "test accuracy",
-            "figure": measured.accuracy,
-            "bound": f">= {config.minimum_accuracy}",
-            "holds": measured.accuracy >= config.minimum_accuracy,
-        },
-        {
-            "rule": f"lowest recall of all classes ({worst['name']})",
-            "figure": worst["recall"],
-            "bound": f">= {config.minimum_recall}",
-            "holds": worst["recall"] >= config.minimum_recall,
-        },
-    ]
-
-
-def _golden_rule(measured: CandidateMetrics) -> dict[str, Any]:
-    return {
-        "rule": "largest difference of the golden predictions in a fresh process",
-        "figure": measured.golden_difference,
-        "bound": f"<= {TOLERANCE}",
-        "holds": measured.golden_difference <= TOLERANCE,
-    }
-
-
-def _compare_with_champion(
-    measured: CandidateMetrics, config: PromotionConfig
-) -> tuple[Outcome, str, dict[str, Any] | None]:
-    champion, paired = measured.champion, measured.paired
-    if config.policy == "never":
-        return "kept", 'Kept: the promotion policy is "never".', None
-    if champion is None:
-        return "promoted", "Promoted: there was no champion.", None
+def _compare(champion: Champion, paired: PairedTest | None, config: PromotionConfig) -> tuple[str, dict[str, Any]]:
+    """Return the reason of the verdict, and the rule that decides it."""
+    number = champion.number
     if paired is None:
         # A candidate without a comparison is not known to be better, and the champion may be restored.
-        rule = {
-            "rule": f"version {champion}, the champion, can be measured",
-            "figure": measured.champion_fault,
-            "bound": "loads and predicts the same test rows",
-            "holds": False,
-        }
         reason = (
-            f"Kept: version {champion}, the champion, cannot be measured. {measured.champion_fault} Restore it from a "
-            "copy, or promote another version with `fashion-ann promote`."
+            f"Kept: version {number}, the champion, cannot be measured. {champion.fault} Restore it from a copy, or "
+            "promote another version with `fashion-ann promote`."
         )
-        return "kept", reason, rule
-    return _apply_policy(champion, paired, config)
-
-
-def _apply_policy(champion: int, paired: PairedTest, config: PromotionConfig) -> tuple[Outcome, str, dict[str, Any]]:
+        name = f"version {number}, the champion, can be measured"
+        return reason, _rule(name, champion.fault, "loads and predicts the same test rows", holds=False)
     significant = paired.p_value < config.significance
     better = significant and paired.fixed > paired.broken
     worse = significant and paired.broken > paired.fixed
@@ -106,18 +122,11 @@ def _apply_policy(champion: int, paired: PairedTest, config: PromotionConfig) ->
         holds, bound = better, f"< {config.significance}, in favour of the candidate"
     else:
         holds, bound = not worse, f"not < {config.significance} in favour of the champion"
-    rule = {
-        "rule": f"p-value of McNemar's exact test against version {champion}",
-        "figure": paired.p_value,
-        "bound": bound,
-        "holds": holds,
-        "rows": paired.rows,
-        "fixed": paired.fixed,
-        "broken": paired.broken,
-    }
     result = "better than" if better else "worse than" if worse else "not significantly different from"
     reason = (
-        f"{'Promoted' if holds else 'Kept'}: {result} version {champion} on the same {paired.rows:,} test rows "
+        f"{'Promoted' if holds else 'Kept'}: {result} version {number} on the same {paired.rows:,} test rows "
         f"({paired.fixed} fixed, {paired.broken} broken, p = {paired.p_value:.3g})."
     )
-    return ("promoted" if holds else "kept"), reason, rule
+    name = f"p-value of McNemar's exact test against version {number}"
+    counts = {"rows": paired.rows, "fixed": paired.fixed, "broken": paired.broken}
+    return reason, _rule(name, paired.p_value, bound, holds, **counts)

@@ -28,33 +28,27 @@ def collect_facts(
     event: the promotion, which is part of the facts only if ``verdict`` promotes the version.
     key: the cache key of the version. seconds_since_start: of the flow run, None outside of one.
     """
-    promoted = verdict["outcome"] == "promoted"
     return VersionFacts.model_validate(
         {
             "dataset": prepared.dataset,
             "created": utc_now(),
             "made_from": key,
-            "test_accuracy": evaluation.test_accuracy,
-            "test_loss": evaluation.test_loss,
+            **evaluation.model_dump(include={"test_accuracy", "test_loss"}),
+            **trained.model_dump(include={"lock_sha256", "packages", "device", "epochs_run", "trained_by"}),
             "topology_id": trained.topology_sha256,
             "data": _describe_data(data, prepared),
             "configuration": config.model_dump(),
             "promotion": promotion.model_dump(),
             "seed": config.seed,
             "code": code_revision(),
-            "lock_sha256": trained.lock_sha256,
-            "packages": trained.packages,
-            "device": trained.device.model_dump(),
             "training_seconds": trained.seconds,
-            "epochs_run": trained.epochs_run,
             "seconds_since_start": seconds_since_start,
             "parent": event.before,
             "flow_run_id": event.flow_run,
-            "trained_by": trained.trained_by.model_dump(),
             "verdict": {
                 "outcome": verdict["outcome"],
                 "reason": verdict["reason"],
-                "event": event.as_json() if promoted else None,
+                "event": event.as_json() if verdict["outcome"] == "promoted" else None,
             },
             "lineage": _lineage(data, prepared, trained, evaluation),
         }
@@ -68,9 +62,7 @@ def _describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData)
             "csv_sha256": validated.data.source.sha256,
             "csv_files": [{"file": file.path.name, "sha256": file.sha256} for file in validated.data.source.files],
             "parquet_sha256": validated.data.sha256,
-            "rows": validated.data.rows,
-            "quarantined": validated.data.quarantined,
-            "origin": validated.data.origin,
+            **validated.data.model_dump(include={"rows", "quarantined", "origin"}),
             "expectations": validated.expectations,
             "checks": [check.model_dump() for check in validated.checks],
             "warnings": list(validated.warnings),
@@ -88,25 +80,23 @@ def _lineage(
     records: list[tuple[str | None, StageRecord]] = []
     for split, validated in data.items():
         records += [(split, validated.data.record), (split, validated.record)]
-    records += [(None, prepared.record), (None, trained.record), (None, evaluation.record)]
+    records += [(None, output.record) for output in (prepared, trained, evaluation)]
     return [{"split": split, **record.model_dump(mode="json", exclude={"path"})} for split, record in records]
 
 
 def code_revision() -> dict[str, Any]:
-    """Return the commit of the checkout, and whether files differ from it; both None without git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            completed = subprocess.run(  # noqa: S603  # fixed arguments
+    """Return the commit of the checkout, and whether files differ from it; both None without git or a commit."""
+    try:
+        revision, changes = (
+            subprocess.run(  # noqa: S603  # fixed arguments
                 ["git", "-C", str(PROJECT_ROOT), *arguments],  # noqa: S607  # the user's own git
                 capture_output=True,
                 text=True,
                 timeout=30,
                 check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return completed.stdout.strip()
-
-    changes = git("status", "--porcelain")
-    return {"revision": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+            ).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"revision": None, "dirty": None}
+    return {"revision": revision, "dirty": bool(changes)}

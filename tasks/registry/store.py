@@ -11,10 +11,9 @@ Readers open only files that a manifest names, after checking their digest.
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from filelock import FileLock
 
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
 from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts
@@ -22,6 +21,7 @@ from schemas.store import AliasEvent, Manifest, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, champions
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.runtime.files import atomic_folder, remove_path, sha256_file, sync_to_disk
+from tasks.runtime.locks import wait_for_lock
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,7 @@ class StoredVersion:
     manifest: Manifest
 
     def check(self) -> None:
-        """Check the digest of every file, and that no others exist.
-
-        Raises `StoredArtifactError` with the file, the expected and the actual digest.
-        """
+        """Check every file's digest, and that no others exist. Raises `StoredArtifactError` with both digests."""
         for entry in sorted(self.folder.glob("*")):
             if entry.name != MANIFEST_NAME and entry.name not in self.manifest.files:
                 raise StoredArtifactError(f"{entry} is not named by the manifest. Remove it.")
@@ -65,18 +62,18 @@ class StoredVersion:
         return self.path(name).read_bytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VersionSummary:
     """One row of `fashion-ann versions`. ``damaged`` is the reason why a manifest cannot be read, else None."""
 
     version: int
-    created: str | None
-    test_accuracy: float | None
-    test_loss: float | None
-    outcome: str | None
+    created: str | None = None
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    outcome: str | None = None
     aliases: list[str]
     path: str
-    damaged: str | None
+    damaged: str | None = None
 
 
 class ModelStore:
@@ -136,18 +133,16 @@ class ModelStore:
         values = alias_values(self.aliases.read())
         for number in self.numbers():
             aliases = sorted(alias for alias, version in values.items() if version == number)
-            path = str(self.folder(number))
+            row = VersionSummary(version=number, aliases=aliases, path=str(self.folder(number)))
             try:
                 read = self.version(number).manifest
             except VersionNotFound:
                 continue  # removed by `gc` in the meantime
             except StoredArtifactError as error:
-                rows.append(VersionSummary(number, None, None, None, None, aliases, path, str(error)))
+                rows.append(replace(row, damaged=str(error)))
             else:
-                metrics = (read.test_accuracy, read.test_loss)
-                rows.append(
-                    VersionSummary(number, read.created, *metrics, read.verdict.outcome, aliases, path, damaged=None)
-                )
+                facts = read.model_dump(include={"created", "test_accuracy", "test_loss"})
+                rows.append(replace(row, outcome=read.verdict.outcome, **facts))
         return rows
 
     def history(self) -> list[AliasEvent]:
@@ -161,8 +156,8 @@ class ModelStore:
     def baseline_profile(self, train_csv_sha256: str) -> bytes | None:
         """Return the train profile of the last champion that was trained on another train CSV, if there is one.
 
-        Champions of the same CSV are skipped: the baseline is the same before and after a run's own version becomes
-        champion. Logs a warning if the profile cannot be read.
+        A run's own version has the same CSV: skipping it leaves the baseline as it was before the run. Logs a warning
+        if the profile cannot be read.
         """
         try:
             numbers = self.numbers()
@@ -189,10 +184,10 @@ class ModelStore:
                 logger.warning("%s", error)
         return None
 
-    def lock(self) -> FileLock:
-        """Return the lock that writers hold. The kernel releases it when the holder dies."""
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the lock of writers during the block. Logs if it waits for another writer."""
         self.root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / ".lock")
+        return wait_for_lock(self.root / ".lock", f"{self.root}: waiting for another process that writes to the store")
 
     def add(self, build: Callable[[Path, int], VersionFacts]) -> StoredVersion:
         """Add the next version. The caller holds `lock` and has called `recover`.

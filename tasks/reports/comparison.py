@@ -14,8 +14,8 @@ from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import unscaled_images
+from tasks.data.statistics import mcnemar
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, shared_rows
-from tasks.registry.paired_test import mcnemar
 from tasks.registry.store import ModelStore
 from tasks.reports.images import image_uri
 from tasks.reports.rendering import render

@@ -16,7 +16,8 @@ import pytest
 
 from cli import services
 from cli.main import main
-from cli.services import Process, ServiceFailed, State, alive, read_state, write_state
+from cli.services import Process, State, alive, read_state, write_state
+from schemas.errors import ServiceFailed
 
 URL = "http://127.0.0.1:4200/api"
 OTHER_URL = "http://127.0.0.1:1/api"

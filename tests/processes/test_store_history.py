@@ -3,10 +3,10 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import WrongUsage
+from schemas.errors import NothingToRollBackTo, WrongUsage
 from schemas.store import VersionFacts
 from tasks.registry import champion
-from tasks.registry.champion import NothingToRollBackTo, promote, rollback
+from tasks.registry.champion import promote, rollback
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.stored import add_promoted, event, facts, fill, verdict
 

@@ -21,7 +21,7 @@ from tasks.model.fit import save_model
 from tasks.model.inference import write_golden
 from tasks.model.network import build_network
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
-from tasks.registry.candidate import Champion, measure_candidate
+from tasks.registry.promotion import Champion, measure_candidate
 from tasks.registry.provenance import code_revision
 from tasks.registry.store import ModelStore
 from tasks.reports.version_summary import summarize_version

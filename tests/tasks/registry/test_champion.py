@@ -8,11 +8,11 @@ import pytest
 from cli.reproduce import changes_since
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import Split
-from schemas.errors import CandidateRejected, StoredArtifactError, WrongUsage
+from schemas.errors import CandidateRejected, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.references import Evaluation, PreparedData, TrainedModel, ValidatedSplit
 from tasks.evaluate import evaluate
 from tasks.registry.alias_log import champions
-from tasks.registry.champion import NothingToRollBackTo, promote, rollback
+from tasks.registry.champion import promote, rollback
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 from tasks.version import version

@@ -313,18 +313,17 @@ def test_a_failed_rename_leaves_the_store_intact(
 ) -> None:
     for name in ("a", "b", "c"):
         add_run(tmp_path, stages=name)
-    before = _content(tmp_path / "models"), _content(tmp_path / "trained")
+
+    def stored() -> dict[str, bytes]:
+        locks = (".lock", ".in-use")
+        return {name: content for name, content in _content(tmp_path).items() if not name.endswith(locks)}
 
     def fail(self: Path, target: Path) -> Path:
         raise OSError(number, os.strerror(number), str(self))
 
+    before = stored()
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="0001"):
         collect(tmp_path, DATASET, keep=1)
-    monkeypatch.undo()
-    after = _content(tmp_path / "models"), _content(tmp_path / "trained")
-    assert ({name: c for name, c in after[0].items() if not name.endswith(".lock")}, after[1]) == (
-        {name: c for name, c in before[0].items() if not name.endswith(".lock")},
-        before[1],
-    )
+    assert stored() == before
     store.version(1).check()

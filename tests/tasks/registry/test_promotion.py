@@ -1,27 +1,21 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.config import PromotionConfig
-from tasks.registry.candidate import CandidateMetrics
-from tasks.registry.paired_test import PairedTest
-from tasks.registry.promotion import decide
+from tasks.data.statistics import PairedTest
+from tasks.registry.promotion import CandidateMetrics, Champion, decide
 
 PER_CLASS = [{"name": "Shirt", "recall": 0.7}, {"name": "Bag", "recall": 0.95}]
 DEFAULTS = PromotionConfig()
+CHAMPION = Champion(3, Path("0003"), None)
 BETTER, WORSE = PairedTest(1_000, 40, 10, 2e-5), PairedTest(1_000, 10, 40, 2e-5)
 SIMILAR, SLIGHTLY_WORSE = PairedTest(1_000, 31, 29, 0.9), PairedTest(1_000, 29, 31, 0.9)
 
 
 def _candidate(**changed: Any) -> CandidateMetrics:
-    metrics = {
-        "accuracy": 0.9,
-        "per_class": PER_CLASS,
-        "golden_difference": 0.0,
-        "champion": None,
-        "champion_fault": None,
-        "paired": None,
-    }
+    metrics = {"accuracy": 0.9, "per_class": PER_CLASS, "golden_difference": 0.0, "champion": None, "paired": None}
     return CandidateMetrics(**{**metrics, **changed})
 
 
@@ -60,7 +54,7 @@ def test_the_minimum_itself_is_enough() -> None:
     ],
 )
 def test_the_policy_decides_against_a_champion(paired: PairedTest, policy: Any, outcome: str, words: str) -> None:
-    verdict = decide(_candidate(champion=3, paired=paired), PromotionConfig(policy=policy))
+    verdict = decide(_candidate(champion=CHAMPION, paired=paired), PromotionConfig(policy=policy))
     assert verdict["outcome"] == outcome
     assert words in verdict["reason"]
     if policy != "never":
@@ -71,27 +65,23 @@ def test_the_policy_decides_against_a_champion(paired: PairedTest, policy: Any, 
 
 @pytest.mark.parametrize(("changed", "policy"), [({"accuracy": 0.1}, "better"), ({}, "never"), ({}, "better")])
 def test_the_comparison_is_always_in_the_verdict(changed: dict[str, Any], policy: Any) -> None:
-    verdict = decide(_candidate(champion=3, paired=WORSE, **changed), PromotionConfig(policy=policy))
+    verdict = decide(_candidate(champion=CHAMPION, paired=WORSE, **changed), PromotionConfig(policy=policy))
     assert verdict["paired"] == {"rows": 1_000, "fixed": 10, "broken": 40, "p_value": 2e-5}
     assert verdict["champion_fault"] is None
 
 
 def test_the_configured_significance_decides() -> None:
-    close = _candidate(champion=3, paired=PairedTest(1_000, 30, 16, 0.054))
+    close = _candidate(champion=CHAMPION, paired=PairedTest(1_000, 30, 16, 0.054))
     assert decide(close, DEFAULTS)["outcome"] == "kept"
     assert decide(close, PromotionConfig(significance=0.06))["outcome"] == "promoted"
-
-
-def test_without_a_champion_the_candidate_is_promoted() -> None:
-    assert decide(_candidate(), DEFAULTS)["outcome"] == "promoted"
 
 
 @pytest.mark.parametrize("policy", ["better", "not_worse"])
 def test_a_champion_that_cannot_be_measured_stays(policy: Any) -> None:
     fault = "its weights are missing"
-    verdict = decide(_candidate(champion=3, champion_fault=fault), PromotionConfig(policy=policy))
+    verdict = decide(_candidate(champion=Champion(3, Path(), fault)), PromotionConfig(policy=policy))
     assert (verdict["outcome"], verdict["paired"], verdict["champion_fault"]) == ("kept", None, fault)
     assert fault in verdict["reason"]
     assert (verdict["rules"][-1]["holds"], verdict["rules"][-1]["figure"]) == (False, fault)
-    rejected = decide(_candidate(accuracy=0.1, champion=3, champion_fault=fault), DEFAULTS)
+    rejected = decide(_candidate(accuracy=0.1, champion=Champion(3, Path(), fault)), DEFAULTS)
     assert (rejected["outcome"], rejected["paired"], rejected["champion_fault"]) == ("refused", None, fault)

@@ -1,7 +1,10 @@
 import errno
 import json
+import logging
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -201,6 +204,18 @@ def test_a_damaged_version_is_logged_and_not_found(store: ModelStore, caplog: py
     (first.folder / "metrics.json").write_text("{}")
     assert store.find_by_inputs("a") is None
     assert add_stored(store.root).number == 3
+
+
+def test_a_writer_that_waits_logs_it(store: ModelStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tasks.runtime.locks")
+    with ThreadPoolExecutor(1) as other:
+        with store.lock():
+            added = other.submit(add_stored, store.root)
+            deadline = time.monotonic() + 10
+            while not caplog.messages and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert added.result().number == 1
+    assert caplog.messages == [f"{store.root}: waiting for another process that writes to the store"]
 
 
 # --- recovery --------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import VersionNotFound, WrongUsage
+from schemas.errors import NothingToRollBackTo, VersionNotFound, WrongUsage
 from tasks.registry.alias_log import alias_values, champions
-from tasks.registry.champion import NothingToRollBackTo, promote, rollback
+from tasks.registry.champion import promote, rollback
 from tasks.registry.gc import collect
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.stored import add_promoted, add_stored
