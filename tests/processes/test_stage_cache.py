@@ -15,13 +15,13 @@ def build_slowly(folder: Path) -> dict[str, Any]:
 
 
 def test_a_killed_stage_is_swept_and_rebuilt(tmp_path: Path) -> None:
-    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, STAGE, {}, _slow)
+    killed_when(lambda: list(tmp_path.glob(".*.tmp/half")), run_stage, tmp_path, STAGE, {}, build_slowly)
     record, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not record.reused
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
-def _count(folder: Path) -> dict[str, Any]:
+def build_and_count(folder: Path) -> dict[str, Any]:
     with (folder.parent / "builds.txt").open("a") as log:
         log.write("built\n")
     time.sleep(0.3)
