@@ -42,13 +42,8 @@ def _list(options: argparse.Namespace) -> None:
     artifacts_dir = artifacts_folder(options.artifacts_dir)
     files = list_quarantine(artifacts_dir)
     result = [
-        {
-            "split": file.split,
-            "path": file.path,
-            "rows": file.rows,
-            "source_files": list(file.headers),
-            "first_problem": file.first,
-        }
+        {"split": file.split, "path": file.path, "rows": file.rows}
+        | {"source_files": list(file.headers), "first_problem": file.first}
         for file in files
     ]
     print_result(options, result, _list_lines(files) if files else [f"No quarantine files in {artifacts_dir}."])

@@ -203,7 +203,7 @@ def export_rejected(quarantine: QuarantineFile, contract: DatasetContract, csvs:
     whole = _stem(contract.csv_name(quarantine.split))
 
     def source_stem(name: str) -> str:
-        return whole if _stem(name) == f"{whole}-all" else _stem(name)
+        return whole if (stem := _stem(name)) == f"{whole}-all" else stem
 
     for source in quarantine.headers:
         if source_stem(source) not in {source_stem(path.name) for path in csvs}:
