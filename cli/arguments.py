@@ -1,82 +1,113 @@
-"""Flags that several commands share, and the values that are read from them."""
+"""Define commands, the arguments that several share, and the values that are read from them."""
 
 import argparse
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.config import BadRows, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetName
 from schemas.errors import WrongUsage
 
-if TYPE_CHECKING:
-    from schemas.config import BadRows, PromotionConfig, TrainingConfig
-
-    Config = TypeVar("Config", TrainingConfig, PromotionConfig)
-
-# `add_parser` of argparse's subparsers, whose class has no public name.
-AddParser = Callable[..., argparse.ArgumentParser]
-
-# The one key whose flag carries its subject: `--policy` alone would be ambiguous among the flags of `train`.
-_RENAMED_FLAGS = {"policy": "--promotion-policy"}
+Config = TypeVar("Config", TrainingConfig, PromotionConfig)
+Run = Callable[[argparse.Namespace], None]
 
 
 class Terminated(BaseException):
     """SIGTERM as an exception. Like KeyboardInterrupt it passes every handler of errors."""
 
 
-def add_command(
-    add_parser: AddParser,
-    name: str,
-    run: Callable[[argparse.Namespace], None],
-    *,
-    help: str,
-    description: str | None = None,
-    dataset: bool = True,
-    when_stopped: str = "Nothing was changed.",
-) -> argparse.ArgumentParser:
-    """Add a command with the common flags and return its parser.
+class Argument:
+    """An argument of a command, created from the arguments of `argparse.ArgumentParser.add_argument`."""
 
-    ``run`` is called with the parsed options. ``when_stopped`` is printed after an interrupt. ``dataset=False`` leaves
-    ``--dataset`` out.
-    """
-    # No abbreviations: a new flag with the same first letters would change what they mean.
-    parser = add_parser(name, help=help, description=description or f"{help[0].upper()}{help[1:]}.", allow_abbrev=False)
-    parser.add_argument(
+    def __init__(self, *names: str, **settings: Any) -> None:
+        self.names = names
+        self.settings = settings
+
+
+def data_dir(purpose: str) -> Argument:
+    """Return ``--data-dir``; ``purpose`` opens its help text."""
+    return Argument(
+        "--data-dir", metavar="D", help=f"{purpose} (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout)"
+    )
+
+
+DATASET = Argument(
+    "--dataset",
+    choices=get_args(DatasetName),
+    default=FASHION_MNIST.name,
+    help="dataset whose contract and model store are used (default: %(default)s)",
+)
+COMMON_FLAGS = (
+    Argument(
         "--artifacts-dir",
         metavar="D",
         help="folder that runs write to (default: $FASHION_ANN_ARTIFACTS_DIR, then artifacts/ of the checkout)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    if dataset:
-        parser.add_argument(
-            "--dataset",
-            choices=get_args(DatasetName),
-            default=FASHION_MNIST.name,
-            help="dataset whose contract and model store are used (default: %(default)s)",
-        )
-    parser.set_defaults(run=run, when_stopped=when_stopped, prog=parser.prog)
-    return parser
+    ),
+    Argument("--json", action="store_true", help="print JSON for programs"),
+    Argument("--debug", action="store_true", help="print the traceback of an error"),
+)
 
 
-def add_data_dir(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Add ``--data-dir``; ``purpose`` opens its help text."""
-    parser.add_argument(
-        "--data-dir",
-        metavar="D",
-        help=f"{purpose} (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout)",
-    )
+@dataclass(frozen=True)
+class Command:
+    """A command. ``arguments`` are its own ones, in groups of which at most one argument may be given.
+
+    ``when_stopped`` is printed after an interrupt. Without ``dataset`` the command has no ``--dataset``.
+    """
+
+    run: Run
+    arguments: tuple[tuple[Argument, ...], ...]
+    help: str
+    description: str
+    dataset: bool
+    when_stopped: str
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add all arguments to the parser, and ``run``, ``prog`` and ``when_stopped`` to the options it returns."""
+        common = [(flag,) for flag in (*COMMON_FLAGS, *([DATASET] if self.dataset else []))]
+        for group in (*common, *self.arguments):
+            target = parser if len(group) == 1 else parser.add_mutually_exclusive_group()
+            for entry in group:
+                target.add_argument(*entry.names, **entry.settings)
+        parser.set_defaults(run=self.run, prog=parser.prog, when_stopped=self.when_stopped)
+
+
+class Commands(dict[str, Command]):
+    """Commands by name, such as "train" or "quarantine list"."""
+
+    def add(
+        self,
+        name: str,
+        *arguments: Argument | tuple[Argument, ...],
+        help: str,
+        description: str | None = None,
+        dataset: bool = True,
+        when_stopped: str = "Nothing was changed.",
+    ) -> Callable[[Run], Run]:
+        """Return a decorator of the function that runs the command; a tuple of arguments excludes one another."""
+        groups = tuple(entry if isinstance(entry, tuple) else (entry,) for entry in arguments)
+
+        def register(run: Run) -> Run:
+            text = description or f"{help[0].upper()}{help[1:]}."
+            self[name] = Command(run, groups, help, text, dataset, when_stopped)
+            return run
+
+        return register
 
 
 def config_flag(key: str) -> str:
     """Return the flag of ``train`` for a key of TrainingConfig or PromotionConfig."""
-    return _RENAMED_FLAGS.get(key, "--" + key.replace("_", "-"))
+    # `--policy` alone would be ambiguous among the flags of `train`.
+    return "--promotion-policy" if key == "policy" else "--" + key.replace("_", "-")
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each key of TrainingConfig and PromotionConfig, with its description and default."""
-    from schemas.config import PromotionConfig, TrainingConfig
-
+def config_arguments() -> Iterator[Argument]:
+    """Yield a flag for each key of TrainingConfig and PromotionConfig, with its description and default."""
     for key, field in {**TrainingConfig.model_fields, **PromotionConfig.model_fields}.items():
         types = get_args(field.annotation) or (field.annotation,)
         values: dict[str, Any] = {"type": float, "metavar": "X"}
@@ -85,13 +116,11 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         elif int in types:
             values = {"type": int, "metavar": "N"}
         default = "off" if field.default is None else field.default
-        parser.add_argument(config_flag(key), dest=key, help=f"{field.description} (default: {default})", **values)
+        yield Argument(config_flag(key), dest=key, help=f"{field.description} (default: {default})", **values)
 
 
-def read_config(model: "type[Config]", options: argparse.Namespace) -> "Config":
+def read_config(model: type[Config], options: argparse.Namespace) -> Config:
     """Return a ``model`` of schemas/config.py with the flags that were given. Raises `WrongUsage` naming the flags."""
-    from pydantic import ValidationError
-
     given = {key: getattr(options, key) for key in model.model_fields if getattr(options, key) is not None}
     try:
         return model(**given)
@@ -103,12 +132,8 @@ def read_config(model: "type[Config]", options: argparse.Namespace) -> "Config":
         raise WrongUsage("; ".join(faults) + ".") from error
 
 
-def read_bad_rows(text: str) -> "BadRows":
+def read_bad_rows(text: str) -> BadRows:
     """Return the value of ``--bad-rows``. Raises `WrongUsage` unless it is a number of rows or a share."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from schemas.config import BadRows
-
     try:
         budget: BadRows = TypeAdapter(BadRows).validate_python(text)
     except ValidationError as error:
@@ -118,6 +143,9 @@ def read_bad_rows(text: str) -> "BadRows":
     return budget
 
 
-def print_json(value: Any, *, sort_keys: bool = False) -> None:
-    """Print ``value`` as indented JSON."""
-    print(json.dumps(value, indent=2, sort_keys=sort_keys))
+def print_result(options: argparse.Namespace, result: Any, lines: Iterable[str], *, sort_keys: bool = False) -> None:
+    """Print ``result`` as JSON with ``--json``, else ``lines``. JSON values may be paths."""
+    if options.json:
+        lines = [json.dumps(result, indent=2, sort_keys=sort_keys, default=os.fspath)]
+    for line in lines:
+        print(line)

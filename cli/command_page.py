@@ -3,16 +3,15 @@
 `python -m cli.command_page > docs/cli.md` writes that page.
 """
 
-import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from cli.main import command_parser
+from cli.arguments import COMMON_FLAGS, DATASET, Argument
+from cli.main import COMMANDS
 from schemas.config import PROJECT_ROOT
 
 PAGE = PROJECT_ROOT / "docs" / "cli.md"
 
-_COMMON_FLAGS = ("--artifacts-dir", "--json", "--debug", "--dataset")
 _HEAD = """# The command line
 
 Generated from the parser by `python -m cli.command_page > docs/cli.md`.
@@ -33,56 +32,35 @@ errors to stderr.
 """
 
 
-def command_parsers() -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each command by its name, such as "train" or "quarantine list"."""
-    return dict(_leaves("", command_parser()))
-
-
-def arguments_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Return the arguments of a command without ``--help``. argparse has no public list of them."""
-    return [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
-
-
 def page() -> str:
     """Return the text of docs/cli.md."""
-    parsers = command_parsers()
-    common = [action for action in arguments_of(parsers["train"]) if action.option_strings[0] in _COMMON_FLAGS]
-    without = [f"`{name}`" for name, parser in parsers.items() if "--dataset" not in parser.format_usage()]
+    without = [f"`{name}`" for name, command in COMMANDS.items() if not command.dataset]
     sections = [
         _HEAD,
         "## Flags of every command\n",
-        _table(common),
+        _table((*COMMON_FLAGS, DATASET)),
         f"{', '.join(without[:-1])} and {without[-1]} have no `--dataset`.\n",
     ]
-    for name, parser in parsers.items():
-        own = [action for action in arguments_of(parser) if not {*action.option_strings} & {*_COMMON_FLAGS}]
-        sections += [f"## {name}\n", f"{parser.description}\n", *([_table(own)] if own else [])]
+    for name, command in COMMANDS.items():
+        sections += [f"## {name}\n", f"{command.description}\n"]
+        if command.arguments:
+            sections.append(_table(argument for group in command.arguments for argument in group))
     return "\n".join(sections)
 
 
-def _leaves(prefix: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    for action in arguments_of(parser):
-        if isinstance(action, argparse._SubParsersAction):
-            for name, child in action.choices.items():
-                yield from _leaves(f"{prefix} {name}".strip(), child)
-            return
-    yield prefix, parser
+def _table(arguments: Iterable[Argument]) -> str:
+    return "| argument | meaning |\n|---|---|\n" + "".join(map(_row, arguments))
 
 
-def _table(actions: list[argparse.Action]) -> str:
-    rows = [
-        f"| `{_usage(action)}` | {'required; ' if action.required and action.option_strings else ''}"
-        f"{(action.help or '') % vars(action)} |\n"
-        for action in actions
-    ]
-    return "| argument | meaning |\n|---|---|\n" + "".join(rows)
-
-
-def _usage(action: argparse.Action) -> str:
-    value = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else str(action.metavar or "")
-    if not action.option_strings:
-        return f"[{value}]" if action.nargs == "?" else value
-    return f"{action.option_strings[0]} {value}".strip()
+def _row(argument: Argument) -> str:
+    name, settings = argument.names[0], argument.settings
+    value = "{" + ",".join(settings["choices"]) + "}" if "choices" in settings else settings.get("metavar", "")
+    if name.startswith("--"):
+        value = f"{name} {value}".strip()
+    elif settings.get("nargs") == "?":
+        value = f"[{value}]"
+    required = "required; " if settings.get("required") else ""
+    return f"| `{value}` | {required}{settings['help'] % settings} |\n"
 
 
 if __name__ == "__main__":

@@ -1,70 +1,61 @@
 """The commands that run a flow or its core: `train` and `predict`."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from cli.arguments import (
-    AddParser,
+    Argument,
+    Commands,
     Terminated,
-    add_command,
-    add_config_flags,
-    add_data_dir,
+    config_arguments,
+    data_dir,
+    print_result,
     read_bad_rows,
     read_config,
 )
+from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder
 from schemas.contract import FASHION_MNIST
+from schemas.layout import REPORT_NAME
+
+if TYPE_CHECKING:
+    from schemas.references import ModelVersion
+
+commands = Commands()
 
 
-def add_run_commands(add_parser: AddParser) -> None:
-    """Add `train` and `predict`."""
-    _add_train(add_parser)
-    _add_predict(add_parser)
-
-
-def _add_train(add_parser: AddParser) -> None:
-    from schemas.config import DeviceChoice
-
-    parser = add_command(
-        add_parser,
-        "train",
-        _train,
-        help="run the whole pipeline in this process",
-        description="Fetch, ingest, validate, prepare, train, evaluate and version. Completed stages are reused.",
-        when_stopped="Nothing had started.",
-    )
-    add_data_dir(
-        parser,
+@commands.add(
+    "train",
+    data_dir(
         f"folder of {FASHION_MNIST.csv_name('train')} and {FASHION_MNIST.csv_name('test')} (named for the dataset), "
-        "plain or as .csv.gz, whole or in shards; published data is downloaded into a folder without CSVs",
-    )
-    parser.add_argument(
+        "plain or as .csv.gz, whole or in shards; published data is downloaded into a folder without CSVs"
+    ),
+    Argument(
         "--bad-rows",
         default="0",
         metavar="N",
         help="bad rows allowed in each split, as a number or a share such as 0.5%%; they are quarantined in "
         "artifacts/quarantine/ (default: %(default)s)",
-    )
-    parser.add_argument(
+    ),
+    Argument(
         "--device",
         choices=get_args(DeviceChoice),
         default="auto",
         help="device that trains; auto: a GPU if one is usable, else the CPU; gpu: fail without a usable GPU "
         "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"
-    )
-    add_config_flags(parser)
-
-
+    ),
+    Argument("--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"),
+    *config_arguments(),
+    help="run the whole pipeline in this process",
+    description="Fetch, ingest, validate, prepare, train, evaluate and version. Completed stages are reused.",
+    when_stopped="Nothing had started.",
+)
 def _train(options: argparse.Namespace) -> None:
-    from schemas.config import PromotionConfig, TrainingConfig, artifacts_folder, data_folder
-    from schemas.layout import REPORT_NAME
-
     training, promotion = read_config(TrainingConfig, options), read_config(PromotionConfig, options)
     bad_rows = read_bad_rows(options.bad_rows)
-    data_dir, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
+    data, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
+    # Only now, because these imports are slow.
     from cli.embedded_server import run_training_flow
     from cli.terminal import Progress
 
@@ -72,7 +63,7 @@ def _train(options: argparse.Namespace) -> None:
     try:
         version = run_training_flow(
             options.dataset,
-            data_dir,
+            data,
             artifacts_dir,
             training,
             promotion,
@@ -84,52 +75,43 @@ def _train(options: argparse.Namespace) -> None:
     except (KeyboardInterrupt, Terminated):
         options.when_stopped = progress.summary_when_stopped()
         raise
-    if options.json:
-        print(version.model_dump_json(indent=2))
-        return
+    print_result(options, version.model_dump(), _version_lines(version))
+
+
+def _version_lines(version: "ModelVersion") -> Iterator[str]:
     if version.created:
-        print(f"created version {version.version}{' (now champion)' if version.champion else ''}")
+        yield f"created version {version.version}{' (now champion)' if version.champion else ''}"
     else:
-        print(
-            f"nothing to do: version {version.version} already covers this data, code and configuration"
-            f"{' (current champion)' if version.champion else ''}"
-        )
-    print(f"  test accuracy {version.test_accuracy:.4f}, test loss {version.test_loss:.4f}")
+        champion = " (current champion)" if version.champion else ""
+        yield f"nothing to do: version {version.version} already covers this data, code and configuration{champion}"
+    yield f"  test accuracy {version.test_accuracy:.4f}, test loss {version.test_loss:.4f}"
     if version.created:
-        print(f"  {version.verdict}")
-    print(f"  model   {version.path}")
-    print(f"  report  {version.path / REPORT_NAME}")
+        yield f"  {version.verdict}"
+    yield f"  model   {version.path}"
+    yield f"  report  {version.path / REPORT_NAME}"
 
 
-def _add_predict(add_parser: AddParser) -> None:
-    parser = add_command(
-        add_parser,
-        "predict",
-        _predict,
-        help="predict the images of a CSV with a version",
-        description="Write one row per image: class, class name and the probability of each class. Runs in this "
-        "process without a Prefect server; deployments use the flow predict-fashion-mnist.",
-        when_stopped="Nothing was written.",
-    )
-    parser.add_argument(
+@commands.add(
+    "predict",
+    Argument(
         "images",
         metavar="IMAGES",
         help="a CSV or .csv.gz as for train, with any number of rows; the column "
         f"{FASHION_MNIST.label_column} is optional and adds the accuracy",
-    )
-    parser.add_argument(
+    ),
+    Argument(
         "--output",
         metavar="OUT",
         required=True,
         help="file ending in .parquet or .csv; replaces an existing file, and is left unchanged by a failure",
-    )
-    parser.add_argument(
-        "--version", metavar="V", default="champion", help="a number or an alias (default: %(default)s)"
-    )
-
-
+    ),
+    Argument("--version", metavar="V", default="champion", help="a number or an alias (default: %(default)s)"),
+    help="predict the images of a CSV with a version",
+    description="Write one row per image: class, class name and the probability of each class. Runs in this "
+    "process without a Prefect server; deployments use the flow predict-fashion-mnist.",
+    when_stopped="Nothing was written.",
+)
 def _predict(options: argparse.Namespace) -> None:
-    from schemas.config import artifacts_folder
     from tasks.registry.batch_prediction import predict_csv
 
     # The core, not the flow: starting a server takes longer than 10,000 predictions.
@@ -140,10 +122,7 @@ def _predict(options: argparse.Namespace) -> None:
         options.dataset,
         artifacts_folder(options.artifacts_dir),
     )
-    if options.json:
-        print(predictions.model_dump_json(indent=2))
-        return
-    print(f"{predictions.rows} rows predicted by version {predictions.version}")
+    lines = [f"{predictions.rows} rows predicted by version {predictions.version}"]
     if predictions.accuracy is not None:
-        print(f"  accuracy {predictions.accuracy:.4f}")
-    print(f"  output  {predictions.output}")
+        lines.append(f"  accuracy {predictions.accuracy:.4f}")
+    print_result(options, predictions.model_dump(), [*lines, f"  output  {predictions.output}"])

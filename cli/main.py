@@ -13,25 +13,23 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from cli import commands_data, commands_models, commands_run, commands_services
 from cli.arguments import Terminated
-from cli.commands_data import add_data_commands
-from cli.commands_models import add_model_commands
-from cli.commands_run import add_run_commands
-from cli.commands_services import add_service_commands
 from schemas.errors import FashionAnnError
 
-_OBJECTS_BETWEEN_COLLECTIONS = 100_000
+COMMANDS = commands_run.commands | commands_data.commands | commands_models.commands | commands_services.commands
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status. ``arguments`` defaults to those of the process."""
     # Imports create half a million objects that stay. Collecting every 700 allocations, the default, took a fifth of
     # the start-up time and two seconds at exit.
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    gc.set_threshold(100_000)
     # Turns off the telemetry of Prefect's client, for which Prefect has no setting.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     options = command_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
+    status = 0
     try:
         options.run(options)
     except (KeyboardInterrupt, Terminated) as stopped:
@@ -43,43 +41,41 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         # The reader closed the pipe early, as `head` does. Python would report it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except FashionAnnError as error:
-        status = _report_error(options, error, str(error), error.exit_status)
-    except OSError as error:
-        status = _report_error(options, error, f"{error.filename or 'The system'}: {error.strerror or error}.", 1)
     except Exception as error:
-        status = _report_error(options, error, f"Unexpected {type(error).__name__}: {error}", 1)
-    else:
-        status = 0
+        if options.debug:
+            traceback.print_exception(error)
+        message, status = f"Unexpected {type(error).__name__}: {error}", 1
+        if isinstance(error, FashionAnnError):
+            message, status = str(error), error.exit_status
+        elif isinstance(error, OSError):
+            message = f"{error.filename or 'The system'}: {error.strerror or error}."
+        print(f"{options.prog}: {message}", file=sys.stderr)
     gc.freeze()
     sys.exit(status)
 
 
 def command_parser() -> argparse.ArgumentParser:
     """Return the parser of every command. Parsed options have ``run``, ``prog`` and ``when_stopped``."""
+    # No abbreviations: a new flag with the same first letters would change what they mean.
     parser = argparse.ArgumentParser(
         prog="fashion-ann",
         description="From image CSVs to a validated, trained, evaluated and versioned Keras model.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_run_commands(commands.add_parser)
-    add_data_commands(commands.add_parser)
-    add_model_commands(commands.add_parser)
-    add_service_commands(commands.add_parser)
+    groups = {"": parser.add_subparsers(dest="command", required=True, metavar="COMMAND")}
+    for words, command in COMMANDS.items():
+        group, _, name = words.rpartition(" ")
+        if group not in groups:
+            parent = groups[""].add_parser(group, help=commands_data.GROUP_HELP[group], allow_abbrev=False)
+            groups[group] = parent.add_subparsers(dest="action", required=True, metavar="ACTION")
+        command.add_to(
+            groups[group].add_parser(name, help=command.help, description=command.description, allow_abbrev=False)
+        )
     return parser
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise Terminated
-
-
-def _report_error(options: argparse.Namespace, error: Exception, message: str, status: int) -> int:
-    if options.debug:
-        traceback.print_exception(error)
-    print(f"{options.prog}: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

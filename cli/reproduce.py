@@ -40,9 +40,9 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     dataset = manifest.dataset
     config = TrainingConfig.model_validate(manifest.configuration)
     with artifacts_lock(artifacts_dir):
-        copies = {split: _copy(_stored_data(manifest, artifacts_dir, split), scratch) for split in SPLITS}
-    train_split = validate.fn(copies["train"], dataset, scratch)
-    test_split = validate.fn(copies["test"], dataset, scratch, train_split)
+        train_copy, test_copy = (_copy_data(manifest, artifacts_dir, split, scratch) for split in SPLITS)
+    train_split = validate.fn(train_copy, dataset, scratch)
+    test_split = validate.fn(test_copy, dataset, scratch, train_split)
     prepared = prepare.fn(train_split, test_split, dataset, config.validation_size, config.seed, scratch)
     # A GPU sums in another order: only a CPU reproduces the bits of a version that was trained on a CPU.
     device: DeviceChoice = "cpu" if manifest.device.kind == "cpu" else "auto"
@@ -61,8 +61,8 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     }
 
 
-def _stored_data(manifest: Manifest, artifacts_dir: Path, split: Split) -> ParquetSplit:
-    """Return the Parquet of the manifest from the output of ingest, after checking its digest."""
+def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: Path) -> ParquetSplit:
+    """Copy the Parquet of the manifest from the output of ingest to ``scratch``, after checking its digest."""
     stage = manifest.stage("ingest", split)
     data = manifest.data.split(split)
     folder = Artifacts(artifacts_dir).ingested / short_key(stage.key)
@@ -75,24 +75,20 @@ def _stored_data(manifest: Manifest, artifacts_dir: Path, split: Split) -> Parqu
     path = folder / f"{split}.parquet"
     if (sha256 := sha256_file(path)) != data.parquet_sha256:
         raise StoredArtifactError(f"{path}: expected sha256 {data.parquet_sha256}, received {sha256}.")
+    copy = Artifacts(scratch).ingested / split / path.name
+    copy.parent.mkdir(parents=True)
+    shutil.copyfile(path, copy)
     files = tuple(CsvFile(path=Path(file.file), sha256=file.sha256) for file in data.csv_files)
     return ParquetSplit(
         record=StageRecord(path=folder, **stage.model_dump(include=StageRecord.model_fields.keys() - {"path"})),
         split=split,
-        path=path,
+        path=copy,
         sha256=data.parquet_sha256,
         rows=data.rows,
         quarantined=data.quarantined,
         origin=data.origin,
         source=CsvSplit(split=split, files=files, origin=data.origin),
     )
-
-
-def _copy(data: ParquetSplit, scratch: Path) -> ParquetSplit:
-    folder = Artifacts(scratch).ingested / data.split
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(shutil.copyfile(data.path, folder / data.path.name))
-    return data.model_copy(update={"path": path})
 
 
 def changes_since(manifest: VersionFacts, trained: TrainedModel) -> list[str]:

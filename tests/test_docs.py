@@ -1,6 +1,5 @@
 """README and docs match the command line, the Makefile and the files of this checkout."""
 
-import argparse
 import re
 import shlex
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cli import command_page
-from cli.arguments import config_flag
-from cli.command_page import arguments_of, command_parsers
+from cli.arguments import COMMON_FLAGS, DATASET, Command, config_flag
+from cli.main import COMMANDS
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 
 PAGES = sorted([PROJECT_ROOT / "README.md", PROJECT_ROOT / "artifacts" / "README.md", *PROJECT_ROOT.glob("docs/*.md")])
@@ -18,11 +17,12 @@ PAGES = sorted([PROJECT_ROOT / "README.md", PROJECT_ROOT / "artifacts" / "README
 OTHER_FLAGS = {"--watch", "--pool", "--params", "--help", "--rounds", "--only"}
 
 
-def flags_of(parser: argparse.ArgumentParser) -> set[str]:
-    return {flag for action in arguments_of(parser) for flag in action.option_strings} | {"--help"}
+def flags_of(command: Command) -> set[str]:
+    common = (*COMMON_FLAGS, DATASET) if command.dataset else COMMON_FLAGS
+    return {"--help", *(name for group in (common, *command.arguments) for entry in group for name in entry.names)}
 
 
-FLAGS = {name: flags_of(parser) for name, parser in command_parsers().items()}
+FLAGS = {name: flags_of(command) for name, command in COMMANDS.items()}
 FIRST_WORDS = {name.split()[0] for name in FLAGS}
 
 

@@ -12,39 +12,34 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.contract import DatasetContract, Split
+from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataUnavailable, StoredArtifactError, WrongUsage
 from schemas.layout import Artifacts
 from schemas.references import CsvFile, CsvSplit
 from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
 
-SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("source_file", pa.string()),
-            ("line", pa.int64()),  # 1 is the header
-            ("raw_text", pa.binary()),  # with its line end; not necessarily text
-            ("column", pa.string()),  # column, value and reason describe the first bad cell
-            ("value", pa.string()),
-            ("reason", pa.string()),
-            ("bad_cells", pa.int64()),
-            ("content_hash", pa.string()),  # sha256 of raw_text
-        )
-    ]
-)
+_COLUMNS = {
+    "source_file": pa.string(),
+    "line": pa.int64(),  # 1 is the header
+    "raw_text": pa.binary(),  # with its line end; not necessarily text
+    "column": pa.string(),  # column, value and reason describe the first bad cell
+    "value": pa.string(),
+    "reason": pa.string(),
+    "bad_cells": pa.int64(),
+    "content_hash": pa.string(),  # sha256 of raw_text
+}
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 # Metadata key. Its value is JSON: the header line of each source file, because files may order their columns
 # differently.
 HEADERS = "fashion_ann.headers"
 
 _CORRECTED = "-corrected"
-_BUFFER_BYTES = 4 << 20
-_BUFFER_ROWS = 8192
+_BUFFER_BYTES, _BUFFER_ROWS = 4 << 20, 8192  # a row group is written when either is reached
 
 
 class BadRow(NamedTuple):
@@ -66,13 +61,14 @@ def quarantine_path(artifacts_dir: Path, csv: CsvSplit) -> Path:
 class Quarantine:
     """Writer of rejected rows in file order, in constant memory; created by `open_quarantine`."""
 
-    def __init__(self, open_writer: Callable[[], pq.ParquetWriter]) -> None:
-        self._open_writer = open_writer
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self.rows = 0
+        self._path = path
+        self._stack = stack
         self._writer: pq.ParquetWriter | None = None
         self._buffer: list[tuple[Any, ...]] = []
         self._buffer_bytes = 0
         self._headers: dict[str, str] = {}
-        self.rows = 0
 
     def source(self, path: Path, header: bytes) -> Callable[[BadRow], None]:
         """Return the function that adds rejected rows of the file ``path`` with that header line."""
@@ -96,7 +92,12 @@ class Quarantine:
 
     def _flush(self) -> None:
         if self._writer is None:
-            self._writer = self._open_writer()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            sweep_temporaries(self._path)
+            temporary = self._stack.enter_context(atomic_write(self._path))
+            # No dictionary: raw text never repeats, and zstd packs the other columns well enough.
+            writer = pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=False)
+            self._writer = self._stack.enter_context(writer)
         columns = zip(zip(*self._buffer, strict=True), SCHEMA.types, strict=True)
         arrays = [pa.array(column, kind) for column, kind in columns]
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
@@ -107,22 +108,17 @@ class Quarantine:
 def open_quarantine(path: Path) -> Iterator[Quarantine]:
     """Yield a writer of rejected rows. ``path`` is created when the block succeeds and there were any."""
     with ExitStack() as stack:
-
-        def open_writer() -> pq.ParquetWriter:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sweep_temporaries(path)
-            temporary = stack.enter_context(atomic_write(path))
-            # No dictionary: raw text never repeats, and zstd packs the other columns well enough.
-            return stack.enter_context(pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=False))
-
-        quarantine = Quarantine(open_writer)
+        quarantine = Quarantine(path, stack)
         yield quarantine
         quarantine.finish()
 
 
 @dataclass(frozen=True)
 class QuarantineFile:
-    """A quarantine file. ``headers`` has the header line of each source file, ``first`` the first rejected row."""
+    """A quarantine file. ``headers``: the header line of each source file.
+
+    ``first``: source_file, line, column, value and reason of the first rejected row.
+    """
 
     path: Path
     split: Split
@@ -141,13 +137,14 @@ def read_quarantine(path: Path) -> QuarantineFile:
 
     Raises `WrongUsage` unless it is a file named SPLIT-DIGEST.parquet, and `StoredArtifactError` when it is damaged.
     """
-    split = next((split for split in get_args(Split) if path.name.startswith(f"{split}-")), None)
+    split = next((split for split in SPLITS if path.name.startswith(f"{split}-")), None)
     if split is None or not path.is_file():
         raise WrongUsage(f"{path}: expected a quarantine file named SPLIT-DIGEST.parquet.")
     try:
         with pq.ParquetFile(path) as file:
             headers = json.loads(file.metadata.metadata[HEADERS.encode()])
-            first = next(file.iter_batches(batch_size=1)).to_pylist()[0]
+            cell = ["source_file", "line", "column", "value", "reason"]
+            first = next(file.iter_batches(batch_size=1, columns=cell)).to_pylist()[0]
             return QuarantineFile(path, split, file.metadata.num_rows, headers, first)
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise StoredArtifactError(
@@ -165,12 +162,8 @@ def find_quarantine(artifacts_dir: Path, split: Split, csvs: Sequence[Path]) -> 
         return None
     files = tuple(CsvFile(path=path, sha256=sha256_file(path)) for path in csvs)
     originals = tuple(file for file in files if not _stem(file.path.name).endswith(_CORRECTED))
-    for some in (files, originals):
-        if some:
-            path = quarantine_path(artifacts_dir, CsvSplit(split=split, files=some, origin="supplied"))
-            if path.exists():
-                return path
-    return None
+    splits = [CsvSplit(split=split, files=some, origin="supplied") for some in (files, originals) if some]
+    return next((path for csv in splits if (path := quarantine_path(artifacts_dir, csv)).exists()), None)
 
 
 @dataclass(frozen=True)
@@ -185,12 +178,14 @@ class CorrectionShard:
 
 @dataclass(frozen=True)
 class Export:
-    """The result of `export_rejected`. ``renamed`` is the new path of the split's only CSV, None if it kept its name.
+    """The result of `export_rejected` for a ``quarantine`` file.
 
-    ``shards`` is empty if the rejected rows are blank lines, which need no correction.
+    ``renamed`` is the new path of the split's only CSV, None if it kept its name. ``shards`` is empty if the rejected
+    rows are blank lines, which need no correction.
     """
 
-    quarantine: QuarantineFile
+    split: Split
+    quarantine: Path
     renamed: Path | None
     shards: tuple[CorrectionShard, ...]
 
@@ -208,7 +203,7 @@ def export_rejected(quarantine: QuarantineFile, contract: DatasetContract, csvs:
     whole = _stem(contract.csv_name(quarantine.split))
 
     def source_stem(name: str) -> str:
-        return whole if _stem(name) == f"{whole}-all" else _stem(name)
+        return whole if (stem := _stem(name)) == f"{whole}-all" else stem
 
     for source in quarantine.headers:
         if source_stem(source) not in {source_stem(path.name) for path in csvs}:
@@ -218,7 +213,7 @@ def export_rejected(quarantine: QuarantineFile, contract: DatasetContract, csvs:
             )
     rows = Counter(source for source, _ in _rejected_rows(quarantine.path))
     if not rows:
-        return Export(quarantine, None, ())
+        return Export(quarantine.split, quarantine.path, None, ())
     folder, renamed = csvs[0].parent, None
     # Renamed first: a kill in between leaves a folder that trains as before, and the next call writes the shard.
     if _stem(csvs[0].name) == whole:
@@ -234,7 +229,7 @@ def export_rejected(quarantine: QuarantineFile, contract: DatasetContract, csvs:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 file.writelines(line + b"\n" for line in lines)
         shards.append(CorrectionShard(source, packed if packed.exists() else path, rows[source], written))
-    return Export(quarantine, renamed, tuple(shards))
+    return Export(quarantine.split, quarantine.path, renamed, tuple(shards))
 
 
 def _stem(name: str) -> str:

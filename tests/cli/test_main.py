@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.command_page import command_parsers
 from cli.contract_page import PAGE
+from cli.main import COMMANDS
 from schemas.config import TrainingConfig
 from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
@@ -55,7 +55,7 @@ def test_wrong_usage_exits_with_2(run: Run, arguments: list[str], named: str) ->
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("name", command_parsers())
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_names_every_flag(run: Run, name: str) -> None:
     status, out, _ = run(*name.split(), "--help")
     assert status == 0
