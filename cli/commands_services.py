@@ -95,7 +95,7 @@ def _down(options: argparse.Namespace) -> None:
     dataset=False,
 )
 def _status(options: argparse.Namespace) -> None:
-    from cli.services import NotRunning, as_json, status
+    from cli.services import as_json, status
 
     current = status(artifacts_folder(options.artifacts_dir))
     print_result(options, as_json(current), _status_lines(current))
