@@ -191,7 +191,7 @@ def _compared_pixels(contract: DatasetContract) -> list[str]:
 
 
 def _read_images(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
-    """Return the columns ``pixels`` of ``rows``, ascending, of a Parquet; uint8 (rows, pixels)."""
+    """Return the columns ``pixels`` of ascending ``rows`` of a Parquet; uint8 (rows, pixels)."""
     parts = (select_rows(block, start, rows).T for start, block in blocks(path, pixels))
     return np.concatenate([np.ascontiguousarray(part) for part in parts])
 
