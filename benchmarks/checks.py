@@ -18,7 +18,7 @@ from schemas.config import data_folder
 from schemas.contract import CONTRACTS, DatasetContract, contract_of
 from tasks.checks.image_checks import measure_checks
 from tasks.checks.image_profile import profile_images
-from tasks.checks.measurement import Measurement
+from tasks.checks.measurements import Measurement
 from tasks.checks.scan import scan_parquet
 from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.published_data import fetch_data

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cli.arguments import Commands, data_dir, print_result
 from schemas.config import artifacts_folder, data_folder
-from schemas.errors import DoctorFailed
+from schemas.errors import DoctorFailed, NotRunning
 
 if TYPE_CHECKING:
     from cli.doctor import Check

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, get_args
 
 from schemas.errors import WrongUsage
@@ -33,10 +32,9 @@ class IdxFile:
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """A split as its authors published it.
+    """A split as its authors published it, with its IDX files if there are any.
 
-    rows_sha256: `tasks.data.sources.rows_digest`, which does not depend on row order. images, labels: the IDX files, if
-    the split was published as IDX.
+    rows_sha256: `tasks.data.sources.rows_digest`, which does not depend on row order.
     """
 
     rows: int
@@ -138,7 +136,7 @@ class DatasetContract:
         return (0, self.classes - 1) if column == self.label_column else (self.pixel_min, self.pixel_max)
 
     def check(self, name: str) -> Check:
-        return {check.name: check for check in self.checks}[name]
+        return next(check for check in self.checks if check.name == name)
 
     def csv_name(self, split: Split) -> str:
         return f"{self.name}_{split}.csv"
@@ -286,55 +284,45 @@ FASHION_MNIST = DatasetContract(
     pixel_min=0,
     pixel_max=255,
     class_names=(
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
-    minimum_rows=MappingProxyType({"train": 1_000, "test": 100}),
+    minimum_rows={"train": 1_000, "test": 100},
     maximum_class_share=0.5,
-    published=MappingProxyType(
-        {
-            "train": PublishedSplit(
-                rows=60_000,
-                images=IdxFile(
-                    name="train-images-idx3-ubyte.gz",
-                    gzip_bytes=26_421_880,
-                    gzip_sha256="3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                    content_sha256="c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-                ),
-                labels=IdxFile(
-                    name="train-labels-idx1-ubyte.gz",
-                    gzip_bytes=29_515,
-                    gzip_sha256="a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                    content_sha256="bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-                ),
-                rows_sha256="0c69d5cdeb902b69084012f812f066de080317bb3c64f43ca87f910d8ec86906",
+    published={
+        "train": PublishedSplit(
+            rows=60_000,
+            images=IdxFile(
+                name="train-images-idx3-ubyte.gz",
+                gzip_bytes=26_421_880,
+                gzip_sha256="3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                content_sha256="c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
             ),
-            "test": PublishedSplit(
-                rows=10_000,
-                images=IdxFile(
-                    name="t10k-images-idx3-ubyte.gz",
-                    gzip_bytes=4_422_102,
-                    gzip_sha256="346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                    content_sha256="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-                ),
-                labels=IdxFile(
-                    name="t10k-labels-idx1-ubyte.gz",
-                    gzip_bytes=5_148,
-                    gzip_sha256="67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                    content_sha256="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-                ),
-                rows_sha256="90c92c0507755a7d443edde8297ce4d0f131e42884e2e87e7fc9b81ffe215258",
+            labels=IdxFile(
+                name="train-labels-idx1-ubyte.gz",
+                gzip_bytes=29_515,
+                gzip_sha256="a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                content_sha256="bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
             ),
-        }
-    ),
+            rows_sha256="0c69d5cdeb902b69084012f812f066de080317bb3c64f43ca87f910d8ec86906",
+        ),
+        "test": PublishedSplit(
+            rows=10_000,
+            images=IdxFile(
+                name="t10k-images-idx3-ubyte.gz",
+                gzip_bytes=4_422_102,
+                gzip_sha256="346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                content_sha256="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            ),
+            labels=IdxFile(
+                name="t10k-labels-idx1-ubyte.gz",
+                gzip_bytes=5_148,
+                gzip_sha256="67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+                content_sha256="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            ),
+            rows_sha256="90c92c0507755a7d443edde8297ce4d0f131e42884e2e87e7fc9b81ffe215258",
+        ),
+    },
     checks=CHECKS,
     near_duplicate=0.02,
     reference=_PROFILES / "fashion-mnist.json",
@@ -363,18 +351,16 @@ DIGITS = DatasetContract(
     pixel_min=0,
     pixel_max=16,
     class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    minimum_rows=MappingProxyType({"train": 500, "test": 100}),
+    minimum_rows={"train": 500, "test": 100},
     maximum_class_share=0.5,
-    published=MappingProxyType(
-        {
-            "train": PublishedSplit(
-                rows=1_438, rows_sha256="87e4fab0f62a07d302c1852cb9ee044443d343482f18a87ae3db41c4c3d09f21"
-            ),
-            "test": PublishedSplit(
-                rows=359, rows_sha256="e8e626027d88364e73bdbc75542388e07fe9ffe809143daa0d19aa8bdd12a49d"
-            ),
-        }
-    ),
+    published={
+        "train": PublishedSplit(
+            rows=1_438, rows_sha256="87e4fab0f62a07d302c1852cb9ee044443d343482f18a87ae3db41c4c3d09f21"
+        ),
+        "test": PublishedSplit(
+            rows=359, rows_sha256="e8e626027d88364e73bdbc75542388e07fe9ffe809143daa0d19aa8bdd12a49d"
+        ),
+    },
     checks=CHECKS,
     near_duplicate=0.03,
     reference=_PROFILES / "digits.json",
@@ -391,9 +377,7 @@ DIGITS = DatasetContract(
     ),
 )
 
-CONTRACTS: Mapping[str, DatasetContract] = MappingProxyType(
-    {contract.name: contract for contract in (FASHION_MNIST, DIGITS)}
-)
+CONTRACTS: Mapping[str, DatasetContract] = {contract.name: contract for contract in (FASHION_MNIST, DIGITS)}
 
 
 def contract_of(dataset: str) -> DatasetContract:

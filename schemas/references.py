@@ -20,8 +20,7 @@ class Reference(BaseModel):
 class StageRecord(Reference):
     """A stage's output: its folder, its cache key, its digest, and whether this run reused it.
 
-    key: digest of everything that the output depends on.
-    digest: digest of the output itself.
+    key: digest of everything that the output depends on. digest: that of the output itself.
     seconds: the time that building it took, in the run that built it.
     """
 
@@ -52,12 +51,12 @@ class CsvSplit(Reference):
 
     @property
     def sha256(self) -> str:
-        """The digest of the file; for shards, the output of ``sha256sum SHARD.. | sha256sum`` in their folder."""
+        """Return the file's digest; for shards, the output of ``sha256sum SHARD.. | sha256sum`` in their folder."""
         return self.files[0].sha256 if len(self.files) == 1 else sha256sum_digest(self.files)
 
     @property
     def name(self) -> str:
-        """The name to show: the file's, or that of the first shard with the number of the others."""
+        """Return the name to show: the file's, or that of the first shard with the number of the others."""
         first = self.files[0].path.name
         return first if len(self.files) == 1 else f"{first} and {len(self.files) - 1} more"
 
@@ -71,7 +70,6 @@ def sha256sum_digest(files: Iterable[CsvFile]) -> str:
 class ParquetSplit(Reference):
     """One split as Parquet: the contract's columns in order, uint8, no nulls.
 
-    rows: number of rows in the Parquet file.
     quarantined: number of bad rows of the source, which are in quarantine instead.
     """
 
@@ -115,8 +113,7 @@ class CheckResult(Reference):
 class ValidatedSplit(Reference):
     """A split that passed validation.
 
-    result: path of the whole result as JSON.
-    warnings: one sentence each.
+    result: path of the whole result as JSON. warnings: one sentence each.
     duplicates: set for a test split, which is compared with its train split.
     """
 

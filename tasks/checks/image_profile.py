@@ -40,11 +40,10 @@ class ImageProfile:
 def profile_images(images: Images, labels: Labels, contract: DatasetContract) -> ImageProfile:
     """Return the profile of at least one labelled image."""
     means = mean_images(images, labels)
-    present = sorted(means)
-    nearest = np.array(present)[most_similar(images, standardized(np.stack([means[label] for label in present])))]
+    nearest = np.array(list(means))[most_similar(images, standardized(np.stack(list(means.values()))))]
     return ImageProfile(
         class_rows=np.bincount(labels, minlength=contract.classes).tolist(),
-        mean_images={str(label): np.round(means[label].astype(float), 1).tolist() for label in present},
+        mean_images={str(label): np.round(mean.astype(float), 1).tolist() for label, mean in means.items()},
         histogram=np.round(histogram(images, contract), 6).tolist(),
         varying=np.round((images != images.min(axis=0)).mean(axis=0), 5).tolist(),
         label_agreement=round(balanced_agreement(nearest == labels, labels)[0], 4),
@@ -68,7 +67,7 @@ def baseline_profile(contract: DatasetContract) -> ImageProfile | None:
 
 
 def mean_images(images: Images, labels: Labels) -> dict[int, Floats]:
-    """Return the mean image, float32 (pixels,), of each label present."""
+    """Return the mean image, float32 (pixels,), of each label present, in ascending order."""
     return {int(label): images[labels == label].mean(axis=0, dtype=np.float32) for label in np.unique(labels)}
 
 
@@ -78,16 +77,7 @@ def histogram(images: Images, contract: DatasetContract) -> npt.NDArray[np.float
     values = np.arange(contract.pixel_min + 1, contract.pixel_max + 1)
     bins = (values - contract.pixel_min - 1) * _BINS // (contract.pixel_max - contract.pixel_min)
     binned = np.bincount(bins, weights=counts[values], minlength=_BINS)
-    shares: npt.NDArray[np.float64] = np.concatenate([[counts[: contract.pixel_min + 1].sum()], binned]) / images.size
-    return shares
-
-
-def similarity(images: npt.NDArray[Any], others: npt.NDArray[Any]) -> Floats:
-    """Return Pearson's correlation of each image with each of ``others``; brightness and contrast have no effect.
-
-    images (N, pixels) and others (M, pixels) to float32 (N, M); 0 for an image without contrast.
-    """
-    return standardized(images) @ standardized(others).T
+    return np.asarray(np.concatenate([[counts[: contract.pixel_min + 1].sum()], binned]) / images.size)
 
 
 def standardized(images: npt.NDArray[Any]) -> Floats:
@@ -112,17 +102,15 @@ def variance_explained(images: Images, labels: Labels) -> float:
     For labels unrelated to the images it is 0 on average, for any number of images. Every class has the same weight.
     A class of one row gets the mean variance of the others; the result is 0 if every class has one row.
     """
-    present, rows = np.unique(labels, return_counts=True)
+    _, rows = np.unique(labels, return_counts=True)
     if rows.max() < 2:
         return 0.0
-    means = [images[labels == label].mean(axis=0, dtype=np.float32) for label in present]
-    squares = [
-        float(((images[labels == label] - mean) ** 2).sum(dtype=np.float64))
-        for label, mean in zip(present, means, strict=True)
-    ]
+    by_label = mean_images(images, labels)
+    squares = [((images[labels == label] - mean) ** 2).sum(dtype=np.float64) for label, mean in by_label.items()]
     within = np.array(squares) / np.maximum(rows - 1, 1)
     within[rows == 1] = within[rows > 1].mean()
-    observed = float(((np.stack(means) - np.mean(means, axis=0)) ** 2).sum(dtype=np.float64)) / len(rows)
+    means = np.stack(list(by_label.values()))
+    observed = float(((means - means.mean(axis=0)) ** 2).sum(dtype=np.float64)) / len(rows)
     # Class means also differ by chance; that part is subtracted.
     between = observed - (1 - 1 / len(rows)) * float(np.mean(within / rows))
     total = between + float(np.mean(within))

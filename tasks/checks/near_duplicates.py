@@ -28,14 +28,11 @@ SKETCHED_AT_ONCE = 1024
 _CELLS = 7  # per side, at most one per pixel
 _FREQUENCIES = 3  # per side
 _COMPARED_PIXELS = 98
-_FNV_PRIME = np.uint32(16_777_619)
-_FNV_PRIME_64 = np.uint64(1_099_511_628_211)
-_FNV_START = np.uint32(2_166_136_261)
 
 
 @dataclass(frozen=True)
 class Sketches:
-    """One sketch per image, 27 bytes each: see `sketch`.
+    """One `sketch` per image, 27 bytes each.
 
     numbers: uint64 (N,), a 32-bit hash combined with sums over cells; images with equal numbers count as copies.
     frequencies: int16 (N, frequencies), the lowest ones. blank: bool (N,), true if all pixels are equal.
@@ -74,15 +71,15 @@ def sketch(pixels: Bytes, contract: DatasetContract) -> Sketches:
     # One pixel of all images at a time: these values are contiguous, so each step is vectorized.
     cells, count = _cells(contract)
     sums = np.zeros((count, pixels.shape[1]), np.uint16)
-    hashes = np.full(pixels.shape[1], _FNV_START, np.uint32)  # FNV-1a with 32 bits
+    hashes = np.full(pixels.shape[1], 2_166_136_261, np.uint32)  # FNV-1a with 32 bits
     for cell, values in zip(cells, pixels, strict=True):
         sums[cell] += values
         hashes ^= values
-        hashes *= _FNV_PRIME
+        hashes *= np.uint32(16_777_619)
     numbers = hashes.astype(np.uint64)
     for cell_sums in sums:
         numbers ^= cell_sums
-        numbers *= _FNV_PRIME_64
+        numbers *= np.uint64(1_099_511_628_211)
     size = np.bincount(cells).astype(np.uint32)[:, None]
     matrix = _frequencies(contract) / (np.sqrt(size.T) * _unit(contract)).astype(np.float32)
     blank = np.empty(pixels.shape[1], np.bool_)
@@ -134,10 +131,8 @@ def find_test_images_in_train(
     A near duplicate differs from one of the train images with the nearest frequencies by a root mean square of at most
     ``contract.near_duplicate`` of the pixel range, over about 100 pixels.
     """
-    copies = _contained(test.numbers, train.numbers)
-    result = np.where(copies, 2, 0).astype(np.uint8)
-    if not len(others := np.flatnonzero(~copies)):
-        return result
+    result = np.isin(test.numbers, train.numbers) * np.uint8(2)
+    others = np.flatnonzero(result == 0)
     # Similar images after one another visit the same nodes of the tree, which then are in the processor's cache.
     others = others[np.argsort(test.frequencies[others, 0])]
     allowed = contract.near_duplicate * (contract.pixel_max - contract.pixel_min)
@@ -157,12 +152,6 @@ def find_test_images_in_train(
         near = (difference**2).mean(axis=1) <= allowed**2
         result[test_rows[test_at[some][near]]] = 1
     return result
-
-
-def _contained(numbers: npt.NDArray[np.uint64], among: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Return for each number, (N,), whether ``among`` contains it."""
-    ordered = np.sort(among)
-    return np.asarray(ordered[np.searchsorted(ordered, numbers).clip(max=len(ordered) - 1)] == numbers)
 
 
 def nearest_rows(
@@ -202,14 +191,9 @@ def _compared_pixels(contract: DatasetContract) -> list[str]:
 
 
 def _read_images(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
-    """Return the columns ``pixels`` of ``rows``, ascending, of a Parquet; uint8 (rows, pixels)."""
-    images = np.empty((len(rows), len(pixels)), np.uint8)
-    filled = 0
-    for start, block in blocks(path, pixels):
-        some = select_rows(block, start, rows)
-        images[filled : filled + some.shape[1]] = some.T
-        filled += some.shape[1]
-    return images
+    """Return the columns ``pixels`` of ascending ``rows`` of a Parquet; uint8 (rows, pixels)."""
+    parts = (select_rows(block, start, rows).T for start, block in blocks(path, pixels))
+    return np.concatenate([np.ascontiguousarray(part) for part in parts])
 
 
 def duplicate_report(train: Sketches, test: Sketches, in_train: npt.NDArray[np.uint8]) -> DuplicateReport:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +74,12 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
             if builder is not None:
                 builder.add(block)
         if contract.label_column in names:
-            labels = _countable(batch.column(names.index(contract.label_column)))
+            labels = batch.column(names.index(contract.label_column))
+            if pa.types.is_nested(labels.type):  # such as lists, which pyarrow does not count
+                labels = pa.array(map(str, labels.to_pylist()))
             label_rows.update({entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()})
-    in_range = builder is not None and all(
-        low <= int(profile.minimum or 0) and int(profile.maximum or 0) <= high
+    in_range = all(
+        low <= (profile.minimum or 0) and (profile.maximum or 0) <= high
         for profile, (low, high) in zip(profiles, map(contract.bounds, names), strict=True)
     )
     sample = builder.sample() if builder is not None and in_range else None
@@ -91,21 +94,16 @@ def _column_frame(
     absent = "(no column)"
     while absent in names:  # a column of this name must not match itself
         absent = f"({absent})"
-    columns = []
-    for position in range(max(len(names), len(contract.columns))):
-        name = names[position] if position < len(names) else absent
-        profile = profiles[position] if position < len(names) else _ColumnProfile(None)
-        low, high = contract.bounds(name)
+    columns: list[dict[str, Any]] = []
+    for name, profile, expected in zip_longest(names, profiles, contract.columns):
+        low, high = contract.bounds(name or absent)
         columns.append(
             {
-                "position": position,
-                "column": name,
-                "expected_column": contract.columns[position] if position < len(contract.columns) else absent,
-                "type": profile.type,
-                "nulls": profile.nulls,
-                "minimum": profile.minimum,
+                "position": len(columns),
+                "column": absent if name is None else name,
+                "expected_column": absent if expected is None else expected,
+                **vars(profile or _ColumnProfile(None)),
                 "lower_bound": low,
-                "maximum": profile.maximum,
                 "upper_bound": high,
             }
         )
@@ -127,11 +125,6 @@ def _class_frame(label_rows: Counter[Any]) -> "pd.DataFrame":
             "share": [count / total for count in label_rows.values()],
         }
     )
-
-
-def _countable(labels: pa.Array) -> pa.Array:
-    """Return nested values, such as lists, as text: pyarrow does not count them."""
-    return pa.array([str(label) for label in labels.to_pylist()]) if pa.types.is_nested(labels.type) else labels
 
 
 def _read_ahead(file: pq.ParquetFile) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.uint8] | None]]:
@@ -165,14 +158,14 @@ class _SampleBuilder:
         return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], self._drawn, self._sketches)
 
 
+@dataclass
 class _ColumnProfile:
     """Nulls, smallest and largest value of one column. Columns of text have no extremes."""
 
-    def __init__(self, type_name: str | None) -> None:
-        self.type = type_name
-        self.nulls = 0
-        self.minimum: float | None = None
-        self.maximum: float | None = None
+    type: str | None
+    nulls: int = 0
+    minimum: float | None = None
+    maximum: float | None = None
 
     def add(self, values: pa.Array) -> None:
         self.nulls += values.null_count

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.checks.measurement import join_first
+from tasks.checks.measurements import join_first
 
 _PROBLEMS = 10
 _PLACES = 5
@@ -87,8 +87,7 @@ def _sentence(entry: Mapping[str, Any]) -> str:
         received = f"{result['observed_value']:.3g}"
         return f"{meta['subject']}: {detail}expected at {limit} {meta['expected']}, received {received}"
     if missing := result.get("partial_missing_list"):
-        # Great Expectations lists at most 20, in no order.
-        return f"{config['description']}; missing {', '.join(sorted(missing, key=lambda label: (len(label), label)))}"
+        return f"{config['description']}; missing {', '.join(missing)}"
     if violations := _violations(entry):
         places = [
             f"{name} ({f'{subject}{value}, ' if subject else ''}expected {expected})"

@@ -1,6 +1,6 @@
 """Compare two versions on the same test images: counts as JSON, images in an HTML page."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import unscaled_images
 from tasks.data.statistics import mcnemar
-from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, shared_rows
+from tasks.model.test_predictions import image_digest, read_predictions, shared_rows
 from tasks.registry.store import ModelStore
 from tasks.reports.images import image_uri
 from tasks.reports.rendering import render
-from tasks.reports.version_report import ClassProbability
+from tasks.reports.version_report import ClassProbability, class_probability
 from tasks.runtime.files import atomic_write
 from tasks.runtime.stage_cache import output_folder
-
-_MAX_IMAGES = 250  # of each kind; more would make the page slow
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,28 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
     sides: list[list[tuple[int, int]]] = []
     for changed in (new_right & ~old_right, old_right & ~new_right):
         places = np.flatnonzero(changed)
-        shown = places[np.argsort(-new.confidence[new_rows[places]], kind="stable")][:_MAX_IMAGES]
+        shown = places[np.argsort(-new.confidence[new_rows[places]], kind="stable")][:250]  # more would be slow
         sides.append([(int(old_rows[place]), int(new_rows[place])) for place in shown])
     wanted = {new.images[row] for side in sides for _, row in side}
-    uris = _image_uris(wanted, manifests, artifacts_dir, data_dir, contract)
+    uris: dict[bytes, str] = {}
+    for images in _image_sources(manifests, artifacts_dir, data_dir, contract):
+        for image in images:
+            if (digest := image_digest(image)) in wanted and digest not in uris:
+                uris[digest] = image_uri(image, contract)
+        if len(uris) == len(wanted):
+            break
     fixed, broken = (
-        tuple(_change(old, old_row, new, new_row, uris, contract) for old_row, new_row in side) for side in sides
+        tuple(
+            Change(
+                uri=uris.get(new.images[new_row]),
+                row=new_row,
+                true_class=contract.class_names[int(new.labels[new_row])],
+                before=class_probability(old, old_row, int(old.predicted[old_row]), contract),
+                after=class_probability(new, new_row, int(new.predicted[new_row]), contract),
+            )
+            for old_row, new_row in side
+        )
+        for side in sides
     )
     missing = len(wanted - set(uris))
     return Comparison(
@@ -154,48 +168,6 @@ def _differences(before: Manifest, after: Manifest) -> list[dict[str, Any]]:
         for key in {**old, **new}
         if old.get(key) != new.get(key)
     ]
-
-
-def _change(
-    old: StoredPredictions,
-    old_row: int,
-    new: StoredPredictions,
-    new_row: int,
-    uris: Mapping[bytes, str],
-    contract: DatasetContract,
-) -> Change:
-    def predicted(predictions: StoredPredictions, row: int) -> ClassProbability:
-        label = int(predictions.predicted[row])
-        return ClassProbability(
-            contract.class_names[label], float(predictions.probabilities[row, label]), label == predictions.labels[row]
-        )
-
-    return Change(
-        uri=uris.get(new.images[new_row]),
-        row=new_row,
-        true_class=contract.class_names[int(new.labels[new_row])],
-        before=predicted(old, old_row),
-        after=predicted(new, new_row),
-    )
-
-
-def _image_uris(
-    wanted: set[bytes],
-    manifests: list[Manifest],
-    artifacts_dir: Path,
-    data_dir: Path,
-    contract: DatasetContract,
-) -> dict[bytes, str]:
-    """Return PNG data URIs of those wanted images (`image_digest`) that are available."""
-    uris: dict[bytes, str] = {}
-    for images in _image_sources(manifests, artifacts_dir, data_dir, contract):
-        for image in images:
-            digest = image_digest(image)
-            if digest in wanted and digest not in uris:
-                uris[digest] = image_uri(image, contract)
-        if len(uris) == len(wanted):
-            break
-    return uris
 
 
 def _image_sources(

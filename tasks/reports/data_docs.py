@@ -24,9 +24,7 @@ from tasks.runtime.files import digest_of, remove_path
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
-    from jinja2 import Environment
 
-_STYLES = [Path(__file__).parent / "templates" / name for name in ("colours.css", "page.css", "data_docs.css")]
 # Scripts and their handlers, styles that would override ours, a footer with a newsletter form, and links to the web.
 _REMOVED = re.compile(
     r"<script\b.*?</script>|<style>.*?</style>|<footer\b.*?</footer>|<link\b[^>]*>|<title></title>"
@@ -79,7 +77,8 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
 
 
 def _style() -> str:
-    return "\n".join(path.read_text("utf-8") for path in _STYLES)
+    templates = Path(__file__).parent / "templates"
+    return "\n".join((templates / name).read_text("utf-8") for name in ("colours.css", "page.css", "data_docs.css"))
 
 
 def _build(site: Path) -> None:
@@ -135,12 +134,11 @@ def _add_result(
 
 
 @cache
-def _templates() -> "Environment":
-    """Return one template environment for all views, since compiling templates is most of a page's cost."""
+def _templates() -> Any:
+    """Return one Jinja environment for all views, since compiling templates is most of a page's cost."""
     from great_expectations.render.view import DefaultJinjaPageView
 
-    environment: Environment = DefaultJinjaPageView().env
-    return environment
+    return DefaultJinjaPageView().env
 
 
 def _counts(verdict: Mapping[str, Any]) -> str:
@@ -148,14 +146,10 @@ def _counts(verdict: Mapping[str, Any]) -> str:
     results = verdict["results"]
     unmet = [entry["expectation_config"]["severity"] for entry in results if not entry["success"]]
     warnings = unmet.count("warning")
-    failures = len(unmet) - warnings
-    counts = [f"{len(results) - len(unmet)} of {len(results)} passed"]
-    counts += [
-        f"{number} {word}{'s' * (number > 1)}"
-        for number, word in ((warnings, "warning"), (failures, "failure"))
-        if number
-    ]
-    return ", ".join(counts)
+    unmet_counts = ((warnings, "warning"), (len(unmet) - warnings, "failure"))
+    return f"{len(results) - len(unmet)} of {len(results)} passed" + "".join(
+        f", {number} {word}{'s' * (number > 1)}" for number, word in unmet_counts if number
+    )
 
 
 def _offline(page: str, logo: str, style: str) -> str:
@@ -168,14 +162,13 @@ def _offline(page: str, logo: str, style: str) -> str:
 
 def _publish(site: Path, docs: Path) -> None:
     """Move the pages of ``site`` to ``docs`` and remove all others."""
-    written = [path.relative_to(site) for path in site.rglob("*") if path.is_file()]
+    written = {path.relative_to(site) for path in site.rglob("*") if path.is_file()}
     # Pages before the index that links to them, the results last: after a kill the next run draws everything again.
     last = (Path(INDEX_NAME), *(path for path in written if path.parts[0] == VERDICTS_FOLDER))
-    for path in [*(path for path in written if path not in last), *last]:
+    for path in (*written.difference(last), *last):
         (docs / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).replace(docs / path)
-    kept = set(written)
-    for path in [path for path in docs.rglob("*") if path.is_file() and path.relative_to(docs) not in kept]:
+    for path in [path for path in docs.rglob("*") if path.is_file() and path.relative_to(docs) not in written]:
         path.unlink()
         while path.parent != docs and not any(path.parent.iterdir()):
             path = path.parent

@@ -25,15 +25,11 @@ from schemas.layout import (
 from tasks.data.splits import unscale_pixels
 from tasks.model.network import HIDDEN_UNITS
 from tasks.model.test_predictions import StoredPredictions, read_predictions
-from tasks.reports.charts import learning_charts, reliability_chart
+from tasks.reports.charts import RELIABILITY_CHART, learning_charts
 from tasks.reports.images import image_uri, weights_picture
 from tasks.reports.rendering import render
 from tasks.runtime.fingerprint import extra_of
 
-_MAX_ERRORS = 25
-_MAX_CONFUSIONS = 5
-_SAMPLES_PER_CLASS = 8
-_CLASSES_PER_IMAGE = 3
 _PROGRAM = ".venv/bin/fashion-ann"  # the path in a checkout after `make run`
 
 
@@ -83,7 +79,7 @@ def write_report(
         samples=_samples(predictions, images, contract),
         learning=learning_charts(history),
         best_epoch=min(range(len(history)), key=lambda epoch: float(history[epoch]["val_loss"])) + 1,
-        reliability=reliability_chart(metrics["calibration"]),
+        reliability=RELIABILITY_CHART,
         weights=weights_picture(_first_layer(folder / WEIGHTS_NAME), contract.height, contract.width),
         meanings={
             key: field.description
@@ -103,45 +99,44 @@ def write_report(
 def most_confident_errors(predictions: StoredPredictions) -> npt.NDArray[np.int64]:
     """Return the rows of up to 25 wrong predictions, the most confident first."""
     wrong = np.flatnonzero(~predictions.right)
-    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:_MAX_ERRORS]
+    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:25]
 
 
 def predicted_images(
     rows: Iterable[int], predictions: StoredPredictions, images: npt.NDArray[np.float32], contract: DatasetContract
 ) -> list[PredictedImage]:
-    """Return these rows of ``images``, float32 (N, pixels) in [0, 1], with their predictions."""
+    """Return these rows of ``images``, float32 (N, pixels) in [0, 1], with their three most probable classes."""
     numbers = list(map(int, rows))
-    pixels = unscale_pixels(np.asarray(images[numbers]), contract)
-    return [
-        _predicted_image(image_uri(image, contract), row, predictions, contract)
-        for row, image in zip(numbers, pixels, strict=True)
-    ]
+    shown = []
+    for row, image in zip(numbers, unscale_pixels(np.asarray(images[numbers]), contract), strict=True):
+        label = int(predictions.labels[row])
+        top = np.argsort(-predictions.probabilities[row], kind="stable")[:3].tolist()
+        classes = [class_probability(predictions, row, one, contract) for one in top]
+        if label not in top:  # always show the probability of the true class
+            classes[-1] = class_probability(predictions, row, label, contract)
+        shown.append(
+            PredictedImage(
+                image_uri(image, contract), row, contract.class_names[label], classes[0].name, tuple(classes)
+            )
+        )
+    return shown
 
 
-def _predicted_image(uri: str, row: int, predictions: StoredPredictions, contract: DatasetContract) -> PredictedImage:
-    probabilities, label = predictions.probabilities[row], int(predictions.labels[row])
-    top = np.argsort(-probabilities, kind="stable")[:_CLASSES_PER_IMAGE].tolist()
-    if label not in top:  # always show the probability of the true class
-        top[-1] = label
-    return PredictedImage(
-        uri=uri,
-        row=row,
-        true_class=contract.class_names[label],
-        predicted_class=contract.class_names[top[0]],
-        probabilities=tuple(
-            ClassProbability(contract.class_names[shown], float(probabilities[shown]), shown == label) for shown in top
-        ),
-    )
+def class_probability(
+    predictions: StoredPredictions, row: int, label: int, contract: DatasetContract
+) -> ClassProbability:
+    """Return the predicted probability of class ``label`` for a row."""
+    probability = float(predictions.probabilities[row, label])
+    return ClassProbability(contract.class_names[label], probability, label == predictions.labels[row])
 
 
 def _samples(
     predictions: StoredPredictions, images: npt.NDArray[np.float32], contract: DatasetContract
 ) -> list[tuple[str, list[PredictedImage]]]:
-    """Return the first test images of each class, with the class name."""
-    rows = [np.flatnonzero(predictions.labels == label)[:_SAMPLES_PER_CLASS] for label in range(contract.classes)]
+    """Return the first eight test images of each class, with the class name."""
     return [
-        (name, predicted_images(of_class, predictions, images, contract))
-        for name, of_class in zip(contract.class_names, rows, strict=True)
+        (name, predicted_images(np.flatnonzero(predictions.labels == label)[:8], predictions, images, contract))
+        for label, name in enumerate(contract.class_names)
     ]
 
 
@@ -158,7 +153,7 @@ def _most_frequent_confusions(matrix: list[list[int]], contract: DatasetContract
         for predicted, count in enumerate(row)
         if predicted != label and count
     ]
-    return sorted(cells, key=lambda cell: -cell["count"])[:_MAX_CONFUSIONS]
+    return sorted(cells, key=lambda cell: -cell["count"])[:5]
 
 
 def _checks(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -174,9 +169,8 @@ def _checks(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _data_docs(folder: Path) -> str | None:
     """Return the relative link from a version's folder to Great Expectations' pages, None without pages."""
-    artifacts_dir = folder.parents[3]
-    index = Artifacts(artifacts_dir).data_docs / INDEX_NAME
-    return f"../../../../{index.relative_to(artifacts_dir).as_posix()}" if index.is_file() else None
+    index = Artifacts(folder.parents[3]).data_docs / INDEX_NAME
+    return f"../../../../{index.parent.name}/{index.name}" if index.is_file() else None
 
 
 def _first_layer(weights: Path) -> npt.NDArray[np.float32]:

@@ -10,12 +10,17 @@ import pytest
 
 from schemas.contract import DIGITS, FASHION_MNIST, Split
 from schemas.references import ValidatedSplit
-from tasks.checks.baseline_comparison import orientations
 from tasks.checks.image_checks import measure_checks
 from tasks.checks.image_profile import ImageProfile, profile_images
-from tasks.checks.label_checks import best_renaming, describe_renaming, measure_labels
-from tasks.checks.measurement import Measurement
-from tasks.checks.pixel_checks import border_brightness, pixel_range
+from tasks.checks.measurements import (
+    Measurement,
+    best_renaming,
+    border_brightness,
+    describe_renaming,
+    measure_labels,
+    measure_pixel_range,
+    orientations,
+)
 from tasks.checks.scan import scan_parquet
 from tests.tasks.checks.rows import (
     Change,
@@ -286,7 +291,7 @@ def test_border_brightness_by_hand() -> None:
 
 def test_pixel_range_starts_at_the_smallest_pixel() -> None:
     images = np.array([[10, 110], [11, 60], [12, 35]], np.uint8)
-    measured = pixel_range(images, _THREE_BY_THREE)
+    measured = measure_pixel_range(images, _THREE_BY_THREE)
     assert measured["background"].value == pytest.approx(2 / 3)
     assert measured["brightest_pixel"].value == 0.5
     assert "2 of 3 sampled images have no pixel of 10" in measured["background"].detail

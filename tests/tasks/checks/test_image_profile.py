@@ -16,7 +16,6 @@ from tasks.checks.image_profile import (
     most_similar,
     profile_images,
     read_profile,
-    similarity,
     standardized,
     variance_explained,
     write_profile,
@@ -30,10 +29,10 @@ def test_mean_images_by_hand() -> None:
     assert {label: mean.tolist() for label, mean in means.items()} == {0: [2, 15.5], 2: [9, 30]}
 
 
-def test_similarity_is_pearsons_correlation() -> None:
+def test_products_of_standardized_images_are_correlations() -> None:
     images = np.random.default_rng(0).integers(0, 200, (3, 50))
-    np.testing.assert_allclose(similarity(images, images * 2 + 7), np.corrcoef(images), atol=1e-5)
-    assert similarity(np.zeros((1, 50)), images).tolist() == [[0, 0, 0]]
+    np.testing.assert_allclose(standardized(images) @ standardized(images * 2 + 7).T, np.corrcoef(images), atol=1e-5)
+    assert not standardized(np.full((1, 50), 7)).any()  # no contrast
 
 
 def test_most_similar_has_the_largest_correlation() -> None:

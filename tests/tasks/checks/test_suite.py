@@ -12,7 +12,7 @@ import pytest
 
 from schemas.contract import FASHION_MNIST, DatasetContract
 from tasks.checks.expectations import fresh_context
-from tasks.checks.measurement import Measurement
+from tasks.checks.measurements import Measurement
 from tasks.checks.suite import check_expectations, column_expectations, validate_frame, validate_parquet
 from tasks.checks.summary import summarize
 

@@ -53,6 +53,20 @@ def test_page_shows_the_metrics(sample_version: Path, page: Page) -> None:
         assert f"{bin_['confidence']:.4f}" in page.text
 
 
+def test_calibration_bars_are_as_high_as_the_accuracy(sample_version: Path, page: Page) -> None:
+    bins = json.loads((sample_version / "metrics.json").read_bytes())["calibration"]
+    hits, marks, rows = (
+        [entry for entry in page.all(tag) if entry.get("class") == name][-len(bins) :]
+        for tag, name in (("rect", "hit"), ("line", "sure"), ("rect", "rows"))
+    )
+    for bin_, hit, mark, row in zip(bins, hits, marks, rows, strict=True):
+        # The axis goes from 208 up to 12.
+        assert float(hit["height"]) == pytest.approx(196 * bin_["accuracy"], abs=0.06)
+        assert float(hit["y"]) == pytest.approx(208 - 196 * bin_["accuracy"], abs=0.06)
+        assert float(mark["y1"]) == pytest.approx(208 - 196 * bin_["confidence"], abs=0.06)
+        assert float(row["height"]) == pytest.approx(40 * bin_["rows"] / max(b["rows"] for b in bins), abs=0.06)
+
+
 def test_page_shows_the_manifest(manifest: dict[str, Any], page: Page) -> None:
     expected = [
         manifest["verdict"]["reason"],

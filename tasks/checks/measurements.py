@@ -1,0 +1,215 @@
+"""Measure images and labels, alone and compared with the baseline's mean images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.contract import DatasetContract
+from tasks.checks.image_profile import (
+    Floats,
+    ImageProfile,
+    Images,
+    Labels,
+    balanced_agreement,
+    mean_images,
+    most_similar,
+    standardized,
+)
+from tasks.data.statistics import sign_test, wilson_interval
+
+UPRIGHT = "as it is"
+# Labels that explain less than this share of what the baseline's labels explain are reported as shuffled.
+_SHUFFLED = 0.1
+_WILSON_Z = 4.0  # one in 30,000, on one side
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The value that a check compares with its bounds. ``detail`` explains it, where the number alone does not."""
+
+    value: float
+    detail: str = ""
+
+
+def join_first(values: Sequence[str], shown: int) -> str:
+    """Return the first ``shown`` values, and how many more there are."""
+    return ", ".join(values[:shown]) + (f" and {len(values) - shown} more" if len(values) > shown else "")
+
+
+def measure_pixel_range(images: Images, contract: DatasetContract) -> dict[str, Measurement]:
+    """Measure background and brightest_pixel: do pixels use the whole range of the contract?"""
+    smallest, largest = images.min(axis=1), images.max(axis=1)
+    without = int((smallest > contract.pixel_min).sum())
+    middle = float(np.median(largest))
+    return {
+        "background": Measurement(
+            without / len(images),
+            f"{without} of {len(images)} sampled images have no pixel of {contract.pixel_min}, the background; the "
+            f"smallest pixel of the median image is {np.median(smallest):g}",
+        ),
+        "brightest_pixel": Measurement(
+            (middle - contract.pixel_min) / (contract.pixel_max - contract.pixel_min),
+            f"the largest pixel of the median image is {middle:g}, the range ends at {contract.pixel_max}",
+        ),
+    }
+
+
+def border_brightness(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:
+    """Return the mean of each image's outermost pixels, 0 for background and 1 for the brightest; float64 (N,)."""
+    frame = np.ones((contract.height, contract.width), bool)
+    frame[1:-1, 1:-1] = False
+    edge = images[:, frame.ravel()].mean(axis=1)
+    return np.asarray((edge - contract.pixel_min) / (contract.pixel_max - contract.pixel_min))
+
+
+class BaselineImages:
+    """The mean images of a baseline profile, and `standardized` copies of them in every orientation and position."""
+
+    def __init__(self, profile: ImageProfile, contract: DatasetContract) -> None:
+        self.profile = profile
+        self.images = np.stack([np.asarray(image, np.float32) for image in profile.mean_images.values()])
+        self.labels = np.array([int(label) for label in profile.mean_images])
+        self.oriented = {name: standardized(view) for name, view in orientations(self.images, contract).items()}
+        upright = self.images.reshape(-1, contract.height, contract.width)
+        self.shifted = [
+            standardized(np.roll(upright, step, axis).reshape(self.images.shape)) for step in (1, -1) for axis in (1, 2)
+        ]
+
+
+def compare_with_baseline(
+    images: Images, labels: Labels, contract: DatasetContract, baseline: BaselineImages, explained: float
+) -> dict[str, Measurement]:
+    """Measure how labelled images differ from the baseline.
+
+    explained: share of the images' variance that labels explain (`variance_explained`). Each fault is reported once:
+    orientation is measured in the polarity that fits better, and labels are compared in the orientation that fits best.
+    """
+    means = np.stack(list(mean_images(images, labels).values()))
+    normalized = standardized(means)
+    correlations = {name: normalized @ view.T for name, view in baseline.oriented.items()}
+    fits = {
+        (inverted, name): _matched(-table if inverted else table)
+        for inverted in (False, True)
+        for name, table in correlations.items()
+    }
+    inverted, orientation = best = max(fits, key=lambda view: fits[view])
+    polarity = max(fits[True, name] for name in correlations) - max(fits[False, name] for name in correlations)
+    turned = max(fits[inverted, name] for name in correlations if name != UPRIGHT) - fits[inverted, UPRIGHT]
+    shift = -1.0  # not measured for images in another polarity or orientation
+    if best == (False, UPRIGHT):
+        shift = max(_matched(normalized @ view.T) for view in baseline.shifted) - fits[best]
+    other = ""
+    if contract.check("similarity").fails(fits[best]):
+        other = "they look like images of another dataset"
+        if _smoothness(means, contract) < _smoothness(baseline.images, contract) / 2:
+            other = "neighbouring pixels are unrelated: the pixels look permuted"
+    nearest = baseline.labels[most_similar(images, baseline.oriented[orientation] * np.float32(-1 if inverted else 1))]
+    background = f"the images look inverted, background is {contract.pixel_max}" if inverted else ""
+    return {
+        "polarity": Measurement(polarity, background),
+        "orientation": Measurement(turned, f"the images look {orientation}" if orientation != UPRIGHT else ""),
+        "position": Measurement(shift, "the images look moved by a pixel or more" if shift > 0 else ""),
+        "similarity": Measurement(fits[best], other),
+        **measure_labels(labels, nearest, contract, baseline.profile, explained),
+    }
+
+
+def _matched(correlations: Floats) -> float:
+    """Return the mean correlation of the best one-to-one match, so that permuted labels have no effect."""
+    from scipy.optimize import linear_sum_assignment
+
+    return float(correlations[linear_sum_assignment(correlations, maximize=True)].mean())
+
+
+def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]:
+    """Return images (N, pixels) in every orientation that fits their frame, by its description."""
+    upright = images.reshape(-1, contract.height, contract.width)
+    views = {
+        UPRIGHT: upright,
+        "upside down (turned by 180 degrees)": upright[:, ::-1, ::-1],
+        "mirrored left to right": upright[:, :, ::-1],
+        "mirrored top to bottom": upright[:, ::-1],
+    }
+    if contract.height == contract.width:
+        transposed = upright.transpose(0, 2, 1)
+        views |= {
+            "transposed (rows are columns)": transposed,
+            "turned by 90 degrees to the right": transposed[:, :, ::-1],
+            "turned by 90 degrees to the left": transposed[:, ::-1],
+            "transposed along the other diagonal": transposed[:, ::-1, ::-1],
+        }
+    return {name: view.reshape(len(images), -1) for name, view in views.items()}
+
+
+def _smoothness(means: Floats, contract: DatasetContract) -> float:
+    """Return the correlation of the pixels of the overall mean image with their right and lower neighbours."""
+    image = means.mean(axis=0).reshape(contract.height, contract.width)
+    pixels = np.concatenate([image[:, :-1].ravel(), image[:-1].ravel()])
+    neighbours = np.concatenate([image[:, 1:].ravel(), image[1:].ravel()])
+    one, other = standardized(np.stack([pixels, neighbours]))
+    return float(one @ other)
+
+
+def measure_labels(
+    labels: Labels, nearest: npt.NDArray[Any], contract: DatasetContract, baseline: ImageProfile, explained: float
+) -> dict[str, Measurement]:
+    """Measure label_relation, label_permutation and label_agreement.
+
+    nearest: for each image, the class of the baseline's most similar mean image. explained: share of the variance that
+    labels explain. Agreement is that of labels renamed in the best way, so that a permutation is reported once.
+    """
+    relation = explained / baseline.label_relation
+    shuffled = relation < _SHUFFLED
+    renamed = best_renaming(labels, nearest, contract.classes)
+    p_value = 1.0  # shuffled labels have a best renaming too, but no right one
+    if not shuffled:  # McNemar's exact test: do more images agree with renamed labels by chance?
+        before, after = labels == nearest, renamed[labels] == nearest
+        p_value = sign_test(int((after & ~before).sum()), int((before & ~after).sum()))
+    permuted = contract.check("label_permutation").warns(p_value)
+    agree = (renamed[labels] if permuted else labels) == nearest
+    share, rows = balanced_agreement(agree, labels)
+    return {
+        "label_relation": Measurement(
+            relation, "the labels look shuffled: the mean images of all classes are similar" if shuffled else ""
+        ),
+        "label_permutation": Measurement(p_value, describe_renaming(renamed, contract) if permuted else ""),
+        "label_agreement": Measurement(
+            wilson_interval(share * rows, rows, _WILSON_Z)[1] / baseline.label_agreement,
+            f"{int(agree.sum())} of {len(labels)} images are most similar to the baseline's mean image of their own "
+            f"class, {baseline.label_agreement:.0%} in the baseline",
+        ),
+    }
+
+
+def best_renaming(labels: Labels, nearest: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+    """Return the class that each label is best renamed to, int64 (classes,), so that most images agree."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, nearest), 1)
+    return np.asarray(linear_sum_assignment(counts, maximize=True)[1])
+
+
+def describe_renaming(renamed: npt.NDArray[np.int64], contract: DatasetContract) -> str:
+    """Describe labels of which each looks like class ``renamed[label]``: as a shift if most move by the same amount."""
+    classes = len(renamed)
+    shifts = np.bincount((np.arange(classes) - renamed) % classes, minlength=classes)
+    shift = int(shifts.argmax())
+    # Most, not all: with few rows a class or two match others.
+    if shift and shifts[shift] > classes / 2:
+        amount = shift if shift <= classes - shift else shift - classes
+        size = "one" if abs(amount) == 1 else str(abs(amount))
+        return (
+            f"the labels look shifted by {'one' if amount == 1 else amount}: each is {size} "
+            f"{'more' if amount > 0 else 'less'} than the class of its image"
+        )
+    names = contract.class_names
+    moved = ", ".join(
+        f"{label} ({names[label]}) looks like {like} ({names[like]})"
+        for label, like in enumerate(renamed.tolist())
+        if label != like
+    )
+    return f"the labels look permuted: {moved}"
