@@ -118,10 +118,8 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _print_status(options: argparse.Namespace, status: "Status") -> None:
-    from cli.services import as_json
-
     if options.json:
-        print_json(as_json(status))
+        print(status.model_dump_json(indent=2))
         return
     for service in status.services:
         pid = "" if service.pid is None else f"process {service.pid}"
