@@ -3,13 +3,25 @@
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from schemas.errors import WrongUsage
+from prefect.automations import (
+    AutomationCore,
+    ChangeFlowRunState,
+    EventTrigger,
+    Posture,
+    ResourceSpecification,
+    SendNotification,
+)
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.events import Event
+from prefect.exceptions import ObjectNotFound
 
-if TYPE_CHECKING:
-    from prefect.automations import ResourceSpecification
+from flows.states import NOTHING_NEW, SUPERSEDED
+from schemas.errors import WrongUsage
 
 # A URL that receives JSON, or TYPE/NAME of a notification block on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
@@ -27,7 +39,9 @@ _SUBMITTED = ("Pending", "Submitting", "InfrastructurePending")
 # Without fit-model: the main flow's run fails with the same message.
 _NOTIFIED_FLOWS = ("train-fashion-mnist", "predict-fashion-mnist", "watch-data")
 _FLOWS = (*_NOTIFIED_FLOWS, "fit-model")
+_FINAL_STATES = ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
+_FLOW_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 _BLOCK_NAME = "fashion-ann"
 
 _SUBJECT = (
@@ -50,53 +64,51 @@ def apply_automations() -> None:
 
     Raises `WrongUsage` if the block does not exist.
     """
-    _apply(MARK_DEAD, _mark_dead())
-    _apply(MARK_NOT_STARTED, _mark_not_started())
+    _apply(
+        _crashed_unless_followed(
+            MARK_DEAD,
+            "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
+            after={_HEARTBEAT},
+            expect={_HEARTBEAT, *_events(*_FINAL_STATES)},
+            within=_HEARTBEAT_TIMEOUT,
+            message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
+        )
+    )
+    _apply(
+        _crashed_unless_followed(
+            MARK_NOT_STARTED,
+            "A worker that dies before it starts a run that it picked up leaves the run pending, without a heartbeat.",
+            after=_events(*_SUBMITTED),
+            expect=_events(
+                *("Running", "Cancelling", *_FINAL_STATES),
+                *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
+            ),
+            within=_START_TIMEOUT,
+            message=f"Not running {_START_TIMEOUT.seconds} s after a worker picked it up: the worker probably died.",
+        )
+    )
     _rearm_for_active_runs()
     recipient = os.environ.get(NOTIFY_VARIABLE)
     if recipient is None:
         return
     if recipient.strip():
-        _apply(NOTIFY, _notify(_notification_block(recipient.strip())))
+        _apply(_notify(_notification_block(recipient.strip())))
     else:
-        _remove(NOTIFY)
-
-
-def _mark_dead() -> dict[str, Any]:
-    return _crashed_unless_followed(
-        "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
-        after={_HEARTBEAT},
-        expect={_HEARTBEAT, *_events(*_final_state_names())},
-        within=_HEARTBEAT_TIMEOUT,
-        message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
-    )
-
-
-def _mark_not_started() -> dict[str, Any]:
-    return _crashed_unless_followed(
-        "A worker that dies before it starts a run that it picked up leaves the run pending, without a heartbeat.",
-        after=_events(*_SUBMITTED),
-        expect=_events(
-            *("Running", "Cancelling", *_final_state_names()),
-            *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
-        ),
-        within=_START_TIMEOUT,
-        message=f"Not running {_START_TIMEOUT.seconds} s after a worker picked it up: the worker has probably died.",
-    )
+        with get_client(sync_client=True) as client:
+            for automation in client.read_automations_by_name(NOTIFY):
+                client.delete_automation(automation.id)
 
 
 def _crashed_unless_followed(
-    description: str, *, after: set[str], expect: set[str], within: timedelta, message: str
-) -> dict[str, Any]:
+    name: str, description: str, *, after: set[str], expect: set[str], within: timedelta, message: str
+) -> AutomationCore:
     """Return an automation that marks a flow run as crashed if no event of ``expect`` follows one of ``after``."""
-    from prefect.automations import ChangeFlowRunState, EventTrigger, Posture
-    from prefect.client.schemas.objects import StateType
-
-    return {
-        "description": description,
-        "trigger": EventTrigger(
+    return AutomationCore(
+        name=name,
+        description=description,
+        trigger=EventTrigger(
             posture=Posture.Proactive,
-            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match=_FLOW_RUNS,
             match_related=_of_flows(_FLOWS),  # runs of other projects on the server have other heartbeat intervals
             for_each={"prefect.resource.id"},
             after=after,
@@ -104,8 +116,8 @@ def _crashed_unless_followed(
             threshold=1,
             within=within,
         ),
-        "actions": [ChangeFlowRunState(state=StateType.CRASHED, message=message)],
-    }
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
+    )
 
 
 def _rearm_for_active_runs() -> None:
@@ -114,75 +126,51 @@ def _rearm_for_active_runs() -> None:
     The server loses what it waits for when an automation changes, and when it was down for longer than the timeout.
     A run whose process died meanwhile would stay Running for ever. A live run emits its next heartbeat itself.
     """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import (
-        FlowFilter,
-        FlowFilterName,
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-    )
-    from prefect.client.schemas.objects import StateType
-    from prefect.events import Event, RelatedResource, Resource
-
     (submitted,) = _events(_SUBMITTED[0])
     last_events = {StateType.PENDING: submitted, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}
-    our_flows = FlowFilter(name=FlowFilterName(any_=list(_FLOWS)))
+    our_flows = FlowFilter.model_validate({"name": {"any_": _FLOWS}})
+    active = FlowRunFilter.model_validate({"state": {"type": {"any_": [*last_events]}}})
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=our_flows)}
-        active_runs = client.read_flow_runs(
-            flow_filter=our_flows,
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*last_events]))),
-        )
         events = [
-            Event(
-                event=last_events[run.state_type],
-                resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"}),
-                related=[
-                    RelatedResource(
+            Event.model_validate(
+                {
+                    "event": last_events[run.state_type],
+                    "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+                    "related": [
                         {
                             "prefect.resource.id": f"prefect.flow.{run.flow_id}",
                             "prefect.resource.role": "flow",
                             "prefect.resource.name": flows[run.flow_id],
                         }
-                    )
-                ],
+                    ],
+                }
             )
-            for run in active_runs
+            for run in client.read_flow_runs(flow_filter=our_flows, flow_run_filter=active)
             if run.state_type is not None
         ]
         if events:
             client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
 
 
-def _notify(block: UUID) -> dict[str, Any]:
-    from prefect.automations import EventTrigger, Posture, SendNotification
-
-    return {
-        "description": "A run failed or crashed. A rejected version is a failed run, too.",
-        "trigger": EventTrigger(
+def _notify(block: UUID) -> AutomationCore:
+    return AutomationCore(
+        name=NOTIFY,
+        description="A run failed or crashed. A rejected version is a failed run, too.",
+        trigger=EventTrigger(
             posture=Posture.Reactive,
-            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match=_FLOW_RUNS,
             match_related=_of_flows(_NOTIFIED_FLOWS),
             expect=_events("Failed", "Crashed"),
             threshold=1,
             within=timedelta(0),
         ),
-        "actions": [SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
-    }
+        actions=[SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
+    )
 
 
-def _of_flows(names: Iterable[str]) -> "ResourceSpecification":
-    from prefect.automations import ResourceSpecification
-
+def _of_flows(names: Iterable[str]) -> ResourceSpecification:
     return ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": list(names)})
-
-
-def _final_state_names() -> tuple[str, ...]:
-    """Return the names of all final states of our runs."""
-    from flows.states import NOTHING_NEW, SUPERSEDED
-
-    return ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
 
 
 def _events(*states: str) -> set[str]:
@@ -191,10 +179,6 @@ def _events(*states: str) -> set[str]:
 
 def _notification_block(recipient: str) -> UUID:
     """Return the id of the named block, or of a block created for a URL."""
-    from prefect.blocks.notifications import CustomWebhookNotificationBlock
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
     if recipient.startswith(("http://", "https://")):
         block = CustomWebhookNotificationBlock(
             name=_BLOCK_NAME, url=recipient, json_data={"subject": "{{subject}}", "body": "{{body}}"}
@@ -215,13 +199,9 @@ def _notification_block(recipient: str) -> UUID:
             ) from error
 
 
-def _apply(name: str, automation: dict[str, Any]) -> None:
-    from prefect.automations import AutomationCore
-    from prefect.client.orchestration import get_client
-
-    expected = AutomationCore(name=name, **automation)
+def _apply(expected: AutomationCore) -> None:
     with get_client(sync_client=True) as client:
-        existing = client.read_automations_by_name(name)
+        existing = client.read_automations_by_name(expected.name)
         if not existing:
             client.create_automation(expected)
             return
@@ -230,11 +210,3 @@ def _apply(name: str, automation: dict[str, Any]) -> None:
             client.update_automation(existing[0].id, expected)
         for duplicate in existing[1:]:  # two deploys at once may each have created one
             client.delete_automation(duplicate.id)
-
-
-def _remove(name: str) -> None:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        for automation in client.read_automations_by_name(name):
-            client.delete_automation(automation.id)

@@ -65,11 +65,11 @@ def _check_lines(checks: list["Check"]) -> Iterator[str]:
     when_stopped="Started services keep running. `fashion-ann up` starts the rest, `fashion-ann down` stops them.",
 )
 def _up(options: argparse.Namespace) -> None:
-    from cli.services import as_json, up
+    from cli.services import up
 
     status = up(artifacts_folder(options.artifacts_dir))
     run = "  prefect deployment run 'train-fashion-mnist/on-demand' --watch"
-    print_result(options, as_json(status), [*_status_lines(status), run])
+    print_result(options, status.model_dump(mode="json"), [*_status_lines(status), run])
 
 
 @commands.add(
@@ -95,10 +95,10 @@ def _down(options: argparse.Namespace) -> None:
     dataset=False,
 )
 def _status(options: argparse.Namespace) -> None:
-    from cli.services import as_json, status
+    from cli.services import status
 
     current = status(artifacts_folder(options.artifacts_dir))
-    print_result(options, as_json(current), _status_lines(current))
+    print_result(options, current.model_dump(mode="json"), _status_lines(current))
     if missing := [service.name for service in current.services if not service.running]:
         raise NotRunning(f"{', '.join(missing)} not running: run `fashion-ann up` to start everything.")
 

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from cli.server_process import last_words
 from schemas.config import PROJECT_ROOT
 from schemas.errors import NotDeployed
 
-PREFECT_FILE = PROJECT_ROOT / "prefect.yaml"
 _SECONDS_TO_DEPLOY = 300
 
 
@@ -20,7 +18,7 @@ def enter_checkout() -> dict[str, str]:
     return {"directory": str(PROJECT_ROOT)}
 
 
-def deploy_all(prefect_file: Path = PREFECT_FILE) -> None:
+def deploy_all() -> None:
     """Create or update work pools, deployments and automations. Repeating it changes nothing.
 
     The API is that of PREFECT_API_URL and PREFECT_API_AUTH_STRING, or of the profile. Raises `NotDeployed`.
@@ -35,23 +33,37 @@ def deploy_all(prefect_file: Path = PREFECT_FILE) -> None:
             "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `make up` starts "
             "a server and prints its address."
         )
-    for pool in work_pools(prefect_file):
+    for pool in _work_pools():
         create_pool(pool)
-    _deploy(prefect_file, url)
+    # In a subprocess, because the command changes the working directory and sys.path of its process.
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        cwd=PROJECT_ROOT,  # contains prefect.yaml, pyproject.toml and the entrypoints
+        env={**os.environ, "PREFECT_API_URL": url, "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_SECONDS_TO_DEPLOY,
+    )
+    if done.returncode:
+        raise NotDeployed(
+            f"`prefect deploy --all` ended with status {done.returncode} on {url}. Its last output: "
+            f"{last_words(done.stdout)}"
+        )
     apply_automations()
 
 
-def work_pools(prefect_file: Path = PREFECT_FILE) -> list[dict[str, Any]]:
+def _work_pools() -> list[dict[str, Any]]:
     """Return the work pools that prefect.yaml defines: name, type, description."""
     import yaml
 
-    pools: list[dict[str, Any]] = yaml.safe_load(prefect_file.read_bytes())["definitions"]["work_pools"]
+    content = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_bytes())
+    pools: list[dict[str, Any]] = content["definitions"]["work_pools"]
     return pools
 
 
 def pool_names() -> tuple[str, ...]:
     """Return the names of the project's work pools, in the order of prefect.yaml."""
-    return tuple(pool["name"] for pool in work_pools())
+    return tuple(pool["name"] for pool in _work_pools())
 
 
 def create_pool(pool: dict[str, Any]) -> None:
@@ -74,24 +86,3 @@ def create_pool(pool: dict[str, Any]) -> None:
                     f"A work pool {pool['name']} of type {existing} already exists, expected type {pool['type']}. Use "
                     "a separate Prefect server or workspace for this project."
                 ) from error
-
-
-def _deploy(prefect_file: Path, url: str) -> None:
-    # In a subprocess, because the command changes the working directory and sys.path of its process.
-    done = subprocess.run(  # noqa: S603  # our own interpreter, fixed arguments
-        [
-            *(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"),
-            *("--prefect-file", str(prefect_file)),
-        ],
-        # Prefect reads pyproject.toml from here and resolves the entrypoints against it.
-        cwd=PROJECT_ROOT,
-        env={**os.environ, "PREFECT_API_URL": url, "NO_COLOR": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=_SECONDS_TO_DEPLOY,
-    )
-    if done.returncode != 0:
-        raise NotDeployed(
-            f"`prefect deploy --all` ended with status {done.returncode} on {url}. Its last output: "
-            f"{last_words(done.stdout)}"
-        )

@@ -22,7 +22,17 @@ from tasks.runtime.fingerprint import installed_extra, installed_version
 
 MIN_FREE_BYTES = 1_000_000_000
 
-_SECONDS_FOR_TENSORFLOW = 180
+
+class Broken(Exception):
+    """A failed check: what was observed, and the fix."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+class NothingToCheck(Exception):
+    """A check that does not apply, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +54,32 @@ class Pool:
 
 def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.name) -> list[Check]:
     """Run all checks in order. One that raises an exception counts as failed."""
-    checks: list[tuple[str, Callable[[], Check]]] = [
-        ("python", check_python),
-        ("lock", check_lock),
-        ("gpu", check_gpu),
-        ("prefect", check_prefect),
-        ("pools", check_pools),
-        ("disk", lambda: check_disk(artifacts_dir)),
-        ("data", lambda: check_data(data_dir, contract_of(dataset))),
-        ("store", lambda: check_store(artifacts_dir, dataset)),
-    ]
     with _preserve_prefect_home():
-        return [_run_check(name, check) for name, check in checks]
+        return [
+            run_check("python", check_python),
+            run_check("lock", check_lock),
+            run_check("gpu", check_gpu),
+            run_check("prefect", check_prefect),
+            run_check("pools", check_pools),
+            run_check("disk", lambda: check_disk(artifacts_dir)),
+            run_check("data", lambda: check_data(data_dir, contract_of(dataset))),
+            run_check("store", lambda: check_store(artifacts_dir, dataset)),
+        ]
 
 
-def _run_check(name: str, check: Callable[[], Check]) -> Check:
+def run_check(name: str, check: Callable[[], str]) -> Check:
+    """Return the result of a check, which returns one line, or raises `Broken` or `NothingToCheck`."""
     try:
-        return check()
+        return Check(name, True, check())
+    except NothingToCheck as reason:
+        return Check(name, None, str(reason))
+    except Broken as broken:
+        return Check(name, False, _line(broken), broken.fix)
     except FashionAnnError as error:
         return Check(name, False, _line(error), "The message names what was expected.")
     except Exception as error:
-        return Check(
-            name, False, f"the check itself failed: {type(error).__name__}: {_line(error)}", "See the message."
-        )
+        message = f"the check itself failed: {type(error).__name__}: {error}"
+        return Check(name, False, _line(message), "See the message.")
 
 
 def _line(message: object) -> str:
@@ -78,24 +91,20 @@ def _line(message: object) -> str:
 # --- the environment ---
 
 
-def check_python() -> Check:
+def check_python() -> str:
     from packaging.specifiers import SpecifierSet
 
-    bounds = str(
-        tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
-    )
-    version = platform.python_version()
-    if SpecifierSet(bounds).contains(version, prereleases=True):
-        return Check("python", True, f"{version}, within {bounds}")
-    return Check(
-        "python",
-        False,
-        f"expected {bounds}, this is {version} ({sys.executable})",
-        "Install a Python within these bounds and rebuild .venv with it: `make clean run PYTHON=python3.12`.",
-    )
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds, version = project["requires-python"], platform.python_version()
+    if not SpecifierSet(bounds).contains(version, prereleases=True):
+        raise Broken(
+            f"expected {bounds}, this is {version} ({sys.executable})",
+            "Install a Python within these bounds and rebuild .venv with it: `make clean run PYTHON=python3.12`.",
+        )
+    return f"{version}, within {bounds}"
 
 
-def check_lock(lock: Path | None = None) -> Check:
+def check_lock(lock: Path | None = None) -> str:
     """Check that each package that the lock names for this platform is installed in the locked version."""
     extra = installed_extra()
     lock = lock or PROJECT_ROOT / "requirements" / f"{extra}.lock"
@@ -105,31 +114,26 @@ def check_lock(lock: Path | None = None) -> Check:
         for name, version in pinned.items()
         if (installed := installed_version(name)) != version
     ]
-    if not differing:
-        return Check("lock", True, f"{len(pinned)} packages match {lock.name}")
-    shown = ", ".join(differing[:3])
-    return Check(
-        "lock",
-        False,
-        f"{len(differing)} of {len(pinned)} packages differ from {lock.name}: {shown}"
-        f"{', ..' if len(differing) > 3 else ''}",
-        f"`make clean .venv/{extra}.stamp` rebuilds .venv from the lock.",
-    )
+    if differing:
+        shown = ", ".join([*differing[:3], *([".."] if len(differing) > 3 else [])])
+        raise Broken(
+            f"{len(differing)} of {len(pinned)} packages differ from {lock.name}: {shown}",
+            f"`make clean .venv/{extra}.stamp` rebuilds .venv from the lock.",
+        )
+    return f"{len(pinned)} packages match {lock.name}"
 
 
 def locked_versions(lock: str) -> dict[str, str]:
     """Return name and version of each requirement of a lock whose marker applies to this platform."""
     from packaging.requirements import Requirement
 
-    pinned: dict[str, str] = {}
-    for line in lock.replace("\\\n", " ").splitlines():
-        text = line.partition(" --hash=")[0].strip()
-        if not text or text.startswith("#"):
-            continue
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate():
-            pinned[requirement.name] = next(iter(requirement.specifier)).version
-    return pinned
+    lines = (line.partition(" --hash=")[0].strip() for line in lock.replace("\\\n", " ").splitlines())
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {
+        requirement.name: next(iter(requirement.specifier)).version
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate()
+    }
 
 
 # In a subprocess, because TensorFlow prints to stderr when it is imported and may hang in a driver.
@@ -141,7 +145,7 @@ _TENSORFLOW_PROGRAM = (
 )
 
 
-def check_gpu(program: str = _TENSORFLOW_PROGRAM, seconds: float = _SECONDS_FOR_TENSORFLOW) -> Check:
+def check_gpu(program: str = _TENSORFLOW_PROGRAM, seconds: float = 180) -> str:
     """Check that TensorFlow can be imported and, with the gpu extra, that it detects a GPU."""
     extra = installed_extra()
     reinstall = f"`make clean .venv/{extra}.stamp` reinstalls it."
@@ -154,29 +158,23 @@ def check_gpu(program: str = _TENSORFLOW_PROGRAM, seconds: float = _SECONDS_FOR_
             text=True,
             timeout=seconds,
         )
-    except subprocess.TimeoutExpired:
-        return Check(
-            "gpu",
-            False,
-            f"TensorFlow did not start within {seconds:g} s",
-            f"Check that `nvidia-smi` does not hang. {reinstall}",
-        )
+    except subprocess.TimeoutExpired as error:
+        problem = f"TensorFlow did not start within {seconds:g} s"
+        raise Broken(problem, f"Check that `nvidia-smi` does not hang. {reinstall}") from error
     if done.returncode:
-        last_line = _line(next(iter(done.stderr.strip().splitlines()[-1:]), f"status {done.returncode}"))
-        return Check("gpu", False, f"TensorFlow cannot be imported: {last_line}", reinstall)
+        last_line = next(iter(done.stderr.strip().splitlines()[-1:]), f"status {done.returncode}")
+        raise Broken(f"TensorFlow cannot be imported: {last_line}", reinstall)
     output = json.loads(done.stdout.splitlines()[-1])
     tensorflow = f"TensorFlow {output['version']}, extra {extra}"
     if output["gpus"]:
-        return Check("gpu", True, f"{tensorflow}, GPU: {', '.join(output['gpus'])}")
-    if extra == "cpu":
-        return Check("gpu", True, f"{tensorflow}: training runs on the CPU")
-    return Check(
-        "gpu",
-        False,
-        f"{tensorflow}, detects no GPU",
-        "`nvidia-smi` must list it: install NVIDIA's driver, or pass the GPU to this container. On a machine without a "
-        "GPU: `make clean .venv/cpu.stamp`.",
-    )
+        return f"{tensorflow}, GPU: {', '.join(output['gpus'])}"
+    if extra != "cpu":
+        raise Broken(
+            f"{tensorflow}, detects no GPU",
+            "`nvidia-smi` must list it: install NVIDIA's driver, or pass the GPU to this container. On a machine "
+            "without a GPU: `make clean .venv/cpu.stamp`.",
+        )
+    return f"{tensorflow}: training runs on the CPU"
 
 
 # --- Prefect ---
@@ -194,12 +192,6 @@ def _preserve_prefect_home() -> Iterator[None]:
             home.rmdir()
 
 
-def _configured_api() -> str | None:
-    from prefect.settings import get_current_settings
-
-    return get_current_settings().api.url
-
-
 def server_version() -> str | None:
     """Return the version of the configured server, None for Prefect Cloud."""
     from prefect.client.base import ServerType
@@ -209,40 +201,28 @@ def server_version() -> str | None:
         return None if client.server_type == ServerType.CLOUD else str(client.api_version())
 
 
-def check_prefect() -> Check:
+def check_prefect() -> str:
     """Check that the configured API answers and has our version, or that the embedded server can start."""
-    url = _configured_api()
-    if url is None:
-        return _check_embedded()
-    if (problem := api_problem()) is not None:
-        return Check("prefect", False, _line(problem.description), problem.fix)
-    client, server = metadata.version("prefect"), server_version()
-    if server not in (client, None):
-        return Check(
-            "prefect",
-            False,
-            f"the server at {url} has version {server}, this client {client}",
-            f"Install the server from the same lock, with prefect=={client}.",
-        )
-    return Check("prefect", True, f"server at {url}" + (f", also {server}" if server else ""))
-
-
-def _check_embedded() -> Check:
     from prefect.settings import get_current_settings
 
-    home = Path(get_current_settings().home)
-    if not home.is_dir() and home.exists():
-        problem = "is not a folder"
-    elif not _is_writable(home):
-        problem = "cannot be written to"
-    else:
-        return Check("prefect", True, f"embedded server, {metadata.version('prefect')}, database in {home}")
-    return Check(
-        "prefect",
-        False,
-        f"embedded server, but PREFECT_HOME {home} {problem}",
-        "Set PREFECT_HOME to a folder that you may write to.",
-    )
+    settings, client = get_current_settings(), metadata.version("prefect")
+    if settings.api.url is None:
+        if not _is_writable(settings.home):
+            problem = "is not a folder" if settings.home.is_file() else "cannot be written to"
+            raise Broken(
+                f"embedded server, but PREFECT_HOME {settings.home} {problem}",
+                "Set PREFECT_HOME to a folder that you may write to.",
+            )
+        return f"embedded server, {client}, database in {settings.home}"
+    if (problem_of_api := api_problem()) is not None:
+        raise Broken(problem_of_api.description, problem_of_api.fix)
+    server = server_version()
+    if server not in (client, None):
+        raise Broken(
+            f"the server at {settings.api.url} has version {server}, this client {client}",
+            f"Install the server from the same lock, with prefect=={client}.",
+        )
+    return f"server at {settings.api.url}" + (f", also {server}" if server else "")
 
 
 def _existing(path: Path) -> Path:
@@ -259,37 +239,40 @@ def _is_writable(folder: Path) -> bool:
 def read_pools() -> list[Pool]:
     """Return the work pools of the configured API."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+    from prefect.client.schemas.filters import WorkPoolFilter
     from prefect.client.schemas.objects import WorkerStatus
 
     with get_client(sync_client=True) as client:
         pools = []
         for pool in client.read_work_pools():
-            this_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool.name]))
+            this_pool = WorkPoolFilter.model_validate({"name": {"any_": [pool.name]}})
             workers = client.read_workers_for_work_pool(pool.name)
             online = sum(worker.status == WorkerStatus.ONLINE for worker in workers)
             pools.append(Pool(pool.name, len(client.read_deployments(work_pool_filter=this_pool)), online))
     return pools
 
 
-def check_pools() -> Check:
+def check_pools() -> str:
     """Check that each pool of this project that has deployments has an online worker."""
-    url = _configured_api()
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
     if url is None:
-        return Check("pools", None, "the embedded server needs none")
+        raise NothingToCheck("the embedded server needs none")
     if api_problem() is not None:
-        return Check("pools", None, f"not checked: the API at {url} cannot be used")
+        raise NothingToCheck(f"not checked: the API at {url} cannot be used")
     pools = read_pools()
     if not pools:
-        return Check("pools", True, "no work pools: `fashion-ann train` needs none, deployments do")
+        return "no work pools: `fashion-ann train` needs none, deployments do"
     counts = ", ".join(
         f"{pool.name}: {_counted(pool.deployments, 'deployment')}, {_counted(pool.online, 'worker')} online"
         for pool in pools
     )
     ours = pool_names()
-    idle = [pool.name for pool in pools if pool.name in ours and pool.deployments and not pool.online]
-    commands = ", ".join(f"`prefect worker start --pool {name}`" for name in idle)
-    return Check("pools", not idle, counts, f"Start a worker, or its runs stay late: {commands}." if idle else "")
+    if idle := [pool.name for pool in pools if pool.name in ours and pool.deployments and not pool.online]:
+        commands = ", ".join(f"`prefect worker start --pool {name}`" for name in idle)
+        raise Broken(counts, f"Start a worker, or its runs stay late: {commands}.")
+    return counts
 
 
 def _counted(number: int, noun: str) -> str:
@@ -299,30 +282,26 @@ def _counted(number: int, noun: str) -> str:
 # --- files ---
 
 
-def check_disk(artifacts_dir: Path) -> Check:
+def check_disk(artifacts_dir: Path) -> str:
     """Check that the artifacts folder can be written to and has at least `MIN_FREE_BYTES` of free space."""
     existing = _existing(artifacts_dir)
     free = shutil.disk_usage(existing).free
     space = f"{free / 1e9:.1f} GB free for {artifacts_dir}"
     if not _is_writable(artifacts_dir) or os.statvfs(existing).f_flag & os.ST_RDONLY:
-        return Check(
-            "disk",
-            False,
+        raise Broken(
             f"{existing} cannot be written to",
             "Make it writable, or choose another folder with --artifacts-dir or FASHION_ANN_ARTIFACTS_DIR.",
         )
     if free < MIN_FREE_BYTES:
-        return Check(
-            "disk",
-            False,
+        raise Broken(
             f"{space}, expected at least {MIN_FREE_BYTES / 1e9:.1f} GB",
             "Remove old versions and outputs with `fashion-ann gc`, or choose a folder on another disk with "
             "--artifacts-dir.",
         )
-    return Check("disk", True, space)
+    return space
 
 
-def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Check:
+def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> str:
     """Check that the CSVs of both splits can be read, or that none exists and the folder can be written to."""
     from tasks.data.data_folder import present_csvs
 
@@ -333,31 +312,23 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> Che
             with path.open("rb") as file:
                 empty = not file.read(1)
         except OSError as error:
-            return Check("data", False, f"{path} cannot be read: {error.strerror or error}", "Make it readable.")
+            raise Broken(f"{path} cannot be read: {error.strerror or error}", "Make it readable.") from error
         if empty:
-            return Check("data", False, f"{path} is empty", "Replace it, or remove both CSVs to have them fetched.")
-    if len(present) == len(SPLITS):
-        names = " and ".join(path.name for path in paths)
-        return Check("data", True, f"{names} in {data_dir}; a run checks every cell")
-    if present:
-        missing = next(contract.csv_name(split) for split in SPLITS if split not in present)
-        return Check(
-            "data",
-            False,
-            f"{data_dir} contains {paths[0].name} but not {missing}",
-            f"Add {missing}, or remove the other.",
-        )
-    if not _is_writable(data_dir):
-        return Check(
-            "data",
-            False,
-            f"no CSVs in {data_dir}, and it cannot be written to",
-            "Add the CSVs, or choose another folder with --data-dir or FASHION_ANN_DATA_DIR.",
-        )
-    return Check("data", True, f"no CSVs in {data_dir}: the published ones will be fetched")
+            raise Broken(f"{path} is empty", "Replace it, or remove both CSVs to have them fetched.")
+    if not present:
+        if not _is_writable(data_dir):
+            raise Broken(
+                f"no CSVs in {data_dir}, and it cannot be written to",
+                "Add the CSVs, or choose another folder with --data-dir or FASHION_ANN_DATA_DIR.",
+            )
+        return f"no CSVs in {data_dir}: the published ones will be fetched"
+    if missing := [contract.csv_name(split) for split in SPLITS if split not in present]:
+        problem = f"{data_dir} contains {paths[0].name} but not {missing[0]}"
+        raise Broken(problem, f"Add {missing[0]}, or remove the other.")
+    return f"{' and '.join(path.name for path in paths)} in {data_dir}; a run checks every cell"
 
 
-def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check:
+def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
     """Check that every version matches its manifest, that the champion exists and that the alias log is intact."""
     from tasks.registry.store import ModelStore
 
@@ -372,35 +343,30 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> Check
             numbers = store.numbers()  # `gc` removed it meanwhile
         except StoredArtifactError as error:
             damage[number] = _line(error)
-    leftovers = len(store.leftovers())
     log = store.aliases.path
-    leftovers += log.exists() and not (log.read_bytes() or b"\n").endswith(b"\n")
-    suffix = f"; {_counted(leftovers, 'leftover')}: of a running or a killed run, the next one cleans up"
-    suffix = suffix if leftovers else ""
+    leftovers = len(store.leftovers()) + (log.exists() and not (log.read_bytes() or b"\n").endswith(b"\n"))
+    note = f"; {_counted(leftovers, 'leftover')}: of a running or a killed run, the next one cleans up"
+    suffix = note if leftovers else ""
     if damage:
         # Report the champion's damage first: it is the version in use.
         number = champion if champion in damage else min(damage)
         more = f", and {len(damage) - 1} more" if len(damage) > 1 else ""
         title = "the champion, " if number == champion else ""
         others = "or promote another version" if number == champion else "other versions are not affected"
-        return Check(
-            "store",
-            False,
+        raise Broken(
             f"{title}version {number} is damaged{more}: {damage[number]}{suffix}",
             f"Restore {store.folder(number)} from a copy; {others}.",
         )
     if champion is not None and champion not in numbers:
-        return Check(
-            "store",
-            False,
+        raise Broken(
             f"the champion, version {champion}, is missing{suffix}",
             f"Restore {store.folder(champion)} from a copy, or train: the next version replaces it.",
         )
     if not numbers:
-        return Check("store", True, f"no version in {store.root} yet{suffix}")
+        return f"no version in {store.root} yet{suffix}"
     try:
         store.history()
     except StoredArtifactError as error:
-        return Check("store", False, f"{_line(error)}{suffix}", "Restore the log from a copy.")
+        raise Broken(f"{error}{suffix}", "Restore the log from a copy.") from error
     current = f"champion {champion}" if champion is not None else "no champion"
-    return Check("store", True, f"{_counted(len(numbers), 'version')}, all intact, {current}{suffix}")
+    return f"{_counted(len(numbers), 'version')}, all intact, {current}{suffix}"

@@ -31,8 +31,6 @@ from schemas.references import ModelVersion
 from tasks.runtime.events import StageStarted, emit
 
 _SECONDS_TO_STOP = 5
-_SHOW_CURSOR = "\n\x1b[?25h"
-_KILLED = " (SIGKILL, as the system sends when memory runs out)"
 
 
 def run_training_flow(
@@ -49,10 +47,16 @@ def run_training_flow(
 ) -> ModelVersion:
     """Run train-fashion-mnist in this process, show it on the terminal unless ``quiet``, and return its version.
 
-    ``progress`` is updated while the flow runs, so it is up to date also when the run is stopped.
+    ``progress`` is updated while the flow runs, so it is up to date also when the run is stopped. Raises
+    `ServerUnavailable` if the configured API cannot be used.
     """
-    _apply_project_settings()
-    configured = _is_api_configured()
+    for name, value in project_settings().items():
+        os.environ.setdefault(name, value)
+    from prefect.settings import get_current_settings  # reads the environment
+
+    configured = get_current_settings().api.url is not None
+    if configured and (problem := api_problem()) is not None:
+        raise ServerUnavailable(str(problem))
     screen = Screen(artifacts_dir, progress, quiet=quiet)
     server = None if configured else _start_server(screen.log)
     with screen.showing(), _prefect_api(server, screen.log):
@@ -73,23 +77,6 @@ def run_training_flow(
     return version
 
 
-def _apply_project_settings() -> None:
-    """Set the project's Prefect settings as environment variables, unless the user has set them."""
-    for name, value in project_settings().items():
-        os.environ.setdefault(name, value)
-
-
-def _is_api_configured() -> bool:
-    """Return whether the settings name an API. Raises `ServerUnavailable` if it cannot be used."""
-    from prefect.settings import get_current_settings
-
-    if get_current_settings().api.url is None:
-        return False
-    if (problem := api_problem()) is not None:
-        raise ServerUnavailable(str(problem))
-    return True
-
-
 @contextmanager
 def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | None, log: IO[bytes]) -> Iterator[None]:
     """Provide an API for the flows of this process: the configured one, or ``server``, which writes to ``log``.
@@ -108,8 +95,8 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
     )
 
     emit(StageStarted("start", None))
-    # While the server boots, import the flows and what the first stage that misses its cache needs. The latter in a
-    # thread, because a run that only reuses outputs does not wait for it.
+    # The server boots during these imports. That of Great Expectations runs in a thread, because only a stage that
+    # misses its cache needs it.
     import flows.train_fashion_mnist  # noqa: F401
 
     if server is None:
@@ -119,7 +106,13 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
     from tasks.checks.expectations import import_great_expectations
 
     threading.Thread(target=import_great_expectations, daemon=True).start()
-    _require_healthy(process, url, get_current_settings().server.ephemeral.startup_timeout_seconds, log)
+    seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
+    if (problem := wait_until_healthy(url, seconds, process.poll)) is not None:
+        log.seek(0)
+        raise ServerUnavailable(
+            f"The embedded Prefect server {problem}. Its last output: {last_words(log.read())} "
+            "PREFECT_HOME must be a folder that can be written to. Set PREFECT_API_URL to use your own server."
+        )
     start_lock.release()
     done = threading.Event()
     threading.Thread(target=_exit_with_server, args=(process, done), daemon=True).start()
@@ -136,18 +129,18 @@ def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -
 
     The effect is that of a SIGKILL of this process, which every stage survives. Child processes end with it.
     """
-    process.wait()
+    killed = process.wait() == -signal.SIGKILL
     # SIGTERM may have gone to the whole process group. Then this process is about to end and prints its own message.
-    if done.wait(0 if process.returncode == -signal.SIGKILL else _SECONDS_TO_STOP):
+    if done.wait(0 if killed else _SECONDS_TO_STOP):
         return
-    # The live view may have hidden the cursor.
-    print(
-        f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}fashion-ann: The embedded Prefect server ended with status "
-        f"{process.returncode} while it was in use{_KILLED if process.returncode == -signal.SIGKILL else ''}. Finished "
-        "stages are kept. Run the same command again to continue.",
-        file=sys.stderr,
-        flush=True,
+    if sys.stderr.isatty():
+        sys.stderr.write("\n\x1b[?25h")  # show the cursor, which the live view may have hidden
+    cause = " (SIGKILL, as the system sends when memory runs out)" if killed else ""
+    sys.stderr.write(
+        f"fashion-ann: The embedded Prefect server ended with status {process.returncode} while it was in use{cause}. "
+        "Finished stages are kept. Run the same command again to continue.\n"
     )
+    sys.stderr.flush()
     os._exit(1)
 
 
@@ -188,15 +181,4 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFil
 
 
 def _end_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _require_healthy(process: subprocess.Popen[bytes], url: str, seconds: float, log: IO[bytes]) -> None:
-    if (problem := wait_until_healthy(url, seconds, process.poll)) is None:
-        return
-    log.seek(0)
-    raise ServerUnavailable(
-        f"The embedded Prefect server {problem}. Its last output: {last_words(log.read())} "
-        "PREFECT_HOME must be a folder that can be written to. Set PREFECT_API_URL to use your own server."
-    )
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG

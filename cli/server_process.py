@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import psutil
 
 from schemas.config import PROJECT_ROOT
@@ -18,7 +19,6 @@ from schemas.errors import ServerUnavailable
 
 HOST = "127.0.0.1"
 _POLL_SECONDS = 0.05
-_REQUEST_TIMEOUT_SECONDS = 10
 
 
 def project_settings() -> dict[str, str]:
@@ -27,16 +27,13 @@ def project_settings() -> dict[str, str]:
     Prefect reads that table only from the working directory. The variables apply wherever a command is called from.
     """
     table = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["prefect"]
-    return dict(_variables(table, "PREFECT"))
 
+    def variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in table.items():
+            name = f"{prefix}_{key.upper()}"
+            yield from variables(value, name) if isinstance(value, dict) else [(name, str(value))]
 
-def _variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        name = f"{prefix}_{key.upper()}"
-        if isinstance(value, dict):
-            yield from _variables(value, name)
-        else:
-            yield name, str(value)
+    return dict(variables(table, "PREFECT"))
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -63,8 +60,6 @@ def wait_until_healthy(url: str, seconds: float, status: Callable[[], int | None
 
     ``status`` returns the exit status of the server's process, None while it runs.
     """
-    import httpx
-
     deadline = time.monotonic() + seconds
     with httpx.Client() as client:
         while (ended := status()) is None and time.monotonic() < deadline:
@@ -82,9 +77,7 @@ def last_words(output: bytes) -> str:
 
 def authorization(auth_string: str | None) -> dict[str, str]:
     """Return the HTTP header of basic auth for "user:password", no header for None."""
-    if auth_string is None:
-        return {}
-    return {"Authorization": f"Basic {base64.b64encode(auth_string.encode()).decode()}"}
+    return {} if auth_string is None else {"Authorization": f"Basic {base64.b64encode(auth_string.encode()).decode()}"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,6 @@ class ApiProblem:
 
 def api_problem() -> ApiProblem | None:
     """Return why the configured API cannot be used, or None. Prefect's client would retry for a minute instead."""
-    import httpx
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
@@ -112,7 +104,7 @@ def api_problem() -> ApiProblem | None:
         response = httpx.get(
             f"{url}/{page}",
             headers=authorization(None if auth_string is None else auth_string.get_secret_value()),
-            timeout=_REQUEST_TIMEOUT_SECONDS,
+            timeout=10,
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return ApiProblem(
@@ -163,10 +155,8 @@ def wait_or_kill(processes: Sequence[psutil.Process], seconds: float) -> None:
 def wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Return the processes that are still alive after at most ``seconds``."""
     deadline = time.monotonic() + seconds
-    alive = [process for process in processes if not has_ended(process)]
-    while alive and time.monotonic() < deadline:
+    while (alive := [process for process in processes if not has_ended(process)]) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        alive = [process for process in alive if not has_ended(process)]
     return alive
 
 

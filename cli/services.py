@@ -6,20 +6,19 @@ reuses pids.
 """
 
 import contextlib
-import json
 import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, ValidationError
 
 from cli.deploy import pool_names
 from cli.server_process import (
@@ -53,32 +52,59 @@ _SETTINGS_HEADER = (
 # The first start creates the database, which took 13 s on an idle machine.
 _SECONDS_TO_START = 180
 _SECONDS_TO_DEPLOY = 300
-_SECONDS_FOR_LOCK = 600
 # A terminated flow run first reports its state to the server.
 _SECONDS_TO_STOP = 20
 # Start times shift if the system clock is set. No pid is reused within this time.
 _START_TOLERANCE_SECONDS = 2
+_LOCK_SECONDS = 600
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(BaseModel):
     """A process that ``up`` started. ``url`` is the API that it serves or uses."""
 
     pid: int
     started: float
     url: str
 
+    def alive(self) -> psutil.Process | None:
+        """Return the process if it is still the one that was started."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < _START_TOLERANCE_SECONDS
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
 
-@dataclass(frozen=True)
-class State:
+
+class State(BaseModel):
     """The content of ``state.json``. It keeps the port of a stopped server, so that addresses stay the same."""
 
-    port: int | None = None
-    processes: Mapping[str, Process] = field(default_factory=dict)
+    port: int | None
+    processes: dict[str, Process]
+
+    @classmethod
+    def read(cls, path: Path) -> "State":
+        """Return the recorded state, an empty one if there is no file."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return cls(port=None, processes={})
+        except ValidationError as error:
+            raise ServiceFailed(
+                f"{path} was expected to list the processes of the services, but cannot be read: {error}. Stop them "
+                "by hand if any is running, then remove the file."
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Replace ``state.json`` atomically."""
+        _write(path, self.model_dump_json(indent=2) + "\n")
+
+    def alive(self, name: str) -> psutil.Process | None:
+        """Return the process of a service, None if it does not run."""
+        return self.processes[name].alive() if name in self.processes else None
 
 
-@dataclass(frozen=True)
-class Service:
+class Service(BaseModel):
     """The status of one service. ``says`` is "running" or a description of the problem."""
 
     name: str
@@ -88,42 +114,26 @@ class Service:
     log: Path
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(BaseModel):
     """The status of all services. ``url`` is None before the first ``up``. ``note``: how `prefect` finds the server."""
 
     url: str | None
+    ui: str | None
     logs: Path
-    services: tuple[Service, ...]
-    note: str
-
-    @property
-    def ui(self) -> str | None:
-        return None if self.url is None else self.url.removesuffix("/api")
+    services: list[Service]
+    note: str = Field(exclude=True)
 
 
-@dataclass(frozen=True)
 class ServicePaths:
     """The files of the services of one artifacts folder."""
 
-    artifacts: Path
-
-    @property
-    def folder(self) -> Path:
-        return Artifacts(self.artifacts).services
-
-    @property
-    def state(self) -> Path:
-        return self.folder / "state.json"
-
-    @property
-    def logs(self) -> Path:
-        return Artifacts(self.artifacts).service_logs
-
-    @property
-    def home(self) -> Path:
-        """Return the services' own PREFECT_HOME: two servers on one sqlite database would mix their deployments."""
-        return self.folder / "prefect"
+    def __init__(self, artifacts_dir: Path) -> None:
+        self.folder = Artifacts(artifacts_dir).services
+        self.logs = Artifacts(artifacts_dir).service_logs
+        self.state = self.folder / "state.json"
+        self.lock = self.folder / "lock"
+        # The services' own PREFECT_HOME: two servers on one sqlite database would mix their deployments.
+        self.home = self.folder / "prefect"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
@@ -146,15 +156,16 @@ def up(artifacts_dir: Path) -> Status:
     """Start what does not run, deploy, and return once every worker has reported to the server."""
     paths = ServicePaths(artifacts_dir)
     secrets = _server_secrets()
+    paths.folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(paths):
-        state = read_state(paths.state)
-        url, state = _ensure_server(paths, state, secrets)
+        state = State.read(paths.state)
+        url = _ensure_server(paths, state, secrets)
         _require_same_data(state)
         write_prefect_toml(PROJECT_ROOT / "prefect.toml", url)
         variables = worker_environment(artifacts_dir, url, secrets)
         _deploy(paths, variables)
         for pool in pool_names():
-            state = _ensure_worker(paths, state, pool, url, variables)
+            _ensure_worker(paths, state, pool, url, variables)
         _await_workers(paths, state, url, secrets.get(_AUTH))
     return status(artifacts_dir)
 
@@ -162,15 +173,14 @@ def up(artifacts_dir: Path) -> Status:
 def _require_same_data(state: State) -> None:
     """Raise `ServiceFailed` if a worker uses another data folder: its flow runs would silently keep using that one."""
     requested = data_folder()
-    for pool in pool_names():
-        known = state.processes.get(service_of(pool))
-        if known is None or (process := alive(known)) is None:
+    for name in map(service_of, pool_names()):
+        if (process := state.alive(name)) is None:
             continue
         current = process.environ().get(_DATA_DIR)
         if current is not None and Path(current).resolve() != requested.resolve():
             raise ServiceFailed(
-                f"{service_of(pool)} (process {known.pid}) was started for the data in {current}, but {requested} is "
-                f"requested. Run `fashion-ann down`, then `fashion-ann up`. Or set {_DATA_DIR}={current}."
+                f"{name} (process {process.pid}) was started for the data in {current}, but {requested} is requested. "
+                f"Run `fashion-ann down`, then `fashion-ann up`. Or set {_DATA_DIR}={current}."
             )
 
 
@@ -192,52 +202,54 @@ def _server_secrets() -> dict[str, str]:
 
 def worker_environment(artifacts_dir: Path, url: str, secrets: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of workers and of the flow runs that they start: it contains no secret of the server."""
-    paths = ServicePaths(artifacts_dir)
-    variables = environment(
-        **{_MARKER: str(paths.folder), "PREFECT_HOME": str(paths.home), "PREFECT_API_URL": url},
+    return {
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        **_environment(ServicePaths(artifacts_dir), url),
         # Workers have another working directory, so they need absolute folders.
-        FASHION_ANN_ARTIFACTS_DIR=str(artifacts_dir),
-        **{_DATA_DIR: str(data_folder())},
+        "FASHION_ANN_ARTIFACTS_DIR": str(artifacts_dir),
+        _DATA_DIR: str(data_folder()),
         **({_CLIENT_AUTH: secrets[_AUTH]} if _AUTH in secrets else {}),
-    )
-    return {"PREFECT_WORKER_QUERY_SECONDS": "2", **_without_secrets(variables)}
+    }
 
 
-def _without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+def _environment(paths: ServicePaths, url: str) -> dict[str, str]:
+    """Return the environment of every service, without the server's secrets."""
+    variables = environment(**{_MARKER: str(paths.folder), "PREFECT_HOME": str(paths.home), "PREFECT_API_URL": url})
     return {name: value for name, value in variables.items() if name not in SERVER_SECRETS}
 
 
-def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]) -> tuple[str, State]:
-    known = state.processes.get(SERVER)
-    if known is not None and (process := alive(known)) is not None:
+def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]) -> str:
+    """Return the URL of the API of the running server, or of a new one."""
+    if (process := state.alive(SERVER)) is not None:
         if differing := [name for name in (_AUTH, _DATABASE) if process.environ().get(name) != secrets.get(name)]:
             raise ServiceFailed(
-                f"The running server (process {known.pid}) was started with a different {' and '.join(differing)}, or "
-                "without. Restore the earlier value, or stop the server first with `fashion-ann down`."
+                f"The running server (process {process.pid}) was started with a different {' and '.join(differing)}, "
+                "or without. Restore the earlier value, or stop the server first with `fashion-ann down`."
             )
-        problem = wait_until_healthy(known.url, _SECONDS_TO_START, lambda: None if process.is_running() else -1)
+        url = state.processes[SERVER].url
+        problem = wait_until_healthy(url, _SECONDS_TO_START, lambda: None if process.is_running() else -1)
         if problem is not None:
             raise ServiceFailed(
-                f"The running server (process {known.pid}) {problem}. Its log is {paths.log(SERVER)}. "
+                f"The running server (process {process.pid}) {problem}. Its log is {paths.log(SERVER)}. "
                 "Run `fashion-ann down`, then `fashion-ann up` to restart it."
             )
-        return known.url, state
-    port = free_port([*([] if state.port is None else [state.port]), PREFECT_DEFAULT_PORT])
-    url = f"http://{HOST}:{port}/api"
-    variables = environment(**{_MARKER: str(paths.folder), "PREFECT_HOME": str(paths.home), "PREFECT_API_URL": url})
-    state = State(port, state.processes)
-    command = ["server", "start", "--host", HOST, "--port", str(port)]
-    child, state = _start(paths, state, SERVER, command, {**_without_secrets(variables), **secrets}, url)
-    problem = wait_until_healthy(url, _SECONDS_TO_START, child.poll)
-    if problem is not None:
-        _discard(paths, state, SERVER, child)
+        return url
+    state.port = free_port([state.port or PREFECT_DEFAULT_PORT, PREFECT_DEFAULT_PORT])
+    url = f"http://{HOST}:{state.port}/api"
+    command = ["server", "start", "--host", HOST, "--port", str(state.port)]
+    child = _start(paths, state, SERVER, command, {**_environment(paths, url), **secrets}, url)
+    if (problem := wait_until_healthy(url, _SECONDS_TO_START, child.poll)) is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            _stop(psutil.Process(child.pid))
+        del state.processes[SERVER]
+        state.write(paths.state)
         raise ServiceFailed(_failure(paths, SERVER, problem))
-    return url, state
+    return url
 
 
 def _start(
     paths: ServicePaths, state: State, name: str, command: list[str], variables: Mapping[str, str], url: str
-) -> tuple["subprocess.Popen[bytes]", State]:
+) -> subprocess.Popen[bytes]:
     """Start `prefect COMMAND` and record it in ``state.json`` before any later step can fail."""
     paths.logs.mkdir(parents=True, exist_ok=True)
     with paths.log(name).open("ab") as log:
@@ -252,16 +264,9 @@ def _start(
             start_new_session=True,
             preexec_fn=restore_sigint,
         )
-    started = psutil.Process(child.pid).create_time()
-    state = State(state.port, {**state.processes, name: Process(child.pid, started, url)})
-    write_state(paths.state, state)
-    return child, state
-
-
-def _discard(paths: ServicePaths, state: State, name: str, child: "subprocess.Popen[bytes]") -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        _stop(psutil.Process(child.pid))
-    write_state(paths.state, State(state.port, {key: other for key, other in state.processes.items() if key != name}))
+    state.processes[name] = Process(pid=child.pid, started=psutil.Process(child.pid).create_time(), url=url)
+    state.write(paths.state)
+    return child
 
 
 def _failure(paths: ServicePaths, name: str, problem: str) -> str:
@@ -293,36 +298,30 @@ def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
         raise ServiceFailed(_failure(paths, "deploy", f"ended with status {done.returncode}"))
 
 
-def _ensure_worker(paths: ServicePaths, state: State, pool: str, url: str, variables: Mapping[str, str]) -> State:
+def _ensure_worker(paths: ServicePaths, state: State, pool: str, url: str, variables: Mapping[str, str]) -> None:
     name = service_of(pool)
-    known = state.processes.get(name)
-    if known is not None and (process := alive(known)) is not None:
+    if (process := state.alive(name)) is not None:
         # A `down` that was killed may have left it suspended.
         process.resume()
-        if known.url == url:
-            return state
+        if state.processes[name].url == url:
+            return
         # The server had to change its port, and this worker would poll the old one for ever.
         _stop(process)
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool)]
-    _, state = _start(paths, state, name, [*command, "--install-policy", "never"], variables, url)
-    return state
+    _start(paths, state, name, [*command, "--install-policy", "never"], variables, url)
 
 
 def _await_workers(paths: ServicePaths, state: State, url: str, auth_string: str | None) -> None:
     """Wait until each worker has polled the server since its start. From then on it picks up runs."""
     deadline = time.monotonic() + _SECONDS_TO_START
-    waiting = list(pool_names())
     with httpx.Client(headers=authorization(auth_string), timeout=30) as client:
-        while waiting:
-            pool = waiting[0]
+        for pool in pool_names():
             name = service_of(pool)
-            if alive(state.processes[name]) is None:
-                raise ServiceFailed(_failure(paths, name, "ended"))
-            if time.monotonic() > deadline:
-                raise ServiceFailed(_failure(paths, name, f"did not report to the server in {_SECONDS_TO_START} s"))
-            if _last_heartbeat(client, url, pool) > state.processes[name].started:
-                waiting.remove(pool)
-            else:
+            while _last_heartbeat(client, url, pool) <= state.processes[name].started:
+                if state.alive(name) is None:
+                    raise ServiceFailed(_failure(paths, name, "ended"))
+                if time.monotonic() > deadline:
+                    raise ServiceFailed(_failure(paths, name, f"did not report to the server in {_SECONDS_TO_START} s"))
                 time.sleep(0.2)
 
 
@@ -346,13 +345,13 @@ def down(artifacts_dir: Path) -> list[str]:
     if not paths.folder.exists():
         return []
     with _exclusive(paths):
-        state = read_state(paths.state)
-        running = {name: process for name, known in state.processes.items() if (process := alive(known)) is not None}
+        state = State.read(paths.state)
+        running = {name: process for name in state.processes if (process := state.alive(name)) is not None}
+        services = {process.pid for process in running.values()}
         server = running.pop(SERVER, None)
         # A suspended worker cannot pick up a queued run when one ends and frees its place.
         for worker in running.values():
             worker.suspend()
-        services = {process.pid for process in (server, *running.values()) if process is not None}
         runs = [process for process in _marked(paths) if process.pid not in services]
         _stop(*runs)
         for worker in running.values():
@@ -363,10 +362,10 @@ def down(artifacts_dir: Path) -> list[str]:
             _stop(server)
         # Processes that were started in the meantime.
         _stop(*_marked(paths))
-        stopped = [*([f"{len(runs)} processes of flow runs"] if runs else []), *running]
-        write_state(paths.state, State(state.port))
+        State(port=state.port, processes={}).write(paths.state)
     remove_prefect_toml(PROJECT_ROOT / "prefect.toml", {known.url for known in state.processes.values()})
-    return [*stopped, *([] if server is None else [SERVER])]
+    stopped = [f"{len(runs)} processes of flow runs"] if runs else []
+    return [*stopped, *running, *([] if server is None else [SERVER])]
 
 
 def _stop(*processes: psutil.Process) -> None:
@@ -394,19 +393,18 @@ def _marked(paths: ServicePaths) -> list[psutil.Process]:
 def status(artifacts_dir: Path) -> Status:
     """Return what runs. Changes nothing."""
     paths = ServicePaths(artifacts_dir)
-    state = read_state(paths.state)
+    state = State.read(paths.state)
+    url = state.processes[SERVER].url if SERVER in state.processes else None
     services = []
     for name in (SERVER, *map(service_of, pool_names())):
-        known = state.processes.get(name)
-        text = "not started" if known is None else "running" if alive(known) is not None else "died"
-        if known is not None and text == "running" and name == SERVER:
-            problem = wait_until_healthy(known.url, 5, lambda: None)
-            text = "running" if problem is None else f"runs, but {problem}"
-        pid = known.pid if known is not None and text != "died" else None
-        services.append(Service(name, text == "running", text, pid, paths.log(name)))
-    server = state.processes.get(SERVER)
-    url = None if server is None else server.url
-    return Status(url, paths.logs, tuple(services), _note(url))
+        process = state.alive(name)
+        text = "running" if process else "died" if name in state.processes else "not started"
+        if process and url and name == SERVER and (problem := wait_until_healthy(url, 5, lambda: None)):
+            text = f"runs, but {problem}"
+        pid = process.pid if process else None
+        services.append(Service(name=name, running=text == "running", says=text, pid=pid, log=paths.log(name)))
+    ui = url and url.removesuffix("/api")
+    return Status(url=url, ui=ui, logs=paths.logs, services=services, note=_note(url))
 
 
 def _note(url: str | None) -> str:
@@ -421,42 +419,7 @@ def _note(url: str | None) -> str:
     return f"{path} is not ours, so `prefect` does not find this server. To use it: {export}"
 
 
-def as_json(status: Status) -> dict[str, Any]:
-    """Return the output of ``status --json``."""
-    services = [{**asdict(service), "log": str(service.log)} for service in status.services]
-    return {"url": status.url, "ui": status.ui, "logs": str(status.logs), "services": services}
-
-
 # --- files ---
-
-
-def alive(known: Process) -> psutil.Process | None:
-    """Return the process if it is still the one that was started."""
-    try:
-        process = psutil.Process(known.pid)
-        same = abs(process.create_time() - known.started) < _START_TOLERANCE_SECONDS
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
-        return None
-
-
-def read_state(path: Path) -> State:
-    """Return the recorded state, an empty one if there is no file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return State(content["port"], {name: Process(**known) for name, known in content["processes"].items()})
-    except FileNotFoundError:
-        return State()
-    except (ValueError, KeyError, TypeError) as error:
-        raise ServiceFailed(
-            f"{path} was expected to list the processes of the services, but cannot be read: {error}. Stop them by "
-            "hand if any is running, then remove the file."
-        ) from error
-
-
-def write_state(path: Path, state: State) -> None:
-    """Replace ``state.json`` atomically."""
-    _write(path, json.dumps(asdict(state), indent=2) + "\n")
 
 
 def prefect_toml(url: str) -> str:
@@ -484,14 +447,10 @@ def _write(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _exclusive(paths: ServicePaths) -> Iterator[None]:
     """Run one ``up`` or ``down`` at a time. A second one waits."""
-    from filelock import FileLock, Timeout
-
-    paths.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(paths.folder / "lock", timeout=_SECONDS_FOR_LOCK):
+        with FileLock(paths.lock, timeout=_LOCK_SECONDS):
             yield
     except Timeout as error:
         raise ServerUnavailable(
-            f"Another `fashion-ann up` or `down` has held {paths.folder / 'lock'} for {_SECONDS_FOR_LOCK} s. Wait for "
-            "it, or stop it."
+            f"Another `fashion-ann up` or `down` has held {paths.lock} for {_LOCK_SECONDS} s. Wait for it, or stop it."
         ) from error

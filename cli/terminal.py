@@ -60,11 +60,6 @@ class Progress:
     trained: TrainingProgress | None = None
     _first: tuple[float, float] | None = None
 
-    @property
-    def is_training(self) -> bool:
-        """Return True while the train stage runs, from its first report of progress on."""
-        return self.running == "train" and self.trained is not None
-
     def on_event(self, event: Event) -> None:
         if isinstance(event, TrainingProgress):
             if self._first is None:
@@ -77,7 +72,7 @@ class Progress:
         row = self.rows.setdefault(name, _Row())
         row.started = row.started or time.monotonic()
         if isinstance(event, StageStarted):
-            self._finish_rows_before(name)
+            self.finish(before=name)
             self.running = name
             row.detail = "Prefect and the imports of the stages" if name == "start" else ""
         else:
@@ -90,14 +85,10 @@ class Progress:
         if self.running is not None:
             self.rows[self.running].detail = message
 
-    def finish(self) -> None:
-        """Mark every started stage as finished, at the end of a successful run."""
-        self._finish_rows_before(None)
-
-    def _finish_rows_before(self, name: str | None) -> None:
-        """Finish started rows above ``name``, all rows for None: not every stage emits an event when it ends."""
-        for other, row in self.rows.items():
-            if other == name:
+    def finish(self, before: str | None = None) -> None:
+        """Finish started rows, or only those above ``before``: not every stage emits an event when it ends."""
+        for name, row in self.rows.items():
+            if name == before:
                 return
             if row.started is not None and row.seconds is None:
                 row.seconds = time.monotonic() - row.started
@@ -128,30 +119,24 @@ def _summary(event: StageFinished) -> str:
     if event.reused:
         return "reused"
     facts = event.facts
-    words = []
-    if event.stage == "ingest":
-        words = [f"{facts['rows']:,} rows", _pace(facts["rows"], event.seconds)]
-        if facts["quarantined"]:
-            words.append(f"{facts['quarantined']:,} bad rows quarantined")
-    elif event.stage == "validate":
-        words = [f"{len(facts['rows'])} expectations", f"{len(facts['broken'])} failed"]
-    elif event.stage == "prepare":
-        rows = [facts[f"{split}_rows"] for split in ("train", "validation", "test")]
-        words = [" + ".join(f"{count:,}" for count in rows) + " rows", _pace(sum(rows), event.seconds)]
-    elif event.stage == "train":
-        words = [f"{facts['epochs_run']} epochs on {facts['device']['name']}"]
-    elif event.stage == "evaluate":
-        words = [f"test accuracy {facts['test_accuracy']:.4f}", f"loss {facts['test_loss']:.4f}"]
-    return ", ".join(words) or "done"
+    match event.stage:
+        case "ingest":
+            bad = f", {facts['quarantined']:,} bad rows quarantined" if facts["quarantined"] else ""
+            return f"{facts['rows']:,} rows, {_pace(facts['rows'], event.seconds)}{bad}"
+        case "validate":
+            return f"{len(facts['rows'])} expectations, {len(facts['broken'])} failed"
+        case "prepare":
+            rows = [facts[f"{split}_rows"] for split in ("train", "validation", "test")]
+            return f"{' + '.join(f'{count:,}' for count in rows)} rows, {_pace(sum(rows), event.seconds)}"
+        case "train":
+            return f"{facts['epochs_run']} epochs on {facts['device']['name']}"
+        case "evaluate":
+            return f"test accuracy {facts['test_accuracy']:.4f}, loss {facts['test_loss']:.4f}"
+    return "done"
 
 
 def _pace(rows: int, seconds: float) -> str:
     return f"{rows / max(seconds, 1e-3):,.0f} rows/s"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 class LiveView:
@@ -182,34 +167,27 @@ class LiveView:
             return "", Text(name, style="dim"), "", ""
         seconds = f"{time.monotonic() - row.started:.0f} s"
         trained = self.progress.trained
-        if name != "train" or trained is None:
-            return self.spinner, Text(name, style="bold"), Text(row.detail), seconds
-        return self.spinner, Text(name, style="bold"), self._bar(trained), seconds
+        detail = Text(row.detail) if name != "train" or trained is None else self._bar(trained)
+        return self.spinner, Text(name, style="bold"), detail, seconds
 
     def _bar(self, trained: TrainingProgress) -> RenderableType:
-        left = self.progress.seconds_left()
-        # A terminal of 80 columns leaves 51 here. The bar takes what the words leave, and validation metrics have a
-        # line of their own.
-        figures = [
-            "  ".join(
-                f"{name.replace('val_', 'val ')} {trained.figures[name]:.4f}"
-                for name in names
-                if name in trained.figures
-            )
+        """Return the progress bar of training, above the metrics of the train and of the validation split."""
+        left, metrics = self.progress.seconds_left(), trained.figures
+        grid = Table.grid(padding=(0, 1), expand=True)
+        # The bar takes what the words leave of 51 columns, on a terminal of 80.
+        for ratio in (None, 1, None, None):
+            grid.add_column(no_wrap=True, ratio=ratio)
+        grid.add_row(
+            f"epoch {min(int(trained.done) + 1, trained.epochs)}/{trained.epochs}",
+            ProgressBar(total=trained.epochs, completed=trained.done),
+            f"{trained.done / trained.epochs:.0%}",
+            "" if left is None else f"ETA {int(left) // 60}:{int(left) % 60:02d}",
+        )
+        lines = [
+            "  ".join(f"{name.replace('val_', 'val ')} {metrics[name]:.4f}" for name in names if name in metrics)
             for names in (("loss", "accuracy"), ("val_loss", "val_accuracy"))
         ]
-        grid = Table.grid(padding=(0, 1), expand=True)
-        grid.add_column(no_wrap=True)
-        grid.add_column(ratio=1)
-        grid.add_column(no_wrap=True)
-        grid.add_column(no_wrap=True)
-        grid.add_row(
-            Text(f"epoch {min(int(trained.done) + 1, trained.epochs)}/{trained.epochs}"),
-            ProgressBar(total=trained.epochs, completed=trained.done),
-            Text(f"{trained.done / trained.epochs:.0%}"),
-            Text("" if left is None else f"ETA {_clock(left)}"),
-        )
-        return Group(grid, *(Text(line, style="dim") for line in figures if line))
+        return Group(grid, *(Text(line, style="dim") for line in lines if line))
 
 
 class StageLogHandler(logging.Handler):
@@ -232,18 +210,15 @@ class StageLogHandler(logging.Handler):
             _print(self._console, f"warning: {message}", style="yellow")
             return
         self._progress.on_log(message)
-        if self._style == "plain" and self._is_due():
-            running = self._progress.running
-            _print(self._console, f"{running}: {message}" if running else message)
-
-    def _is_due(self) -> bool:
-        """Return False for most lines of training, which logs every epoch and may do so twice per second."""
-        if not self._progress.is_training:
-            return True
-        due = time.monotonic() - self._last_epoch_line >= _SECONDS_BETWEEN_EPOCH_LINES
-        if due:
+        if self._style != "plain":
+            return
+        running = self._progress.running
+        if running == "train" and self._progress.trained is not None:
+            # Training logs every epoch, which may take half a second.
+            if time.monotonic() - self._last_epoch_line < _SECONDS_BETWEEN_EPOCH_LINES:
+                return
             self._last_epoch_line = time.monotonic()
-        return due
+        _print(self._console, f"{running}: {message}" if running else message)
 
 
 class Screen:
@@ -268,7 +243,7 @@ class Screen:
     def showing(self) -> Iterator[None]:
         """Show the progress of the block. The live view starts a thread that draws."""
         if self._style == "plain":
-            self._print_log_path()
+            _print(self._console, f"log: {self.log_path}")
         view = Live(LiveView(self._progress, self.log_path), console=self._console, refresh_per_second=8)
         with (
             subscribe(self._progress.on_event),
@@ -280,16 +255,13 @@ class Screen:
                 self._progress.finish()
             except BaseException:
                 if self._style == "quiet":
-                    self._print_log_path()
+                    _print(self._console, f"log: {self.log_path}")
                 raise
 
     def _print_finished_stage(self, event: Event) -> None:
         if self._style == "plain" and isinstance(event, StageFinished):
             seconds = "" if event.reused else f" ({event.seconds:.1f} s)"
             _print(self._console, f"{_name(event)}: {_summary(event)}{seconds}")
-
-    def _print_log_path(self) -> None:
-        _print(self._console, f"log: {self.log_path}")
 
     def take_over_logging(self) -> None:
         """Send all log records to the file and those of our stages to the terminal too. Prefect has set up its own."""

@@ -10,13 +10,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import RUN_ID, CacheKeyFnPolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.context import TaskRunContext
 from prefect.deployments import run_deployment
@@ -36,7 +30,6 @@ logger = logging.getLogger(__name__)
 # Defined in prefect.yaml, with its work pool.
 DEPLOYMENT = "fit-model/gpu"
 
-_POLL_SECONDS = 1.0
 _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
 
 
@@ -116,19 +109,15 @@ def _wait_for_end(client: SyncPrefectClient, run: FlowRun, pool: str, worker_sec
         run = client.read_flow_run(run.id)
         if run.state is not None and run.state.is_final():
             return run
+        due = run.state and run.state.state_details.scheduled_time
         # Restart the clock when a worker picks the run up, or reschedules it because another training still runs.
-        if run.state_type != last_state or not _is_due(run):
+        if run.state_type != last_state or (due and due > datetime.now(UTC)):
             since, last_state = time.monotonic(), run.state_type
         if run.state_type in _NOT_STARTED and time.monotonic() - since > worker_seconds:
             if not _is_busy(client, run, pool):
                 raise _no_worker(client, run, pool, worker_seconds)
             since = time.monotonic()
-        time.sleep(_POLL_SECONDS)
-
-
-def _is_due(run: FlowRun) -> bool:
-    due = run.state.state_details.scheduled_time if run.state is not None else None
-    return due is None or due <= datetime.now(UTC)
+        time.sleep(1)
 
 
 def _is_busy(client: SyncPrefectClient, run: FlowRun, pool: str) -> bool:
@@ -138,10 +127,8 @@ def _is_busy(client: SyncPrefectClient, run: FlowRun, pool: str) -> bool:
     if run.state_type == StateType.PENDING:
         return True
     others = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
-        ),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}),
+        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
     )
     return any(other.id != run.id for other in others)
 
@@ -152,10 +139,8 @@ def _online(client: SyncPrefectClient, pool: str) -> list[str]:
 
 def _no_worker(client: SyncPrefectClient, run: FlowRun, pool: str, worker_seconds: float) -> NoGpuWorker:
     online = ", ".join(_online(client, pool)) or "none"
-    picked_up = run.state_type == StateType.PENDING
-    problem = (
-        "A worker picked up the training but did not start it" if picked_up else "No worker picked up the training"
-    )
+    pending = run.state_type == StateType.PENDING
+    problem = "A worker picked up the training but did not start it" if pending else "No worker picked up the training"
     return NoGpuWorker(
         f"{problem} within {worker_seconds:g} s: run {run.name} of {DEPLOYMENT} was cancelled, no run is queued. "
         f"Expected an online worker of the work pool {pool}; online: {online}. Start one on the machine with the GPU "

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,10 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from cli import doctor
-from cli.doctor import Check, Pool, examine
-from cli.main import main
+from cli.doctor import Check, NothingToCheck, Pool, examine, run_check
 from schemas.config import PROJECT_ROOT
 from tasks.registry.store import ModelStore
+from tests.cli.conftest import Run
 from tests.sample import SAMPLE
 from tests.stored import add_stored, event
 
@@ -30,21 +31,23 @@ def no_api() -> Iterator[None]:
         yield
 
 
-def assert_broken(check: Check, *parts: str) -> None:
-    assert check.ok is False
-    assert check.cure
+def assert_broken(check: Callable[[], str], *parts: str) -> Check:
+    result = run_check("any", check)
+    assert result.ok is False
+    assert result.cure
     for part in parts:
-        assert part in check.says
-    assert "\n" not in check.says + check.cure
+        assert part in result.says
+    assert "\n" not in result.says + result.cure
+    return result
 
 
 # --- the environment ---
 
 
 def test_python_outside_the_bounds_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_python().ok
+    assert ">=3.11,<3.14" in doctor.check_python()
     monkeypatch.setattr("platform.python_version", lambda: "3.10.9")
-    assert_broken(doctor.check_python(), "3.10.9", ">=3.11,<3.14")
+    assert_broken(doctor.check_python, "3.10.9", ">=3.11,<3.14")
 
 
 def write_lock(tmp_path: Path, *lines: str) -> Path:
@@ -57,14 +60,12 @@ def write_lock(tmp_path: Path, *lines: str) -> Path:
 
 def test_lock_check_names_at_most_three_packages(tmp_path: Path) -> None:
     good = write_lock(tmp_path, f"pytest=={pytest.__version__}", "none==1 ; sys_platform == 'win32'")
-    assert doctor.check_lock(good) == Check("lock", True, "1 packages match some.lock")
+    assert doctor.check_lock(good) == "1 packages match some.lock"
     wrong = write_lock(
         tmp_path, "pytest==0.1", "no-such-a==1", "no-such-b==2", "no-such-c==3", "no-such-d==4 ; python_version<'3'"
     )
-    check = doctor.check_lock(wrong)
-    assert_broken(
-        check, "4 of 4", f"pytest {pytest.__version__} (expected 0.1)", "no-such-b is missing (expected 2), .."
-    )
+    observed = (f"pytest {pytest.__version__} (expected 0.1)", "no-such-b is missing (expected 2), ..")
+    check = assert_broken(partial(doctor.check_lock, wrong), "4 of 4", *observed)
     assert "no-such-c" not in check.says
 
 
@@ -90,7 +91,7 @@ def test_gpu_extra_needs_a_gpu(
     monkeypatch: pytest.MonkeyPatch, extra: str, gpus: list[str], ok: bool, part: str
 ) -> None:
     monkeypatch.setattr(doctor, "installed_extra", lambda: extra)
-    check = doctor.check_gpu(TENSORFLOW % repr(gpus))
+    check = run_check("gpu", partial(doctor.check_gpu, TENSORFLOW % repr(gpus)))
     assert check.ok is ok
     assert part in check.says
 
@@ -104,7 +105,7 @@ def test_gpu_extra_needs_a_gpu(
     ],
 )
 def test_tensorflow_that_fails_or_hangs_is_broken(program: str, seconds: float, part: str) -> None:
-    assert_broken(doctor.check_gpu(program, seconds), part)
+    assert_broken(partial(doctor.check_gpu, program, seconds), part)
 
 
 # --- Prefect ---
@@ -115,28 +116,27 @@ def test_server_of_another_version_is_broken(monkeypatch: pytest.MonkeyPatch, se
     monkeypatch.setattr(doctor, "api_problem", lambda: None)
     monkeypatch.setattr(doctor, "server_version", lambda: server)
     with temporary_settings({PREFECT_API_URL: DEAD}):
-        check = doctor.check_prefect()
-    assert check.ok is ok
-    assert DEAD in check.says
-    if not ok:
-        assert_broken(check, "3.0.0", "3.8.8")
+        if ok:
+            assert DEAD in doctor.check_prefect()
+        else:
+            assert_broken(doctor.check_prefect, DEAD, "3.0.0", "3.8.8")
 
 
 def test_unreachable_api_is_broken_and_its_pools_unchecked() -> None:
     with temporary_settings({PREFECT_API_URL: DEAD}):
-        assert_broken(doctor.check_prefect(), DEAD)
-        pools = doctor.check_pools()
-    assert (pools.ok, pools.name) == (None, "pools")
+        assert_broken(doctor.check_prefect, DEAD)
+        with pytest.raises(NothingToCheck, match=DEAD):
+            doctor.check_pools()
 
 
 def test_embedded_server_needs_a_writable_home(tmp_path: Path) -> None:
     with temporary_settings({PREFECT_HOME: tmp_path / "home"}):
-        assert doctor.check_prefect().ok
-        assert doctor.check_pools().ok is None
+        assert str(tmp_path / "home") in doctor.check_prefect()
+        assert run_check("pools", doctor.check_pools) == Check("pools", None, "the embedded server needs none")
     assert not (tmp_path / "home").exists()
     (tmp_path / "file").write_text("")
     with temporary_settings({PREFECT_HOME: tmp_path / "file"}):
-        assert_broken(doctor.check_prefect(), "is not a folder")
+        assert_broken(doctor.check_prefect, "is not a folder")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_our_pool_with_deployments_needs_a_worker(
     monkeypatch.setattr(doctor, "api_problem", lambda: None)
     monkeypatch.setattr(doctor, "read_pools", lambda: pools)
     with temporary_settings({PREFECT_API_URL: DEAD}):
-        check = doctor.check_pools()
+        check = run_check("pools", doctor.check_pools)
     assert check.ok is ok
     assert part in check.says
     assert ("--pool gpu" in check.cure) is not ok
@@ -173,35 +173,33 @@ class _Usage(NamedTuple):
 def test_disk_with_less_than_a_gigabyte_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free = 1_000_000_000
     monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage(10 * free, 9 * free, free))
-    assert doctor.check_disk(tmp_path / "not" / "there").ok
+    assert "1.0 GB free" in doctor.check_disk(tmp_path / "not" / "there")
     free -= 1
-    check = doctor.check_disk(tmp_path)
-    assert_broken(check, str(tmp_path))
-    assert "fashion-ann gc" in check.cure
+    assert "fashion-ann gc" in assert_broken(partial(doctor.check_disk, tmp_path), str(tmp_path)).cure
 
 
 def test_read_only_folder_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # The tests may run as root, who can write everywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert_broken(doctor.check_disk(tmp_path), "cannot be written to")
-    assert_broken(doctor.check_data(tmp_path), "cannot be written to")
+    for check in (doctor.check_disk, doctor.check_data):
+        assert_broken(partial(check, tmp_path), "cannot be written to")
 
 
 def test_data_check_needs_both_splits_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "a run checks every cell" in doctor.check_data(SAMPLE).says
-    absent = doctor.check_data(tmp_path / "none")
-    assert (absent.ok, "will be fetched" in absent.says) == (True, True)
+    assert "a run checks every cell" in doctor.check_data(SAMPLE)
+    assert "will be fetched" in doctor.check_data(tmp_path / "none")
     train, test = tmp_path / "fashion-mnist_train.csv", tmp_path / "fashion-mnist_test.csv"
+    check = partial(doctor.check_data, tmp_path)
     train.write_text("label")
-    assert_broken(doctor.check_data(tmp_path), "fashion-mnist_train.csv", "not fashion-mnist_test.csv")
+    assert_broken(check, "fashion-mnist_train.csv", "not fashion-mnist_test.csv")
     test.write_text("")
-    assert_broken(doctor.check_data(tmp_path), f"{test} is empty")
+    assert_broken(check, f"{test} is empty")
 
     def refuse(self: Path, *arguments: Any) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert_broken(doctor.check_data(tmp_path), "Permission denied")
+    assert_broken(check, "Permission denied")
 
 
 @pytest.fixture
@@ -210,38 +208,35 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def test_intact_store_is_reported_with_its_champion(store: ModelStore, tmp_path: Path) -> None:
-    assert "no version" in doctor.check_store(tmp_path).says
+    assert "no version" in doctor.check_store(tmp_path)
     add_stored(store.root)
-    assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all intact, no champion")
+    assert doctor.check_store(tmp_path) == "1 version, all intact, no champion"
     store.aliases.append(event(1))
-    assert doctor.check_store(tmp_path) == Check("store", True, "1 version, all intact, champion 1")
+    assert doctor.check_store(tmp_path) == "1 version, all intact, champion 1"
 
 
 def test_leftovers_are_reported_and_not_broken(store: ModelStore, tmp_path: Path) -> None:
     add_stored(store.root)
     store.folder(2).with_name(".0002.77.tmp").mkdir()
     store.aliases.path.write_text('{"cut off')
-    check = doctor.check_store(tmp_path)
-    assert check.ok
-    assert "2 leftovers" in check.says
+    assert "2 leftovers" in doctor.check_store(tmp_path)
 
 
 def test_damaged_champion_is_reported_first(store: ModelStore, tmp_path: Path) -> None:
     for _ in range(3):
         add_stored(store.root)
     store.aliases.append(event(3))
+    check = partial(doctor.check_store, tmp_path)
     (store.folder(1) / "metrics.json").write_text("{}")
-    assert_broken(doctor.check_store(tmp_path), "version 1 is damaged:", "expected sha256")
+    assert_broken(check, "version 1 is damaged:", "expected sha256")
     (store.folder(3) / "manifest.json").write_text("{}")
-    check = doctor.check_store(tmp_path)
-    assert_broken(check, "the champion, version 3 is damaged, and 1 more")
-    assert str(store.folder(3)) in check.cure
+    assert str(store.folder(3)) in assert_broken(check, "the champion, version 3 is damaged, and 1 more").cure
 
 
 def test_missing_champion_is_broken(store: ModelStore, tmp_path: Path) -> None:
     add_stored(store.root)
     store.aliases.append(event(7))
-    assert_broken(doctor.check_store(tmp_path), "version 7, is missing")
+    assert_broken(partial(doctor.check_store, tmp_path), "version 7, is missing")
 
 
 # --- all of them ---
@@ -250,24 +245,15 @@ def test_missing_champion_is_broken(store: ModelStore, tmp_path: Path) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Let every check pass, without TensorFlow and the lock, and return the artifacts folder."""
-    monkeypatch.setattr(doctor, "check_gpu", lambda: Check("gpu", True, "none"))
-    monkeypatch.setattr(doctor, "check_lock", lambda: Check("lock", True, "all"))
+    monkeypatch.setattr(doctor, "check_gpu", lambda: "none")
+    monkeypatch.setattr(doctor, "check_lock", lambda: "all")
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(SAMPLE))
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     return tmp_path / "artifacts"
 
 
-def run_doctor(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
-    """Return exit status, stdout and stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main(["doctor", *flags])
-    captured = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, captured.out, captured.err
-
-
 def test_check_that_raises_is_broken_and_others_run(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Check:
+    def fail() -> str:
         raise ZeroDivisionError("a message\non two lines")
 
     monkeypatch.setattr(doctor, "check_python", fail)
@@ -278,28 +264,28 @@ def test_check_that_raises_is_broken_and_others_run(quick: Path, monkeypatch: py
     checks = examine(quick, SAMPLE)
     assert [check.name for check in checks] == NAMES
     assert [check.name for check in checks if check.ok is False] == ["python", "pools", "store"]
-    assert_broken(checks[0], "ZeroDivisionError", "a message on two lines")
-    assert_broken(checks[-1], "line 1")
+    assert "ZeroDivisionError: a message on two lines" in checks[0].says
+    assert "line 1" in checks[-1].says
 
 
-def test_all_checks_pass_with_status_0(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = run_doctor(capsys)
+def test_all_checks_pass_with_status_0(quick: Path, run: Run) -> None:
+    status, out, err = run("doctor")
     assert (status, err) == (0, "")
     assert [line.split()[1] for line in out.splitlines()] == NAMES
 
 
-def test_failed_check_gives_status_1_and_a_fix(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_check_gives_status_1_and_a_fix(quick: Path, run: Run) -> None:
     store = ModelStore.of(quick, "fashion-mnist")
     add_stored(store.root)
     (store.folder(1) / "metrics.json").write_text("{}")
-    status, out, err = run_doctor(capsys)
+    status, out, err = run("doctor")
     assert status == 1
     line, cure = out.splitlines()[-2:]
     assert line.startswith("BROKEN  store")
     assert "Restore" in cure
     assert "store" in err
     assert "Traceback" not in err
-    status, out, _ = run_doctor(capsys, "--json")
+    status, out, _ = run("doctor", "--json")
     checks = json.loads(out)
     assert status == 1
     assert [set(check) for check in checks] == [{"name", "ok", "says", "cure"}] * len(NAMES)
@@ -308,7 +294,7 @@ def test_failed_check_gives_status_1_and_a_fix(quick: Path, capsys: pytest.Captu
 
 def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
     program = (
-        "import cli.doctor as d, pathlib, sys; d.check_gpu = d.check_lock = lambda: d.Check('x', True, '')\n"
+        "import cli.doctor as d, pathlib, sys; d.check_gpu = d.check_lock = str\n"
         "print([c.name for c in d.examine(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) if c.ok is False])"
     )
     store = ModelStore.of(tmp_path / "artifacts", "fashion-mnist")

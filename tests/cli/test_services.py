@@ -7,7 +7,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import psutil
 import pytest
 
 from cli import services
-from cli.main import main
-from cli.services import Process, State, alive, read_state, write_state
+from cli.services import Process, State
 from schemas.errors import ServiceFailed
+from tests.cli.conftest import Run
 
 URL = "http://127.0.0.1:4200/api"
 OTHER_URL = "http://127.0.0.1:1/api"
 
 
 def this_process() -> Process:
-    return Process(os.getpid(), psutil.Process().create_time(), URL)
+    return Process(pid=os.getpid(), started=psutil.Process().create_time(), url=URL)
 
 
 @contextmanager
@@ -41,10 +40,10 @@ def waiting_process(**variables: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 def test_state_is_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    assert read_state(path) == State()
-    state = State(4711, {"server": this_process()})
-    write_state(path, state)
-    assert read_state(path) == state
+    assert State.read(path) == State(port=None, processes={})
+    state = State(port=4711, processes={"server": this_process()})
+    state.write(path)
+    assert State.read(path) == state
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -53,27 +52,25 @@ def test_unreadable_state_is_an_error_with_its_path(tmp_path: Path, text: str) -
     path = tmp_path / "state.json"
     path.write_text(text)
     with pytest.raises(ServiceFailed, match=r"state\.json"):
-        read_state(path)
+        State.read(path)
 
 
 def test_process_is_identified_by_pid_and_start_time() -> None:
     known = this_process()
-    process = alive(known)
-    assert process is not None
-    assert process.pid == os.getpid()
-    assert alive(replace(known, started=known.started - 60)) is None
+    assert known.alive() == psutil.Process()
+    assert known.model_copy(update={"started": known.started - 60}).alive() is None
 
 
 def test_zombie_is_not_alive() -> None:
     with waiting_process() as child:
         process = psutil.Process(child.pid)
-        known = Process(child.pid, process.create_time(), URL)
-        assert alive(known) is not None
+        known = Process(pid=child.pid, started=process.create_time(), url=URL)
+        assert known.alive() is not None
         child.kill()
         while process.status() != psutil.STATUS_ZOMBIE:
             os.sched_yield()
-        assert alive(known) is None
-    assert alive(known) is None
+        assert known.alive() is None
+    assert known.alive() is None
 
 
 def test_prefect_toml_is_replaced_and_removed(tmp_path: Path) -> None:
@@ -96,49 +93,47 @@ def test_prefect_toml_of_the_user_is_kept(tmp_path: Path, text: str) -> None:
     assert path.read_text() == text
 
 
-def run(capsys: pytest.CaptureFixture[str], command: str, artifacts: Path) -> tuple[int, Any, str]:
+def run_json(run: Run, command: str, artifacts: Path) -> tuple[int, Any, str]:
     """Return exit status, JSON output and stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--json", "--artifacts-dir", str(artifacts)])
-    out, err = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, json.loads(out), err
+    status, out, err = run(command, "--json", "--artifacts-dir", artifacts)
+    return status, json.loads(out), err
 
 
-def test_status_and_down_before_the_first_up_create_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_status_and_down_before_the_first_up_create_nothing(run: Run, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
-    status, output, err = run(capsys, "status", artifacts)
+    status, output, err = run_json(run, "status", artifacts)
     assert (status, output["url"]) == (1, None)
     assert [(service["name"], service["running"]) for service in output["services"]] == [
         *(("server", False), ("worker-cpu", False), ("worker-gpu", False))
     ]
     assert "fashion-ann up" in err
-    assert run(capsys, "down", artifacts)[:2] == (0, {"stopped": []})
+    assert run_json(run, "down", artifacts)[:2] == (0, {"stopped": []})
     assert not artifacts.exists()
 
 
-def test_down_after_a_reboot_spares_a_reused_pid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_down_after_a_reboot_spares_a_reused_pid(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "services" / "state.json"
     path.parent.mkdir()
     with waiting_process() as unrelated:
         started = psutil.Process(unrelated.pid).create_time() - 86_400
+        known = Process(pid=unrelated.pid, started=started, url=URL)
         names = ("server", "worker-cpu", "worker-gpu")
-        write_state(path, State(4711, dict.fromkeys(names, Process(unrelated.pid, started, URL))))
-        status, output, _ = run(capsys, "status", tmp_path)
+        State(port=4711, processes=dict.fromkeys(names, known)).write(path)
+        status, output, _ = run_json(run, "status", tmp_path)
         assert (status, {service["says"] for service in output["services"]}) == (1, {"died"})
-        assert run(capsys, "down", tmp_path)[:2] == (0, {"stopped": []})
+        assert run_json(run, "down", tmp_path)[:2] == (0, {"stopped": []})
         assert unrelated.poll() is None
-    assert read_state(path) == State(4711)  # the port stays the same
+    assert State.read(path) == State(port=4711, processes={})  # the port stays the same
 
 
-def test_down_stops_orphans_of_this_folder_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_down_stops_orphans_of_this_folder_only(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "services"
     folder.mkdir()
     with (
         waiting_process(FASHION_ANN_SERVICES=str(folder)) as orphan,
         waiting_process(FASHION_ANN_SERVICES=str(tmp_path / "other")) as other,
     ):
-        assert run(capsys, "down", tmp_path)[:2] == (0, {"stopped": ["1 processes of flow runs"]})
+        assert run_json(run, "down", tmp_path)[:2] == (0, {"stopped": ["1 processes of flow runs"]})
         assert orphan.wait(timeout=10) != 0
         assert other.poll() is None
 

@@ -6,7 +6,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from cli.doctor import Pool, check_pools, check_prefect, read_pools, server_version
+from cli.doctor import Broken, Pool, check_pools, check_prefect, read_pools, server_version
 
 
 @pytest.fixture
@@ -21,16 +21,15 @@ def gpu_deployment(server: str) -> Iterator[None]:
 
 
 def test_server_of_our_version_passes(server: str) -> None:
-    check = check_prefect()
-    assert check.ok
-    assert f"also {server_version()}" in check.says
+    assert f"also {server_version()}" in check_prefect()
 
 
 @pytest.mark.usefixtures("gpu_deployment")
 def test_pool_is_broken_until_a_worker_sends_a_heartbeat() -> None:
     assert Pool("gpu", deployments=1, online=0) in read_pools()
-    assert check_pools().ok is False
+    with pytest.raises(Broken, match="0 workers online"):
+        check_pools()
     with get_client(sync_client=True) as client:
         client.send_worker_heartbeat("gpu", "worker 1", heartbeat_interval_seconds=30)
     assert Pool("gpu", deployments=1, online=1) in read_pools()
-    assert check_pools().ok
+    assert "gpu: 1 deployment, 1 worker online" in check_pools()

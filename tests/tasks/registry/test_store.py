@@ -158,22 +158,22 @@ def test_the_number_of_a_removed_champion_is_not_reused(store: ModelStore) -> No
 def test_files_are_synced_before_a_version_gets_its_name(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut then leaves a complete version or none."""
     synced: list[int] = []
-    rename = Path.rename
+    replace = Path.replace
 
-    def rename_after_sync(self: Path, target: Path) -> Path:
+    def replace_after_sync(self: Path, target: Path) -> Path:
         assert {path.stat().st_ino for path in self.iterdir()} < set(synced)
         assert synced[-1] == self.stat().st_ino
         synced.clear()
-        return rename(self, target)
+        return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
-    monkeypatch.setattr(Path, "rename", rename_after_sync)
+    monkeypatch.setattr(Path, "replace", replace_after_sync)
     stored = add_stored(store.root)
     assert synced == [stored.folder.parent.stat().st_ino]
 
 
 @pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("failing", ["rename", "fsync"])
+@pytest.mark.parametrize("failing", ["replace", "fsync"])
 def test_a_failed_write_leaves_nothing_and_names_a_file(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch, failing: str, named: bool
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_failed_write_leaves_nothing_and_names_a_file(
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", *(["a file"] if named else []))
 
-    monkeypatch.setattr(*((Path, "rename") if failing == "rename" else (os, "fsync")), fail)
+    monkeypatch.setattr(*((Path, "replace") if failing == "replace" else (os, "fsync")), fail)
     with pytest.raises(OSError, match="No space left on device: .*" + ("a file" if named else "versions/0002")):
         add_stored(store.root)
     assert [path.name for path in (store.root / "versions").iterdir()] == ["0001"]
