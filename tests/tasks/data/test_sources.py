@@ -184,7 +184,7 @@ BAD_ZIPS = {
         f"{TEST} line 2, column pixel1: expected an integer",
     ),
     "another header": (zip_with(test=TEST_CSV.replace(b"l1,pixel2", b"l2,pixel1", 1)), "test: not the published rows"),
-    "empty": (zip_with(test=b""), f"{TEST} is empty"),
+    "empty": (zip_with(test=b""), f"{TEST} line 1, .*the file is empty"),
 }
 
 
