@@ -32,9 +32,8 @@ def prepare(
     Parquet was changed.
     """
     contract = contract_of(dataset)
-    if test.duplicates is None:
+    if (duplicates := test.duplicates) is None:
         raise TypeError("Expected a test split that was validated together with its train split.")
-    duplicates = test.duplicates
     for data in (train.data, test.data):
         if (actual := sha256_file(data.path)) != data.sha256:
             raise StoredArtifactError(

@@ -3,13 +3,14 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataContractError, UnreadableData
 from schemas.references import CsvFile, CsvSplit, sha256sum_digest
+from tasks.data.csv_file import file_stamp
 from tasks.runtime.files import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def csv_references(
     contract: DatasetContract, data_dir: Path, present: Mapping[Split, Sequence[Path]]
 ) -> dict[Split, CsvSplit]:
     """Return references to the ``present`` files, with digests and origin, and log where each file comes from."""
-    csvs = {split: csv_split(split, paths, "supplied") for split, paths in present.items()}
+    csvs = {split: csv_split(split, paths) for split, paths in present.items()}
     # The record is read after the files, because a fetch writes it before it renames them.
     fetched_digests = read_record(contract, data_dir)
     for split, csv in csvs.items():
@@ -96,38 +97,30 @@ def digest_of_csvs(csvs: Mapping[Split, CsvSplit]) -> str:
 
 def folder_digest(contract: DatasetContract, data_dir: Path) -> str | None:
     """Return the digest of the CSVs in ``data_dir``, None if a split is missing or a file is being written."""
-    try:
-        present = present_csvs(contract, data_dir)
-        if len(present) < len(SPLITS):
-            names = ", ".join(path.name for paths in present.values() for path in paths) or "no CSV"
-            logger.info("%s contains %s; both splits are needed", data_dir, names)
-            return None
-        before = _stamps(present)
-        csvs = [CsvFile(path=path, sha256=sha256_file(path)) for paths in present.values() for path in paths]
-        if _stamps(present) != before or present_csvs(contract, data_dir) != present:
-            logger.info("%s: files are still being written; the next run checks again", data_dir)
-            return None
-    except FileNotFoundError as error:
-        logger.info("%s was removed while it was read; the next run checks again", error.filename)
+    present = present_csvs(contract, data_dir)
+    paths = [path for files in present.values() for path in files]
+    if len(present) < len(SPLITS):
+        names = ", ".join(path.name for path in paths) or "no CSV"
+        logger.info("%s contains %s; both splits are needed", data_dir, names)
         return None
-    return sha256sum_digest(csvs)
+    before = [file_stamp(path) for path in paths]
+    with suppress(FileNotFoundError):  # removed meanwhile
+        digest = sha256sum_digest(CsvFile(path=path, sha256=sha256_file(path)) for path in paths)
+        if [file_stamp(path) for path in paths] == before and present_csvs(contract, data_dir) == present:
+            return digest
+    logger.info("%s: files are still being written; the next run checks again", data_dir)
+    return None
 
 
-def _stamps(present: Mapping[Split, Sequence[Path]]) -> list[tuple[int, int, int]]:
-    entries = [path.stat() for paths in present.values() for path in paths]
-    return [(entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in entries]
-
-
-def csv_split(split: Split, paths: Sequence[Path], origin: Literal["supplied", "fetched"]) -> CsvSplit:
-    """Return the reference to the files of a split. Raises `UnreadableData`."""
-    return CsvSplit(split=split, files=tuple(_hashed(path) for path in paths), origin=origin)
-
-
-def _hashed(path: Path) -> CsvFile:
-    try:
-        return CsvFile(path=path, sha256=sha256_file(path))
-    except OSError as error:
-        raise UnreadableData(path, error) from error
+def csv_split(split: Split, paths: Iterable[Path]) -> CsvSplit:
+    """Return the reference to the files of a split, as supplied ones. Raises `UnreadableData`."""
+    files = []
+    for path in paths:
+        try:
+            files.append(CsvFile(path=path, sha256=sha256_file(path)))
+        except OSError as error:
+            raise UnreadableData(path, error) from error
+    return CsvSplit(split=split, files=tuple(files), origin="supplied")
 
 
 def record_path(contract: DatasetContract, data_dir: Path) -> Path:

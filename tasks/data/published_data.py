@@ -70,7 +70,7 @@ def _fetch(
         return csv_references(contract, data_dir, present)
     fetched_digests = read_record(contract, data_dir)
     for split, paths in present.items():
-        if csv_split(split, paths, "supplied").sha256 != fetched_digests.get(split):
+        if csv_split(split, paths).sha256 != fetched_digests.get(split):
             missing = " and ".join(contract.csv_name(other) for other in SPLITS if other not in present)
             raise DataUnavailable(
                 f"{data_dir} contains {paths[0].name} but not {missing}. Expected both splits: metrics of your split "
