@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,50 +24,43 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
     meant.
     """
     present: dict[Split, tuple[Path, ...]] = {}
-    names = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
+    paths = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     for split in SPLITS:
         whole = contract.csv_name(split)
-        shard = re.compile(rf"{re.escape(whole.removesuffix('.csv'))}-.*\.csv", re.DOTALL)
-        files: dict[str, list[Path]] = {}  # by name without .gz
-        for name in sorted(names):
-            plain = name.removesuffix(".gz")
-            if plain == whole or shard.fullmatch(plain):
-                _require_printable_name(data_dir, name)
-                files.setdefault(plain, []).append(data_dir / name)
-        for paths in files.values():
-            _require_one_file(data_dir, paths)
+        files: dict[str, Path] = {}  # by name without .gz
+        for path in paths:
+            plain = path.name.removesuffix(".gz")
+            if plain != whole and not (plain.startswith(f"{whole.removesuffix('.csv')}-") and plain.endswith(".csv")):
+                continue
+            _require_usable(path)
+            if plain in files:
+                raise DataContractError(
+                    f"{data_dir} contains both {plain} and {path.name}. Expected one of them, because they may differ. "
+                    "Remove the wrong one."
+                )
+            files[plain] = path
         if whole in files and len(files) > 1:
-            name, first = files[whole][0].name, next(paths[0].name for plain, paths in files.items() if plain != whole)
+            name, first = files[whole].name, min(files)
             raise DataContractError(
                 f"{data_dir} contains {name} and {len(files) - 1} shards of it ({first}, ...). Expected one or the "
                 f"other, because both may contain the same rows. Remove one of them, or rename {name} to a shard."
             )
         if files:
-            present[split] = tuple(path for _, (path,) in sorted(files.items()))
+            present[split] = tuple(files[plain] for plain in sorted(files))
     return present
 
 
-def _require_printable_name(data_dir: Path, name: str) -> None:
-    """Require a name that manifests, quarantine files and messages can contain."""
-    if not name.isprintable():
+def _require_usable(path: Path) -> None:
+    """Require a regular file with a name that manifests, quarantine files and messages can contain."""
+    if not path.name.isprintable():
         raise DataContractError(
-            f"{data_dir} contains a shard named {name!a}. Expected printable UTF-8 characters. Rename the file and run "
-            "again."
+            f"{path.parent} contains a shard named {path.name!a}. Expected printable UTF-8 characters. Rename the file "
+            "and run again."
         )
-
-
-def _require_one_file(data_dir: Path, paths: Sequence[Path]) -> None:
-    """Require a single regular file. ``paths``: the plain and the compressed form of a CSV, as far as present."""
-    for path in paths:
-        if not path.is_file():
-            received = "a folder" if path.is_dir() else "a link to nothing, a pipe or a device"
-            raise DataContractError(
-                f"{path} is not a file. Expected a CSV, received {received}. Remove it, or replace it by a CSV."
-            )
-    if len(paths) > 1:
+    if not path.is_file():
+        received = "a folder" if path.is_dir() else "a link to nothing, a pipe or a device"
         raise DataContractError(
-            f"{data_dir} contains both {paths[0].name} and {paths[1].name}. Expected one of them, because they may "
-            "differ. Remove the wrong one."
+            f"{path} is not a file. Expected a CSV, received {received}. Remove it, or replace it by a CSV."
         )
 
 
@@ -80,8 +72,7 @@ def csv_references(
     # The record is read after the files, because a fetch writes it before it renames them.
     fetched_digests = read_record(contract, data_dir)
     for split, csv in csvs.items():
-        fetched = fetched_digests.get(split) == csv.sha256
-        if fetched:
+        if fetched := fetched_digests.get(split) == csv.sha256:
             csvs[split] = csv.model_copy(update={"origin": "fetched"})
         for file in csv.files:
             logger.info("%s: found (%s)", file.path, "downloaded earlier" if fetched else "your file")

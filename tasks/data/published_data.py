@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -135,22 +136,21 @@ def _publish(
     The order makes a kill harmless: the record exists before the CSVs that it describes. The CSVs that a killed fetch
     left are removed before, because they would count as supplied under the new record.
     """
-    files: dict[Split, CsvFile] = {}
+    entries, csvs = {}, {}
     for split in SPLITS:
         sync_to_disk(fetched[split])
-        files[split] = CsvFile(path=data_dir / contract.csv_name(split), sha256=sha256_file(fetched[split]))
+        file = CsvFile(path=data_dir / contract.csv_name(split), sha256=sha256_file(fetched[split]))
+        entries[split] = {"sha256": file.sha256, "rows": contract.published[split].rows}
+        csvs[split] = CsvSplit(split=split, files=(file,), origin="fetched")
     record = working / "record"
-    rows = {split: contract.published[split].rows for split in SPLITS}
-    entries = {split: {"sha256": file.sha256, "rows": rows[split]} for split, file in files.items()}
     write_json(record, {"source": source, "files": entries})
-    for paths in leftovers.values():
-        for path in paths:
-            path.unlink()
+    for path in chain.from_iterable(leftovers.values()):
+        path.unlink()
     record.replace(record_path(contract, data_dir))
-    for split, file in files.items():
-        fetched[split].replace(file.path)
-        logger.info("%s: fetched, %d rows", file.path, rows[split])
-    return {split: CsvSplit(split=split, files=(file,), origin="fetched") for split, file in files.items()}
+    for split, csv in csvs.items():
+        fetched[split].replace(csv.files[0].path)
+        logger.info("%s: fetched, %d rows", csv.files[0].path, contract.published[split].rows)
+    return csvs
 
 
 def _working_folder(contract: DatasetContract, data_dir: Path) -> Path:
