@@ -1,24 +1,7 @@
 """Read a CSV as arrays of rows: streamed, in constant memory, with every fault named by line and column.
 
-Accepted format:
-
-- ASCII with or without a UTF-8 byte order mark, plain or gzip. The content decides, not the file name.
-- The contract's columns in any order.
-- Lines that end in LF or CRLF; the last line end is optional. Line numbers count LF.
-- Cells of decimal digits, with optional leading zeros, double quotes or spaces around them.
-- Blank lines at the very end.
-
-A row is one line, or several if quotes contain line ends, as in Python's csv module. A row is bad if it has:
-
-- a sign, a fraction, an exponent, text or an empty cell
-- a value outside the contract's bounds
-- a lone carriage return, or a line end within quotes
-- too few or too many cells
-
-A bad row is rejected as a whole. It is reported with the number of its first line and a column.
-
-A file is rejected as a whole for another format or encoding, a header with a missing, repeated or unknown column, a
-damaged gzip, a line or a quote without end, or a change while it is read.
+docs/data.md has the accepted format, and what makes a row bad or a file unusable. A row is one line, or several if
+quotes contain line ends; then it is named by the first.
 
 Blocks of digits, commas and line ends are parsed as arrays. All other blocks are parsed line by line. pyarrow's CSV
 reader accepts 0x1F as a number, names no line, and is slower.

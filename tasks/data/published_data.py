@@ -105,7 +105,7 @@ def _fetch_from_first_source(
         try:
             fetched = source.fetch(contract, folder, limits)
         except (SourceError, DataContractError) as error:
-            reason = str(error).rstrip(".")
+            reason = str(error).partition("\n")[0].rstrip(".")
             logger.info("not available: %s%s", reason, "; trying the next source" if number < len(sources) else "")
             failures.append(f"({number}) {source.name}: {reason}")
             shutil.rmtree(folder)  # frees the disk space for the next source

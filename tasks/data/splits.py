@@ -12,8 +12,7 @@ from schemas.errors import DataContractError
 from schemas.layout import images_name, labels_name
 from tasks.data.parquet import blocks, open_parquet, row_count, select_rows
 
-SCALE_ROWS = 1024  # images scaled at once; float32 takes four times the memory of uint8
-_UNSCALE_ROWS = 512  # images converted back at once; the intermediate arrays take memory
+SCALE_ROWS = 1024  # images scaled or unscaled at once; float32 takes four times the memory of uint8
 
 
 def write_splits(
@@ -102,5 +101,5 @@ def unscale_pixels(images: npt.NDArray[np.float32], contract: DatasetContract) -
 
 def unscaled_images(images: npt.NDArray[np.float32], contract: DatasetContract) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield each image of `unscale_pixels`, uint8 (pixels,), in constant memory."""
-    for start in range(0, len(images), _UNSCALE_ROWS):
-        yield from unscale_pixels(images[start : start + _UNSCALE_ROWS], contract)
+    for start in range(0, len(images), SCALE_ROWS):
+        yield from unscale_pixels(images[start : start + SCALE_ROWS], contract)
