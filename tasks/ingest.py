@@ -59,14 +59,8 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
             with atomic_write(quarantine) as temporary:
                 shutil.copyfile(own, temporary)
         require_budget(csv, facts, bad_rows, quarantine)
-        logger.warning(
-            "%s: %s, --bad-rows allows %s. The bad rows are in %s. The first: %s",
-            csv.name,
-            quarantined_share(facts),
-            bad_rows,
-            quarantine,
-            facts.problems[0],
-        )
+        message = "%s: %s, --bad-rows allows %s. The bad rows are in %s. The first: %s"
+        logger.warning(message, csv.name, quarantined_share(facts), bad_rows, quarantine, facts.problems[0])
     return ParquetSplit(
         record=record,
         split=csv.split,

@@ -23,10 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def fetch_data(
-    contract: DatasetContract,
-    data_dir: Path,
-    sources: Sequence[Source] | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    contract: DatasetContract, data_dir: Path, sources: Sequence[Source] | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> dict[Split, CsvSplit]:
     """Return the CSVs of both splits in ``data_dir``; download the published ones if it contains none.
 
