@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.make_profile import read_rows
 from schemas.config import data_folder
 from schemas.contract import CONTRACTS, DatasetContract, contract_of
 from tasks.checks.image_checks import measure_checks
@@ -22,7 +23,6 @@ from tasks.checks.measurements import Measurement
 from tasks.checks.scan import scan_parquet
 from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.published_data import fetch_data
-from tasks.data.splits import read_images
 
 Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # images (N, pixels), labels (N,)
 _SUBSETS = {100: 300, 200: 300, 1_000: 60}
@@ -36,13 +36,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parquet = Path(folder) / "test.parquet"
         ingest_csv(csv, parquet, Path(folder) / "bad.parquet", contract)
-        images, labels = read_images(parquet, contract)
-        rows = images, labels.astype(np.uint8)
+        rows = read_rows(parquet, contract)
         print(f"| {contract.name} | {' | '.join(check.name for check in contract.checks)} |")
         print(f"|---|{'---|' * len(contract.checks)}")
         _print("all rows", [measure_rows(rows, contract, parquet)], contract)
         for size, times in _SUBSETS.items():
-            if size < len(images):
+            if size < len(rows[0]):
                 measured = [measure_rows(_sample(rows, size, seed), contract, parquet) for seed in range(times)]
                 _print(f"{times} subsets of {size} rows", measured, contract)
         for name, change in faults(contract).items():

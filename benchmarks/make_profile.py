@@ -8,13 +8,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from schemas.contract import CONTRACTS, contract_of
+from schemas.contract import CONTRACTS, DatasetContract, contract_of
 from schemas.errors import WrongUsage
 from tasks.checks.image_profile import profile_images, write_profile
 from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.parquet import blocks
 from tasks.data.published_data import fetch_data
-from tasks.data.splits import read_images
 
 
 def make_profile(dataset: str, data_dir: Path, target: Path) -> None:
@@ -31,8 +32,14 @@ def make_profile(dataset: str, data_dir: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         parquet = Path(folder) / "train.parquet"
         ingest_csv(csv, parquet, Path(folder) / "bad.parquet", contract)
-        images, labels = read_images(parquet, contract)
-    write_profile(target, profile_images(images, labels.astype(np.uint8), contract))
+        images, labels = read_rows(parquet, contract)
+    write_profile(target, profile_images(images, labels, contract))
+
+
+def read_rows(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return images uint8 (N, pixels) and labels uint8 (N,) of a Parquet."""
+    rows = np.concatenate([block for _, block in blocks(path, contract.columns)], axis=1)  # (1 + pixels, N)
+    return np.ascontiguousarray(rows[1:].T), rows[0]
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from pydantic import TypeAdapter
 
 from schemas.config import BadRows
 from schemas.contract import contract_of
-from schemas.errors import CellProblem
 from schemas.layout import QUARANTINE_NAME, Artifacts
 from schemas.references import CsvSplit, ParquetSplit
 from tasks.data.csv_to_parquet import IngestFacts, ingest_csv, quarantined_share, require_budget
@@ -48,9 +48,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     names = [file.path.name for file in csv.files]
     inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "dataset": dataset, "origin": csv.origin}
     record, stored = run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build)
-    sha256 = stored.pop("sha256")
-    problems = tuple(CellProblem(**problem) for problem in stored["problems"])
-    facts = IngestFacts(**{**stored, "problems": problems, "reordered": tuple(stored["reordered"])})
+    facts = TypeAdapter(IngestFacts).validate_python(stored)
     for sentence in facts.reordered:
         logger.warning("%s", sentence)
     if facts.quarantined:
@@ -61,19 +59,13 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
             with atomic_write(quarantine) as temporary:
                 shutil.copyfile(own, temporary)
         require_budget(csv, facts, bad_rows, quarantine)
-        logger.warning(
-            "%s: %s, --bad-rows allows %s. The bad rows are in %s. The first: %s",
-            csv.name,
-            quarantined_share(facts),
-            bad_rows,
-            quarantine,
-            facts.problems[0],
-        )
+        message = "%s: %s, --bad-rows allows %s. The bad rows are in %s. The first: %s"
+        logger.warning(message, csv.name, quarantined_share(facts), bad_rows, quarantine, facts.problems[0])
     return ParquetSplit(
         record=record,
         split=csv.split,
         path=record.path / name,
-        sha256=sha256,
+        sha256=stored["sha256"],
         rows=facts.rows,
         quarantined=facts.quarantined,
         origin=csv.origin,

@@ -32,9 +32,8 @@ def prepare(
     Parquet was changed.
     """
     contract = contract_of(dataset)
-    if test.duplicates is None:
+    if (duplicates := test.duplicates) is None:
         raise TypeError("Expected a test split that was validated together with its train split.")
-    duplicates = test.duplicates
     for data in (train.data, test.data):
         if (actual := sha256_file(data.path)) != data.sha256:
             raise StoredArtifactError(
@@ -47,25 +46,17 @@ def prepare(
         shutil.copyfile(test.record.path / TEST_IN_TRAIN_NAME, folder / TEST_IN_TRAIN_NAME)
         return {"dataset": dataset, **rows, "duplicates": duplicates.model_dump()}
 
-    record, facts = run_stage(
-        Artifacts(artifacts_dir).prepared,
-        STAGE,
-        {
-            "dataset": dataset,
-            "train": train.data.sha256,
-            "test": test.data.sha256,
-            "test_in_train": sha256_file(test.record.path / TEST_IN_TRAIN_NAME),
-            "validation_size": validation_size,
-            "seed": seed,
-        },
-        build,
-    )
+    inputs = {
+        "dataset": dataset,
+        "train": train.data.sha256,
+        "test": test.data.sha256,
+        "test_in_train": sha256_file(test.record.path / TEST_IN_TRAIN_NAME),
+        "validation_size": validation_size,
+        "seed": seed,
+    }
+    record, facts = run_stage(Artifacts(artifacts_dir).prepared, STAGE, inputs, build)
     prepared = PreparedData(record=record, **facts)
     if prepared.validation_rows < validation_size:
-        logger.warning(
-            "validation_size %d is more than a fifth of %d train rows: validation has %d",
-            validation_size,
-            train.data.rows,
-            prepared.validation_rows,
-        )
+        message = "validation_size %d is more than a fifth of %d train rows: validation has %d"
+        logger.warning(message, validation_size, train.data.rows, prepared.validation_rows)
     return prepared

@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,15 +47,6 @@ class Tally:
     bad_labels: set[str] = field(default_factory=set)
 
 
-class _Fault(NamedTuple):
-    """The fault of a cell, or of a row as a whole. ``shown`` is ``value`` as messages show it."""
-
-    column: str
-    value: str
-    shown: str
-    reason: str
-
-
 class BlockParser:
     """Parser of the blocks of one CSV, in file order. Bad rows are passed to ``on_bad_row``."""
 
@@ -66,7 +56,7 @@ class BlockParser:
         """``columns`` are those of the file, in its order."""
         self.tally = Tally()
         self._columns = columns
-        self._label = contract.label_column
+        self._label_at = columns.index(contract.label_column) if contract.label_column in columns else None
         self._bounds = [contract.bounds(column) for column in columns]
         # Every byte is within 0..255; only columns with narrower bounds need a check.
         self._narrow = [(at, low, high) for at, (low, high) in enumerate(self._bounds) if (low, high) != (0, 255)]
@@ -82,12 +72,13 @@ class BlockParser:
         """Return the good rows of a block, uint8 (N, columns)."""
         rows = self._parse_array(block.replace(b"\r\n", b"\n"))
         if rows is None:
-            rows = self._parse_lines(block)
+            good = b"".join(map(self._parse_line, BytesIO(block)))
+            rows = np.frombuffer(good, np.uint8).reshape(-1, len(self._columns))
         else:
             self._line += len(rows)
         self.tally.rows += len(rows)
-        if self._label in self._columns:
-            self.tally.labels[rows[:, self._columns.index(self._label)]] = True
+        if self._label_at is not None:
+            self.tally.labels[rows[:, self._label_at]] = True
         return rows
 
     def finish(self) -> None:
@@ -125,10 +116,6 @@ class BlockParser:
                 return None
         return rows
 
-    def _parse_lines(self, block: bytes) -> Rows:
-        good = b"".join(map(self._parse_line, BytesIO(block)))
-        return np.frombuffer(good, np.uint8).reshape(-1, len(self._columns))
-
     def _parse_line(self, raw: bytes) -> bytes:
         """Return the values, one byte each, of the row that ends with this line; nothing for a bad or an open row."""
         self._line += 1
@@ -159,14 +146,12 @@ class BlockParser:
 
     def _open_quote_error(self, where: str) -> DataContractError:
         *before, opened = parse_line(bytes(self._open)).cells
-        problem = CellProblem(
-            self._open_line + self._open.count(b"\n") - opened.count("\n"),
-            column_at(self._columns, len(before)),
-            shorten(opened),
-            f"expected the quote that opens here to be closed {where}",
-            self._path.name,
-        )
-        return DataContractError(f"{problem}. {self._path} was not used. Correct it, and run again.", [problem])
+        line = self._open_line + self._open.count(b"\n") - opened.count("\n")
+        reason = f"expected the quote that opens here to be closed {where}"
+        return unusable(self._path, [self._problem(line, len(before), shorten(opened), reason)])
+
+    def _problem(self, line: int, at: int, shown: str, reason: str) -> CellProblem:
+        return CellProblem(line, column_at(self._columns, at), shown, reason, self._path.name)
 
     def _parse_row(self, first_line: int, line: bytes, raw: bytes, parsed: Line) -> bytes:
         """Return the values of a good row, one byte each. Reject a bad row, and return nothing.
@@ -174,48 +159,48 @@ class BlockParser:
         ``raw`` is ``line`` with its line end. Quoted line ends make it several lines, of which the first is number
         ``first_line``.
         """
-        if len(parsed.cells) != len(self._columns):
-            self._reject(first_line, raw, [self._wrong_length(parsed, line, raw)])
+        cells = parsed.cells
+        if len(cells) != len(self._columns):
+            self._reject_length(first_line, line, raw, parsed)
             return b""
         if not line.translate(None, _DIGITS_QUOTES_SPACES):
             with suppress(ValueError):  # not a number, above 255, or of thousands of digits
-                values = bytes(map(int, parsed.cells))
+                values = bytes(map(int, cells))
                 if all(low <= values[at] <= high for at, low, high in self._narrow):
                     return values
         numbers = bytearray()
-        faults: list[_Fault] = []
-        wanted = max(1, PROBLEMS_SHOWN - len(self.tally.problems))
-        bad_cells = 0
-        for column, cell, (low, high) in zip(self._columns, parsed.cells, self._bounds, strict=True):
-            number = parse_cell(cell) if len(cell) <= MAX_SHOWN else parse_cell.__wrapped__(cell)
+        bad: list[int] = []
+        for at, (cell, (low, high)) in enumerate(zip(cells, self._bounds, strict=True)):
+            number = parse_cell(cell)
             if number is not None and low <= number <= high:
                 numbers.append(number)
-                continue
-            bad_cells += 1
-            if column == self._label and len(self.tally.bad_labels) < 2:
-                self.tally.bad_labels.add(cell.strip(" ")[:MAX_SHOWN])
-            if len(faults) < wanted:
-                reason = f"expected an integer {low}..{high}{cell_note(cell)}"
-                faults.append(_Fault(column, cell, shorten(cell), reason))
-        if not faults:
+            else:
+                bad.append(at)
+        if not bad:
             return bytes(numbers)
-        self._reject(first_line, raw, faults, bad_cells)
+        if self._label_at in bad and len(self.tally.bad_labels) < 2:
+            self.tally.bad_labels.add(cells[self._label_at].strip(" ")[:MAX_SHOWN])
+        problems = []
+        for at in bad[: max(1, PROBLEMS_SHOWN - len(self.tally.problems))]:
+            low, high = self._bounds[at]
+            reason = f"expected an integer {low}..{high}{cell_note(cells[at])}"
+            problems.append(self._problem(first_line, at, shorten(cells[at]), reason))
+        self._reject(raw, cells[bad[0]], problems, len(bad))
         return b""
 
-    def _wrong_length(self, parsed: Line, line: bytes, raw: bytes) -> _Fault:
-        received, expected = len(parsed.cells), len(self._columns)
-        if (at := parsed.lone_return) is not None:
+    def _reject_length(self, first_line: int, line: bytes, raw: bytes, parsed: Line) -> None:
+        at, note = len(parsed.cells), ""
+        value = shown = f"{at} values"
+        if parsed.lone_return is not None:
             # It explains the number of cells: two lines in one, or one line in two.
-            cell = parsed.cells[at]
-            reason = f"expected {expected} values in a line{cell_note(cell)}"
-            return _Fault(column_at(self._columns, at), cell, shorten(cell), reason)
-        note = ""
-        if inside := line.count(b"\n"):
+            at, value = parsed.lone_return, parsed.cells[parsed.lone_return]
+            shown, note = shorten(value), cell_note(value)
+        elif inside := line.count(b"\n"):
             note = f" (quotes hold {inside} line ends: is one left open?)"
-        elif received < expected and not raw.endswith(b"\n"):
+        elif at < len(self._columns) and not raw.endswith(b"\n"):
             note = " (the file was probably cut off)"
-        shown = f"{received} values"
-        return _Fault(column_at(self._columns, received), shown, shown, f"expected {expected} values{note}")
+        reason = f"expected {len(self._columns)} values in a row{note}"
+        self._reject(raw, value, [self._problem(first_line, at, shown, reason)])
 
     def _hold_back(self, raw: bytes) -> None:
         self._blank.append((self._line, raw))
@@ -226,21 +211,26 @@ class BlockParser:
             self._reject_blank_lines()
 
     def _reject_blank_lines(self) -> None:
-        fault = _Fault(self._columns[0], "a blank line", "a blank line", f"expected {len(self._columns)} values")
+        shown, reason = "a blank line", f"expected {len(self._columns)} values in a row"
         for line, raw in self._blank:
-            self._reject(line, raw, [fault])
+            self._reject(raw, shown, [self._problem(line, 0, shown, reason)])
         self._blank = []
 
-    def _reject(self, line: int, raw: bytes, faults: Sequence[_Fault], bad_cells: int = 1) -> None:
-        """Count and pass on a bad row. ``faults`` has at least the first of its ``bad_cells``."""
-        problems = self.tally.problems
+    def _reject(self, raw: bytes, value: str, problems: Sequence[CellProblem], bad_cells: int = 1) -> None:
+        """Count and pass on a bad row. ``problems`` has at least the first of its ``bad_cells``, which is ``value``."""
+        first = problems[0]
         self.tally.count += bad_cells
-        for fault in faults[: PROBLEMS_SHOWN - len(problems)]:
-            problems.append(CellProblem(line, fault.column, fault.shown, fault.reason, self._path.name))
-        self._on_bad_row(BadRow(line, raw, faults[0].column, faults[0].value, faults[0].reason, bad_cells))
+        self.tally.problems += problems[: PROBLEMS_SHOWN - len(self.tally.problems)]
+        self._on_bad_row(BadRow(first.line, raw, first.column, value, first.reason, bad_cells))
 
 
 def list_problems(problems: Sequence[CellProblem], count: int) -> list[str]:
     """Return one line per problem, and one with the number of the others."""
     more = [f".. and {count - len(problems)} more"] if count > len(problems) else []
     return [*map(str, problems), *more]
+
+
+def unusable(path: Path, problems: Sequence[CellProblem], count: int = 1) -> DataContractError:
+    """Return the error for a CSV with ``count`` problems, of which ``problems`` are the first."""
+    lines = [*list_problems(problems, count), f"{path} was not used. Correct it, and run again."]
+    return DataContractError("\n".join(lines), problems, count)

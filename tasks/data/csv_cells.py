@@ -4,14 +4,13 @@ import csv
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
 from typing import NamedTuple
 
 MAX_SHOWN = 40  # characters of a value in a message
 
 BOM = b"\xef\xbb\xbf"
 LONE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
-_NUMBER = re.compile(" *[0-9]+ *")
+_NUMBER = re.compile(" *0*([0-9]{1,3}) *")
 # Text up to a comma, a lone carriage return or the end. Groups: the text, what its quotes contain, the closing quote
 # (empty if the quote is left open), text after that, and what ends it.
 _PART = re.compile(r'((?: *+"([^"]*+(?:""[^"]*+)*+)("|\Z))?([^,\r]*+))([,\r]?)')
@@ -66,19 +65,19 @@ def column_at(columns: Sequence[str], index: int) -> str:
     return columns[index] if index < len(columns) else str(len(columns) + 1)
 
 
-def cell_note(cell: str) -> str:
-    """Return a remark on characters of a cell that are invisible in an editor, or an empty string."""
-    if "\0" in cell:
-        return " (the cell holds a NUL byte)"
-    if "\n" in cell:
-        return " (the cell holds a line end: its quotes close in a later line)"
-    return f" (the cell holds {LONE_RETURN})" if "\r" in cell else ""
+def cell_note(text: str, what: str = "cell") -> str:
+    """Return a remark on characters of a cell or line that are invisible in an editor, or an empty string."""
+    if "\0" in text:
+        return f" (the {what} holds a NUL byte)"
+    if "\n" in text:
+        return f" (the {what} holds a line end: its quotes close in a later line)"
+    return f" (the {what} holds {LONE_RETURN})" if "\r" in text else ""
 
 
-@lru_cache(maxsize=4096)  # a file that is wrong throughout repeats itself
 def parse_cell(cell: str) -> int | None:
-    """Return the number in a cell, or None. Four digits decide the bounds; int() rejects thousands of them."""
-    return int(cell.strip(" ").lstrip("0")[:4] or "0") if _NUMBER.fullmatch(cell) else None
+    """Return the number in a cell, or None if it is no number from 0 to 999."""
+    match = _NUMBER.fullmatch(cell)
+    return int(match[1]) if match else None
 
 
 def shorten(value: str) -> str:

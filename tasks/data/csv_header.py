@@ -1,11 +1,13 @@
 """Check the header of a CSV, and name the likely cause if it is wrong."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
+from tasks.data.csv_blocks import unusable
 from tasks.data.csv_cells import BOM, LONE_RETURN, Line, parse_line, shorten
 from tasks.data.csv_file import GZIP_MAGIC
 
@@ -33,13 +35,10 @@ _CONTROL = bytes({*range(32), 127} - set(b"\t\r"))
 def reject_other_formats(path: Path, start: bytes, first_column: str) -> None:
     """Raise `DataContractError` if a file is empty, or if its first bytes are those of another format."""
     if not start:
-        problem = CellProblem(1, first_column, "nothing", "expected a header", path.name)
-        raise DataContractError(
-            f"{problem}. {path} is empty: expected a header line and rows. Replace the file, and run again.", [problem]
-        )
+        reason = "expected a header (the file is empty)"
+        raise unusable(path, [CellProblem(1, first_column, "nothing", reason, path.name)])
     # UTF-16 without a byte order mark: every other byte is 0.
-    nul = [byte == 0 for byte in start[:4]]
-    if len(nul) == 4 and nul[0] != nul[1] and nul[:2] == nul[2:]:
+    if [byte == 0 for byte in start[:4]] in ([True, False] * 2, [False, True] * 2):
         raise DataContractError(f"{path} is not a CSV but {_UTF_16}; then run again.")
     for signature, description in _OTHER_FORMATS.items():
         if start.removeprefix(BOM).lstrip().startswith(signature):
@@ -72,30 +71,28 @@ def _header_problem(
     path: Path, line: bytes, parsed: Line, expected: Sequence[str], received: Sequence[str]
 ) -> CellProblem:
     """Return the first problem of the names. Its reason contains the likely cause, or else all wrong names."""
-    positions: dict[str, list[int]] = {}
-    for number, name in enumerate(received, start=1):
-        positions.setdefault(name, []).append(number)
-    missing = [name for name in expected if name not in positions]
-    extra = [name for name in positions if name not in set(expected)]
-    repeated = [name for name in expected if len(positions.get(name, [])) > 1]
-    faults = [
-        f"{kind} {shorten(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for kind, names in (("more than once:", repeated), ("missing:", missing), ("unexpected:", extra))
-        if names
-    ]
-    if (cause := _likely_cause(line, parsed, received, set(expected))) is not None:
-        faults = [cause]
+    counts, names = Counter(received), set(expected)
+    repeated = [name for name in expected if counts[name] > 1]
+    missing = [name for name in expected if name not in counts]
+    extra = [name for name in counts if name not in names]
     if repeated:
-        column, value = repeated[0], "columns " + " and ".join(map(str, positions[repeated[0]]))
-        reason = "expected this name once in the header"
+        column, reason = repeated[0], "expected this name once in the header"
+        value = "columns " + " and ".join(str(at) for at, name in enumerate(received, start=1) if name == column)
     elif missing:
-        column, at = missing[0], expected.index(missing[0])
+        column, reason, at = missing[0], "expected this name in the header", expected.index(missing[0])
         value = shorten(received[at]) if at < len(received) and received[at] in extra else "nothing"
-        reason = "expected this name in the header"
     else:
-        column, value = str(positions[extra[0]][0]), shorten(extra[0])
-        reason = "expected no such name in the header"
-    return CellProblem(1, column, value, f"{reason} ({'; '.join(faults)})", path.name)
+        column, reason, value = (
+            str(received.index(extra[0]) + 1),
+            "expected no such name in the header",
+            shorten(extra[0]),
+        )
+    cause = _likely_cause(line, parsed, received, names) or "; ".join(
+        f"{kind}: {shorten(wrong[0])}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+        for kind, wrong in (("more than once", repeated), ("missing", missing), ("unexpected", extra))
+        if wrong
+    )
+    return CellProblem(1, column, value, f"{reason} ({cause})", path.name)
 
 
 def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], expected: set[str]) -> str | None:

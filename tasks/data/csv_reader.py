@@ -1,39 +1,23 @@
 """Read a CSV as arrays of rows: streamed, in constant memory, with every fault named by line and column.
 
-Accepted format:
-
-- ASCII with or without a UTF-8 byte order mark, plain or gzip. The content decides, not the file name.
-- The contract's columns in any order.
-- Lines that end in LF or CRLF; the last line end is optional. Line numbers count LF.
-- Cells of decimal digits, with optional leading zeros, double quotes or spaces around them.
-- Blank lines at the very end.
-
-A row is one line, or several if quotes contain line ends, as in Python's csv module. A row is bad if it has:
-
-- a sign, a fraction, an exponent, text or an empty cell
-- a value outside the contract's bounds
-- a lone carriage return, or a line end within quotes
-- too few or too many cells
-
-A bad row is rejected as a whole. It is reported with the number of its first line and a column.
-
-A file is rejected as a whole for another format or encoding, a header with a missing, repeated or unknown column, a
-damaged gzip, a line or a quote without end, or a change while it is read.
+docs/data.md has the accepted format, and what makes a row bad or a file unusable. A row is one line, or several if
+quotes contain line ends; then it is named by the first.
 
 Blocks of digits, commas and line ends are parsed as arrays. All other blocks are parsed line by line. pyarrow's CSV
 reader accepts 0x1F as a number, names no line, and is slower.
 """
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_blocks import MAX_LINE_BYTES, BlockParser, Rows, list_problems
-from tasks.data.csv_cells import BOM, LONE_RETURN, column_at, parse_line
-from tasks.data.csv_file import HashedFile, file_stamp, require_unchanged
+from tasks.data.csv_blocks import MAX_LINE_BYTES, BlockParser, Rows, unusable
+from tasks.data.csv_cells import BOM, cell_note, column_at, parse_line
+from tasks.data.csv_file import HashedFile, decompressed, file_stamp, require_unchanged
 from tasks.data.csv_header import check_header, reject_other_formats
 from tasks.data.quarantine import Quarantine
 
@@ -60,14 +44,14 @@ def open_csv(
     - on exit, instead of these, for a file that changed or does not have the ``expected_sha256``
     """
     before = file_stamp(source)
-    with closing(HashedFile(source)) as file:
+    with HashedFile(source) as hashed, BufferedReader(hashed) as file:
         fault: DataContractError | None = None
         try:
             yield CsvRows(file, contract, label_optional=label_optional, quarantine=quarantine)
         except DataContractError as error:
             fault = error
         # A change comes first: it is the cause of other faults in a file that is still being written.
-        sha256 = file.read_to_end()
+        sha256 = hashed.read_to_end()
         if expected_sha256 not in (None, sha256):
             raise DataContractError(
                 f"{source} changed since it was hashed: expected sha256 {expected_sha256}, received {sha256}. "
@@ -92,31 +76,30 @@ class CsvRows:
     """
 
     def __init__(
-        self, file: HashedFile, contract: DatasetContract, *, label_optional: bool, quarantine: Quarantine | None
+        self,
+        file: "BufferedReader[HashedFile]",
+        contract: DatasetContract,
+        *,
+        label_optional: bool,
+        quarantine: Quarantine | None,
     ) -> None:
-        self._path = file.path
+        path = self._path = file.raw.path
         self._in_file: tuple[str, ...] = contract.columns
         self._blocks = self._whole_lines(file)
         header, line_end, self._first_block = next(self._blocks, b"").removeprefix(BOM).partition(b"\n")
         header = header.removesuffix(b"\r") if line_end else header
-        self._in_file = check_header(self._path, header, contract, label_optional=label_optional)
+        self._in_file = check_header(path, header, contract, label_optional=label_optional)
         self.columns = tuple(column for column in contract.columns if column in self._in_file)
         self.labelled = self.columns[0] == contract.label_column
-        self.reordered = self._describe_order()
+        self.reordered: str | None = None
+        if self.columns != self._in_file:
+            at, name = next((at, name) for at, name in enumerate(self._in_file) if name != self.columns[at])
+            order = f"{name} is column {at + 1}, expected {self.columns.index(name) + 1}"
+            self.reordered = f"{path.name}: columns were reordered ({order})"
         self._has_quarantine = quarantine is not None
-        on_bad_row = (lambda row: None) if quarantine is None else quarantine.source(self._path, header)
-        self._parser = BlockParser(contract, self._in_file, self._path, on_bad_row)
+        on_bad_row = (lambda row: None) if quarantine is None else quarantine.source(path, header)
+        self._parser = BlockParser(contract, self._in_file, path, on_bad_row)
         self.tally = self._parser.tally
-
-    def _describe_order(self) -> str | None:
-        if self.columns == self._in_file:
-            return None
-        at = next(at for at, name in enumerate(self._in_file) if name != self.columns[at])
-        name = self._in_file[at]
-        return (
-            f"{self._path.name}: columns were reordered "
-            f"({name} is column {at + 1}, expected {self.columns.index(name) + 1})"
-        )
 
     def __iter__(self) -> Iterator[Rows]:
         tally = self.tally
@@ -127,37 +110,29 @@ class CsvRows:
                 yield rows if order is None else rows[:, order]
         self._parser.finish()
         if tally.count and not self._has_quarantine:
-            raise DataContractError(
-                "\n".join(
-                    [
-                        *list_problems(tally.problems, tally.count),
-                        f"{self._path} was not used. Correct it, and run again.",
-                    ]
-                ),
-                tally.problems,
-                tally.count,
-            )
+            raise unusable(self._path, tally.problems, tally.count)
         if not tally.rows and not tally.count:
-            problem = CellProblem(2, self._in_file[0], "nothing", "expected a row", self._path.name)
-            raise DataContractError(
-                f"{problem}. {self._path} has a header and no rows: expected one or more. Add rows, and run again.",
-                [problem],
-            )
+            reason = "expected a row (the file has a header and no rows)"
+            raise unusable(self._path, [CellProblem(2, self._in_file[0], "nothing", reason, self._path.name)])
 
-    def _whole_lines(self, file: HashedFile) -> Iterator[bytes]:
+    def _whole_lines(self, file: "BufferedReader[HashedFile]") -> Iterator[bytes]:
         """Yield the content in blocks of whole lines. Only the last block may lack its line end."""
         rest = b""
         line = 1
-        for chunk in file.chunks(BLOCK_BYTES, lambda start: reject_other_formats(self._path, start, self._in_file[0])):
+
+        def check_start(start: bytes) -> None:
+            reject_other_formats(self._path, start, self._in_file[0])
+
+        for chunk in decompressed(file, BLOCK_BYTES, check_start):
             cut = chunk.rfind(b"\n") + 1
             block, rest = (rest + chunk[:cut], chunk[cut:]) if cut else (b"", rest + chunk)
             # Only the first line of a block can be longer than a chunk.
             if block.find(b"\n") > MAX_LINE_BYTES:
                 raise self._too_long(line, block)
+            line += block.count(b"\n")
             if len(rest) > MAX_LINE_BYTES:
-                raise self._too_long(line + block.count(b"\n"), rest)
+                raise self._too_long(line, rest)
             if block:
-                line += block.count(b"\n")
                 yield block
         if rest:
             yield rest
@@ -165,18 +140,8 @@ class CsvRows:
     def _too_long(self, line: int, text: bytes) -> DataContractError:
         """Return the error at the cell that exceeds the limit."""
         text = text[: MAX_LINE_BYTES + 1]
-        hint = (
-            " (it holds NUL bytes: the file is binary, or has a hole)"
-            if b"\0" in text
-            else f" (it holds {LONE_RETURN})"
-            if b"\r" in text
-            else ""
+        column = column_at(self._in_file, len(parse_line(text).cells) - 1)
+        reason = f"expected the end of the line{cell_note(text.decode('latin-1'), 'line')}"
+        return unusable(
+            self._path, [CellProblem(line, column, f"more than {MAX_LINE_BYTES} bytes", reason, self._path.name)]
         )
-        problem = CellProblem(
-            line,
-            column_at(self._in_file, len(parse_line(text).cells) - 1),
-            f"more than {MAX_LINE_BYTES} bytes",
-            f"expected the end of the line{hint}",
-            self._path.name,
-        )
-        return DataContractError(f"{problem}. {self._path} was not used. Correct it, and run again.", [problem])

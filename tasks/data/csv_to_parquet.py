@@ -1,6 +1,6 @@
 """Write the CSVs of a split as one Parquet file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from schemas.config import BadRows, allowed_bad_rows
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from schemas.references import CsvFile, CsvSplit
+from schemas.references import CsvSplit
 from tasks.data.csv_blocks import PROBLEMS_SHOWN, Rows, Tally, list_problems
 from tasks.data.csv_file import file_stamp, require_unchanged
 from tasks.data.csv_reader import CsvRows, open_csv
@@ -62,11 +62,23 @@ def ingest_csv(
       ``quarantine`` either
     """
     before = [file_stamp(file.path) for file in csv.files]
+    schema = parquet_schema(contract)
     with atomic_write(target) as temporary:
-        with open_quarantine(quarantine) as bad, _parquet_writer(temporary, contract) as writer:
-            groups = _RowGroups(writer)
-            readers = [_read_into(groups, file, contract, bad) for file in csv.files]
-            groups.flush()
+        readers: list[CsvRows] = []
+        with (
+            open_quarantine(quarantine) as bad,
+            pq.ParquetWriter(
+                temporary,
+                schema,
+                # Parquet stores uint8 in 4 bytes. Split into byte streams, three are zeros, which LZ4 skips: half the
+                # time of zstd without streams to write and to read the published train split, and fewer bytes.
+                compression="lz4",
+                use_dictionary=False,
+                column_encoding=dict.fromkeys(contract.columns, "BYTE_STREAM_SPLIT"),
+            ) as writer,
+        ):
+            for group in _row_groups(_read(csv, contract, bad, readers), len(schema)):
+                writer.write_table(pa.Table.from_arrays([pa.array(column) for column in group], schema=schema))
             # A shard may change while the next one is read.
             for file, stamp in zip(csv.files, before, strict=True):
                 require_unchanged(file.path, stamp, file.sha256)
@@ -85,47 +97,29 @@ def ingest_csv(
     return facts
 
 
-def _parquet_writer(path: Path, contract: DatasetContract) -> pq.ParquetWriter:
-    return pq.ParquetWriter(
-        path,
-        parquet_schema(contract),
-        # Parquet stores uint8 in 4 bytes. Split into byte streams, three are zeros, which LZ4 skips: half the time of
-        # zstd without streams to write and to read the published train split, and fewer bytes.
-        compression="lz4",
-        use_dictionary=False,
-        column_encoding=dict.fromkeys(contract.columns, "BYTE_STREAM_SPLIT"),
-    )
+def _read(csv: CsvSplit, contract: DatasetContract, bad: Quarantine, readers: list[CsvRows]) -> Iterator[Rows]:
+    """Yield the good rows of every file. Append the reader of each to ``readers``."""
+    for file in csv.files:
+        with open_csv(file.path, contract, expected_sha256=file.sha256, quarantine=bad) as reader:
+            readers.append(reader)
+            yield from reader
 
 
-def _read_into(groups: "_RowGroups", file: CsvFile, contract: DatasetContract, quarantine: Quarantine) -> CsvRows:
-    with open_csv(file.path, contract, expected_sha256=file.sha256, quarantine=quarantine) as csv:
-        for rows in csv:
-            groups.add(rows)
-    return csv
-
-
-class _RowGroups:
-    """Buffer that writes rows as columns, in row groups of `BLOCK_ROWS` rows."""
-
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer = writer
-        self._columns = np.empty((len(writer.schema), BLOCK_ROWS), np.uint8)
-        self._filled = 0
-
-    def add(self, rows: Rows) -> None:
+def _row_groups(blocks: Iterable[Rows], columns: int) -> Iterator[Rows]:
+    """Yield the same rows as uint8 (columns, up to `BLOCK_ROWS`). Each array is valid until the next one."""
+    group = np.empty((columns, BLOCK_ROWS), np.uint8)
+    filled = 0
+    for rows in blocks:
         while len(rows):
-            part = rows[: BLOCK_ROWS - self._filled]
-            self._columns[:, self._filled : self._filled + len(part)] = part.T
-            self._filled += len(part)
+            part = rows[: BLOCK_ROWS - filled]
+            group[:, filled : filled + len(part)] = part.T
+            filled += len(part)
             rows = rows[len(part) :]
-            if self._filled == BLOCK_ROWS:
-                self.flush()
-
-    def flush(self) -> None:
-        if self._filled:
-            columns = [pa.array(column) for column in self._columns[:, : self._filled]]
-            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._writer.schema))
-        self._filled = 0
+            if filled == BLOCK_ROWS:
+                yield group
+                filled = 0
+    if filled:
+        yield group[:, :filled]
 
 
 def require_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarantine: Path) -> None:
@@ -138,11 +132,8 @@ def require_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarant
         lines.append(
             f"The labels look shifted by one: some are one {side} their range, and the {missing} label never occurs."
         )
-    fix = (
-        "Delete the CSV, and run again to fetch it"
-        if csv.origin == "fetched"
-        else "Correct the CSV, or allow more, and run again"
-    )
+    fetched = csv.origin == "fetched"
+    fix = "Delete the CSV, and run again to fetch it" if fetched else "Correct the CSV, or allow more, and run again"
     lines.append(
         f"{_place(csv)} {'was' if len(csv.files) == 1 else 'were'} not used: {quarantined_share(facts)}, "
         f"--bad-rows allows {bad_rows}. The bad rows are in {quarantine}. {fix}."
@@ -158,20 +149,17 @@ def quarantined_share(facts: IngestFacts) -> str:
 
 def _require_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract, quarantine: Path) -> None:
     """Raise `DataContractError` unless there are as many good rows as the contract requires."""
+    published, minimum = contract.published[csv.split].rows, contract.minimum_rows[csv.split]
     if csv.origin == "fetched":
-        published = contract.published[csv.split].rows
-        if facts.rows == published:
-            return
-        expected = f"expected the {published} of the published {csv.split} split"
+        enough, expected = facts.rows == published, f"the {published} of the published"
         fix = f"Delete {_place(csv)}, and run again to fetch it"
     else:
-        minimum = contract.minimum_rows[csv.split]
-        if facts.rows >= minimum:
-            return
-        expected = f"expected at least {minimum} for the {csv.split} split"
+        enough, expected = facts.rows >= minimum, f"at least {minimum} for the"
         fix = f"Add rows to {_place(csv)}, or supply another file, and run again"
+    if enough:
+        return
     rest = f" without the {facts.quarantined} bad ones, which are in {quarantine}" if facts.quarantined else ""
-    message = f"{csv.name} has {facts.rows} rows{rest}: {expected}. {fix}."
+    message = f"{csv.name} has {facts.rows} rows{rest}: expected {expected} {csv.split} split. {fix}."
     raise DataContractError(message, facts.problems, facts.count)
 
 

@@ -2,14 +2,14 @@
 
 import json
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataContractError, UnreadableData
 from schemas.references import CsvFile, CsvSplit, sha256sum_digest
+from tasks.data.csv_file import file_stamp
 from tasks.runtime.files import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -24,50 +24,43 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
     meant.
     """
     present: dict[Split, tuple[Path, ...]] = {}
-    names = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
+    paths = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     for split in SPLITS:
         whole = contract.csv_name(split)
-        shard = re.compile(rf"{re.escape(whole.removesuffix('.csv'))}-.*\.csv", re.DOTALL)
-        files: dict[str, list[Path]] = {}  # by name without .gz
-        for name in sorted(names):
-            plain = name.removesuffix(".gz")
-            if plain == whole or shard.fullmatch(plain):
-                _require_printable_name(data_dir, name)
-                files.setdefault(plain, []).append(data_dir / name)
-        for paths in files.values():
-            _require_one_file(data_dir, paths)
+        files: dict[str, Path] = {}  # by name without .gz
+        for path in paths:
+            plain = path.name.removesuffix(".gz")
+            if plain != whole and not (plain.startswith(f"{whole.removesuffix('.csv')}-") and plain.endswith(".csv")):
+                continue
+            _require_usable(path)
+            if plain in files:
+                raise DataContractError(
+                    f"{data_dir} contains both {plain} and {path.name}. Expected one of them, because they may differ. "
+                    "Remove the wrong one."
+                )
+            files[plain] = path
         if whole in files and len(files) > 1:
-            name, first = files[whole][0].name, next(paths[0].name for plain, paths in files.items() if plain != whole)
+            name, first = files[whole].name, min(files)
             raise DataContractError(
                 f"{data_dir} contains {name} and {len(files) - 1} shards of it ({first}, ...). Expected one or the "
                 f"other, because both may contain the same rows. Remove one of them, or rename {name} to a shard."
             )
         if files:
-            present[split] = tuple(path for _, (path,) in sorted(files.items()))
+            present[split] = tuple(files[plain] for plain in sorted(files))
     return present
 
 
-def _require_printable_name(data_dir: Path, name: str) -> None:
-    """Require a name that manifests, quarantine files and messages can contain."""
-    if not name.isprintable():
+def _require_usable(path: Path) -> None:
+    """Require a regular file with a name that manifests, quarantine files and messages can contain."""
+    if not path.name.isprintable():
         raise DataContractError(
-            f"{data_dir} contains a shard named {name!a}. Expected printable UTF-8 characters. Rename the file and run "
-            "again."
+            f"{path.parent} contains a shard named {path.name!a}. Expected printable UTF-8 characters. Rename the file "
+            "and run again."
         )
-
-
-def _require_one_file(data_dir: Path, paths: Sequence[Path]) -> None:
-    """Require a single regular file. ``paths``: the plain and the compressed form of a CSV, as far as present."""
-    for path in paths:
-        if not path.is_file():
-            received = "a folder" if path.is_dir() else "a link to nothing, a pipe or a device"
-            raise DataContractError(
-                f"{path} is not a file. Expected a CSV, received {received}. Remove it, or replace it by a CSV."
-            )
-    if len(paths) > 1:
+    if not path.is_file():
+        received = "a folder" if path.is_dir() else "a link to nothing, a pipe or a device"
         raise DataContractError(
-            f"{data_dir} contains both {paths[0].name} and {paths[1].name}. Expected one of them, because they may "
-            "differ. Remove the wrong one."
+            f"{path} is not a file. Expected a CSV, received {received}. Remove it, or replace it by a CSV."
         )
 
 
@@ -75,12 +68,11 @@ def csv_references(
     contract: DatasetContract, data_dir: Path, present: Mapping[Split, Sequence[Path]]
 ) -> dict[Split, CsvSplit]:
     """Return references to the ``present`` files, with digests and origin, and log where each file comes from."""
-    csvs = {split: csv_split(split, paths, "supplied") for split, paths in present.items()}
+    csvs = {split: csv_split(split, paths) for split, paths in present.items()}
     # The record is read after the files, because a fetch writes it before it renames them.
     fetched_digests = read_record(contract, data_dir)
     for split, csv in csvs.items():
-        fetched = fetched_digests.get(split) == csv.sha256
-        if fetched:
+        if fetched := fetched_digests.get(split) == csv.sha256:
             csvs[split] = csv.model_copy(update={"origin": "fetched"})
         for file in csv.files:
             logger.info("%s: found (%s)", file.path, "downloaded earlier" if fetched else "your file")
@@ -96,38 +88,30 @@ def digest_of_csvs(csvs: Mapping[Split, CsvSplit]) -> str:
 
 def folder_digest(contract: DatasetContract, data_dir: Path) -> str | None:
     """Return the digest of the CSVs in ``data_dir``, None if a split is missing or a file is being written."""
-    try:
-        present = present_csvs(contract, data_dir)
-        if len(present) < len(SPLITS):
-            names = ", ".join(path.name for paths in present.values() for path in paths) or "no CSV"
-            logger.info("%s contains %s; both splits are needed", data_dir, names)
-            return None
-        before = _stamps(present)
-        csvs = [CsvFile(path=path, sha256=sha256_file(path)) for paths in present.values() for path in paths]
-        if _stamps(present) != before or present_csvs(contract, data_dir) != present:
-            logger.info("%s: files are still being written; the next run checks again", data_dir)
-            return None
-    except FileNotFoundError as error:
-        logger.info("%s was removed while it was read; the next run checks again", error.filename)
+    present = present_csvs(contract, data_dir)
+    paths = [path for files in present.values() for path in files]
+    if len(present) < len(SPLITS):
+        names = ", ".join(path.name for path in paths) or "no CSV"
+        logger.info("%s contains %s; both splits are needed", data_dir, names)
         return None
-    return sha256sum_digest(csvs)
+    before = [file_stamp(path) for path in paths]
+    with suppress(FileNotFoundError):  # removed meanwhile
+        digest = sha256sum_digest(CsvFile(path=path, sha256=sha256_file(path)) for path in paths)
+        if [file_stamp(path) for path in paths] == before and present_csvs(contract, data_dir) == present:
+            return digest
+    logger.info("%s: files are still being written; the next run checks again", data_dir)
+    return None
 
 
-def _stamps(present: Mapping[Split, Sequence[Path]]) -> list[tuple[int, int, int]]:
-    entries = [path.stat() for paths in present.values() for path in paths]
-    return [(entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in entries]
-
-
-def csv_split(split: Split, paths: Sequence[Path], origin: Literal["supplied", "fetched"]) -> CsvSplit:
-    """Return the reference to the files of a split. Raises `UnreadableData`."""
-    return CsvSplit(split=split, files=tuple(_hashed(path) for path in paths), origin=origin)
-
-
-def _hashed(path: Path) -> CsvFile:
-    try:
-        return CsvFile(path=path, sha256=sha256_file(path))
-    except OSError as error:
-        raise UnreadableData(path, error) from error
+def csv_split(split: Split, paths: Iterable[Path]) -> CsvSplit:
+    """Return the reference to the files of a split, as supplied ones. Raises `UnreadableData`."""
+    files = []
+    for path in paths:
+        try:
+            files.append(CsvFile(path=path, sha256=sha256_file(path)))
+        except OSError as error:
+            raise UnreadableData(path, error) from error
+    return CsvSplit(split=split, files=tuple(files), origin="supplied")
 
 
 def record_path(contract: DatasetContract, data_dir: Path) -> Path:

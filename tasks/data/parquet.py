@@ -26,12 +26,11 @@ def batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Itera
     A row group of at most that size is read whole, one column after the other. pyarrow's `iter_batches` reads all
     columns at once, with a buffer for each, in more than twice the memory.
     """
-    names = None if columns is None else list(columns)
     for group in range(file.num_row_groups):
         if file.metadata.row_group(group).num_rows <= BLOCK_ROWS:
-            yield from file.read_row_group(group, names).to_batches()
+            yield from file.read_row_group(group, columns).to_batches()
         else:
-            yield from file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=names)
+            yield from file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=columns)
 
 
 def row_count(file: pq.ParquetFile) -> int:
@@ -58,9 +57,7 @@ def select_rows(block: Bytes, start: int, rows: npt.NDArray[np.int64]) -> Bytes:
 
 def column_bytes(batch: pa.RecordBatch) -> Bytes | None:
     """Return the values of a batch, uint8 (columns, rows), or None if a column has another type or nulls."""
-    if not batch.num_rows or any(kind != pa.uint8() for kind in batch.schema.types):
-        return None
-    if any(column.null_count for column in batch.columns):
+    if not batch.num_rows or any(column.type != pa.uint8() or column.null_count for column in batch.columns):
         return None
     block: Bytes = batch.to_tensor(row_major=False).to_numpy().T
     return block

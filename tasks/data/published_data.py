@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -22,10 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def fetch_data(
-    contract: DatasetContract,
-    data_dir: Path,
-    sources: Sequence[Source] | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    contract: DatasetContract, data_dir: Path, sources: Sequence[Source] | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> dict[Split, CsvSplit]:
     """Return the CSVs of both splits in ``data_dir``; download the published ones if it contains none.
 
@@ -70,7 +68,7 @@ def _fetch(
         return csv_references(contract, data_dir, present)
     fetched_digests = read_record(contract, data_dir)
     for split, paths in present.items():
-        if csv_split(split, paths, "supplied").sha256 != fetched_digests.get(split):
+        if csv_split(split, paths).sha256 != fetched_digests.get(split):
             missing = " and ".join(contract.csv_name(other) for other in SPLITS if other not in present)
             raise DataUnavailable(
                 f"{data_dir} contains {paths[0].name} but not {missing}. Expected both splits: metrics of your split "
@@ -104,7 +102,7 @@ def _fetch_from_first_source(
         try:
             fetched = source.fetch(contract, folder, limits)
         except (SourceError, DataContractError) as error:
-            reason = str(error).rstrip(".")
+            reason = str(error).partition("\n")[0].rstrip(".")
             logger.info("not available: %s%s", reason, "; trying the next source" if number < len(sources) else "")
             failures.append(f"({number}) {source.name}: {reason}")
             shutil.rmtree(folder)  # frees the disk space for the next source
@@ -135,22 +133,21 @@ def _publish(
     The order makes a kill harmless: the record exists before the CSVs that it describes. The CSVs that a killed fetch
     left are removed before, because they would count as supplied under the new record.
     """
-    files: dict[Split, CsvFile] = {}
+    entries, csvs = {}, {}
     for split in SPLITS:
         sync_to_disk(fetched[split])
-        files[split] = CsvFile(path=data_dir / contract.csv_name(split), sha256=sha256_file(fetched[split]))
+        file = CsvFile(path=data_dir / contract.csv_name(split), sha256=sha256_file(fetched[split]))
+        entries[split] = {"sha256": file.sha256, "rows": contract.published[split].rows}
+        csvs[split] = CsvSplit(split=split, files=(file,), origin="fetched")
     record = working / "record"
-    rows = {split: contract.published[split].rows for split in SPLITS}
-    entries = {split: {"sha256": file.sha256, "rows": rows[split]} for split, file in files.items()}
     write_json(record, {"source": source, "files": entries})
-    for paths in leftovers.values():
-        for path in paths:
-            path.unlink()
+    for path in chain.from_iterable(leftovers.values()):
+        path.unlink()
     record.replace(record_path(contract, data_dir))
-    for split, file in files.items():
-        fetched[split].replace(file.path)
-        logger.info("%s: fetched, %d rows", file.path, rows[split])
-    return {split: CsvSplit(split=split, files=(file,), origin="fetched") for split, file in files.items()}
+    for split, csv in csvs.items():
+        fetched[split].replace(csv.files[0].path)
+        logger.info("%s: fetched, %d rows", csv.files[0].path, contract.published[split].rows)
+    return csvs
 
 
 def _working_folder(contract: DatasetContract, data_dir: Path) -> Path:

@@ -12,32 +12,15 @@ from schemas.errors import DataContractError
 from schemas.layout import images_name, labels_name
 from tasks.data.parquet import blocks, open_parquet, row_count, select_rows
 
-SCALE_ROWS = 1024  # images scaled at once; float32 takes four times the memory of uint8
-_UNSCALE_ROWS = 512  # images converted back at once; the intermediate arrays take memory
-
-
-def read_images(path: Path, contract: DatasetContract) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Return images uint8 (N, pixels) and labels int32 (N,) of a Parquet that `tasks.validate` accepted."""
-    rows = row_count(open_parquet(path))
-    images = np.empty((rows, contract.pixels), dtype=np.uint8)
-    labels = np.empty(rows, dtype=np.int32)
-    # In blocks, so that columns and matrix are never in memory as a whole at the same time.
-    for start, block in blocks(path, contract.columns):
-        stop = start + block.shape[1]
-        labels[start:stop], images[start:stop] = block[0], block[1:].T
-    return images, labels
-
-
-def read_labels(path: Path, contract: DatasetContract) -> npt.NDArray[np.int32]:
-    """Return only the labels that `read_images` returns, int32 (N,)."""
-    return np.concatenate([block[0] for _, block in blocks(path, [contract.label_column])]).astype(np.int32)
+SCALE_ROWS = 1024  # images scaled or unscaled at once; float32 takes four times the memory of uint8
 
 
 def write_splits(
     train: Path, test: Path, folder: Path, contract: DatasetContract, validation_size: int, seed: int
 ) -> dict[str, int]:
     """Write the arrays of train, validation and test from two Parquets, and return the number of rows of each."""
-    train_rows, validation_rows = stratified_split(read_labels(train, contract), validation_size, seed)
+    labels = np.concatenate([block[0] for _, block in blocks(train, [contract.label_column])]).astype(np.int32)
+    train_rows, validation_rows = stratified_split(labels, validation_size, seed)
     test_rows = np.arange(row_count(open_parquet(test)))
     write_arrays(train, {"train": train_rows, "validation": validation_rows}, folder, contract)
     write_arrays(test, {"test": test_rows}, folder, contract)
@@ -54,31 +37,26 @@ def write_arrays(
     with ExitStack() as stack:
         files = {}
         for split, rows in splits.items():
-            kinds = {
-                "images": (images_name(split), np.empty((0, contract.pixels), np.float32)),
-                "labels": (labels_name(split), np.empty(0, np.int32)),
-            }
-            for kind, (name, like) in kinds.items():
-                file = stack.enter_context((folder / name).open("wb"))
+            images, labels = np.empty((0, contract.pixels), np.float32), np.empty(0, np.int32)
+            for name, like in ((images_name(split), images), (labels_name(split), labels)):
+                files[name] = stack.enter_context((folder / name).open("wb"))
                 header = np.lib.format.header_data_from_array_1_0(like)
-                np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(rows), *like.shape[1:])})
-                files[split, kind] = file
+                np.lib.format.write_array_header_1_0(files[name], {**header, "shape": (len(rows), *like.shape[1:])})
         for start, block in blocks(path, contract.columns):
             for split, rows in splits.items():
                 selected = select_rows(block, start, rows)
-                images = np.ascontiguousarray(selected[1:].T)
-                for first in range(0, len(images), SCALE_ROWS):
-                    some = images[first : first + SCALE_ROWS]
-                    files[split, "images"].write(scale_pixels(some, contract).data)
-                files[split, "labels"].write(selected[0].astype(np.int32).data)
+                pixels = np.ascontiguousarray(selected[1:].T)
+                for first in range(0, len(pixels), SCALE_ROWS):
+                    scaled = scale_pixels(pixels[first : first + SCALE_ROWS], contract)
+                    files[images_name(split)].write(scaled.data)
+                files[labels_name(split)].write(selected[0].astype(np.int32).data)
 
 
 def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:
     """Scale uint8 (N, pixels) in pixel_min..pixel_max to float32 (N, pixels) in [0, 1]. Background becomes 0."""
-    span = np.float32(contract.pixel_max - contract.pixel_min)
     scaled = images.astype(np.float32)
     scaled -= np.float32(contract.pixel_min)
-    scaled /= span
+    scaled /= np.float32(contract.pixel_max - contract.pixel_min)
     return scaled
 
 
@@ -109,17 +87,10 @@ def stratified_split(
         quota[quota.argmax()] -= 1
         quota[place] += 1
     generator = np.random.default_rng(seed)
-    held_out = np.sort(
-        np.concatenate(
-            [
-                generator.permutation(np.flatnonzero(labels == label))[:rows]
-                for label, rows in zip(classes, quota, strict=True)
-            ]
-        )
-    )
-    kept = np.ones(total, dtype=bool)
-    kept[held_out] = False
-    return np.flatnonzero(kept), held_out
+    held_out = np.zeros(total, dtype=bool)
+    for label, rows in zip(classes, quota, strict=True):
+        held_out[generator.permutation(np.flatnonzero(labels == label))[:rows]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def unscale_pixels(images: npt.NDArray[np.float32], contract: DatasetContract) -> npt.NDArray[np.uint8]:
@@ -130,5 +101,5 @@ def unscale_pixels(images: npt.NDArray[np.float32], contract: DatasetContract) -
 
 def unscaled_images(images: npt.NDArray[np.float32], contract: DatasetContract) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield each image of `unscale_pixels`, uint8 (pixels,), in constant memory."""
-    for start in range(0, len(images), _UNSCALE_ROWS):
-        yield from unscale_pixels(images[start : start + _UNSCALE_ROWS], contract)
+    for start in range(0, len(images), SCALE_ROWS):
+        yield from unscale_pixels(images[start : start + SCALE_ROWS], contract)

@@ -11,9 +11,10 @@ from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import StoredArtifactError
 from schemas.layout import TEST_IN_TRAIN_NAME
 from schemas.references import PreparedData, ValidatedSplit
-from tasks.data.splits import read_images, scale_pixels
+from tasks.data.splits import scale_pixels
 from tasks.prepare import prepare
 from tasks.runtime.files import sha256_file
+from tests.tasks.checks.rows import read_rows
 
 
 def test_arrays_have_the_rows_of_the_data(
@@ -28,7 +29,7 @@ def test_arrays_have_the_rows_of_the_data(
         assert images.max() == 1
         assert set(np.bincount(labels)) == {rows // 10}
     # Train and validation together have each row of the train file once.
-    source, source_labels = read_images(sample_data["train"].data.path, FASHION_MNIST)
+    source, source_labels = read_rows(sample_data["train"].data.path)
     together = np.concatenate([arrays["train_images"], arrays["validation_images"]])
     labels = np.concatenate([arrays["train_labels"], arrays["validation_labels"]])
     expected = sorted(zip(source_labels.tolist(), scale_pixels(source, FASHION_MNIST).tolist(), strict=True))
@@ -36,7 +37,7 @@ def test_arrays_have_the_rows_of_the_data(
     # The test file keeps its order.
     np.testing.assert_array_equal(
         np.rint(arrays["test_images"] * 255).astype(np.uint8),
-        read_images(sample_data["test"].data.path, FASHION_MNIST)[0],
+        read_rows(sample_data["test"].data.path)[0],
     )
 
 

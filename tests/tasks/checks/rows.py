@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.contract import FASHION_MNIST, DatasetContract
-from tasks.data.splits import read_images
+from tasks.data.parquet import blocks
 
 Bytes = npt.NDArray[np.uint8]
 Rows = tuple[Bytes, Bytes]  # images (N, pixels), labels (N,)
@@ -17,8 +17,8 @@ Change = Callable[[Rows], Rows]
 
 
 def read_rows(path: Path) -> Rows:
-    images, labels = read_images(path, FASHION_MNIST)
-    return images, labels.astype(np.uint8)
+    rows = np.concatenate([block for _, block in blocks(path, FASHION_MNIST.columns)], axis=1)  # (785, N)
+    return np.ascontiguousarray(rows[1:].T), rows[0]
 
 
 def write_rows(rows: Rows, path: Path, contract: DatasetContract = FASHION_MNIST) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.sources import IdxMirror, KaggleZip
-from tests.tasks.data.published import idx_folder
+from tasks.data.sources import Source, idx_mirror, kaggle_zip
+from tests.tasks.data.published import write_idx
 
 Response = bytes | Callable[[BaseHTTPRequestHandler], None]
 
@@ -21,13 +21,13 @@ class WebServer:
     responses: dict[str, Response]  # by path; 404 for any other
     requests: list[str]
 
-    def mirror(self, files: Mapping[str, Response], folder: str = "") -> IdxMirror:
+    def mirror(self, files: Mapping[str, Response], folder: str = "") -> Source:
         self.responses.update({f"{folder}/{name}": response for name, response in files.items()})
-        return IdxMirror(self.address + folder)
+        return idx_mirror(self.address + folder)
 
-    def kaggle(self, response: Response) -> KaggleZip:
+    def kaggle(self, response: Response) -> Source:
         self.responses["/download"] = response
-        return KaggleZip(f"{self.address}/download")
+        return kaggle_zip(f"{self.address}/download")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def install_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     def install(apt_get: str) -> Path:
         package, calls, binaries = tmp_path / "package", tmp_path / "calls", tmp_path / "bin"
-        idx_folder(package)
+        write_idx(package)
         binaries.mkdir()
         scripts = {
             "apt-get": f'echo "$@" >> {calls}\n{apt_get}',

@@ -209,13 +209,13 @@ CASES = [
         "carriage return for a line end",
         GOOD.replace(b"255\n", b"255\r"),
         *(2, "pixel4", "'255\\r0'"),
-        "expected 5 values in a line (the cell holds a lone carriage return, which ends no line",
+        "expected 5 values in a row (the cell holds a lone carriage return, which ends no line",
     ),
     bad_row("carriage return and short", GOOD.replace(b"20,200,0", b"2\r0"), 3, "pixel2", "'2\\r0'", "a lone carriage"),
     bad_row("two carriage returns and LF", GOOD.replace(b"0\n5", b"0\r\r\n5"), 3, "pixel4", "'0\\r'", "a lone"),
     bad_row(
         *("comma in quotes behind a lone return", GOOD.replace(b"10,100,255", b'\r"1,2",3')),
-        *(2, "pixel2", "'\\r\"1,2\"'", "expected 5 values in a line (the cell holds a lone carriage return"),
+        *(2, "pixel2", "'\\r\"1,2\"'", "expected 5 values in a row (the cell holds a lone carriage return"),
     ),
     bad_row("line of one carriage return", HEADER + b"\r\r\n" + BODY, 2, "label", "'\\r'", "a lone carriage return"),
     bad_row(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, IdxFile, PublishedSplit, Split
-from tasks.data.sources import IdxFolder
+from tasks.data.sources import Source, idx_folder
 
 Rows = npt.NDArray[np.uint8]
 TRAIN, TEST = "fashion-mnist_train.csv", "fashion-mnist_test.csv"
@@ -88,11 +88,12 @@ def kaggle_members() -> dict[str, bytes]:
     return {**csvs, "train-images-idx3-ubyte": gzip.decompress(GOOD.files[TRAIN_IMAGES])}
 
 
-def idx_folder(folder: Path, files: Mapping[str, bytes] = GOOD.files) -> IdxFolder:
+def write_idx(folder: Path, files: Mapping[str, bytes] = GOOD.files) -> Source:
+    """Write IDX files to ``folder``, and return it as a source."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    return IdxFolder(folder)
+    return idx_folder(folder)
 
 
 def supply(folder: Path, *names: str) -> None:

@@ -30,7 +30,16 @@ def test_splits_a_line_into_cells(line: bytes, expected: Line) -> None:
 @pytest.mark.parametrize(
     ("cell", "number"),
     [
-        *(("0", 0), (" 0255 ", 255), ("0" * 5_000 + "7", 7), ("", None), (" ", None), ("+5", None), ("1_0", None)),
+        *(
+            ("0", 0),
+            (" 0255 ", 255),
+            ("0" * 5_000 + "7", 7),
+            ("1000", None),
+            ("", None),
+            (" ", None),
+            ("+5", None),
+            ("1_0", None),
+        ),
         *(("1.0", None), ("\uff11", None), ("1 2", None)),
     ],
 )

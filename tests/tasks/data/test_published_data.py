@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from schemas.contract import SPLITS, DatasetContract, Split
+from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable
 from tasks.data.data_folder import record_path
 from tasks.data.download import Limits
 from tasks.data.published_data import fetch_data, find_data
-from tasks.data.sources import IdxFolder, IdxMirror, Source
+from tasks.data.sources import Source, idx_folder, idx_mirror
 from tests.tasks.data.conftest import WebServer, respond
 from tests.tasks.data.published import (
     CONTRACT,
@@ -28,34 +28,30 @@ from tests.tasks.data.published import (
     Rows,
     as_csv,
     as_zip,
-    idx_folder,
     kaggle_members,
     sha256,
     supply,
+    write_idx,
 )
 
 LOCK, WORKING = ".fashion-mnist.lock", ".fashion-mnist.fetching"
 
 
-class Stub:
-    """A source that calls a function; without one it fails the test."""
-
-    name = "stub"
-
-    def __init__(self, action: Callable[[Path], Mapping[Split, Path]] | None = None) -> None:
-        self.action = action
-
-    def fetch(self, contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
-        assert self.action is not None, "no source was expected to be tried"
-        return self.action(folder)
+def stub(action: Callable[[Path], Mapping[Split, Path]]) -> Source:
+    """Return a source that calls a function with its folder."""
+    return Source("stub", lambda contract, folder, limits: action(folder))
 
 
-UNUSED = Stub()
+def unexpected(folder: Path) -> Mapping[Split, Path]:
+    pytest.fail("no source was expected to be tried")
+
+
+UNUSED = stub(unexpected)
 
 
 @pytest.fixture
-def good(tmp_path: Path) -> IdxFolder:
-    return idx_folder(tmp_path / "idx")
+def good(tmp_path: Path) -> Source:
+    return write_idx(tmp_path / "idx")
 
 
 @pytest.fixture
@@ -113,7 +109,7 @@ def full_disk(folder: Path) -> Mapping[Split, Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "source"), [("file", UNUSED), ("file/data", UNUSED), ("/proc/data", UNUSED), ("data", Stub(full_disk))]
+    ("name", "source"), [("file", UNUSED), ("file/data", UNUSED), ("/proc/data", UNUSED), ("data", stub(full_disk))]
 )
 def test_reports_an_unusable_folder(tmp_path: Path, name: str, source: Source) -> None:
     (tmp_path / "file").touch()
@@ -130,7 +126,7 @@ def test_tries_sources_in_order_and_publishes_the_first(
     caplog.set_level(logging.INFO, "tasks.data")
     synced: list[Path] = []
     monkeypatch.setattr("tasks.data.published_data.sync_to_disk", synced.append)
-    sources = [IdxFolder(data_dir / "none"), web.mirror(GOOD.files), UNUSED]
+    sources = [idx_folder(data_dir / "none"), web.mirror(GOOD.files), UNUSED]
     csvs = fetch_data(CONTRACT, data_dir, sources)
     assert_published(data_dir)
     assert [path.name for path in synced] == [TRAIN, TEST]
@@ -147,7 +143,7 @@ def test_tries_sources_in_order_and_publishes_the_first(
 
 
 def test_lists_the_failure_of_every_source(data_dir: Path, web: WebServer) -> None:
-    sources = [IdxFolder(data_dir / "none"), web.kaggle(b"no zip"), IdxMirror(web.address)]
+    sources = [idx_folder(data_dir / "none"), web.kaggle(b"no zip"), idx_mirror(web.address)]
     with pytest.raises(DataUnavailable) as caught:
         fetch_data(CONTRACT, data_dir, sources)
     message = str(caught.value)
@@ -163,19 +159,19 @@ def test_lists_the_failure_of_every_source(data_dir: Path, web: WebServer) -> No
     assert [path.name for path in data_dir.iterdir()] == [LOCK]
 
 
-def test_keeps_files_that_appear_during_the_fetch(data_dir: Path, good: IdxFolder) -> None:
+def test_keeps_files_that_appear_during_the_fetch(data_dir: Path, good: Source) -> None:
     def supply_meanwhile(folder: Path) -> Mapping[Split, Path]:
         assert [*folder.parent.iterdir()] == [folder]  # the folder of the first source is gone
         supply(data_dir, TRAIN, TEST)
         return good.fetch(CONTRACT, folder, Limits())
 
     with pytest.raises(DataUnavailable, match="Run again"):
-        fetch_data(CONTRACT, data_dir, [IdxFolder(data_dir / "none"), Stub(supply_meanwhile)])
+        fetch_data(CONTRACT, data_dir, [idx_folder(data_dir / "none"), stub(supply_meanwhile)])
     assert fetch_data(CONTRACT, data_dir, [UNUSED])["train"].sha256 == sha256(TRAIN.encode())
 
 
 @pytest.mark.parametrize("change", ["edited", "replaced half"])
-def test_changed_downloads_count_as_supplied(data_dir: Path, good: IdxFolder, change: str) -> None:
+def test_changed_downloads_count_as_supplied(data_dir: Path, good: Source, change: str) -> None:
     fetch_data(CONTRACT, data_dir, [good])
     supply(data_dir, TRAIN)
     if change == "edited":
@@ -220,7 +216,7 @@ def fetch_killed_at(step: int, data_dir: Path, source: Source) -> None:
 @pytest.mark.parametrize("step", [0, 1, 2])  # the record, train, test
 @pytest.mark.parametrize("from_kaggle", [False, True])
 def test_fetch_after_a_kill_completes(
-    data_dir: Path, good: IdxFolder, web: WebServer, step: int, from_kaggle: bool
+    data_dir: Path, good: Source, web: WebServer, step: int, from_kaggle: bool
 ) -> None:
     fetch_killed_at(step, data_dir, good)
     published = [record_path(CONTRACT, data_dir).name, TRAIN][:step]
@@ -231,7 +227,7 @@ def test_fetch_after_a_kill_completes(
 
 
 @pytest.mark.parametrize("step", range(5))  # the zip, the train CSV that was left, the record, train, test
-def test_fetch_after_two_kills_completes(data_dir: Path, good: IdxFolder, web: WebServer, step: int) -> None:
+def test_fetch_after_two_kills_completes(data_dir: Path, good: Source, web: WebServer, step: int) -> None:
     fetch_killed_at(2, data_dir, good)
     fetch_killed_at(step, data_dir, web.kaggle(as_zip(kaggle_members())))
     csvs = fetch_data(CONTRACT, data_dir, [good])
@@ -239,7 +235,7 @@ def test_fetch_after_two_kills_completes(data_dir: Path, good: IdxFolder, web: W
     assert {csv.origin for csv in csvs.values()} == {"fetched"}
 
 
-def test_removes_the_working_folder_of_a_killed_fetch(data_dir: Path, good: IdxFolder) -> None:
+def test_removes_the_working_folder_of_a_killed_fetch(data_dir: Path, good: Source) -> None:
     fetch_data(CONTRACT, data_dir, [good])
     (data_dir / WORKING / "4").mkdir(parents=True)
     (data_dir / WORKING / "4" / "archive.zip").write_bytes(b"large")
