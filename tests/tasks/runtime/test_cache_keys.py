@@ -19,7 +19,12 @@ STAGES = {
 CHANGES = [
     ("ingest", "tasks/data/csv_to_parquet.py", 'compression="lz4"', 'compression="zstd"'),
     ("validate", "schemas/contract.py", "SAMPLE_ROWS = 2_048", "SAMPLE_ROWS = 1_024"),
-    ("prepare", "tasks/data/splits.py", "scaled /= span", "scaled /= 256"),
+    (
+        "prepare",
+        "tasks/data/splits.py",
+        "scaled /= np.float32(contract.pixel_max - contract.pixel_min)",
+        "scaled /= 256",
+    ),
     ("prepare", "tasks/data/splits.py", "default_rng(seed)", "default_rng(seed + 1)"),
     ("train", "tasks/model/network.py", 'activation="relu"', 'activation="tanh"'),
     ("train", "tasks/model/network.py", "HIDDEN_UNITS = 128", "HIDDEN_UNITS = 256"),
