@@ -82,11 +82,8 @@ def _header_problem(
         column, reason, at = missing[0], "expected this name in the header", expected.index(missing[0])
         value = shorten(received[at]) if at < len(received) and received[at] in extra else "nothing"
     else:
-        column, reason, value = (
-            str(received.index(extra[0]) + 1),
-            "expected no such name in the header",
-            shorten(extra[0]),
-        )
+        column, value = str(received.index(extra[0]) + 1), shorten(extra[0])
+        reason = "expected no such name in the header"
     cause = _likely_cause(line, parsed, received, names) or "; ".join(
         f"{kind}: {shorten(wrong[0])}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
         for kind, wrong in (("more than once", repeated), ("missing", missing), ("unexpected", extra))

@@ -1,5 +1,6 @@
 """Get the published data from scikit-learn, IDX files, mirrors, a Debian package or Kaggle."""
 
+import errno
 import gzip
 import hashlib
 import logging
@@ -138,7 +139,7 @@ def idx_folder(path: Path) -> Source:
 
 
 def idx_mirror(address: str) -> Source:
-    """Return the source of a server with the four IDX files under ``address``."""
+    """Return the source that downloads the four IDX files from below ``address``."""
 
     def fetch(contract: DatasetContract, folder: Path, limits: Limits) -> Mapping[Split, Path]:
         # Labels first: a server with other data is rejected after kilobytes.
@@ -300,6 +301,7 @@ def extract(archive: Path, path: Path, largest: int) -> None:
             with opened.open(members[0]) as stream:  # ends at the listed size, also if there is more
                 shutil.copyfileobj(stream, file)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # from the file system; bz2 raises an OSError without errno
+        # A damaged zip has errors without errno from bz2, and EINVAL from offsets before its start.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise SourceError(f"not a readable zip ({type(error).__name__}: {error})") from error

@@ -155,6 +155,7 @@ TEST_CSV = as_csv(GOOD.rows["test"])
 BAD_ZIPS = {
     "a web page": (b"<html>Log in</html>", "not a readable zip .BadZipFile"),
     "cut off": (as_zip(kaggle_members())[:-100], "BadZipFile"),
+    "only its end": (as_zip(kaggle_members())[-1_000:], "not a readable zip"),
     "a wrong checksum": (flipped(as_zip(kaggle_members(), zipfile.ZIP_STORED), len(TRAIN) + 500), "Bad CRC-32"),
     "damaged LZMA": (flipped(as_zip(kaggle_members(), zipfile.ZIP_LZMA), len(TRAIN) + 500), "not a readable zip"),
     "damaged bzip2": (flipped(as_zip(kaggle_members(), zipfile.ZIP_BZIP2), len(TRAIN) + 500), "not a readable zip"),
