@@ -39,11 +39,11 @@ def _open_latest(ui: Page, key: str) -> None:
     ("key", "text"),
     [
         ("version", "Version 2: "),
-        ("verdict", "McNemar's exact test against version 1, p"),
+        ("verdict", "p-value of McNemar's exact test against version 1"),
         ("per-class", "Ankle boot"),
         ("report", "report.html"),
         ("evaluation", "expected calibration error"),
-        ("train-validation", "expect_every_column_to_be"),
+        ("train-validation", "expect_column_pair_values_to_be_equal"),
     ],
 )
 def test_shows_an_artifact(ui: Page, key: str, text: str) -> None:
