@@ -146,7 +146,7 @@ def read_quarantine(path: Path) -> QuarantineFile:
             cell = ["source_file", "line", "column", "value", "reason"]
             first = next(file.iter_batches(batch_size=1, columns=cell)).to_pylist()[0]
             return QuarantineFile(path, split, file.metadata.num_rows, headers, first)
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise StoredArtifactError(
             f"{path} is not a readable quarantine file ({error}). Delete it; the next `fashion-ann train` on the same "
             "CSVs writes it again."
@@ -237,11 +237,19 @@ def _stem(name: str) -> str:
 
 
 def _rejected_rows(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield source file and bytes of each rejected row in file order, without its line end and without blank lines."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):  # 4 MiB each, where a batch could join many
-            columns = file.read_row_group(group, ["source_file", "raw_text"]).columns
-            for source, raw in zip(*(column.to_pylist() for column in columns), strict=True):
-                row = raw.rstrip(b"\r\n")
-                if row.strip():
-                    yield source, row
+    """Yield source file and bytes of each rejected row in file order, without its line end and without blank lines.
+
+    Raises `StoredArtifactError` if the file cannot be read or a row differs from its content hash.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):  # 4 MiB each, where a batch could join many
+                columns = file.read_row_group(group, ["source_file", "raw_text", "content_hash"]).columns
+                for source, raw, digest in zip(*(column.to_pylist() for column in columns), strict=True):
+                    if hashlib.sha256(raw).hexdigest() != digest:
+                        raise StoredArtifactError(f"{path}: a row differs from its hash. Restore it from a copy.")
+                    row = raw.rstrip(b"\r\n")
+                    if row.strip():
+                        yield source, row
+    except (OSError, ValueError) as error:
+        raise StoredArtifactError(f"{path} is damaged ({error}). Restore it from a copy.") from error
