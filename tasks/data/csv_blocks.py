@@ -31,7 +31,7 @@ _ZERO = ord("0")
 
 @dataclass
 class Tally:
-    """What was read of a CSV so far.
+    """Counts and problems of the rows of a CSV that were read so far.
 
     rows: number of good rows.
     count: number of bad cells; a row of the wrong length counts as one.

@@ -163,12 +163,12 @@ class Record:
 
     @property
     def lone_return(self) -> bool:
-        """Whether it contains a CR outside quotes and not before its last LF."""
+        """Return True if it contains a CR outside quotes that does not precede its last LF."""
         return len(self.rows) > 1 or (self.raw.endswith(b"\r") and not self.open)
 
     @property
     def open(self) -> bool:
-        """Whether it ends within quotes. Only the last record can."""
+        """Return True if it ends within quotes, which only the last record can."""
         return list(csv.reader(_pieces(self.raw + b"\n1"), skipinitialspace=True))[-1] != ["1"]
 
     def numbers(self, names: list[str]) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""What gc deletes and what it keeps."""
+"""Test which versions and artifacts gc deletes and which it keeps."""
 
 import errno
 import os
