@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.arguments import Argument, Commands, data_dir, print_result
-from schemas.config import PromotionConfig, artifacts_folder, data_folder
+from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, VERDICT_NAME, Artifacts
 
@@ -182,7 +182,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.output is None:
         output = Artifacts(artifacts_dir).comparisons / f"{before:04d}-{after:04d}.html"
     else:
-        output = Path(options.output)
+        output = expanded(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
             raise WrongUsage(f"--output {output}: expected a file ending in .html in an existing folder.")
     comparison = compare(store, artifacts_dir, data_folder(options.data_dir), before, after)

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cli.arguments import (
@@ -15,7 +14,7 @@ from cli.arguments import (
     read_bad_rows,
     read_config,
 )
-from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder
+from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder, expanded
 from schemas.contract import FASHION_MNIST
 from schemas.layout import REPORT_NAME
 
@@ -116,8 +115,8 @@ def _predict(options: argparse.Namespace) -> None:
 
     # The core, not the flow: starting a server takes longer than 10,000 predictions.
     predictions = predict_csv(
-        Path(options.images),
-        Path(options.output),
+        expanded(options.images),
+        expanded(options.output),
         options.version,
         options.dataset,
         artifacts_folder(options.artifacts_dir),

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.states import enable_task_logging
-from schemas.config import DeviceChoice, TrainingConfig, TrainOn
+from schemas.config import DeviceChoice, TrainingConfig, TrainOn, artifacts_folder
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.locks import artifacts_lock
 from tasks.train import is_trained, train
@@ -24,6 +24,7 @@ def fit_model(
     prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> TrainedModel:
     """Train on the prepared splits and return a reference to the model."""
+    artifacts_dir = artifacts_folder(artifacts_dir)
     with artifacts_lock(artifacts_dir):  # the main flow's lock may not be visible on another machine
         return train(prepared, training, artifacts_dir, device)
 

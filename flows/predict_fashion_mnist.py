@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.states import enable_task_logging
-from schemas.config import artifacts_folder
+from schemas.config import artifacts_folder, expanded
 from schemas.contract import DatasetName
 from schemas.references import Predictions
 from tasks.predict import predict
@@ -30,4 +30,4 @@ def predict_fashion_mnist(
     output: ends in .parquet or .csv. It is written completely or not at all.
     artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR, then to artifacts/ of the checkout.
     """
-    return predict(images, output, version, dataset, artifacts_folder(artifacts_dir))
+    return predict(expanded(images), expanded(output), version, dataset, artifacts_folder(artifacts_dir))

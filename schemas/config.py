@@ -11,6 +11,7 @@ from schemas.errors import WrongUsage
 
 # The checkout, so that default paths do not depend on the current directory.
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_DATA_FOLDER = "data"
 
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
 # without a usable GPU. "cpu": the CPU, even on a machine with a GPU.
@@ -88,17 +89,28 @@ def artifacts_folder(given: str | Path | None = None) -> Path:
 
 def data_folder(given: str | Path | None = None) -> Path:
     """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout."""
-    return _folder(given, "FASHION_ANN_DATA_DIR", "data")
+    return _folder(given, "FASHION_ANN_DATA_DIR", _DATA_FOLDER)
+
+
+def is_default_data_folder(folder: Path) -> bool:
+    """Return whether ``folder`` is data/ of the checkout. If that is a link, it names another folder, and none is."""
+    return os.path.realpath(folder) == str(PROJECT_ROOT / _DATA_FOLDER)
+
+
+def expanded(path: str | Path) -> Path:
+    """Return ``path`` with a leading ``~`` or ``~USER`` replaced. Raises `WrongUsage` if that home is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        problem = str(error).rstrip(".")
+        raise WrongUsage(f"{path}: the home folder is unknown ({problem}). Give a path without ~.") from error
 
 
 def _folder(given: str | Path | None, variable: str, default: str) -> Path:
     chosen = os.environ.get(variable, PROJECT_ROOT / default) if given is None else given
     if not str(chosen).strip():
         raise WrongUsage(f"Expected a folder, received an empty string: give a path, or leave {variable} unset.")
-    try:
-        folder = Path(chosen).expanduser().absolute()
-    except RuntimeError as error:
-        raise WrongUsage(f"{chosen} cannot be used as a folder: {error} Give another path.") from error
+    folder = expanded(chosen).absolute()
     if folder.exists() and not folder.is_dir():
         raise WrongUsage(f"Expected a folder, received the file {folder}. Give another path.")
     return folder

@@ -55,6 +55,17 @@ def test_predicts_without_labels(run: Run, output: Path, tmp_path: Path) -> None
     assert json.loads(run("predict", bare, "--output", output, "--json")[1])["accuracy"] is None
 
 
+def test_a_tilde_is_expanded(run: Run, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(output.parent))
+    (output.parent / "images.csv.gz").symlink_to(IMAGES)
+    status, _, err = run("predict", "~/images.csv.gz", "--output", f"~/{output.name}")
+    assert (status, err) == (0, "")
+    assert output.exists()
+    status, _, err = run("predict", IMAGES, "--output", "~no-such-user/out.parquet")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "~no-such-user/out.parquet: the home folder is unknown" in err
+
+
 def test_reports_a_relative_output_as_absolute(run: Run, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(output.parent)
     assert json.loads(run("predict", IMAGES, "--output", output.name, "--json")[1])["output"] == str(output)

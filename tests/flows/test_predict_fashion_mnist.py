@@ -34,7 +34,9 @@ def test_accepts_parameters_as_a_deployment_sends_them(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(two_versions))
-    assert predict_fashion_mnist(images=str(IMAGES), output=str(tmp_path / "out.csv"), version="2").version == 2
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images.csv.gz").symlink_to(IMAGES)
+    assert predict_fashion_mnist(images="~/images.csv.gz", output="~/out.csv", version="2").version == 2
     assert (tmp_path / "out.csv").exists()
 
 

@@ -13,8 +13,11 @@ from schemas.config import (
     allowed_bad_rows,
     artifacts_folder,
     data_folder,
+    expanded,
+    is_default_data_folder,
 )
 from schemas.errors import WrongUsage
+from tests.field_faults import field_fault
 
 EPSILON = 1e-9
 # For each key: the values accepted at both ends of its range, and the nearest ones that are rejected.
@@ -121,6 +124,37 @@ def test_rejects_a_path_that_cannot_be_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "file", "~no-user-of-this-name/x"):
         with pytest.raises(WrongUsage, match="folder"):
             artifacts_folder(path)
+
+
+@field_fault(
+    "stray files and bad values",
+    "A path in a flag, variable or flow parameter begins with ~",
+    "It is the home folder; an unknown user is wrong usage",
+)
+def test_a_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("FASHION_ANN_DATA_DIR", "~/data")
+    assert data_folder() == artifacts_folder("~/data") == expanded(Path("~/data")) == Path("/home/someone/data")
+    assert expanded("a~/b") == Path("a~/b")
+    with pytest.raises(WrongUsage, match=r"^~no-such-user/x: the home folder is unknown .*Give a path without ~\.$"):
+        expanded("~no-such-user/x")
+
+
+def test_an_unknown_home_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31)  # a user without an entry, as in some containers
+    with pytest.raises(WrongUsage, match="~/x: the home folder is unknown"):
+        expanded("~/x")
+
+
+def test_the_default_data_folder_is_data_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("schemas.config.PROJECT_ROOT", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert is_default_data_folder(tmp_path / "link" / "data")
+    assert not is_default_data_folder(tmp_path / "data" / "x")
+    (tmp_path / "data").symlink_to("elsewhere")
+    assert not is_default_data_folder(tmp_path / "data")
+    assert not is_default_data_folder(tmp_path / "elsewhere")
 
 
 def test_rejects_an_empty_folder_name(monkeypatch: pytest.MonkeyPatch) -> None:
