@@ -13,7 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import Split, contract_of
+from schemas.contract import SPLITS, Split, contract_of
 from schemas.errors import CandidateRejected, StoredArtifactError, VersionNotFound
 from schemas.layout import (
     GOLDEN_NAME,
@@ -29,7 +29,7 @@ from schemas.layout import (
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import VersionFacts
 from tasks.registry.alias_log import champion_event
-from tasks.registry.promotion import Champion, decide, measure_candidate
+from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
 from tasks.registry.provenance import collect_facts
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.reports.version_report import commands, write_report
@@ -74,7 +74,8 @@ def version(
     def build(folder: Path, number: int) -> VersionFacts:
         _copy_outputs(folder, data, trained, evaluation)
         champion = _champion(store)
-        verdict = decide(measure_candidate(prepared, evaluation, champion), promotion)
+        origin = data_origin({split: validated.data.origin for split, validated in data.items()})
+        verdict = decide(measure_candidate(prepared, evaluation, champion, origin), promotion)
         write_json(folder / VERDICT_NAME, verdict)
         before = None if champion is None else champion.number
         event = champion_event(before, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
@@ -138,15 +139,17 @@ def _champion(store: ModelStore) -> Champion | None:
     number = store.aliases.champion()
     if number is None:
         return None
-    fault = None
+    fault = origin = None
     try:
-        store.version(number).check()
+        champion = store.version(number)
+        origin = data_origin({split: champion.manifest.data.split(split).origin for split in SPLITS})
+        champion.check()
     except VersionNotFound:
         logger.warning("the champion, version %d, was removed: the verdict is decided without a champion", number)
         return None
     except StoredArtifactError as error:
         fault = str(error)
-    return Champion(number, store.folder(number), fault)
+    return Champion(number, store.folder(number), fault, origin)
 
 
 def _seconds_since_start() -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import PromotionConfig
-from schemas.contract import contract_of
+from schemas.contract import SPLITS, Split, contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import METRICS_NAME, PREDICTIONS_NAME
 from schemas.references import Evaluation, PreparedData
@@ -18,11 +18,15 @@ from tasks.model.test_predictions import read_predictions
 
 @dataclass(frozen=True)
 class Champion:
-    """The champion version. ``fault`` is the reason why it cannot be measured, else None."""
+    """The champion version. ``fault`` is the reason why it cannot be measured, else None.
+
+    origin: `data_origin` of its data, None if its manifest cannot be read.
+    """
 
     number: int
     folder: Path
     fault: str | None
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class CandidateMetrics:
 
     golden_difference: largest difference of the golden predictions after loading the stored files in a fresh process.
     paired: None without a champion that could be measured.
+    origin: `data_origin` of its data.
     """
 
     accuracy: float
@@ -38,9 +43,17 @@ class CandidateMetrics:
     golden_difference: float
     champion: Champion | None
     paired: PairedTest | None
+    origin: str | None = None
 
 
-def measure_candidate(prepared: PreparedData, evaluation: Evaluation, champion: Champion | None) -> CandidateMetrics:
+def data_origin(origins: Mapping[Split, str]) -> str:
+    """Return where the splits of a version come from, such as "train supplied, test fetched"."""
+    return ", ".join(f"{split} {origins[split]}" for split in SPLITS)
+
+
+def measure_candidate(
+    prepared: PreparedData, evaluation: Evaluation, champion: Champion | None, origin: str | None = None
+) -> CandidateMetrics:
     """Collect the candidate's metrics, and compare it with the champion on the test rows of ``prepared``.
 
     The champion predicts these rows again: its own metrics may come from other rows.
@@ -57,14 +70,14 @@ def measure_candidate(prepared: PreparedData, evaluation: Evaluation, champion: 
             candidate = read_predictions(folder / PREDICTIONS_NAME, contract_of(prepared.dataset))
             paired = mcnemar(candidate.right, champion_right)
     difference = evaluation.golden_difference
-    return CandidateMetrics(metrics["test_accuracy"], metrics["per_class"], difference, champion, paired)
+    return CandidateMetrics(metrics["test_accuracy"], metrics["per_class"], difference, champion, paired, origin)
 
 
 def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any]:
     """Return the verdict, as JSON.
 
     ``outcome``: "refused" below a minimum, or if the golden predictions differ; "promoted" without a champion, or if
-    better than the champion by the policy; else "kept".
+    better than the champion by the policy; else "kept". Data of another origin than the champion's is always "kept".
     ``rules``: each with its measured ``figure``, its ``bound`` and whether it ``holds``.
     ``paired``: the comparison with the champion, also if it did not decide; null if none was possible.
     ``champion_fault``: the reason why the champion could not be measured, else null.
@@ -78,9 +91,21 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     rules = [_rule(name, value, f">= {minimum}", value >= minimum) for name, value, minimum in minima]
     golden, difference = "largest difference of the golden predictions in a fresh process", measured.golden_difference
     rules.append(_rule(golden, difference, f"<= {TOLERANCE}", difference <= TOLERANCE))
-    if failed := [rule for rule in rules if not rule["holds"]]:
+    failed = [rule for rule in rules if not rule["holds"]]
+    other_origin = None
+    if champion is not None and champion.origin is not None:
+        name = f"origin of the data, compared with version {champion.number}"
+        rules.append(_rule(name, measured.origin, champion.origin, measured.origin == champion.origin))
+        if measured.origin != champion.origin:
+            other_origin = (
+                f"Kept: its data is of another origin ({measured.origin}) than that of version {champion.number}, the "
+                f"champion ({champion.origin}). Promote it with `fashion-ann promote` if it is to replace the champion."
+            )
+    if failed:
         broken = (f"{rule['rule']} is {rule['figure']:.4g}, expected {rule['bound']}" for rule in failed)
         outcome, reason = "refused", f"Rejected: {'; '.join(broken)}."
+    elif other_origin is not None:
+        outcome, reason = "kept", other_origin
     elif config.policy == "never":
         outcome, reason = "kept", 'Kept: the promotion policy is "never".'
     elif champion is None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cli.main import main
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRejected, StoredArtifactError
@@ -21,16 +22,19 @@ from tasks.model.fit import save_model
 from tasks.model.inference import write_golden
 from tasks.model.network import build_network
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
+from tasks.registry.champion import promote
 from tasks.registry.promotion import Champion, measure_candidate
 from tasks.registry.provenance import code_revision
 from tasks.registry.store import ModelStore
 from tasks.reports.version_summary import summarize_version
 from tasks.runtime.files import sha256_file
 from tasks.version import version
+from tests.field_faults import field_fault
 from tests.plain_keras import plain_network
 
 # Three epochs on 900 images do not reach the minimum.
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
+NOT_WORSE = NO_FLOOR.model_copy(update={"policy": "not_worse"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,12 +85,21 @@ def add(
     """Return a function that adds a version to a store in tmp_path. Another model or key is another candidate."""
 
     def run(
-        trained: TrainedModel = sample_trained, key: str | None = None, promotion: PromotionConfig = NO_FLOOR
+        trained: TrainedModel = sample_trained,
+        key: str | None = None,
+        promotion: PromotionConfig = NO_FLOOR,
+        fetched: tuple[Split, ...] = (),
     ) -> ModelVersion:
+        data = {
+            split: validated.model_copy(update={"data": validated.data.model_copy(update={"origin": "fetched"})})
+            if split in fetched
+            else validated
+            for split, validated in sample_data.items()
+        }
         evaluation = evaluate.fn(sample_prepared, trained, sample_artifacts)
         if key is not None:
             trained = trained.model_copy(update={"record": trained.record.model_copy(update={"key": key})})
-        return version.fn(sample_data, sample_prepared, trained, evaluation, small_config, promotion, tmp_path)
+        return version.fn(data, sample_prepared, trained, evaluation, small_config, promotion, tmp_path)
 
     return run
 
@@ -194,6 +207,40 @@ def test_a_better_candidate_becomes_champion(add: Any, worse_trained: TrainedMod
     assert [(event.before, event.to) for event in log] == [(None, 1), (1, 2)]
     assert "better than version 1 on the same 200 test rows" in log[1].reason
     assert "worse than version 2" in worse.verdict
+
+
+@field_fault(
+    "input replaced silently",
+    "Published data is trained on while the champion is of a person's own data",
+    "A better version is kept, and its reason names both origins; it is promoted by hand only",
+)
+def test_data_of_another_origin_is_promoted_by_hand_only(
+    add: Any, worse_trained: TrainedModel, store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(trained=worse_trained)
+    mixed = add(fetched=("test",))
+    published = add(fetched=("train", "test"), key="b" * 64, promotion=NOT_WORSE)
+    assert (mixed.champion, published.champion, store.aliases.champion()) == (False, False, 1)
+    assert "another origin (train supplied, test fetched) than that of version 1" in mixed.verdict
+    with pytest.raises(SystemExit):
+        main(["why", "3", "--artifacts-dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"version 3: kept\n  {published.verdict} (policy: not_worse)\n")
+    assert (
+        "  FAILED  origin of the data, compared with version 1: train fetched, test fetched, "
+        "expected train supplied, test supplied\n"
+    ) in printed
+
+    promote(store, published.version, "the published data is wanted")
+    again = add(fetched=("train", "test"), key="c" * 64, promotion=NOT_WORSE)
+    assert again.champion
+
+
+def test_the_origin_of_a_damaged_champion_counts(add: Any, store: ModelStore) -> None:
+    first = add()
+    (first.path / "weights-copy.h5").touch()
+    second = add(fetched=("train",), key="b" * 64)
+    assert "another origin (train fetched, test supplied) than that of version 1" in second.verdict
 
 
 def test_a_rejected_candidate_is_stored_and_raises_each_time(add: Any, store: ModelStore) -> None:

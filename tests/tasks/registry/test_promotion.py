@@ -63,6 +63,29 @@ def test_the_policy_decides_against_a_champion(paired: PairedTest, policy: Any, 
         assert rule["holds"] == (outcome == "promoted")
 
 
+SUPPLIED, FETCHED = "train supplied, test supplied", "train fetched, test fetched"
+
+
+@pytest.mark.parametrize("policy", ["better", "not_worse", "never"])
+@pytest.mark.parametrize("fault", [None, "report.html: expected sha256"])
+@pytest.mark.parametrize("origin", [FETCHED, "train supplied, test fetched"])
+def test_data_of_another_origin_is_kept(policy: Any, fault: str | None, origin: str) -> None:
+    champion, paired = Champion(3, Path("0003"), fault, SUPPLIED), None if fault else BETTER
+    verdict = decide(_candidate(champion=champion, paired=paired, origin=origin), PromotionConfig(policy=policy))
+    assert verdict["outcome"] == "kept"
+    assert f"another origin ({origin}) than that of version 3, the champion ({SUPPLIED})" in verdict["reason"]
+    (rule,) = (rule for rule in verdict["rules"] if not rule["holds"])
+    assert (rule["figure"], rule["bound"]) == (origin, SUPPLIED)
+
+
+def test_data_of_the_same_origin_is_compared() -> None:
+    champion = Champion(3, Path("0003"), None, FETCHED)
+    verdict = decide(_candidate(champion=champion, paired=BETTER, origin=FETCHED), DEFAULTS)
+    assert (verdict["outcome"], [rule["holds"] for rule in verdict["rules"]]) == ("promoted", [True] * 5)
+    rejected = decide(_candidate(accuracy=0.1, champion=CHAMPION, origin=FETCHED), DEFAULTS)
+    assert rejected["outcome"] == "refused"
+
+
 @pytest.mark.parametrize(("changed", "policy"), [({"accuracy": 0.1}, "better"), ({}, "never"), ({}, "better")])
 def test_the_comparison_is_always_in_the_verdict(changed: dict[str, Any], policy: Any) -> None:
     verdict = decide(_candidate(champion=CHAMPION, paired=WORSE, **changed), PromotionConfig(policy=policy))
