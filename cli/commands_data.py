@@ -3,14 +3,13 @@
 import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.arguments import Argument, Commands, data_dir, print_result
 from cli.contract_page import contract_json, contract_text
-from schemas.config import artifacts_folder, data_folder
+from schemas.config import artifacts_folder, data_folder, expanded
 from schemas.contract import SPLITS, contract_of
-from schemas.errors import FashionAnnError
+from schemas.errors import FashionAnnError, StoredArtifactError
 
 if TYPE_CHECKING:
     from tasks.data.quarantine import Export, QuarantineFile
@@ -40,13 +39,16 @@ def _list(options: argparse.Namespace) -> None:
     from tasks.data.quarantine import list_quarantine
 
     artifacts_dir = artifacts_folder(options.artifacts_dir)
-    files = list_quarantine(artifacts_dir)
+    files, faults = list_quarantine(artifacts_dir)
     result = [
         {"split": file.split, "path": file.path, "rows": file.rows}
         | {"source_files": list(file.headers), "first_problem": file.first}
         for file in files
     ]
-    print_result(options, result, _list_lines(files) if files else [f"No quarantine files in {artifacts_dir}."])
+    none = [] if faults else [f"No quarantine files in {artifacts_dir}."]
+    print_result(options, result, _list_lines(files) if files else none)
+    if faults:
+        raise StoredArtifactError(" ".join(faults))
 
 
 def _list_lines(files: Iterable["QuarantineFile"]) -> Iterator[str]:
@@ -78,17 +80,19 @@ def _list_lines(files: Iterable["QuarantineFile"]) -> Iterator[str]:
 )
 def _export(options: argparse.Namespace) -> None:
     from tasks.data.data_folder import present_csvs
-    from tasks.data.quarantine import export_rejected, find_quarantine, read_quarantine
+    from tasks.data.quarantine import export_rejected, find_quarantine, read_quarantine, require_source
 
     contract = contract_of(options.dataset)
     artifacts_dir, folder = artifacts_folder(options.artifacts_dir), data_folder(options.data_dir)
     csvs = present_csvs(contract, folder)
     if options.file is not None:
-        paths = [Path(options.file)]
+        paths = [expanded(options.file)]
     else:
         splits = [split for split in csvs if options.split in (None, split)]
         paths = [path for split in splits if (path := find_quarantine(artifacts_dir, split, csvs[split]))]
     files = [read_quarantine(path) for path in paths]
+    if options.file is not None:
+        require_source(artifacts_dir, files[0], csvs.get(files[0].split, ()))
     exports = [export_rejected(file, contract, csvs.get(file.split, ())) for file in files]
     if not any(export.shards for export in exports):
         reason = "the rejected rows are blank lines" if exports else f"no rows of the CSVs in {folder} are quarantined"
@@ -96,10 +100,12 @@ def _export(options: argparse.Namespace) -> None:
             f"Nothing to export: {reason}. `fashion-ann train` quarantines rejected rows, `fashion-ann quarantine "
             "list` lists them."
         )
-    print_result(options, [asdict(export) for export in exports], _export_lines(exports))
+    print_result(
+        options, [asdict(export) for export in exports], _export_lines(exports, max(file.rows for file in files))
+    )
 
 
-def _export_lines(exports: Iterable["Export"]) -> Iterator[str]:
+def _export_lines(exports: Iterable["Export"], bad_rows: int) -> Iterator[str]:
     for export in exports:
         yield f"{export.split}: rejected rows of {export.quarantine}"
         if export.renamed is not None:
@@ -110,7 +116,10 @@ def _export_lines(exports: Iterable["Export"]) -> Iterator[str]:
                 yield f"  wrote {rows} to {shard.path}"
             else:
                 yield f"  {shard.path} exists and was left unchanged: correct {rows} there"
-    yield "Correct the rows, then run `fashion-ann train` with the same --bad-rows."
+    yield (
+        f"Correct the rows, then run `fashion-ann train` with --bad-rows {bad_rows} or more: the original CSVs still "
+        "have them, and they are quarantined again."
+    )
 
 
 def _rows(count: int) -> str:

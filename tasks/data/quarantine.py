@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.contract import SPLITS, DatasetContract, Split
-from schemas.errors import DataUnavailable, StoredArtifactError, WrongUsage
+from schemas.errors import DataContractError, DataUnavailable, StoredArtifactError, WrongUsage
 from schemas.layout import Artifacts
 from schemas.references import CsvFile, CsvSplit
 from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
@@ -127,9 +127,15 @@ class QuarantineFile:
     first: Mapping[str, Any]
 
 
-def list_quarantine(artifacts_dir: Path) -> list[QuarantineFile]:
-    """Return every quarantine file of the artifacts folder, ordered by name."""
-    return [read_quarantine(path) for path in sorted(Artifacts(artifacts_dir).quarantine.glob("*.parquet"))]
+def list_quarantine(artifacts_dir: Path) -> tuple[list[QuarantineFile], list[str]]:
+    """Return every quarantine file of the artifacts folder, ordered by name, and a message for each unreadable one."""
+    files, faults = [], []
+    for path in sorted(Artifacts(artifacts_dir).quarantine.glob("*.parquet")):
+        try:
+            files.append(read_quarantine(path))
+        except (WrongUsage, StoredArtifactError) as error:
+            faults.append(str(error))
+    return files, faults
 
 
 def read_quarantine(path: Path) -> QuarantineFile:
@@ -160,10 +166,27 @@ def find_quarantine(artifacts_dir: Path, split: Split, csvs: Sequence[Path]) -> 
     """
     if not any(Artifacts(artifacts_dir).quarantine.glob(f"{split}-*.parquet")):
         return None
+    return next((path for path in _paths_of(artifacts_dir, split, csvs) if path.exists()), None)
+
+
+def require_source(artifacts_dir: Path, quarantine: QuarantineFile, csvs: Sequence[Path]) -> None:
+    """Raise `DataContractError` unless the rows of ``quarantine`` are those of ``csvs``, the CSVs of its split now."""
+    expected = {path.name for path in _paths_of(artifacts_dir, quarantine.split, csvs)}
+    if csvs and quarantine.path.name not in expected:
+        raise DataContractError(
+            f"{quarantine.path} holds rows of other CSVs than those in {csvs[0].parent}: their digest gives the name "
+            f"{' or '.join(sorted(expected))}. Nothing was exported, because rows could be foreign or occur twice. "
+            "Export without FILE, after `fashion-ann train` has read the CSVs, or restore the CSVs of that run."
+        )
+
+
+def _paths_of(artifacts_dir: Path, split: Split, csvs: Sequence[Path]) -> Iterator[Path]:
+    """Yield where the rejected rows of ``csvs`` are stored, then those of ``csvs`` without exported shards."""
     files = tuple(CsvFile(path=path, sha256=sha256_file(path)) for path in csvs)
     originals = tuple(file for file in files if not _stem(file.path.name).endswith(_CORRECTED))
-    splits = [CsvSplit(split=split, files=some, origin="supplied") for some in (files, originals) if some]
-    return next((path for csv in splits if (path := quarantine_path(artifacts_dir, csv)).exists()), None)
+    for some in (files, originals):
+        if some:
+            yield quarantine_path(artifacts_dir, CsvSplit(split=split, files=some, origin="supplied"))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,20 @@
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from schemas import contract as contracts
+from schemas.errors import DataContractError
 from schemas.references import ParquetSplit
-from tasks.data.published_data import fetch_data
+from tasks.data.published_data import find_data
 from tasks.ingest import ingest
+from tasks.runtime.files import sha256_file
 from tests.cli.conftest import Run
+from tests.field_faults import field_fault
 from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
 from tests.tasks.data.csv_oracle import values
 
@@ -35,8 +39,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def take(data: Path, bad_rows: int = 9) -> ParquetSplit:
     """Ingest the train split of the data folder."""
-    csv = fetch_data(CONTRACT, data, ())["train"]
-    result: ParquetSplit = ingest.fn(csv, "fashion-mnist", data.parent / "artifacts", bad_rows)
+    csvs = find_data(CONTRACT, data)
+    assert csvs is not None
+    result: ParquetSplit = ingest.fn(csvs["train"], "fashion-mnist", data.parent / "artifacts", bad_rows)
     return result
 
 
@@ -147,8 +152,45 @@ def test_chooses_by_the_csvs_or_by_file(run: Run, data: Path) -> None:
     shard = data / f"{TRAIN}-corrected.csv"
     assert b"newer" in shard.read_bytes()
     shard.unlink()
+    source = data / f"{TRAIN}-all.csv"
+    source.write_bytes(GOOD + b"1,1,1,1,older\n")
     assert run("quarantine", "export", older)[0] == 0
     assert b"older" in shard.read_bytes()
+
+
+@field_fault(
+    "input replaced silently",
+    "A quarantine file of other CSVs than those in the data folder is exported",
+    "Export exits with 3 and writes no shard, because rows would be foreign or occur twice",
+)
+@pytest.mark.parametrize("content", [GOOD, GOOD + b"1,1,1,1,newer\n"], ids=["corrected in the CSV", "other CSV"])
+def test_export_requires_the_csvs_of_the_file(run: Run, data: Path, content: bytes) -> None:
+    (data / f"{TRAIN}.csv").write_bytes(GOOD + b"1,1,1,1,older\n")
+    take(data)
+    (older,) = (data.parent / "artifacts" / "quarantine").iterdir()
+    (data / f"{TRAIN}.csv").write_bytes(content)
+    status, out, err = run("quarantine", "export", older)
+    assert (status, out, names(data)) == (3, "", {f"{TRAIN}.csv"})
+    assert f"{older} holds rows of other CSVs than those in {data}" in err
+    assert f"train-{sha256_file(data / f'{TRAIN}.csv')}.parquet" in err
+    assert "Export without FILE" in err
+
+
+@field_fault(
+    "failure that nobody hears",
+    "A person exports the bad rows, corrects them and follows the printed hint",
+    "The printed `--bad-rows` is enough for a run",
+)
+def test_the_printed_hint_succeeds(run: Run, data: Path) -> None:
+    (data / f"{TRAIN}.csv").write_bytes(GOOD + BAD)
+    with pytest.raises(DataContractError):
+        take(data, bad_rows=0)
+    out = run("quarantine", "export")[1]
+    correct(data / f"{TRAIN}-corrected.csv")
+    with pytest.raises(DataContractError):
+        take(data, bad_rows=1)
+    (hint,) = re.findall(r"`fashion-ann train` with --bad-rows (\d+) or more", out)
+    assert take(data, bad_rows=int(hint)).rows == 5
 
 
 def test_lists_quarantine_files(run: Run, data: Path) -> None:
@@ -170,10 +212,15 @@ def test_lists_quarantine_files(run: Run, data: Path) -> None:
     out = run("quarantine", "list")[1]
     assert f"train: 2 rows in {path}" in out
     assert f"first: {TRAIN}.csv line 5, column label: expected an integer 0..9, received '10'" in out
-    path.write_bytes(b"PAR1")
-    status, out, err = run("quarantine", "list")
-    assert (status, out) == (5, "")
-    assert f"{path} is not a readable quarantine file" in err
+    foreign, damaged = path.with_name("a.parquet"), path.with_name("test-0.parquet")
+    foreign.touch()
+    damaged.write_bytes(b"PAR1")
+    status, listed, err = run("quarantine", "list")
+    assert (status, listed) == (5, out)
+    assert f"{foreign}: expected a quarantine file" in err
+    assert f"{damaged} is not a readable quarantine file" in err
+    path.unlink()
+    assert run("quarantine", "list")[:2] == (5, "")
 
 
 @pytest.mark.parametrize(
