@@ -28,7 +28,13 @@ commands = Commands()
     "train",
     data_dir(
         f"folder of {FASHION_MNIST.csv_name('train')} and {FASHION_MNIST.csv_name('test')} (named for the dataset), "
-        "plain or as .csv.gz, whole or in shards; published data is downloaded into a folder without CSVs"
+        "plain or as .csv.gz, whole or in shards"
+    ),
+    Argument(
+        "--fetch",
+        action="store_true",
+        help="download the published data if the data folder has no CSVs; without it, only data/ of the checkout is "
+        "filled",
     ),
     Argument(
         "--bad-rows",
@@ -69,6 +75,7 @@ def _train(options: argparse.Namespace) -> None:
             options.device,
             bad_rows,
             progress,
+            fetch=options.fetch,
             quiet=options.quiet,
         )
     except (KeyboardInterrupt, Terminated):

@@ -16,7 +16,7 @@ from pathlib import Path
 from cli.deploy import pool_names
 from cli.server_process import api_problem
 from schemas.config import PROJECT_ROOT
-from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, contract_of
+from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
 from tasks.runtime.fingerprint import installed_extra, installed_version
 
@@ -302,8 +302,9 @@ def check_disk(artifacts_dir: Path) -> str:
 
 
 def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> str:
-    """Check that the CSVs of both splits can be read, or that none exists and the folder can be written to."""
+    """Check that the CSVs of both splits can be read, or that a run may download the published ones."""
     from tasks.data.data_folder import present_csvs
+    from tasks.data.missing_data import describe_missing, may_fetch
 
     present = present_csvs(contract, data_dir)
     paths = [path for shards in present.values() for path in shards]
@@ -314,17 +315,20 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> str
         except OSError as error:
             raise Broken(f"{path} cannot be read: {error.strerror or error}", "Make it readable.") from error
         if empty:
-            raise Broken(f"{path} is empty", "Replace it, or remove both CSVs to have them fetched.")
-    if not present:
+            raise Broken(f"{path} is empty", "Replace it.")
+    if not present and may_fetch(contract, data_dir):
         if not _is_writable(data_dir):
             raise Broken(
                 f"no CSVs in {data_dir}, and it cannot be written to",
                 "Add the CSVs, or choose another folder with --data-dir or FASHION_ANN_DATA_DIR.",
             )
-        return f"no CSVs in {data_dir}: the published ones will be fetched"
-    if missing := [contract.csv_name(split) for split in SPLITS if split not in present]:
-        problem = f"{data_dir} contains {paths[0].name} but not {missing[0]}"
-        raise Broken(problem, f"Add {missing[0]}, or remove the other.")
+        return f"no CSVs in {data_dir}: the published ones will be downloaded"
+    if (problem := describe_missing(contract, data_dir)) is not None:
+        raise Broken(
+            problem,
+            "Add the CSVs, or name their folder with --data-dir or FASHION_ANN_DATA_DIR. `fashion-ann train --fetch` "
+            "downloads the published ones into a folder without CSVs.",
+        )
     return f"{' and '.join(path.name for path in paths)} in {data_dir}; a run checks every cell"
 
 

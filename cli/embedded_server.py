@@ -43,6 +43,7 @@ def run_training_flow(
     bad_rows: BadRows,
     progress: Progress,
     *,
+    fetch: bool = False,
     quiet: bool,
 ) -> ModelVersion:
     """Run train-fashion-mnist in this process, show it on the terminal unless ``quiet``, and return its version.
@@ -71,6 +72,7 @@ def run_training_flow(
             promotion=promotion,
             device=device,
             bad_rows=bad_rows,
+            fetch=fetch,
         )
     if not isinstance(version, ModelVersion):
         raise TypeError(f"The flow was expected to return a ModelVersion, it returned {version!r}.")

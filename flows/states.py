@@ -37,7 +37,9 @@ def superseded(data_dir: Path, expected: str, actual: str) -> State[ModelVersion
 def no_new_data(watched: WatchedData) -> State[WatchedData]:
     """Return the state of a watch that emitted no event."""
     content = "no complete data" if watched.digest is None else f"the data announced before, {watched.digest}"
-    return Completed(name=NOTHING_NEW, message=f"Nothing new: {watched.data_dir} contains {content}.", data=watched)
+    missing = "" if watched.missing is None else f" {watched.missing}"
+    message = f"Nothing new: {watched.data_dir} contains {content}.{missing}"
+    return Completed(name=NOTHING_NEW, message=message, data=watched)
 
 
 def enable_task_logging(flow: Flow[..., object], flow_run: FlowRun, state: State) -> None:

@@ -21,7 +21,7 @@ from schemas.contract import DatasetName
 from schemas.references import ModelVersion
 from tasks.data.data_folder import digest_of_csvs
 from tasks.evaluate import evaluate
-from tasks.fetch import fetch
+from tasks.fetch import fetch as fetch_csvs
 from tasks.ingest import ingest
 from tasks.model.warm_up import pipeline_session
 from tasks.prepare import prepare
@@ -45,6 +45,7 @@ def train_fashion_mnist(
     gpu_worker_seconds: WorkerSeconds = 90,
     data_digest: DataDigest | None = None,
     bad_rows: BadRows = 0,
+    fetch: bool = False,
 ) -> ModelVersion | State[ModelVersion]:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
@@ -54,10 +55,11 @@ def train_fashion_mnist(
     train_on: "gpu" trains on a worker of the gpu pool, which must take the training within gpu_worker_seconds.
     data_digest: the data to train on. If the folder contains other data, the run ends as Superseded.
     bad_rows: number or share ("0.5%") of a split's rows that may be bad. They are quarantined.
+    fetch: download the published data into any folder without CSVs, not only into data/ of the checkout.
     """
     artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
     with pipeline_session(artifacts, prestart_trainer=train_on == "here"):
-        csvs = fetch(dataset, data_home, download=data_digest is None)
+        csvs = fetch_csvs(dataset, data_home, opted_in=fetch, announced=data_digest is not None)
         if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, actual)
         train_data = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)

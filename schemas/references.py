@@ -227,8 +227,12 @@ class Predictions(Reference):
 
 
 class WatchedData(Reference):
-    """State of the data folder. ``digest`` is None if the data is incomplete or being written."""
+    """State of the data folder. ``digest`` is None if the data is incomplete or being written.
+
+    missing: which CSVs are missing and what the folder contains instead, None if both splits exist.
+    """
 
     data_dir: Path
     digest: str | None
     announced: bool
+    missing: str | None = None

@@ -1,5 +1,6 @@
 """Fetch: the CSVs of a dataset."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -7,13 +8,19 @@ from prefect import task
 
 from schemas.contract import Split, contract_of
 from schemas.references import CsvSplit
-from tasks.data.published_data import fetch_data, find_data
+from tasks.data.missing_data import likely_names, may_fetch
+from tasks.data.published_data import fetch_data, find_data, require_supplied
 from tasks.runtime.events import StageFinished, StageStarted, emit
+
+logger = logging.getLogger(__name__)
 
 
 @task(name="fetch", task_run_name="fetch")
-def fetch(dataset: str, data_dir: Path, download: bool = True) -> dict[Split, CsvSplit]:
-    """Return the CSVs of ``dataset`` in ``data_dir``; with ``download``, fetch them if there are none.
+def fetch(dataset: str, data_dir: Path, opted_in: bool = False, announced: bool = False) -> dict[Split, CsvSplit]:
+    """Return the CSVs of ``dataset`` in ``data_dir``, or download the published ones if there are none.
+
+    opted_in: download into any folder. Otherwise only `tasks.data.missing_data.may_fetch` allows a download.
+    announced: the run is for data that was announced, so nothing is downloaded.
 
     The task has no retries: it has tried every source, and a wrong digest stays wrong.
     """
@@ -21,7 +28,12 @@ def fetch(dataset: str, data_dir: Path, download: bool = True) -> dict[Split, Cs
     emit(StageStarted("fetch", None))
     started = time.monotonic()
     present = find_data(contract, data_dir)
-    csvs = present or fetch_data(contract, data_dir, sources=None if download else ())
+    if present is None and (announced or not (opted_in or may_fetch(contract, data_dir))):
+        require_supplied(contract, data_dir)
+    csvs = present or fetch_data(contract, data_dir)
+    for name, intended in likely_names(contract, data_dir).items():
+        if name.lower().endswith((".csv", ".csv.gz")):
+            logger.warning("%s is not read: did you mean %s?", data_dir / name, intended)
     facts: dict[str, str] = {split: csv.origin for split, csv in csvs.items()}
     emit(StageFinished("fetch", None, present is not None, time.monotonic() - started, facts))
     return csvs

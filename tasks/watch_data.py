@@ -12,6 +12,7 @@ from schemas.contract import contract_of
 from schemas.layout import Artifacts
 from schemas.references import WatchedData
 from tasks.data.data_folder import folder_digest
+from tasks.data.missing_data import describe_missing, may_fetch
 from tasks.runtime.files import atomic_write, digest_of, write_json
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,12 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     The digest is stored after the server has accepted the event. A kill in between announces it again, which trains
     nothing twice. Data that is incomplete, or changes while it is read, is checked again by the next run.
     """
-    digest = folder_digest(contract_of(dataset), data_dir)
-    watched = WatchedData(data_dir=data_dir, digest=digest, announced=False)
+    contract = contract_of(dataset)
+    digest = folder_digest(contract, data_dir)
+    missing = describe_missing(contract, data_dir) if digest is None else None
+    if missing is not None:
+        logger.log(logging.INFO if may_fetch(contract, data_dir) else logging.WARNING, "%s", missing)
+    watched = WatchedData(data_dir=data_dir, digest=digest, announced=False, missing=missing)
     # One file per folder, so that watching two folders in turn announces no change.
     memory = Artifacts(artifacts_dir).announced / f"{dataset}-{digest_of(str(data_dir))[:8]}.json"
     if digest is None or digest == _announced(memory):

@@ -23,7 +23,7 @@ from tasks.version import version
 @pytest.mark.usefixtures("in_this_process")
 def test_digits_train_version_and_predict(tmp_path: Path) -> None:
     data, artifacts, recipe = tmp_path / "data", tmp_path / "artifacts", TrainingConfig()
-    csvs = fetch.fn(DIGITS.name, data)
+    csvs = fetch.fn(DIGITS.name, data, opted_in=True)
     parquet: dict[str, ParquetSplit] = {split: ingest.fn(csvs[split], DIGITS.name, artifacts) for split in SPLITS}
     assert {split: parquet[split].rows for split in SPLITS} == {"train": 1_438, "test": 359}
     train_split = validate.fn(parquet["train"], DIGITS.name, artifacts)

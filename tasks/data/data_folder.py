@@ -29,9 +29,9 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
         whole = contract.csv_name(split)
         files: dict[str, Path] = {}  # by name without .gz
         for path in paths:
-            plain = path.name.removesuffix(".gz")
-            if plain != whole and not (plain.startswith(f"{whole.removesuffix('.csv')}-") and plain.endswith(".csv")):
+            if not is_csv_name(contract, split, path.name):
                 continue
+            plain = path.name.removesuffix(".gz")
             _require_usable(path)
             if plain in files:
                 raise DataContractError(
@@ -40,14 +40,21 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
                 )
             files[plain] = path
         if whole in files and len(files) > 1:
-            name, first = files[whole].name, min(files)
+            name, (first, *more) = files[whole].name, sorted(files.keys() - {whole})
+            shards = f"{len(more) + 1} shards of it ({first}, ...)" if more else f"its shard {first}"
             raise DataContractError(
-                f"{data_dir} contains {name} and {len(files) - 1} shards of it ({first}, ...). Expected one or the "
-                f"other, because both may contain the same rows. Remove one of them, or rename {name} to a shard."
+                f"{data_dir} contains {name} and {shards}. Expected one or the other, because both may contain the "
+                f"same rows. Remove one of them, or rename {name} to a shard."
             )
         if files:
             present[split] = tuple(files[plain] for plain in sorted(files))
     return present
+
+
+def is_csv_name(contract: DatasetContract, split: Split, name: str) -> bool:
+    """Return whether ``name`` is that of the split's CSV or of a shard of it, plain or gzip-compressed."""
+    plain, whole = name.removesuffix(".gz"), contract.csv_name(split)
+    return plain == whole or (plain.startswith(f"{whole.removesuffix('.csv')}-") and plain.endswith(".csv"))
 
 
 def _require_usable(path: Path) -> None:
@@ -89,11 +96,9 @@ def digest_of_csvs(csvs: Mapping[Split, CsvSplit]) -> str:
 def folder_digest(contract: DatasetContract, data_dir: Path) -> str | None:
     """Return the digest of the CSVs in ``data_dir``, None if a split is missing or a file is being written."""
     present = present_csvs(contract, data_dir)
-    paths = [path for files in present.values() for path in files]
     if len(present) < len(SPLITS):
-        names = ", ".join(path.name for path in paths) or "no CSV"
-        logger.info("%s contains %s; both splits are needed", data_dir, names)
         return None
+    paths = [path for files in present.values() for path in files]
     before = [file_stamp(path) for path in paths]
     with suppress(FileNotFoundError):  # removed meanwhile
         digest = sha256sum_digest(CsvFile(path=path, sha256=sha256_file(path)) for path in paths)

@@ -15,6 +15,7 @@ from schemas.errors import DataContractError, DataUnavailable
 from schemas.references import CsvFile, CsvSplit
 from tasks.data.data_folder import csv_references, csv_split, present_csvs, read_record, record_path
 from tasks.data.download import DEFAULT_LIMITS, Limits, SourceError
+from tasks.data.missing_data import describe_missing
 from tasks.data.sources import Source, default_sources
 from tasks.runtime.files import sha256_file, sync_to_disk, write_json
 from tasks.runtime.locks import wait_for_lock
@@ -32,8 +33,8 @@ def fetch_data(
     Runs that share a folder take turns: the second finds the files of the first. A killed run leaves no file that
     counts as complete or as supplied.
 
-    Raises `DataUnavailable` if no source has the data, only one split is present, or the folder cannot be used;
-    `DataContractError` if a CSV is not a readable file, or several files could be meant.
+    Raises `DataUnavailable` if no source has the data or the folder cannot be used; `DataContractError` if only one
+    split is present, a CSV is not a readable file, or several files could be meant.
     """
     data_dir = data_dir.absolute()
     with _folder_errors(contract, data_dir):
@@ -59,6 +60,16 @@ def find_data(contract: DatasetContract, data_dir: Path) -> dict[Split, CsvSplit
         return csv_references(contract, data_dir, present)
 
 
+def require_supplied(contract: DatasetContract, data_dir: Path) -> None:
+    """Raise `DataContractError`, with what ``data_dir`` contains instead, unless it has the CSVs of both splits."""
+    if (problem := describe_missing(contract, data_dir)) is not None:
+        raise DataContractError(
+            f"{problem} Nothing was downloaded, because published data never replaces or completes yours. "
+            f"{_how_to_supply(contract, data_dir)} To train on the published data instead, use --fetch (flow parameter "
+            "fetch) with a folder without CSVs."
+        )
+
+
 def _fetch(
     contract: DatasetContract, data_dir: Path, sources: Sequence[Source], limits: Limits
 ) -> dict[Split, CsvSplit]:
@@ -69,12 +80,7 @@ def _fetch(
     fetched_digests = read_record(contract, data_dir)
     for split, paths in present.items():
         if csv_split(split, paths).sha256 != fetched_digests.get(split):
-            missing = " and ".join(contract.csv_name(other) for other in SPLITS if other not in present)
-            raise DataUnavailable(
-                f"{data_dir} contains {paths[0].name} but not {missing}. Expected both splits: metrics of your split "
-                f"combined with a published one would mean nothing. Add {missing} (or {missing}.gz, or shards of it), "
-                f"or remove {paths[0].name} to fetch both."
-            )
+            require_supplied(contract, data_dir)
         logger.info("%s: left by an interrupted fetch; fetching both splits again", paths[0])
 
     working = _working_folder(contract, data_dir)
@@ -109,11 +115,6 @@ def _fetch_from_first_source(
         else:
             logger.info("fetched from %s in %.1f s", source.name, time.monotonic() - started)
             return source.name, fetched
-    if not sources:
-        raise DataUnavailable(
-            f"{data_dir} contains no CSV of {contract.name}. Expected {' and '.join(map(contract.csv_name, SPLITS))}: "
-            "this run is for announced data and downloads none."
-        )
     raise DataUnavailable(
         f"The {contract.name} data is not available from any of {len(failures)} sources. "
         f"Tried: {'; '.join(failures)}. {_how_to_supply(contract, data_dir)}"

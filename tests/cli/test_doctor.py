@@ -17,6 +17,7 @@ from cli.doctor import Check, NothingToCheck, Pool, examine, run_check
 from schemas.config import PROJECT_ROOT
 from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
+from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 from tests.stored import add_stored, event
 
@@ -181,13 +182,13 @@ def test_disk_with_less_than_a_gigabyte_is_broken(monkeypatch: pytest.MonkeyPatc
 def test_read_only_folder_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # The tests may run as root, who can write everywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    for check in (doctor.check_disk, doctor.check_data):
-        assert_broken(partial(check, tmp_path), "cannot be written to")
+    monkeypatch.setattr("schemas.config.PROJECT_ROOT", tmp_path)
+    for check, folder in ((doctor.check_disk, tmp_path), (doctor.check_data, tmp_path / "data")):
+        assert_broken(partial(check, folder), "cannot be written to")
 
 
 def test_data_check_needs_both_splits_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "a run checks every cell" in doctor.check_data(SAMPLE)
-    assert "will be fetched" in doctor.check_data(tmp_path / "none")
     train, test = tmp_path / "fashion-mnist_train.csv", tmp_path / "fashion-mnist_test.csv"
     check = partial(doctor.check_data, tmp_path)
     train.write_text("label")
@@ -200,6 +201,23 @@ def test_data_check_needs_both_splits_or_none(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(Path, "open", refuse)
     assert_broken(check, "Permission denied")
+
+
+@field_fault(
+    "input replaced silently",
+    "`doctor` checks a named data folder that is missing, empty or has near names",
+    "It reports a failed check with the content, the likely names and the fix",
+)
+def test_named_folder_without_data_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    check = partial(doctor.check_data, data)
+    assert "--data-dir" in assert_broken(check, f"{data} does not exist").cure
+    data.mkdir()
+    assert "fashion-ann train --fetch" in assert_broken(check, "The folder is empty").cure
+    monkeypatch.setattr("schemas.config.PROJECT_ROOT", tmp_path)
+    assert "will be downloaded" in check()
+    (data / "train.csv").touch()
+    assert_broken(check, "'train.csv' (did you mean fashion-mnist_train.csv?)")
 
 
 @pytest.fixture
@@ -301,7 +319,7 @@ def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
     store.folder(2).with_name(".0002.77.tmp").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "artifacts"), str(tmp_path / "data")],
+        [sys.executable, "-c", program, str(tmp_path / "artifacts"), str(SAMPLE)],
         env={**os.environ, "PREFECT_HOME": str(tmp_path / "home")},
         cwd=tmp_path,  # contains no prefect.toml
         capture_output=True,

@@ -55,6 +55,19 @@ def test_bad_cell_exits_with_3(command: Command, tmp_path: Path) -> None:
     assert str(quarantine) in done.stderr
 
 
+def test_downloads_into_a_named_folder_with_fetch_only(command: Command, tmp_path: Path) -> None:
+    flags = ("train", "--dataset", "digits", "--data-dir", str(tmp_path / "data"), "--epochs", "1", *FLAGS)
+    done = command.run(*flags)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert (
+        f"{tmp_path / 'data'} does not exist. Expected a folder with digits_train.csv and digits_test.csv."
+        in done.stderr
+    )
+    assert not (tmp_path / "data").exists()
+    assert command.run(*flags, "--fetch").returncode == 0
+    assert ModelStore.of(tmp_path / "artifacts", "digits").version(1).manifest.data.train.origin == "fetched"
+
+
 def test_trains_within_the_budget_of_bad_rows(command: Command, tmp_path: Path) -> None:
     def change(lines: list[bytes]) -> None:
         damage(lines)

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from flows.train_fashion_mnist import train_fashion_mnist
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
-from schemas.errors import DeviceUnavailable
+from schemas.errors import DataContractError, DeviceUnavailable
 from schemas.references import ModelVersion
 from tasks.model.backend import gpu_driver_present
 from tasks.registry.store import ModelStore
+from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
 STAGES = ["ingest", "validate", "ingest", "validate", "prepare", "train", "evaluate"]
@@ -123,6 +124,24 @@ def test_publishes_the_run_its_child_and_its_artifacts(artifacts: Path) -> None:
         if artifact.type == "image":
             encoded = str(artifact.data).removeprefix("data:image/svg+xml;base64,")
             assert base64.b64decode(encoded).startswith(b"<svg ")
+
+
+@field_fault(
+    "input replaced silently",
+    "A named data folder is emptied after a training, and the flow runs again",
+    "The run fails with what the folder contains, downloads nothing, and the champion stays",
+)
+@pytest.mark.parametrize("named_by", ["parameter", "variable"])
+def test_an_emptied_folder_fails_the_run(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    store = ModelStore.of(artifacts, "fashion-mnist")
+    before = store.numbers(), store.aliases.champion()
+    monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataContractError, match=f"{tmp_path} contains no CSV of fashion-mnist.* The folder is empty"):
+        train_fashion_mnist(data_dir=tmp_path if named_by == "parameter" else None, artifacts_dir=artifacts)
+    assert list(tmp_path.iterdir()) == []
+    assert (store.numbers(), store.aliases.champion()) == before
 
 
 def test_rejects_a_wrong_parameter_by_name(server: str, tmp_path: Path) -> None:

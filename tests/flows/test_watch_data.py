@@ -85,10 +85,11 @@ def test_added_shard_is_announced(server: str, data: Path, tmp_path: Path) -> No
 
 
 def test_missing_split_is_not_announced(server: str, data: Path, tmp_path: Path) -> None:
-    (data / "fashion-mnist_test.csv").unlink()
+    (data / "fashion-mnist_test.csv").rename(data / "fashion-mnist_test.CSV")
     state = watch(data, tmp_path / "artifacts")
     assert (state.name, state.result().digest) == ("Nothing new", None)
     assert "no complete data" in state.message
+    assert "'fashion-mnist_test.CSV' (did you mean fashion-mnist_test.csv?)" in state.message
 
 
 def test_failed_announcement_is_repeated(

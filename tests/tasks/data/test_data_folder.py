@@ -56,6 +56,7 @@ def link_to_nothing(path: Path) -> None:
     [
         (TRAIN, Path.touch, rf"contains {TRAIN} and 3 shards of it \({SHARDS[0]}, "),
         (f"{TRAIN}.gz", Path.touch, rf"contains {TRAIN}.gz and 3 shards of it \({SHARDS[0]}, "),
+        ("fashion-mnist_test-1.csv", Path.touch, f"contains {TEST} and its shard fashion-mnist_test-1.csv. Expected"),
         (f"{TEST}.gz", Path.touch, f"contains both {TEST} and {TEST}.gz.* Remove the wrong one"),
         (f"{SHARDS[0]}.gz", Path.touch, f"contains both {SHARDS[0]} and {SHARDS[0]}.gz"),
         ("fashion-mnist_train-\udcff.csv", Path.touch, r"a shard named 'fashion-mnist_train-\\udcff.csv'. Expected"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.contract import SPLITS, Split
-from schemas.errors import DataUnavailable
+from schemas.errors import DataContractError, DataUnavailable
 from tasks.data.data_folder import record_path
 from tasks.data.download import Limits
 from tasks.data.published_data import fetch_data, find_data
@@ -99,7 +99,7 @@ def test_uses_supplied_files_and_writes_nothing(
 def test_rejects_a_single_supplied_split(data_dir: Path, present: list[str], missing: str) -> None:
     supply(data_dir, *present)
     assert find_data(CONTRACT, data_dir) is None
-    with pytest.raises(DataUnavailable, match=f"contains {present[0]} but not {missing}"):
+    with pytest.raises(DataContractError, match=f"contains {present[0]} but not {missing}"):
         fetch_data(CONTRACT, data_dir, [UNUSED])
     assert (data_dir / present[0]).read_bytes() == present[0].encode()
 
@@ -179,7 +179,7 @@ def test_changed_downloads_count_as_supplied(data_dir: Path, good: Source, chang
         assert (csvs["train"].origin, csvs["test"].origin) == ("supplied", "fetched")
     else:
         (data_dir / TEST).unlink()
-        with pytest.raises(DataUnavailable, match=f"contains {TRAIN} but not {TEST}"):
+        with pytest.raises(DataContractError, match=f"contains {TRAIN} but not {TEST}"):
             fetch_data(CONTRACT, data_dir, [UNUSED])
     assert (data_dir / TRAIN).read_bytes() == TRAIN.encode()
 
