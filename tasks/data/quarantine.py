@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataUnavailable, StoredArtifactError, WrongUsage
-from schemas.layout import Artifacts
+from schemas.layout import Artifacts, is_litter
 from schemas.references import CsvFile, CsvSplit
 from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
 
@@ -129,7 +129,8 @@ class QuarantineFile:
 
 def list_quarantine(artifacts_dir: Path) -> list[QuarantineFile]:
     """Return every quarantine file of the artifacts folder, ordered by name."""
-    return [read_quarantine(path) for path in sorted(Artifacts(artifacts_dir).quarantine.glob("*.parquet"))]
+    paths = sorted(Artifacts(artifacts_dir).quarantine.glob("*.parquet"))
+    return [read_quarantine(path) for path in paths if not is_litter(path.name)]
 
 
 def read_quarantine(path: Path) -> QuarantineFile:

@@ -35,6 +35,7 @@ def test_versions_are_listed(store: ModelStore) -> None:
             "aliases": aliases,
             "path": str(store.root / "versions" / f"000{number}"),
             "damaged": None,
+            "other_layout": None,
         }
         for number, accuracy, aliases in ((1, 0.8, []), (2, 0.9, ["champion"]))
     ]
