@@ -122,10 +122,18 @@ def sweep_temporaries(path: Path) -> None:
 
 def remove_path(path: Path) -> None:
     """Remove a file, a link or a whole folder, if it exists. The target of a link stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # It takes a folder for a link if its inode number is unstable, as on some FUSE and SMB file systems.
+        for entry in path.iterdir():
+            remove_path(entry)
+        path.rmdir()
 
 
 def remove_leftover(path: Path) -> bool:
