@@ -18,3 +18,7 @@ def main() -> NoReturn:
     from cli.main import main
 
     main()
+
+
+if __name__ == "__main__":
+    main()
