@@ -39,16 +39,19 @@ def _versions(options: argparse.Namespace) -> None:
     versions = store.summaries()
     empty = f"No version in {store.root} yet. `fashion-ann train` creates one."
     print_result(options, [vars(row) for row in versions], _version_rows(versions) if versions else [empty])
-    # After the intact versions are listed, damaged ones decide the exit status.
-    if damaged := [row.damaged for row in versions if row.damaged]:
-        raise StoredArtifactError(" ".join(damaged))
+    # After the intact versions are listed, the others decide the exit status.
+    if faults := [fault for row in versions if (fault := row.damaged or row.other_layout)]:
+        raise StoredArtifactError(" ".join(faults))
 
 
 def _version_rows(versions: Iterable["VersionSummary"]) -> Iterator[str]:
     yield f"{'version':>7}  {'created':<24}  {'accuracy':>8}  {'loss':>7}  aliases"
     for row in versions:
-        facts = f"{'damaged':<43}"
-        if not row.damaged:
+        if row.damaged:
+            facts = f"{'damaged':<43}"
+        elif row.other_layout:
+            facts = f"{'older layout' if 'older layout' in row.other_layout else 'newer layout':<43}"
+        else:
             facts = f"{row.created:<24}  {row.test_accuracy:>8.4f}  {row.test_loss:>7.4f}"
         marks = [*row.aliases, *(["rejected"] if row.outcome == "refused" else [])]
         yield f"{row.version:>7}  {facts}  {', '.join(marks)}".rstrip()

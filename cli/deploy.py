@@ -2,11 +2,10 @@
 
 import os
 import subprocess
-import sys
 from typing import Any
 
 from cli.server_process import last_words
-from schemas.config import PROJECT_ROOT
+from schemas.config import PROJECT_ROOT, python_command
 from schemas.errors import NotDeployed
 
 _SECONDS_TO_DEPLOY = 300
@@ -36,8 +35,8 @@ def deploy_all() -> None:
     for pool in _work_pools():
         create_pool(pool)
     # In a subprocess, because the command changes the working directory and sys.path of its process.
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+    done = subprocess.run(  # noqa: S603  # our own interpreter, fixed arguments
+        python_command("prefect", "--no-prompt", "deploy", "--all"),
         cwd=PROJECT_ROOT,  # contains prefect.yaml, pyproject.toml and the entrypoints
         env={**os.environ, "PREFECT_API_URL": url, "NO_COLOR": "1"},
         stdout=subprocess.PIPE,

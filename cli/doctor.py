@@ -17,7 +17,7 @@ from cli.deploy import pool_names
 from cli.server_process import api_problem
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
-from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
+from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from tasks.runtime.fingerprint import installed_extra, installed_version
 
 MIN_FREE_BYTES = 1_000_000_000
@@ -340,11 +340,14 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
     numbers = store.numbers()
     champion = store.aliases.champion()
     damage: dict[int, str] = {}
+    other_layout: dict[int, str] = {}
     for number in numbers:
         try:
             store.version(number).check()
         except VersionNotFound:
             numbers = store.numbers()  # `gc` removed it meanwhile
+        except OtherLayout as error:
+            other_layout[number] = _line(error)
         except StoredArtifactError as error:
             damage[number] = _line(error)
     log = store.aliases.path
@@ -361,6 +364,9 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
             f"{title}version {number} is damaged{more}: {damage[number]}{suffix}",
             f"Restore {store.folder(number)} from a copy; {others}.",
         )
+    if champion in other_layout:
+        fix = "Train, and promote the new version: this release cannot compare it with the champion."
+        raise Broken(f"the champion: {other_layout[champion]}{suffix}", fix)
     if champion is not None and champion not in numbers:
         raise Broken(
             f"the champion, version {champion}, is missing{suffix}",
@@ -373,4 +379,5 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
     except StoredArtifactError as error:
         raise Broken(f"{error}{suffix}", "Restore the log from a copy.") from error
     current = f"champion {champion}" if champion is not None else "no champion"
-    return f"{_counted(len(numbers), 'version')}, all intact, {current}{suffix}"
+    unread = f"{len(other_layout)} of another layout, the others" if other_layout else "all"
+    return f"{_counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"

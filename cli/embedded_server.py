@@ -24,7 +24,7 @@ from cli.server_process import (
     wait_until_healthy,
 )
 from cli.terminal import Progress, Screen
-from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig
+from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig, python_command
 from schemas.contract import DatasetName
 from schemas.errors import ServerUnavailable
 from schemas.references import ModelVersion
@@ -164,7 +164,7 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFil
     port = free_port()
     process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
         [
-            *(sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent)),
+            *python_command("uvicorn", "--app-dir", str(prefect.__module_path__.parent)),
             *("--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)),
             *("--log-level", "error", "--lifespan", "on"),
         ],

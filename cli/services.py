@@ -9,7 +9,6 @@ import contextlib
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -31,7 +30,7 @@ from cli.server_process import (
     wait_or_kill,
     wait_until_healthy,
 )
-from schemas.config import PROJECT_ROOT, data_folder
+from schemas.config import PROJECT_ROOT, data_folder, python_command
 from schemas.errors import ServerUnavailable, ServiceFailed
 from schemas.layout import Artifacts
 from tasks.runtime.files import atomic_write
@@ -254,7 +253,7 @@ def _start(
     paths.logs.mkdir(parents=True, exist_ok=True)
     with paths.log(name).open("ab") as log:
         child = subprocess.Popen(  # noqa: S603  # our own interpreter
-            [sys.executable, "-m", "prefect", *command],
+            python_command("prefect", *command),
             env={**variables, "PYTHONUNBUFFERED": "1"},
             cwd=PROJECT_ROOT,  # contains the entrypoints of the deployments and Prefect's settings
             stdin=subprocess.DEVNULL,
@@ -283,8 +282,8 @@ def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
     """Deploy pools, deployments and automations in a subprocess, where Prefect's settings name this server."""
     with paths.log("deploy").open("ab") as log:
         try:
-            done = subprocess.run(  # our own interpreter and program
-                [sys.executable, "-m", "cli.main", "deploy"],
+            done = subprocess.run(  # noqa: S603  # our own interpreter and program
+                python_command("cli.main", "deploy"),
                 env=dict(variables),
                 cwd=PROJECT_ROOT,
                 stdin=subprocess.DEVNULL,

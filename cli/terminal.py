@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -282,4 +283,4 @@ def new_log(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("train-*.log"))[: 1 - _LOGS_KEPT or None]:
         old.unlink(missing_ok=True)
-    return folder / f"train-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
+    return folder / f"train-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.log"

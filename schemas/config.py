@@ -1,6 +1,7 @@
 """Configuration: frozen models for training and promotion, and the paths of the data and artifacts folders."""
 
 import os
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,21 @@ from schemas.errors import WrongUsage
 # The checkout, so that default paths do not depend on the current directory.
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 _DATA_FOLDER = "data"
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module with this interpreter. It imports nothing from the working directory."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def python_path() -> str:
+    """Return PYTHONPATH for child processes: the checkout, then the folders that the user set.
+
+    The names of our packages are common words, so a folder that the user set may contain a ``tasks.py``.
+    """
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *filter(None, folders)]))
+
 
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
 # without a usable GPU. "cpu": the CPU, even on a machine with a GPU.

@@ -1,12 +1,13 @@
 """The errors that users see, each with its exit status.
 
-A message states what happened, what was expected, what was received and what to do next.
+A message states what happened, what was expected, what was received and what to do next. Each class can be created
+from its message alone: a worker process sends no more, and Prefect stores no more.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class FashionAnnError(Exception):
@@ -27,6 +28,10 @@ class DataUnavailable(FashionAnnError):
 
 class StageNotWritten(FashionAnnError):
     """Failure to write the output of a stage. No partial output is left."""
+
+
+class LocksUnavailable(FashionAnnError):
+    """Lock file on a file system without locks. Two runs could overwrite each other's files."""
 
 
 class DeviceUnavailable(FashionAnnError):
@@ -63,6 +68,10 @@ class StoredArtifactError(FashionAnnError):
     """Stored file that is missing, differs from its manifest, or has content that this project never writes."""
 
     exit_status = 5
+
+
+class OtherLayout(StoredArtifactError):
+    """Version whose intact manifest another release of this project wrote, with other keys or files."""
 
 
 class VersionNotFound(FashionAnnError):
@@ -124,8 +133,10 @@ class DataContractError(FashionAnnError):
 class UnreadableData(DataContractError):
     """CSV that the operating system cannot read."""
 
-    def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> Self:
+        """Return the error for ``path``."""
+        return cls(
             f"{path} cannot be read ({error.strerror or error}): expected a CSV file. "
             "Put a readable CSV there, and run again."
         )

@@ -1,5 +1,6 @@
 """Name every folder and file below the artifacts folder, once. Nothing else in the project spells them."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,20 @@ INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
 
 _VALIDATION_FOLDER = "validation"
+
+# Files and folders that systems leave wherever somebody looks or a file is removed while it is open: macOS, Windows,
+# Synology and QNAP, NFS, FUSE, SMB, desktops, LibreOffice, vim.
+_LITTER = re.compile(
+    r"\.DS_Store|\._.*|\.AppleDouble|\.Spotlight-V100|\.Trashes|\.fseventsd|\.localized|Icon\r"
+    r"|(eh)?Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|@eaDir|\.@__thumb|#recycle"
+    r"|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.smbdelete.*|\.Trash-\d+|\.directory|\.~lock\..*#|\..*\.sw[a-p]",
+    re.IGNORECASE,
+)
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder with this name was left by the system, and not written by this project."""
+    return _LITTER.fullmatch(name) is not None
 
 
 def short_key(key: str) -> str:

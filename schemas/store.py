@@ -16,6 +16,9 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VersionNumber = Annotated[StrictInt, Field(ge=1)]
 Settings = dict[str, bool | int | float | str | None]
 
+# The manifest's key `layout`, 1 if it is missing. Raise it with each change that makes earlier manifests unreadable.
+LAYOUT = 2
+
 
 class StoredJson(BaseModel):
     """A strict, immutable model of a stored JSON object. Unknown keys are kept: they inform people."""

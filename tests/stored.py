@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from schemas.layout import STORED_NAMES
+from schemas.layout import MANIFEST_NAME, STORED_NAMES
 from schemas.store import AliasEvent, VersionFacts
 from tasks.registry.store import ModelStore, StoredVersion
+from tasks.runtime.files import digest_of, write_json
 
 DIGEST = "0" * 64
 
@@ -95,6 +96,15 @@ def add_stored(
 
     with store.lock():
         return store.add(build)
+
+
+def make_older(stored: StoredVersion) -> None:
+    """Rewrite the manifest of a version as an earlier release of this project wrote it: fewer keys, no layout."""
+    path = stored.folder / MANIFEST_NAME
+    content = json.loads(path.read_bytes())
+    for key in ("manifest_sha256", "layout", "lineage"):
+        del content[key]
+    write_json(path, {**content, "manifest_sha256": digest_of(content)})
 
 
 def add_promoted(root: Path, **changed: Any) -> StoredVersion:

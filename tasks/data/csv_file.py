@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import stat
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,36 +12,48 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import DataContractError, UnreadableData
-from tasks.runtime.files import sha256_file
 
 GZIP_MAGIC = b"\x1f\x8b"
-FileStamp = tuple[int, int, int, int]  # device, inode, size, time of the last change
+FileStamp = tuple[int, int, int]  # size, times of the last change of the content and of the file's properties
+_COARSEST_TIME_NS = 3_000_000_000
 
 # Their content may never end. A folder is left to `open`, which rejects it.
 _STREAMS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 def file_stamp(path: Path) -> FileStamp | None:
-    """Return what changes when a file is rewritten or replaced, or None if it cannot be examined."""
+    """Return what changes when a file is rewritten or replaced, or None if it cannot be examined.
+
+    Device and inode are excluded: on FUSE, SMB and overlay file systems they may change while the file does not.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def is_unchanged(path: Path, before: FileStamp | None, sha256: str) -> bool:
+    """Return whether the file has the stamp ``before``, or its size and the digest ``sha256``.
+
+    Times are coarse, 2 s on some file systems. The digest of a file that was just written is therefore always compared.
+    """
+    now = file_stamp(path)
+    if before is None or now is None or now[0] != before[0]:
+        return False
+    if now == before and time.time_ns() - max(before[1:]) > _COARSEST_TIME_NS:
+        return True
+    with suppress(DataContractError), HashedFile(path) as file:
+        return file.read_to_end() == sha256
+    return False
 
 
 def require_unchanged(
-    path: Path, before: FileStamp | None, expected_sha256: str | None, cause: DataContractError | None = None
+    path: Path, before: FileStamp | None, sha256: str, cause: DataContractError | None = None
 ) -> None:
-    """Raise `DataContractError` from ``cause`` if the file no longer has the stamp ``before``.
-
-    A file that was rewritten with the same content is unchanged if its ``expected_sha256`` is known.
-    """
-    if file_stamp(path) == before:
+    """Raise `DataContractError` from ``cause`` unless the file `is_unchanged`."""
+    if is_unchanged(path, before, sha256):
         return
-    with suppress(OSError):
-        if sha256_file(path) == expected_sha256:
-            return
     raise DataContractError(
         f"{path} changed while it was read: expected the same file from the first byte to the last. "
         "Run again when nothing writes to it."
@@ -62,14 +75,14 @@ class HashedFile(FileIO):
                 )
             super().__init__(path)
         except OSError as error:
-            raise UnreadableData(path, error) from error
+            raise UnreadableData.of(path, error) from error
 
     def readinto(self, buffer: Any, /) -> int:
         """Read the next bytes into ``buffer``, and return their number. Raise `UnreadableData` if that fails."""
         try:
             size = super().readinto(buffer)
         except OSError as error:
-            raise UnreadableData(self.path, error) from error
+            raise UnreadableData.of(self.path, error) from error
         self._digest.update(memoryview(buffer)[:size])
         return size
 

@@ -57,7 +57,7 @@ def open_csv(
                 f"{source} changed since it was hashed: expected sha256 {expected_sha256}, received {sha256}. "
                 "Run again when nothing writes to it."
             ) from fault
-        require_unchanged(source, before, expected_sha256, fault)
+        require_unchanged(source, before, sha256, fault)
         if fault is not None:
             raise fault
 

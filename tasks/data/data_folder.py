@@ -9,7 +9,7 @@ from pathlib import Path
 from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataContractError, UnreadableData
 from schemas.references import CsvFile, CsvSplit, sha256sum_digest
-from tasks.data.csv_file import file_stamp
+from tasks.data.csv_file import file_stamp, is_unchanged
 from tasks.runtime.files import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,10 @@ def folder_digest(contract: DatasetContract, data_dir: Path) -> str | None:
     paths = [path for files in present.values() for path in files]
     before = [file_stamp(path) for path in paths]
     with suppress(FileNotFoundError):  # removed meanwhile
-        digest = sha256sum_digest(CsvFile(path=path, sha256=sha256_file(path)) for path in paths)
-        if [file_stamp(path) for path in paths] == before and present_csvs(contract, data_dir) == present:
-            return digest
+        files = [CsvFile(path=path, sha256=sha256_file(path)) for path in paths]
+        unchanged = all(is_unchanged(file.path, stamp, file.sha256) for file, stamp in zip(files, before, strict=True))
+        if unchanged and present_csvs(contract, data_dir) == present:
+            return sha256sum_digest(files)
     logger.info("%s: files are still being written; the next run checks again", data_dir)
     return None
 
@@ -115,7 +116,7 @@ def csv_split(split: Split, paths: Iterable[Path]) -> CsvSplit:
         try:
             files.append(CsvFile(path=path, sha256=sha256_file(path)))
         except OSError as error:
-            raise UnreadableData(path, error) from error
+            raise UnreadableData.of(path, error) from error
     return CsvSplit(split=split, files=tuple(files), origin="supplied")
 
 

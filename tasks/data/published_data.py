@@ -8,17 +8,15 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
-from filelock import FileLock
-
 from schemas.contract import SPLITS, DatasetContract, Split
-from schemas.errors import DataContractError, DataUnavailable
+from schemas.errors import DataContractError, DataUnavailable, LocksUnavailable
 from schemas.references import CsvFile, CsvSplit
 from tasks.data.data_folder import csv_references, csv_split, present_csvs, read_record, record_path
 from tasks.data.download import DEFAULT_LIMITS, Limits, SourceError
 from tasks.data.missing_data import describe_missing
 from tasks.data.sources import Source, default_sources
 from tasks.runtime.files import sha256_file, sync_to_disk, write_json
-from tasks.runtime.locks import wait_for_lock
+from tasks.runtime.locks import lock, wait_for_lock
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +53,9 @@ def find_data(contract: DatasetContract, data_dir: Path) -> dict[Split, CsvSplit
             return None
         working = _working_folder(contract, data_dir)
         if working.exists():  # left by a run that was killed after its last rename, or in use by another run
-            with suppress(OSError), FileLock(_lock_path(contract, data_dir), timeout=0):
-                shutil.rmtree(working)
+            with suppress(OSError, LocksUnavailable), lock(_lock_path(contract, data_dir)) as held:
+                if held:
+                    shutil.rmtree(working)
         return csv_references(contract, data_dir, present)
 
 

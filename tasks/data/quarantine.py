@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataContractError, DataUnavailable, StoredArtifactError, WrongUsage
-from schemas.layout import Artifacts
+from schemas.layout import Artifacts, is_litter
 from schemas.references import CsvFile, CsvSplit
 from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
 
@@ -130,7 +130,8 @@ class QuarantineFile:
 def list_quarantine(artifacts_dir: Path) -> tuple[list[QuarantineFile], list[str]]:
     """Return every quarantine file of the artifacts folder, ordered by name, and a message for each unreadable one."""
     files, faults = [], []
-    for path in sorted(Artifacts(artifacts_dir).quarantine.glob("*.parquet")):
+    paths = sorted(Artifacts(artifacts_dir).quarantine.glob("*.parquet"))
+    for path in (path for path in paths if not is_litter(path.name)):
         try:
             files.append(read_quarantine(path))
         except (WrongUsage, StoredArtifactError) as error:

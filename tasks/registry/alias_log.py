@@ -11,7 +11,7 @@ from typing import Any
 
 from schemas.errors import StoredArtifactError
 from schemas.store import AliasEvent
-from tasks.runtime.files import digest_of
+from tasks.runtime.files import digest_of, sync_opened
 
 CHAMPION = "champion"
 # An event ``by`` this restores an earlier champion. Any other adds one.
@@ -84,7 +84,7 @@ class AliasLog:
             try:
                 file.write(_line(event.as_json(), digest) + b"\n")
                 file.flush()
-                os.fsync(file.fileno())
+                sync_opened(file.fileno(), self.path)
             except OSError as error:
                 os.truncate(self.path, size)
                 error.filename = error.filename or str(self.path)

@@ -136,7 +136,8 @@ def _writer_for(output: Path, images: Path) -> Callable[[Path, pa.Schema], Any]:
         raise WrongUsage(f"The output {output} must be in an existing folder. Create {output.parent} first.")
     if output.is_dir():
         raise WrongUsage(f"The output {output} must be a file; it is a folder. Choose another name.")
-    if output.exists() and images.exists() and output.samefile(images):
+    # The path as well, because inode numbers are unstable on some file systems.
+    if output.resolve() == images.resolve() or (output.exists() and images.exists() and output.samefile(images)):
         raise WrongUsage(f"The output {output} is also the file of the images. Choose another name.")
     return writer
 

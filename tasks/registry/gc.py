@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from schemas.errors import StoredArtifactError, VersionNotFound, WrongUsage
-from schemas.layout import Artifacts, short_key
+from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound, WrongUsage
+from schemas.layout import MANIFEST_NAME, RECORD_NAME, Artifacts, is_litter, short_key
 from tasks.registry.alias_log import alias_values, champions
 from tasks.registry.store import ModelStore
-from tasks.runtime.files import remove_path, temporary_name
+from tasks.runtime.files import discard_folder, remove_leftover
 from tasks.runtime.locks import artifacts_lock
 
 Kind = Literal["version", "stage", "checkpoint", "leftover"]
@@ -73,9 +73,8 @@ def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan
         # Before any deletion, because it raises for a log that does not match the versions.
         cleaned = [f"{line}." for line in store.recover()]
         # Versions first: if the process is killed here, the next one finds their stage outputs without a reference.
-        for removal in planned.removed:
-            _remove(removal)
-    return replace(planned, notes=(*cleaned, *planned.notes))
+        removed = tuple(removal for removal in planned.removed if _remove(removal))
+    return replace(planned, removed=removed, notes=(*cleaned, *planned.notes))
 
 
 def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) -> Plan:
@@ -87,6 +86,8 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     for number in numbers:
         try:
             store.version(number)
+        except OtherLayout:
+            continue  # deleted in its turn, like any other
         except (StoredArtifactError, VersionNotFound) as error:
             damaged[number] = str(error)
     kept = _kept(store, numbers, keep) | set(damaged)
@@ -122,12 +123,17 @@ def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> 
     All datasets share the stage outputs: every version of another store counts as kept.
     """
     others = (ModelStore(root) for root in Artifacts(artifacts_dir).stores.glob("*/") if root != store.root)
-    try:
-        versions = [store.version(number) for number in kept]
-        versions += [other.version(number) for other in others for number in other.numbers()]
-    except (StoredArtifactError, VersionNotFound):
-        return None
-    return {short_key(entry.key) for version in versions for entry in version.manifest.lineage}
+    versions = [(store, number) for number in kept]
+    versions += [(other, number) for other in others for number in other.numbers()]
+    keys: set[str] = set()
+    for owner, number in versions:
+        try:
+            keys |= {short_key(entry.key) for entry in owner.version(number).manifest.lineage}
+        except OtherLayout:
+            continue  # this release cannot use its stage outputs
+        except (StoredArtifactError, VersionNotFound):
+            return None
+    return keys
 
 
 def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
@@ -138,6 +144,8 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
         if folder.parent in removed or not folder.is_dir():
             continue  # a validation is removed together with its data
         for path in sorted(folder.iterdir()):
+            if is_litter(path.name):
+                continue
             hidden = path.name.startswith(".")
             used = (path.name[1:].partition(".")[0] if hidden else path.name) in keys
             # The lock of a kept output is kept.
@@ -166,12 +174,11 @@ def _removal(kind: Kind, path: Path) -> Removal:
     return Removal(kind, path, total)
 
 
-def _remove(removal: Removal) -> None:
-    path = removal.path
-    if removal.kind in ("version", "stage"):
-        # `ModelStore.recover`, the stage's next run and the next gc remove this name.
-        hidden = temporary_name(path)
-        path.rename(hidden)
-        path = hidden
-    # `ModelStore.recover` may have removed a leftover already.
-    remove_path(path)
+def _remove(removal: Removal) -> bool:
+    """Delete an item. Return False if a part of it cannot be deleted yet, which is logged."""
+    match removal.kind:
+        case "version":
+            return discard_folder(removal.path, MANIFEST_NAME)
+        case "stage":
+            return discard_folder(removal.path, RECORD_NAME)
+    return remove_leftover(removal.path)  # `ModelStore.recover` may have removed it already

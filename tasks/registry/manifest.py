@@ -5,15 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import StoredArtifactError, VersionNotFound
+from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import MANIFEST_NAME, STORED_NAMES
-from schemas.store import Manifest, VersionFacts
-from tasks.runtime.files import describe_files, digest_of, pretty_json, write_json
+from schemas.store import LAYOUT, Manifest, VersionFacts
+from tasks.runtime.files import describe_files, digest_of, is_discarded, pretty_json, write_json
 
 
 def write_manifest(folder: Path, number: int, facts: VersionFacts) -> Manifest:
     """Write the manifest of a version whose other files are all in ``folder``."""
-    content = {**facts.as_json(), "version": number, "files": describe_files(folder)}
+    content = {**facts.as_json(), "layout": LAYOUT, "version": number, "files": describe_files(folder)}
     content["manifest_sha256"] = digest_of(content)
     write_json(folder / MANIFEST_NAME, content)
     return Manifest.model_validate(content)
@@ -22,8 +22,8 @@ def write_manifest(folder: Path, number: int, facts: VersionFacts) -> Manifest:
 def read_manifest(folder: Path, number: int) -> Manifest:
     """Read the manifest of version ``number`` after checking its digest, its spelling and its shape.
 
-    Raises `VersionNotFound` if the folder does not exist, and `StoredArtifactError` if the manifest was changed or if
-    it or the folder is a link.
+    Raises `VersionNotFound` if the folder does not exist, `OtherLayout` if another release wrote the manifest and this
+    one cannot read it, and `StoredArtifactError` if the manifest was changed or if it or the folder is a link.
     """
     path = folder / MANIFEST_NAME
     for place in (folder, path):
@@ -32,7 +32,7 @@ def read_manifest(folder: Path, number: int) -> Manifest:
     try:
         text = path.read_bytes()
     except OSError as error:
-        if not folder.exists():
+        if not folder.exists() or is_discarded(folder, MANIFEST_NAME):
             raise VersionNotFound(f"There is no version {number}: {folder} does not exist.") from None
         raise StoredArtifactError(f"{path}: expected a manifest, which cannot be read ({error.strerror}).") from error
     received = f"received bytes with sha256 {hashlib.sha256(text).hexdigest()}"
@@ -47,10 +47,20 @@ def read_manifest(folder: Path, number: int) -> Manifest:
         raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
     if not unchanged:
         raise StoredArtifactError(f"{path} was edited: expected the text written for sha256 {expected}, {received}.")
-    manifest = Manifest.parse(content, str(path))
+    try:
+        manifest = Manifest.parse(content, str(path))
+        if missing := STORED_NAMES - set(manifest.files):
+            raise StoredArtifactError(f"{path} does not name {', '.join(sorted(missing))}, which every version has.")
+    except StoredArtifactError as error:
+        layout = content.get("layout", 1)
+        if layout == LAYOUT or not isinstance(layout, int):
+            raise
+        age, writer = ("an older", "an earlier") if layout < LAYOUT else ("a newer", "a later")
+        raise OtherLayout(
+            f"Version {number} has {age} layout of the store ({layout}, expected {LAYOUT}), which {writer} release "
+            f"wrote. {error} Train again, or use that release."
+        ) from error
     event = manifest.verdict.event
     if manifest.version != number or (event and event.to != number):
         raise StoredArtifactError(f"{path} describes another version than {number}. Restore the version from a copy.")
-    if missing := STORED_NAMES - set(manifest.files):
-        raise StoredArtifactError(f"{path} does not name {', '.join(sorted(missing))}, which every version has.")
     return manifest

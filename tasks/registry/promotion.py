@@ -135,8 +135,8 @@ def _compare(champion: Champion, paired: PairedTest | None, config: PromotionCon
     if paired is None:
         # A candidate without a comparison is not known to be better, and the champion may be restored.
         reason = (
-            f"Kept: version {number}, the champion, cannot be measured. {champion.fault} Restore it from a copy, or "
-            "promote another version with `fashion-ann promote`."
+            f"Kept: version {number}, the champion, cannot be measured. {champion.fault} Restore it, or promote "
+            "another version with `fashion-ann promote`."
         )
         name = f"version {number}, the champion, can be measured"
         return reason, _rule(name, champion.fault, "loads and predicts the same test rows", holds=False)

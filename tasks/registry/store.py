@@ -13,14 +13,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
-from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts
+from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
+from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts, is_litter
 from schemas.store import AliasEvent, Manifest, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, champions
 from tasks.registry.manifest import read_manifest, write_manifest
-from tasks.runtime.files import atomic_folder, remove_path, sha256_file, sync_to_disk
+from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sha256_file, sync_to_disk
 from tasks.runtime.locks import wait_for_lock
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,16 @@ class StoredVersion:
     manifest: Manifest
 
     def check(self) -> None:
-        """Check every file's digest, and that no others exist. Raises `StoredArtifactError` with both digests."""
-        for entry in sorted(self.folder.glob("*")):
-            if entry.name != MANIFEST_NAME and entry.name not in self.manifest.files:
-                raise StoredArtifactError(f"{entry} is not named by the manifest. Remove it.")
+        """Check every file's digest, and that no others exist. Raises `StoredArtifactError` with both digests.
+
+        Litter of the system is logged and ignored: no reader opens a file that the manifest does not name.
+        """
+        unnamed = sorted({entry.name for entry in self.folder.glob("*")} - {MANIFEST_NAME, *self.manifest.files})
+        for name in unnamed:
+            if not is_litter(name):
+                raise StoredArtifactError(f"{self.folder / name} is not named by the manifest. Remove it.")
+        if unnamed:
+            _warn_of_litter(self.folder, ", ".join(unnamed))
         for name in self.manifest.files:
             self.path(name)
 
@@ -62,9 +69,17 @@ class StoredVersion:
         return self.path(name).read_bytes()
 
 
+@cache  # a command may check a version more than once
+def _warn_of_litter(folder: Path, names: str) -> None:
+    logger.warning("%s contains %s, which is ignored: no version has such a file", folder, names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VersionSummary:
-    """One row of `fashion-ann versions`. ``damaged`` is the reason why a manifest cannot be read, else None."""
+    """One row of `fashion-ann versions`. ``damaged`` is the reason why a manifest cannot be read, else None.
+
+    ``other_layout`` is the reason instead if another release wrote the manifest.
+    """
 
     version: int
     created: str | None = None
@@ -74,6 +89,7 @@ class VersionSummary:
     aliases: list[str]
     path: str
     damaged: str | None = None
+    other_layout: str | None = None
 
 
 class ModelStore:
@@ -93,10 +109,13 @@ class ModelStore:
         return self._versions / f"{number:04d}"
 
     def numbers(self) -> list[int]:
-        """Return the numbers of all versions, ascending. Temporary folders do not count."""
+        """Return the numbers of all versions, ascending. Temporary and half removed folders do not count."""
+        return sorted(int(folder.name) for folder in self._folders() if not is_discarded(folder, MANIFEST_NAME))
+
+    def _folders(self) -> list[Path]:
         if not self._versions.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self._versions.iterdir() if _VERSION_FOLDER.fullmatch(entry.name))
+        return [folder for folder in self._versions.iterdir() if _VERSION_FOLDER.fullmatch(folder.name)]
 
     def version(self, name: int | str) -> StoredVersion:
         """Return a version by its number or by a name that `resolve` takes.
@@ -138,6 +157,8 @@ class ModelStore:
                 read = self.version(number).manifest
             except VersionNotFound:
                 continue  # removed by `gc` in the meantime
+            except OtherLayout as error:
+                rows.append(replace(row, other_layout=str(error)))
             except StoredArtifactError as error:
                 rows.append(replace(row, damaged=str(error)))
             else:
@@ -179,12 +200,14 @@ class ModelStore:
                 if version.manifest.made_from == key:
                     version.check()
                     return version
+            except OtherLayout:
+                continue  # no release writes the inputs of another one
             except StoredArtifactError as error:
                 # A damaged version must not prevent a new one.
                 logger.warning("%s", error)
         return None
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[bool]:
         """Hold the lock of writers during the block. Logs if it waits for another writer."""
         self.root.mkdir(parents=True, exist_ok=True)
         return wait_for_lock(self.root / ".lock", f"{self.root}: waiting for another process that writes to the store")
@@ -212,8 +235,12 @@ class ModelStore:
         return StoredVersion(number, folder, manifest)
 
     def leftovers(self) -> list[Path]:
-        """Return the temporary folders of writers and removals that are running or were killed."""
-        return sorted(self._versions.glob(".*.tmp"))
+        """Return what writers and removals that are running or were killed left: folders, then temporary names.
+
+        In this order, because a folder whose removal has begun counts as a version again without its temporary file.
+        """
+        discarded = [folder for folder in self._folders() if is_discarded(folder, MANIFEST_NAME)]
+        return [*sorted(discarded), *sorted(self._versions.glob(".*.tmp"))]
 
     def recover(self, *, restore: bool = False) -> list[str]:
         """Complete or undo what a killed writer left. Return what was done, for people. The caller holds `lock`.
@@ -222,7 +249,8 @@ class ModelStore:
         """
         done = []
         for leftover in self.leftovers():
-            remove_path(leftover)
+            if not remove_leftover(leftover):
+                break  # a later one may mark this one as removed
             done.append(f"removed {leftover}, an incomplete version that a killed process left")
         done += self.aliases.repair()
         for event in self._missing_promotions(restore=restore):

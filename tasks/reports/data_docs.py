@@ -15,12 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from schemas.contract import Split
-from schemas.layout import INDEX_NAME, VERDICTS_FOLDER, Artifacts
+from schemas.layout import INDEX_NAME, VERDICTS_FOLDER, Artifacts, is_litter
 from tasks.checks.expectations import fresh_context
-from tasks.runtime.files import digest_of, remove_path
+from tasks.runtime.files import digest_of, remove_leftover
+from tasks.runtime.locks import wait_for_lock
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
@@ -60,20 +59,25 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
         }
     )
     artifacts_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(artifacts_dir / f".{docs.name}.lock"):
+    with wait_for_lock(artifacts_dir / f".{docs.name}.lock", f"{docs}: another run is writing pages; waiting for it"):
         if verdict.exists() and verdict.read_text() == content and (docs / INDEX_NAME).exists():
             return docs / INDEX_NAME
         for left in artifacts_dir.glob(f".{docs.name}.????????"):  # of killed runs, since this process has the lock
-            remove_path(left)
-        with tempfile.TemporaryDirectory(prefix=f".{docs.name}.", dir=artifacts_dir) as folder:
+            remove_leftover(left)
+        prefix = f".{docs.name}."
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=artifacts_dir, ignore_cleanup_errors=True) as folder:
             site = Path(folder)
             (site / VERDICTS_FOLDER).mkdir()
             if verdict.parent.exists():
-                shutil.copytree(verdict.parent, site / VERDICTS_FOLDER, dirs_exist_ok=True)
+                shutil.copytree(verdict.parent, site / VERDICTS_FOLDER, ignore=_litter, dirs_exist_ok=True)
             (site / VERDICTS_FOLDER / verdict.name).write_text(content)
             _build(site)
             _publish(site, docs)
     return docs / INDEX_NAME
+
+
+def _litter(folder: str, names: list[str]) -> set[str]:
+    return set(filter(is_litter, names))
 
 
 def _style() -> str:
@@ -169,6 +173,8 @@ def _publish(site: Path, docs: Path) -> None:
         (docs / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).replace(docs / path)
     for path in [path for path in docs.rglob("*") if path.is_file() and path.relative_to(docs) not in written]:
+        if is_litter(path.name):
+            continue
         path.unlink()
         while path.parent != docs and not any(path.parent.iterdir()):
             path = path.parent

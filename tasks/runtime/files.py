@@ -1,16 +1,26 @@
-"""Write files atomically, and digest them."""
+"""Write files atomically, remove them, and digest them."""
 
+import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+from schemas.layout import is_litter
+from tasks.runtime.locks import abandoned, create_in_use
+
+logger = logging.getLogger(__name__)
+
+# Errors of file systems that cannot sync a file or a folder. Any other error is a failure to write.
+_NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_unsynced: set[int] = set()  # those that were logged
 
 
 def sha256_file(path: Path) -> str:
@@ -44,28 +54,36 @@ def sync_to_disk(path: Path) -> None:
     """Sync a file's content, or a folder's entries: a power cut could leave a name without its content."""
     opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        sync_opened(opened, path)
     finally:
         os.close(opened)
 
 
+def sync_opened(opened: int, path: Path) -> None:
+    """Sync the file ``path`` by its descriptor. Log one warning if its file system cannot do that."""
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        if error.errno not in _unsynced:
+            _unsynced.add(error.errno)
+            logger.warning("%s cannot be synced to disk (%s): a power cut could damage new files", path, error.strerror)
+
+
 def temporary_name(path: Path) -> Path:
-    """Return the hidden path beside ``path`` that this process uses while it writes or removes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Return a new hidden path beside ``path``, for its content while it is written or removed."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends without an error.
+    """Yield an empty temporary file beside ``path``. Rename it to ``path`` when the block ends without an error.
 
     An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
     """
-    temporary = temporary_name(path)
-    try:
+    with _replacing(path, Path.touch) as temporary:
         yield temporary
-        temporary.replace(path)
-    finally:
-        remove_path(temporary)
 
 
 @contextmanager
@@ -74,31 +92,93 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An error removes the folder. The next holder of the output's lock removes those of killed processes.
     """
-    with atomic_write(path) as temporary:
-        temporary.mkdir()
+    with _replacing(path, Path.mkdir) as temporary:
         yield temporary
 
 
+@contextmanager
+def _replacing(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    def create_temporary() -> Path:
+        temporary = temporary_name(path)
+        create(temporary)
+        return temporary
+
+    temporary, mark = create_in_use(create_temporary)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        os.close(mark)
+        remove_path(temporary)
+
+
 def sweep_temporaries(path: Path) -> None:
-    """Remove the temporary files of ``path`` that killed processes of this machine left."""
+    """Remove the temporary files of ``path`` that killed processes left, on this or another machine."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        writer = temporary.name.split(".")[-2]
-        if not (writer.isdigit() and psutil.pid_exists(int(writer))):
-            temporary.unlink(missing_ok=True)
+        with abandoned(temporary) as dead:
+            if dead:
+                remove_path(temporary)
 
 
 def remove_path(path: Path) -> None:
     """Remove a file, a link or a whole folder, if it exists. The target of a link stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # It takes a folder for a link if its inode number is unstable, as on some FUSE and SMB file systems.
+        for entry in path.iterdir():
+            remove_path(entry)
+        path.rmdir()
+
+
+def remove_leftover(path: Path) -> bool:
+    """Remove a file or folder that nobody reads, and return whether that succeeded. A failure is logged.
+
+    NFS keeps files that a process has open, as ``.nfs...``, and their folder with them.
+    """
+    try:
+        remove_path(path)
+    except OSError as error:
+        logger.warning("%s cannot be removed yet (%s)", path, error.strerror or error)
+        return False
+    return True
+
+
+def discard_folder(folder: Path, index: str) -> bool:
+    """Remove a folder that readers may open. For them it is complete or absent, whenever this process is killed.
+
+    Returns whether everything was removed; see `remove_leftover`.
+
+    index: the file without which readers use nothing in the folder; see `is_discarded`.
+    """
+    hidden = temporary_name(folder)
+    try:
+        folder.rename(hidden)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # overlayfs renames no folder of a lower layer, such as one in a container's image, but every file.
+        marker = temporary_name(folder.with_name(f"{folder.name}.{index}"))
+        with suppress(FileNotFoundError):  # a removal that was killed renamed it
+            (folder / index).rename(marker)
+        return remove_leftover(folder) and remove_leftover(marker)
+    return remove_leftover(hidden)
+
+
+def is_discarded(folder: Path, index: str) -> bool:
+    """Return whether `discard_folder` has removed the ``index`` but not the rest of the folder."""
+    return not (folder / index).exists() and any(folder.parent.glob(f".{folder.name}.{index}.*.tmp"))
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the size and sha256 of every file below ``folder``, by relative path."""
+    """Return the size and sha256 of every file below ``folder``, by relative path. Litter does not count."""
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not any(map(is_litter, path.relative_to(folder).parts))
     }

@@ -1,34 +1,72 @@
-"""Locks that log when they wait."""
+"""Locks that log when they wait, and marks of files in use. The kernel releases both when their holder dies.
+
+Neither depends on a process id, a host name or an inode number: containers that share a volume may have equal ones.
+"""
 
 import fcntl
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from schemas.errors import LocksUnavailable
 from schemas.layout import Artifacts
 
 logger = logging.getLogger(__name__)
 
+_POLL_SECONDS = 0.05
+# Without locks, a temporary file of another process counts as abandoned after this time.
+_ABANDONED_SECONDS = 86_400
+
 
 @contextmanager
-def wait_for_lock(path: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock file ``path``; log ``waiting`` if another run holds it.
+def lock(path: Path, *, exclusive: bool = True, waiting: str | None = None) -> Iterator[bool]:
+    """Hold the lock file ``path``, and yield whether it is held.
 
-    The kernel releases the lock when its holder dies.
+    If another process holds it: log ``waiting`` and wait, or yield False if that is None.
+
+    Raises `LocksUnavailable` on a file system without locks.
     """
-    lock = FileLock(path)
+    opened = _open(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("%s", waiting)
-        lock.acquire()
-    try:
-        yield
+        held = _locked(opened, path, exclusive=exclusive)
+        if not held and waiting is not None:
+            logger.info("%s", waiting)
+            while not (held := _locked(opened, path, exclusive=exclusive)):
+                time.sleep(_POLL_SECONDS)
+        yield held
     finally:
-        lock.release()
+        os.close(opened)
+
+
+def _open(path: Path) -> int:
+    """Open a lock file. That of another user may be readable only, which is enough except on NFS."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        if not path.is_file():
+            raise
+        return os.open(path, os.O_RDONLY)
+
+
+def _locked(opened: int, path: Path, *, exclusive: bool) -> bool:
+    try:
+        fcntl.flock(opened, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the second on some network file systems
+        return False
+    except OSError as error:
+        raise LocksUnavailable(
+            f"{path} cannot be locked ({error.strerror}). Expected a file system with locks: without them, two runs "
+            f"would overwrite each other's files. Mount {path.parent} with locks, or choose another folder."
+        ) from error
+    return True
+
+
+def wait_for_lock(path: Path, waiting: str) -> AbstractContextManager[bool]:
+    """Hold the lock file ``path``; log ``waiting`` if another run holds it."""
+    return lock(path, waiting=waiting)
 
 
 @contextmanager
@@ -36,17 +74,49 @@ def artifacts_lock(artifacts_dir: Path, *, exclusive: bool = False) -> Iterator[
     """Hold a lock on the stage outputs: shared for pipeline runs, ``exclusive`` for garbage collection.
 
     Between its stages a run relies on outputs that no version names yet. Yields whether the lock is held: only a shared
-    one is waited for. The kernel releases it when the holder dies.
+    one is waited for.
     """
     artifacts_dir.mkdir(parents=True, exist_ok=True)
-    # Opened for writing: network file systems require it for an exclusive lock.
-    with Artifacts(artifacts_dir).lock.open("a+b") as file:
-        held = True
-        try:
-            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = not exclusive
-            if held:
-                logger.info("%s: waiting for a garbage collection to finish", artifacts_dir)
-                fcntl.flock(file, fcntl.LOCK_SH)
+    waiting = None if exclusive else f"{artifacts_dir}: waiting for a garbage collection to finish"
+    with lock(Artifacts(artifacts_dir).lock, exclusive=exclusive, waiting=waiting) as held:
         yield held
+
+
+def create_in_use(create: Callable[[], Path]) -> tuple[Path, int]:
+    """Create a file or folder, and return it with a descriptor. Until that is closed it does not count as `abandoned`.
+
+    create: creates it under a new name at each call.
+    """
+    while True:
+        path = create()
+        with suppress(FileNotFoundError):  # removed as abandoned between its creation and the lock
+            opened = os.open(path, os.O_RDONLY)
+            with suppress(OSError):  # without locks, see `abandoned`
+                fcntl.flock(opened, fcntl.LOCK_SH)
+            if path.exists():
+                return path, opened
+            os.close(opened)
+
+
+@contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Yield whether the process that created ``path`` with `create_in_use` has ended; the block may then remove it.
+
+    On a file system without locks, one that has not changed for a day counts as abandoned.
+    """
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:  # removed meanwhile, or private to another user
+        yield False
+        return
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        dead = True
+    except (BlockingIOError, PermissionError):
+        dead = False
+    except OSError:
+        dead = time.time() - os.fstat(opened).st_mtime > _ABANDONED_SECONDS
+    try:
+        yield dead
+    finally:
+        os.close(opened)

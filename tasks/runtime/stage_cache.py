@@ -6,7 +6,6 @@ renamed to the beginning of the key: the digest of the stage's inputs, parameter
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,15 @@ from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
 from tasks.runtime.events import StageFinished, StageStarted, emit
-from tasks.runtime.files import atomic_folder, describe_files, digest_of, sha256_file, write_json
+from tasks.runtime.files import (
+    atomic_folder,
+    describe_files,
+    digest_of,
+    discard_folder,
+    remove_leftover,
+    sha256_file,
+    write_json,
+)
 from tasks.runtime.fingerprint import code_digest, lock_digest
 from tasks.runtime.locks import wait_for_lock
 
@@ -69,8 +76,8 @@ def run_stage(
     emit(StageStarted(stage.name, split))
     with wait_for_lock(folder / f".{final.name}.lock", f"{stage.name}: another run is building it; waiting for it"):
         for temporary in folder.glob(f".{final.name}.*.tmp"):
-            logger.info("removed %s, left by a run that was killed", temporary)
-            shutil.rmtree(temporary)
+            if remove_leftover(temporary):
+                logger.info("removed %s, left by a run that was killed", temporary)
         record = _earlier_record(final, stage)
         reused = record is not None
         if record is None:
@@ -89,7 +96,7 @@ def _earlier_record(final: Path, stage: Stage) -> dict[str, Any] | None:
         record = read_stage(final)
     except StoredArtifactError as error:
         logger.warning("%s: an earlier output is damaged and is rebuilt. %s", stage.name, error)
-        shutil.rmtree(final)
+        discard_folder(final, RECORD_NAME)
         return None
     logger.debug("reused %s", final.name)
     return record

@@ -12,7 +12,6 @@ import glob
 import json
 import logging
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -25,11 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from schemas import errors
-from schemas.config import PROJECT_ROOT
+from schemas.config import PROJECT_ROOT, python_command, python_path
 from schemas.errors import FashionAnnError, ProcessDied
+from tasks.runtime.locks import abandoned, create_in_use
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +36,16 @@ Emit = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """A worker as its parent sees it. ``scratch``: its temporary files, of which TensorFlow leaves some behind."""
+    """A worker as its parent sees it.
+
+    scratch: its temporary files, of which TensorFlow leaves some behind. mark: the descriptor that keeps them in use.
+    """
 
     module: str
     process: subprocess.Popen[str]
     stderr: IO[bytes]
     scratch: tempfile.TemporaryDirectory[str]
+    mark: int
 
     def result(self, on_event: Emit = lambda event: None) -> Any:
         """Wait for the result; pass events to ``on_event`` and log records to the logger of the same name.
@@ -118,21 +120,29 @@ def _stop(worker: WorkerProcess) -> None:
     # Closing the pipe to a dead worker must not mask its exit status.
     with worker.scratch, worker.stderr, suppress(BrokenPipeError), worker.process:
         worker.process.kill()
+    os.close(worker.mark)
 
 
 def _start(module: str) -> WorkerProcess:
-    prefix = f"{module}-{platform.node()}-"
+    prefix = f"fashion-ann-{module}-"
     for folder in Path(tempfile.gettempdir()).glob(f"{glob.escape(prefix)}*"):
-        owner = folder.name.split("-")[-2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):  # it was killed
-            shutil.rmtree(folder, ignore_errors=True)  # it may belong to another user
-    # A grandchild may still write there during removal, which must not mask the result.
-    scratch = tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True)
+        with abandoned(folder) as dead:  # its processes were killed
+            if dead:
+                shutil.rmtree(folder, ignore_errors=True)
+    scratches: list[tempfile.TemporaryDirectory[str]] = []
+
+    def create_scratch() -> Path:
+        # A grandchild may still write there during removal, which must not mask the result.
+        scratches.append(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
+        return Path(scratches[-1].name)
+
+    _, mark = create_in_use(create_scratch)
+    scratch = scratches[-1]
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_stop`
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-        [sys.executable, "-m", module],
+        python_command(module),
         cwd=PROJECT_ROOT,
-        env={**os.environ, "TMPDIR": scratch.name},
+        env={**os.environ, "TMPDIR": scratch.name, "PYTHONPATH": python_path()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -140,7 +150,7 @@ def _start(module: str) -> WorkerProcess:
         encoding="utf-8",
         process_group=0,  # Ctrl-C reaches this process only, which then ends the worker
     )
-    return WorkerProcess(module, process, stderr, scratch)
+    return WorkerProcess(module, process, stderr, scratch, mark)
 
 
 def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[], object] = lambda: None) -> None:

@@ -19,7 +19,7 @@ from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
 from tests.sample import SAMPLE
-from tests.stored import add_stored, event
+from tests.stored import add_stored, event, make_older
 
 NAMES = ["python", "lock", "gpu", "prefect", "pools", "disk", "data", "store"]
 DEAD = "http://127.0.0.1:9/api"
@@ -328,3 +328,14 @@ def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_older_layout_is_reported_as_such(store: ModelStore, tmp_path: Path) -> None:
+    for _ in range(2):
+        make_older(add_stored(store.root))
+    add_stored(store.root)
+    store.aliases.append(event(3))
+    assert doctor.check_store(tmp_path) == "3 versions, 2 of another layout, the others intact, champion 3"
+    store.aliases.append(event(2, 3))
+    check = assert_broken(partial(doctor.check_store, tmp_path), "the champion: Version 2 has an older layout")
+    assert "damaged" not in check.says

@@ -14,7 +14,7 @@ from cli.main import COMMANDS
 from schemas.config import TrainingConfig
 from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
-from tests.stored import add_stored, event
+from tests.stored import add_promoted, add_stored, event, make_older
 
 
 @pytest.fixture
@@ -181,3 +181,17 @@ def test_prints_the_contract_as_in_docs(run: Run, dataset: str, text: str) -> No
     assert facts["files"] == {split: f"{dataset}_{split}.csv" for split in ("train", "test")}
     assert facts["label_range"] == [0, 9]
     assert {"name", "says", "found", "warn", "fail", "low_is_bad"} == set(facts["checks"][0])
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"), [("versions", "older layout"), ("verify", ""), ("why champion", ""), ("verify --all", "")]
+)
+def test_an_older_layout_exits_with_5_and_is_not_called_damaged(
+    run: Run, store: Path, command: str, shown: str
+) -> None:
+    make_older(add_promoted(store))
+    status, out, err = run(*command.split())
+    assert status == 5
+    assert "Version 1 has an older layout of the store (1, expected 2)" in err
+    assert shown in out
+    assert "damaged" not in out + err

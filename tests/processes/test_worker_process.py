@@ -1,5 +1,4 @@
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -135,11 +134,16 @@ def test_a_worker_ends_with_a_killed_parent(program: str, tmp_path: Path) -> Non
 
 def test_removes_the_scratch_folder_of_a_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left, used = (tmp_path / f"{WORKER}-{platform.node()}-{pid}-abcdefgh" for pid in (dead.pid, os.getpid()))
-    for folder in (left, used):
-        (folder / "below").mkdir(parents=True)
+    program = f"import time\nfrom tasks.runtime.worker_process import prestart\nprestart({WORKER!r})\n"
+    pipes: Any = {"stdout": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    program += "print(flush=True)\ntime.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT_ROOT, **pipes) as other:
+        other.stdout.readline()  # type: ignore[union-attr]
+        with run_worker(WORKER, {}) as process:
+            assert process.result()["job"] == {}
+        (used,) = tmp_path.iterdir()  # of a process that lives
+        other.kill()
     with run_worker(WORKER, {}) as process:
         assert Path(process.result()["left"]).exists()
-    assert list(tmp_path.iterdir()) == [used]
+        assert not used.exists()
+    assert list(tmp_path.iterdir()) == []

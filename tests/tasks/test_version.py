@@ -31,6 +31,7 @@ from tasks.runtime.files import sha256_file
 from tasks.version import version
 from tests.field_faults import field_fault
 from tests.plain_keras import plain_network
+from tests.stored import make_older
 
 # Three epochs on 900 images do not reach the minimum.
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
@@ -314,6 +315,14 @@ def test_a_damaged_champion_stays_and_a_removed_one_does_not(add: Any) -> None:
     shutil.rmtree(first.path)
     third = add(key="c" * 64)
     assert (third.version, third.champion) == (3, True)
+
+
+def test_a_champion_of_an_older_layout_does_not_prevent_a_version(add: Any, store: ModelStore) -> None:
+    add()
+    make_older(store.version(1))
+    second = add(key="b" * 64)
+    assert (second.version, second.champion) == (2, False)
+    assert "version 1, the champion, cannot be measured. Version 1 has an older layout" in second.verdict
 
 
 def test_the_code_revision_is_that_of_the_checkout() -> None:

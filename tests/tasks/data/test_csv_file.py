@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from schemas.references import CsvSplit
 from tasks.data import csv_reader, csv_to_parquet
 from tasks.data.csv_reader import CsvRows, open_csv
 from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.data_folder import folder_digest
+from tests.faulty_files import unstable_inodes
+from tests.field_faults import field_fault
 from tests.tasks.data.csv_cases import BODY, GOOD, GZIP, HEADER, TINY
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, supplied
+from tests.tasks.data.published import CONTRACT, TEST, TRAIN, supply
 
 
 def overwrite(source: Path) -> None:
@@ -176,3 +180,41 @@ def test_rejects_a_file_without_read_permission() -> None:
             if root:
                 os.seteuid(0)
         assert [path.name for path in Path(folder).iterdir()] == ["tiny.csv"]
+
+
+@field_fault(
+    "identity by something that changes",
+    "a file system gives a file another inode number at each call",
+    "the CSV is read, its folder has a digest, and its output is not taken for its input",
+)
+def test_unstable_inodes_are_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "tiny.csv"
+    source.write_bytes(GOOD)
+    with unstable_inodes(monkeypatch):
+        with open_csv(source, TINY) as rows:
+            assert sum(map(len, rows)) == 3
+        assert ingest_csv(supplied(source), tmp_path / TARGET, tmp_path / QUARANTINE, TINY).rows == 3
+        supply(tmp_path / "data", TRAIN, TEST)
+        assert folder_digest(CONTRACT, tmp_path / "data") is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "accepted"),
+    [(GOOD, True), (GOOD.replace(b"9,0,", b"8,0,"), False), (GOOD + BODY, False)],
+    ids=["the same", "another", "longer"],
+)
+@field_fault(
+    "identity by something that changes",
+    "a CSV is replaced by a copy with the same size and time while it is read",
+    "the same content is accepted, and other content is refused by its digest",
+)
+def test_a_copy_with_the_time_of_the_original_is_compared(tmp_path: Path, content: bytes, accepted: bool) -> None:
+    source, copy = tmp_path / "tiny.csv", tmp_path / "copy"
+    source.write_bytes(GOOD)
+    copy.write_bytes(content)
+    for path in (source, copy):
+        os.utime(path, (1, 1))
+    expected = nullcontext() if accepted else pytest.raises(DataContractError, match="changed while it was read")
+    with expected, open_csv(source, TINY) as rows:
+        copy.rename(source)
+        list(rows)

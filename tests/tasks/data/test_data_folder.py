@@ -154,3 +154,11 @@ def test_folder_that_changes_while_it_is_read_has_no_digest(
 def test_folder_with_one_split_has_no_digest(tmp_path: Path, split: str) -> None:
     supply(tmp_path, CONTRACT.csv_name(split))
     assert folder_digest(CONTRACT, tmp_path) is None
+
+
+def test_litter_is_no_shard(tmp_path: Path) -> None:
+    supply(tmp_path, TRAIN, TEST)
+    for name in (f"._{TRAIN}", "._fashion-mnist_train-1.csv", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    present = present_csvs(CONTRACT, tmp_path)
+    assert {path.name for files in present.values() for path in files} == {TRAIN, TEST}

@@ -11,7 +11,7 @@ from schemas import contract as contracts
 from schemas.errors import DataContractError
 from schemas.references import CsvSplit, ParquetSplit
 from tasks.data.csv_to_parquet import ingest_csv
-from tasks.data.quarantine import SCHEMA, quarantine_path
+from tasks.data.quarantine import SCHEMA, list_quarantine, quarantine_path
 from tasks.ingest import ingest
 from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, rows_of, supplied, values
@@ -212,3 +212,11 @@ def test_digest_of_shards_is_that_of_sha256sum(tmp_path: Path) -> None:
     command = "export LC_ALL=C; sha256sum tiny_train-*.csv | sha256sum | cut -d' ' -f1"
     process = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert csv.sha256 == process.stdout.strip()
+
+
+def test_litter_is_no_quarantine_file(tmp_path: Path) -> None:
+    csv, artifacts = put(tmp_path), tmp_path / "artifacts"
+    run(csv, artifacts, 2)
+    path = quarantine_path(artifacts, csv)
+    path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert [file.path for file in list_quarantine(artifacts)] == [path]

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import StoredArtifactError, WrongUsage
+from schemas.errors import StoredArtifactError, VersionNotFound, WrongUsage
 from tasks.registry.alias_log import alias_values, champions
 from tasks.registry.gc import collect, plan
 from tasks.registry.store import ModelStore
 from tasks.runtime.locks import artifacts_lock
-from tests.stored import DIGEST, add_promoted, add_stored, event
+from tests.faulty_files import refuse_to_rename_folders
+from tests.field_faults import field_fault
+from tests.stored import DIGEST, add_promoted, add_stored, event, make_older
 
 DATASET = "fashion-mnist"
 KINDS = ("data", "prepared", "trained", "evaluated")
@@ -327,3 +329,52 @@ def test_a_failed_rename_leaves_the_store_intact(
         collect(tmp_path, DATASET, keep=1)
     assert stored() == before
     store.version(1).check()
+
+
+def test_a_version_of_an_older_layout_is_deleted_in_its_turn(tmp_path: Path, store: ModelStore) -> None:
+    for name in ("a", "b", "c"):
+        add_run(tmp_path, stages=name, promoted=name == "b")
+    for number in (1, 2):
+        make_older(store.version(number))
+    assert collect(tmp_path, DATASET, keep=1).kept_versions == (2, 3)
+    # This release cannot use the stage outputs of the other one.
+    assert [any(folder.exists() for folder in stage_folders(tmp_path, name)) for name in "abc"] == [False, False, True]
+
+
+@field_fault(
+    "environment of the machine",
+    "a store in a lower layer of an overlay, whose folders cannot be renamed (EXDEV)",
+    "garbage collection deletes old versions and stage outputs, and leaves nothing behind",
+)
+def test_folders_that_cannot_be_renamed_are_deleted(
+    tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        add_run(tmp_path, stages=name)
+    refuse_to_rename_folders(monkeypatch)
+    collect(tmp_path, DATASET, keep=1)
+    assert store.numbers() == [2]
+    assert store.leftovers() == []
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert not any(folder.exists() for folder in stage_folders(tmp_path, "a"))
+
+
+def test_a_half_removed_version_is_absent_and_then_removed(tmp_path: Path, store: ModelStore) -> None:
+    add_run(tmp_path)
+    add_run(tmp_path)
+    manifest = store.folder(1) / "manifest.json"
+    manifest.rename(store.folder(1).with_name(".0001.manifest.json.abc.tmp"))
+    assert store.numbers() == [2]
+    with pytest.raises(VersionNotFound):
+        store.version(1)
+    with store.lock():
+        assert len(store.recover()) == 2
+    assert [path.name for path in (store.root / "versions").iterdir()] == ["0002"]
+
+
+def test_litter_among_stage_outputs_stays(tmp_path: Path) -> None:
+    add_run(tmp_path, stages="a")
+    for kind in KINDS:
+        (tmp_path / kind / "@eaDir").mkdir()
+        (tmp_path / kind / ".DS_Store").touch()
+    assert collect(tmp_path, DATASET, keep=1).removed == ()

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import StoredArtifactError
+from schemas.errors import OtherLayout, StoredArtifactError
+from schemas.store import LAYOUT
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.registry.store import ModelStore
 from tasks.runtime.files import digest_of, write_json
@@ -89,6 +90,25 @@ def test_another_shape_is_rejected_even_with_a_valid_digest(
     store = ModelStore(folder.parents[1])
     assert store.recover() == []  # writers continue
     assert store.summaries()[0].damaged
+
+
+def test_a_manifest_without_layout_is_read_if_it_has_all_keys(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    for key in ("layout", "manifest_sha256"):
+        del manifest[key]
+    write_json(folder / "manifest.json", {**manifest, "manifest_sha256": digest_of(manifest)})
+    assert read_manifest(folder, 1).version == 1
+
+
+@pytest.mark.parametrize(("layout", "message"), [(1, "an older layout"), (LAYOUT + 1, "a newer layout")])
+def test_the_layout_of_another_release_is_reported(folder: Path, layout: int, message: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest.update(layout=layout)
+    manifest["files"].pop("verdict.json")
+    del manifest["manifest_sha256"]
+    write_json(folder / "manifest.json", {**manifest, "manifest_sha256": digest_of(manifest)})
+    with pytest.raises(OtherLayout, match=rf"Version 1 has {message}.* does not name verdict\.json"):
+        read_manifest(folder, 1)
 
 
 def test_a_renamed_version_is_rejected(folder: Path) -> None:

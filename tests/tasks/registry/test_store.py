@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import StoredArtifactError, VersionNotFound
-from schemas.layout import PROFILE_NAME
+from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound
+from schemas.layout import PROFILE_NAME, STORED_NAMES
 from tasks.registry.store import ModelStore
-from tests.stored import add_promoted, add_stored, data_facts, event
+from tests.field_faults import field_fault
+from tests.stored import add_promoted, add_stored, data_facts, event, make_older
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def test_versions_are_listed(store: ModelStore) -> None:
             "aliases": aliases,
             "path": str(store.root / "versions" / f"000{number}"),
             "damaged": None,
+            "other_layout": None,
         }
         for number, accuracy, aliases in ((1, 0.8, []), (2, 0.9, ["champion"]))
     ]
@@ -132,6 +134,49 @@ def test_a_stray_file_is_rejected_and_not_opened(store: ModelStore, name: str) -
         stored.check()
     with pytest.raises(StoredArtifactError, match="is not named by the manifest, so it was not opened"):
         stored.path(name)
+
+
+@field_fault(
+    "stray files and bad values",
+    "macOS, Windows or NFS leaves files in a version's folder",
+    "the version stays in service with one warning per folder; any other file is refused",
+)
+def test_litter_in_a_version_is_logged_once(store: ModelStore, caplog: pytest.LogCaptureFixture) -> None:
+    stored = add_promoted(store.root)
+    for name in (".DS_Store", "._metrics.json", "Thumbs.db", ".nfs000000000000a0d500000001"):
+        (stored.folder / name).touch()
+    (stored.folder / "@eaDir").mkdir()
+    (store.root / "versions" / ".DS_Store").touch()
+    for _ in range(2):
+        store.version("champion").check()
+    (message,) = caplog.messages
+    assert all(
+        path.name in message for path in stored.folder.iterdir() if path.name not in {*STORED_NAMES, "manifest.json"}
+    )
+    assert store.numbers() == [1]
+    (stored.folder / "model.pkl").touch()
+    with pytest.raises(StoredArtifactError, match=r"model\.pkl is not named by the manifest"):
+        stored.check()
+
+
+@field_fault(
+    "cause named but not observed",
+    "an earlier release of this project wrote a version",
+    "it is listed as of an older layout with the missing key, not as damaged; new versions are added",
+)
+def test_an_older_layout_is_not_damage(store: ModelStore, caplog: pytest.LogCaptureFixture) -> None:
+    make_older(add_promoted(store.root, key="a"))
+    with pytest.raises(
+        OtherLayout, match=r"Version 1 has an older layout .*\(1, expected 2\).* lineage: Field required"
+    ):
+        store.version(1)
+    (row,) = store.summaries()
+    assert (row.damaged, row.aliases) == (None, ["champion"])
+    assert row.other_layout is not None
+    assert store.find_by_inputs("a") is None
+    assert store.recover() == []
+    assert add_stored(store.root).number == 2
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("replace", ["nothing", "a link", "a folder"])

@@ -96,6 +96,8 @@ def test_replaces_only_the_split_that_was_validated(sample_data: dict[Split, Val
     index = write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "second")
     before = _linked(index)
     (tmp_path / ".data_docs.abcdefgh" / "verdicts").mkdir(parents=True)  # left by a killed run
+    for folder in (index.parent, index.parent / "verdicts"):
+        (folder / "._fashion-mnist-train.json").write_bytes(b"\0\5\x16\7")  # left by macOS
     write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "third")
     after = _linked(index)
     assert {link for link in before if "second" in link} == before - after

@@ -1,4 +1,8 @@
+import errno
+import fcntl
 import logging
+import os
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +10,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tasks.runtime.locks import wait_for_lock
+from schemas.errors import LocksUnavailable
+from tasks.runtime.locks import artifacts_lock, lock, wait_for_lock
+from tests.faulty_files import refuse
+from tests.field_faults import field_fault
 
 
 def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -31,3 +38,39 @@ def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytes
         with wait_for_lock(path, "waiting"):
             assert caplog.messages == ["waiting"]
         holder.result()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@field_fault(
+    "environment of the machine",
+    "flock fails (ENOLCK, ENOSYS, EOPNOTSUPP)",
+    "one sentence names the lock file and the error; nothing is written without a lock",
+)
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(code))
+    cause = rf"lock cannot be locked \({os.strerror(code)}\)"
+    with pytest.raises(LocksUnavailable, match=cause), wait_for_lock(tmp_path / "lock", "waiting"):
+        pass
+    with pytest.raises(LocksUnavailable, match=r"\.in-use cannot be locked"), artifacts_lock(tmp_path):
+        pass
+
+
+@field_fault(
+    "environment of the machine",
+    "another user of the group created the lock file, and only its owner may write to it",
+    "the lock works, since reading the file is enough",
+)
+def test_a_lock_file_that_is_read_only_can_be_locked() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "lock"
+        path.touch(mode=0o444)
+        root = os.geteuid() == 0
+        if root:  # root may write to every file
+            os.seteuid(65534)
+        try:
+            with lock(path) as held, lock(path) as second:
+                assert (held, second) == (True, False)
+        finally:
+            if root:
+                os.seteuid(0)
