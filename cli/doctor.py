@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cli.deploy import pool_names
-from cli.server_process import api_problem
+from cli.server_process import api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
@@ -203,9 +203,7 @@ def server_version() -> str | None:
 
 def check_prefect() -> str:
     """Check that the configured API answers and has our version, or that the embedded server can start."""
-    from prefect.settings import get_current_settings
-
-    settings, client = get_current_settings(), metadata.version("prefect")
+    settings, client = prefect_settings(), metadata.version("prefect")
     if settings.api.url is None:
         if not _is_writable(settings.home):
             problem = "is not a folder" if settings.home.is_file() else "cannot be written to"
@@ -254,9 +252,7 @@ def read_pools() -> list[Pool]:
 
 def check_pools() -> str:
     """Check that each pool of this project that has deployments has an online worker."""
-    from prefect.settings import get_current_settings
-
-    url = get_current_settings().api.url
+    url = prefect_settings().api.url
     if url is None:
         raise NothingToCheck("the embedded server needs none")
     if api_problem() is not None:
