@@ -4,11 +4,12 @@ import json
 import os
 import platform
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -211,6 +212,12 @@ def check_prefect() -> str:
                 f"embedded server, but PREFECT_HOME {settings.home} {problem}",
                 "Set PREFECT_HOME to a folder that you may write to.",
             )
+        if (revision := _unknown_revision(settings.home / "prefect.db")) is not None:
+            raise Broken(
+                f"embedded server, but the database in {settings.home} was written by another version of Prefect: its "
+                f"revision {revision} is unknown to {client}",
+                "Use that version, or move the database away to start with an empty one.",
+            )
         return f"embedded server, {client}, database in {settings.home}"
     if (problem_of_api := api_problem()) is not None:
         raise Broken(problem_of_api.description, problem_of_api.fix)
@@ -221,6 +228,22 @@ def check_prefect() -> str:
             f"Install the server from the same lock, with prefect=={client}.",
         )
     return f"server at {settings.api.url}" + (f", also {server}" if server else "")
+
+
+def _unknown_revision(database: Path) -> str | None:
+    """Return the revision of Prefect's database if this Prefect has no migration to it."""
+    import prefect
+
+    migrations = prefect.__module_path__ / "server" / "database" / "_migrations"
+    with (
+        suppress(sqlite3.Error),  # no database yet, or a locked one
+        # Immutable: sqlite creates no files beside it.
+        closing(sqlite3.connect(f"{database.as_uri()}?mode=ro&immutable=1", uri=True)) as connection,
+    ):
+        for (revision,) in connection.execute("SELECT version_num FROM alembic_version"):
+            if not any(f'"{revision}"' in path.read_text(encoding="utf-8") for path in migrations.rglob("*.py")):
+                return str(revision)
+    return None
 
 
 def _existing(path: Path) -> Path:

@@ -6,6 +6,7 @@ system reuses pids.
 """
 
 import contextlib
+import fcntl
 import os
 import platform
 import secrets as random
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import httpx
 import psutil
@@ -255,7 +257,9 @@ def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]
         state.port = free_port([state.port or PREFECT_DEFAULT_PORT, PREFECT_DEFAULT_PORT])
         url = f"http://{HOST}:{state.port}/api"
         command = ["server", "start", "--host", HOST, "--port", str(state.port)]
-        child = _start(paths, state, SERVER, command, {**_environment(paths, url), **secrets}, url)
+        with _server_lock(paths) as lock:
+            variables = {**_environment(paths, url), **secrets}
+            child = _start(paths, state, SERVER, command, variables, url, pass_fds=(lock.fileno(),))
         server = psutil.Process(child.pid)
         problem = wait_until_healthy(url, _SECONDS_TO_START, child.poll, server)
         if problem is None:
@@ -269,8 +273,34 @@ def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]
             raise ServiceFailed(_failure(paths, SERVER, problem, known.logged, where))
 
 
+def _server_lock(paths: ServicePaths) -> IO[bytes]:
+    """Return the lock file that a server holds as long as it runs: the kernel releases it.
+
+    Raises `ServiceFailed` if another process holds it. ``state.json`` may be lost, and its pids mean nothing in another
+    container. A second server on the same database would start every scheduled run twice.
+    """
+    file = (paths.folder / "server.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ServiceFailed(
+            f"The server of {paths.folder} runs, since {file.name} is locked, but {paths.state.name} lists no process "
+            "of it on this machine or in this container. Run the command where it was started, or stop it by hand."
+        ) from error
+    except OSError:  # the file system has no locks
+        pass
+    return file
+
+
 def _start(
-    paths: ServicePaths, state: State, name: str, command: list[str], variables: Mapping[str, str], url: str
+    paths: ServicePaths,
+    state: State,
+    name: str,
+    command: list[str],
+    variables: Mapping[str, str],
+    url: str,
+    pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `prefect COMMAND` and record it in ``state.json`` before any later step can fail."""
     paths.logs.mkdir(parents=True, exist_ok=True)
@@ -286,6 +316,7 @@ def _start(
             # Ctrl-C and the end of the terminal do not reach it.
             start_new_session=True,
             preexec_fn=restore_sigint,
+            pass_fds=pass_fds,
         )
     started = start_mark(psutil.Process(child.pid))
     state.processes[name] = Process(pid=child.pid, started=started, url=url, logged=logged)
@@ -387,7 +418,8 @@ def down(artifacts_dir: Path) -> list[str]:
         state = State.read(paths.state)
         running = {name: process for name in state.processes if (process := state.alive(name)) is not None}
         services = {process.pid for process in running.values()}
-        server = running.pop(SERVER, None)
+        if (server := running.pop(SERVER, None)) is None:
+            _server_lock(paths).close()
         # A suspended worker cannot pick up a queued run when one ends and frees its place.
         for worker in running.values():
             worker.suspend()
