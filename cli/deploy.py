@@ -45,8 +45,7 @@ def deploy_all() -> None:
     )
     if done.returncode:
         raise NotDeployed(
-            f"`prefect deploy --all` ended with status {done.returncode} on {url}. Its last output: "
-            f"{last_words(done.stdout)}"
+            f"`prefect deploy --all` ended with status {done.returncode} on {url}. {last_words(done.stdout).rstrip()}"
         )
     apply_automations()
 

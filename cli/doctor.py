@@ -4,17 +4,18 @@ import json
 import os
 import platform
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from cli.deploy import pool_names
-from cli.server_process import api_problem
+from cli.server_process import api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
@@ -203,15 +204,19 @@ def server_version() -> str | None:
 
 def check_prefect() -> str:
     """Check that the configured API answers and has our version, or that the embedded server can start."""
-    from prefect.settings import get_current_settings
-
-    settings, client = get_current_settings(), metadata.version("prefect")
+    settings, client = prefect_settings(), metadata.version("prefect")
     if settings.api.url is None:
         if not _is_writable(settings.home):
             problem = "is not a folder" if settings.home.is_file() else "cannot be written to"
             raise Broken(
                 f"embedded server, but PREFECT_HOME {settings.home} {problem}",
                 "Set PREFECT_HOME to a folder that you may write to.",
+            )
+        if (revision := _unknown_revision(settings.home / "prefect.db")) is not None:
+            raise Broken(
+                f"embedded server, but the database in {settings.home} was written by another version of Prefect: its "
+                f"revision {revision} is unknown to {client}",
+                "Use that version, or move the database away to start with an empty one.",
             )
         return f"embedded server, {client}, database in {settings.home}"
     if (problem_of_api := api_problem()) is not None:
@@ -223,6 +228,22 @@ def check_prefect() -> str:
             f"Install the server from the same lock, with prefect=={client}.",
         )
     return f"server at {settings.api.url}" + (f", also {server}" if server else "")
+
+
+def _unknown_revision(database: Path) -> str | None:
+    """Return the revision of Prefect's database if this Prefect has no migration to it."""
+    import prefect
+
+    migrations = prefect.__module_path__ / "server" / "database" / "_migrations"
+    with (
+        suppress(sqlite3.Error),  # no database yet, or a locked one
+        # Immutable: sqlite creates no files beside it.
+        closing(sqlite3.connect(f"{database.as_uri()}?mode=ro&immutable=1", uri=True)) as connection,
+    ):
+        for (revision,) in connection.execute("SELECT version_num FROM alembic_version"):
+            if not any(f'"{revision}"' in path.read_text(encoding="utf-8") for path in migrations.rglob("*.py")):
+                return str(revision)
+    return None
 
 
 def _existing(path: Path) -> Path:
@@ -254,9 +275,7 @@ def read_pools() -> list[Pool]:
 
 def check_pools() -> str:
     """Check that each pool of this project that has deployments has an online worker."""
-    from prefect.settings import get_current_settings
-
-    url = get_current_settings().api.url
+    url = prefect_settings().api.url
     if url is None:
         raise NothingToCheck("the embedded server needs none")
     if api_problem() is not None:

@@ -12,14 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import psutil
 from filelock import BaseFileLock, FileLock
 
 from cli.server_process import (
     HOST,
     api_problem,
     free_port,
-    last_words,
+    prefect_settings,
     project_settings,
+    reported_cause,
+    require_home,
     stop_tree,
     wait_until_healthy,
 )
@@ -53,11 +56,12 @@ def run_training_flow(
     """
     for name, value in project_settings().items():
         os.environ.setdefault(name, value)
-    from prefect.settings import get_current_settings  # reads the environment
-
-    configured = get_current_settings().api.url is not None
+    settings = prefect_settings()
+    configured = settings.api.url is not None
     if configured and (problem := api_problem()) is not None:
         raise ServerUnavailable(str(problem))
+    if not configured:
+        require_home(settings.home)
     screen = Screen(artifacts_dir, progress, quiet=quiet)
     server = None if configured else _start_server(screen.log)
     with screen.showing(), _prefect_api(server, screen.log):
@@ -90,9 +94,10 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
     - the kernel ends it when this process is killed. Prefect's own would keep running.
     """
     from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        get_current_settings,
+        PREFECT_SERVER_API_AUTH_STRING,
         temporary_settings,
     )
 
@@ -108,18 +113,27 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
     from tasks.checks.expectations import import_great_expectations
 
     threading.Thread(target=import_great_expectations, daemon=True).start()
-    seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
-    if (problem := wait_until_healthy(url, seconds, process.poll)) is not None:
+    settings = prefect_settings()
+    seconds = settings.server.ephemeral.startup_timeout_seconds
+    if (problem := wait_until_healthy(url, seconds, process.poll, psutil.Process(process.pid))) is not None:
         log.seek(0)
+        more = "Set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS to wait longer. " if process.poll() is None else ""
         raise ServerUnavailable(
-            f"The embedded Prefect server {problem}. Its last output: {last_words(log.read())} "
-            "PREFECT_HOME must be a folder that can be written to. Set PREFECT_API_URL to use your own server."
+            f"The embedded Prefect server {problem}. {reported_cause(log.read(), f'in PREFECT_HOME {settings.home}')}"
+            f"{more}Set PREFECT_API_URL to use your own server."
         )
     start_lock.release()
     done = threading.Event()
     threading.Thread(target=_exit_with_server, args=(process, done), daemon=True).start()
-    # The server dies with this process, so no automation would miss a heartbeat. Joining its thread costs 1 s per flow.
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    updates = {
+        PREFECT_API_URL: url,
+        # The server reads its password from the same places.
+        PREFECT_API_AUTH_STRING: PREFECT_SERVER_API_AUTH_STRING.value(),
+        # The server dies with this process, so no automation would miss a heartbeat. Joining its thread costs 1 s per
+        # flow.
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+    }
+    with temporary_settings(updates):
         try:
             yield
         finally:
@@ -152,14 +166,11 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFil
     Two servers that start at once on a new database would both create its tables, and one would fail.
     """
     import prefect
-    from prefect.settings import get_current_settings
 
-    settings = get_current_settings()
+    settings = prefect_settings()
     start_lock = FileLock(settings.home / ".fashion-ann-starts.lock")
-    # Continue without the lock if the home is not writable, which the server reports, or if another server takes
-    # longer than its time limit.
+    # Continue without the lock if the file system has none, or if another server takes longer than its time limit.
     with suppress(OSError):
-        settings.home.mkdir(parents=True, exist_ok=True)
         start_lock.acquire(timeout=settings.server.ephemeral.startup_timeout_seconds)
     port = free_port()
     process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments

@@ -1,24 +1,36 @@
 """Start, check and stop a Prefect server process."""
 
 import base64
+import logging
 import os
+import re
 import signal
 import socket
+import tempfile
 import time
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+from pydantic import ValidationError
 
 from schemas.config import PROJECT_ROOT
 from schemas.errors import ServerUnavailable
 
+if TYPE_CHECKING:
+    from prefect.settings import Settings
+
 HOST = "127.0.0.1"
 _POLL_SECONDS = 0.05
+_QUOTED_LINES, _QUOTED_CHARACTERS = 20, 2_000  # the end of a traceback, with the exception
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def project_settings() -> dict[str, str]:
@@ -34,6 +46,43 @@ def project_settings() -> dict[str, str]:
             yield from variables(value, name) if isinstance(value, dict) else [(name, str(value))]
 
     return dict(variables(table, "PREFECT"))
+
+
+def prefect_settings() -> "Settings":
+    """Return Prefect's settings, which it reads when it is first imported. Raises `ServerUnavailable`."""
+    try:
+        with warnings.catch_warnings():
+            # `require_home` reports it, with the reason, to the commands that need the folder.
+            warnings.filterwarnings("ignore", "Failed to (create the Prefect home|load profiles)")
+            logging.disable(logging.ERROR)  # "Failed to initialize plugins", with the error that is raised below
+            from prefect.settings import get_current_settings
+
+            return get_current_settings()
+    except ValueError as error:  # of pydantic, pydantic-settings or tomllib
+        problem = str(error)
+        if isinstance(error, ValidationError):  # without its input, which may be a password
+            faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            problem = f"{error.title}: {'; '.join(faults)}"
+        raise ServerUnavailable(
+            f"Prefect's settings cannot be read: {problem}. They are in variables PREFECT_.., in .env and prefect.toml "
+            "of the working directory, and in the file of the profiles (PREFECT_PROFILES_PATH)."
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def require_home(home: Path) -> None:
+    """Create Prefect's home if it is missing. Raises `ServerUnavailable` if no file can be created there."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ServerUnavailable(
+            f"PREFECT_HOME {home} cannot be written to ({error.strerror}), and the embedded Prefect server stores its "
+            "database there. Set PREFECT_HOME to a folder that you may write to, or PREFECT_API_URL to use your own "
+            "server."
+        ) from error
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -55,24 +104,68 @@ def free_port(preferred: Sequence[int] = ()) -> int:
     )
 
 
-def wait_until_healthy(url: str, seconds: float, status: Callable[[], int | None]) -> str | None:
+def wait_until_healthy(
+    url: str, seconds: float, status: Callable[[], int | None], server: psutil.Process | None = None
+) -> str | None:
     """Return None as soon as the API answers, else a phrase for why it did not: the process ended, or too slow.
 
-    ``status`` returns the exit status of the server's process, None while it runs.
+    ``status`` returns the exit status of the server's process, None while it runs. With ``server`` only an answer of
+    that process counts: another server may have taken the port first.
     """
     deadline = time.monotonic() + seconds
     with httpx.Client() as client:
         while (ended := status()) is None and time.monotonic() < deadline:
             with suppress(httpx.TransportError):
-                if client.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
+                healthy = client.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
+                if healthy and (server is None or _listens(server, httpx.URL(url).port)):
                     return None
             time.sleep(_POLL_SECONDS)
     return f"did not answer in {seconds:g} s" if ended is None else f"ended with status {ended}"
 
 
+def _listens(process: psutil.Process, port: int | None) -> bool:
+    """Return whether a process listens on ``port``, True if this user may not see its sockets."""
+    try:
+        sockets = process.net_connections("tcp4")
+    except psutil.AccessDenied:
+        return True
+    except psutil.NoSuchProcess:
+        return False
+    return any(socket.laddr.port == port for socket in sockets if socket.status == psutil.CONN_LISTEN)
+
+
+def start_mark(process: psutil.Process) -> str:
+    """Return what distinguishes a process from all others with its pid. It is the same after the clock is set.
+
+    On Linux psutil adds the start time to the boot time, which moves with the clock. Other kernels record the time of
+    the start.
+    """
+    if not psutil.LINUX:
+        return repr(process.create_time())
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(process.pid) from error
+    return f"{fields.split()[19]} ticks after boot {_BOOT_ID.read_text(encoding='utf-8').strip()}"
+
+
+def reported_cause(output: bytes, database: str) -> str:
+    """Return sentences on why a Prefect process failed: a cause that ``output`` names, else its last lines."""
+    if revision := re.search(rb"Can't locate revision identified by '(\w+)'", output):
+        return (
+            f"The database {database} was written by another version of Prefect: Prefect {metadata.version('prefect')} "
+            f"does not contain its revision {revision[1].decode()}. Use that version, or move the database away to "
+            "start with an empty one. "
+        )
+    return last_words(output)
+
+
 def last_words(output: bytes) -> str:
-    """Return the end of a process's output as one line of at most 600 characters."""
-    return " ".join(output.decode(errors="replace").split())[-600:] or "none"
+    """Return a sentence with the last lines of a process's output, which may end in a traceback."""
+    lines = [line.rstrip() for line in output.decode(errors="replace").splitlines()]
+    # Without empty lines, and those with which Python underlines code.
+    text = "\n".join([f"  {line}" for line in lines if line.strip(" ^~")][-_QUOTED_LINES:])[-_QUOTED_CHARACTERS:]
+    return f"Its last output:\n{text}\n" if text else "It printed nothing. "
 
 
 def authorization(auth_string: str | None) -> dict[str, str]:

@@ -1,18 +1,20 @@
 """Run the deployed project on this machine: a Prefect server, its deployments, and one worker per work pool.
 
 ``up`` starts what is missing, ``down`` stops what ``up`` started, ``status`` reports what runs. All three use
-``services/state.json`` in the artifacts folder. It identifies a process by pid and start time, because the system
-reuses pids.
+``services/state.json`` in the artifacts folder. It identifies a process by pid and the moment of its start, because the
+system reuses pids.
 """
 
 import contextlib
+import fcntl
 import os
 import platform
+import secrets as random
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import httpx
 import psutil
@@ -25,8 +27,10 @@ from cli.server_process import (
     authorization,
     environment,
     free_port,
-    last_words,
+    prefect_settings,
+    reported_cause,
     restore_sigint,
+    start_mark,
     wait_or_kill,
     wait_until_healthy,
 )
@@ -34,6 +38,7 @@ from schemas.config import PROJECT_ROOT, data_folder, python_command
 from schemas.errors import ServerUnavailable, ServiceFailed
 from schemas.layout import Artifacts
 from tasks.runtime.files import atomic_write
+from tasks.runtime.log_rotation import rotate_logs
 
 SERVER = "server"
 PREFECT_DEFAULT_PORT = 4200
@@ -53,32 +58,40 @@ _SECONDS_TO_START = 180
 _SECONDS_TO_DEPLOY = 300
 # A terminated flow run first reports its state to the server.
 _SECONDS_TO_STOP = 20
-# Start times shift if the system clock is set. No pid is reused within this time.
-_START_TOLERANCE_SECONDS = 2
+# Two `up` in different artifacts folders may choose the same port.
+_PORTS_TRIED = 3
 _LOCK_SECONDS = 600
 
 
 class Process(BaseModel):
-    """A process that ``up`` started. ``url`` is the API that it serves or uses."""
+    """A process that ``up`` started. ``started`` is its `start_mark`, ``url`` the API that it serves or uses.
+
+    ``logged`` is the size that its log had before the start.
+    """
 
     pid: int
-    started: float
+    started: str
     url: str
+    logged: int
 
     def alive(self) -> psutil.Process | None:
         """Return the process if it is still the one that was started."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < _START_TOLERANCE_SECONDS
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if start_mark(process) == self.started and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
 
 
 class State(BaseModel):
-    """The content of ``state.json``. It keeps the port of a stopped server, so that addresses stay the same."""
+    """The content of ``state.json``.
+
+    It keeps the port of a stopped server and the end of its workers' names, so that both stay the same: the host name
+    may change, and other machines may have the same one.
+    """
 
     port: int | None
+    machine: str | None = None
     processes: dict[str, Process]
 
     @classmethod
@@ -89,9 +102,13 @@ class State(BaseModel):
         except FileNotFoundError:
             return cls(port=None, processes={})
         except ValidationError as error:
+            fault = error.errors()[0]
+            pids = ", ".join(str(process.pid) for process in _marked(path.parent))
+            first = f"First end the processes of these services: {pids}. " if pids else ""
             raise ServiceFailed(
-                f"{path} was expected to list the processes of the services, but cannot be read: {error}. Stop them "
-                "by hand if any is running, then remove the file."
+                f"{path} was expected to list the services as this version writes it, received "
+                f"{'.'.join(map(str, fault['loc'])) or 'a file'}: {fault['msg']}. {first}Remove the file, then run "
+                "`fashion-ann up`."
             ) from error
 
     def write(self, path: Path) -> None:
@@ -143,9 +160,9 @@ def service_of(pool: str) -> str:
     return f"worker-{pool}"
 
 
-def worker_name(pool: str) -> str:
+def worker_name(pool: str, state: State) -> str:
     """Return the worker's name on the server and in manifests. A pool may have workers on several machines."""
-    return f"{pool}-{platform.node()}"
+    return f"{pool}-{state.machine}"
 
 
 # --- up ---
@@ -158,14 +175,16 @@ def up(artifacts_dir: Path) -> Status:
     paths.folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(paths):
         state = State.read(paths.state)
+        state.machine = state.machine or f"{platform.node()}-{random.token_hex(2)}"
+        rotate_logs(paths.logs)
         url = _ensure_server(paths, state, secrets)
         _require_same_data(state)
         write_prefect_toml(PROJECT_ROOT / "prefect.toml", url)
         variables = worker_environment(artifacts_dir, url, secrets)
         _deploy(paths, variables)
-        for pool in pool_names():
-            _ensure_worker(paths, state, pool, url, variables)
-        _await_workers(paths, state, url, secrets.get(_AUTH))
+        with httpx.Client(headers=authorization(secrets.get(_AUTH)), timeout=30) as client:
+            earlier = {pool: _ensure_worker(paths, state, pool, client, url, variables) for pool in pool_names()}
+            _await_workers(paths, state, client, url, earlier)
     return status(artifacts_dir)
 
 
@@ -187,9 +206,7 @@ def _server_secrets() -> dict[str, str]:
     """Return the server's password and database, from any place in the checkout where Prefect reads settings."""
     # Prefect reads its settings files when it is imported. The services start in this folder, too.
     with contextlib.chdir(PROJECT_ROOT):
-        from prefect.settings import get_current_settings
-
-        server = get_current_settings().server
+        server = prefect_settings().server
     secrets = {}
     if server.api.auth_string is not None:
         secrets[_AUTH] = server.api.auth_string.get_secret_value()
@@ -226,32 +243,68 @@ def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]
                 "or without. Restore the earlier value, or stop the server first with `fashion-ann down`."
             )
         url = state.processes[SERVER].url
-        problem = wait_until_healthy(url, _SECONDS_TO_START, lambda: None if process.is_running() else -1)
+        problem = wait_until_healthy(url, _SECONDS_TO_START, lambda: None if process.is_running() else -1, process)
         if problem is not None:
             raise ServiceFailed(
                 f"The running server (process {process.pid}) {problem}. Its log is {paths.log(SERVER)}. "
                 "Run `fashion-ann down`, then `fashion-ann up` to restart it."
             )
         return url
-    state.port = free_port([state.port or PREFECT_DEFAULT_PORT, PREFECT_DEFAULT_PORT])
-    url = f"http://{HOST}:{state.port}/api"
-    command = ["server", "start", "--host", HOST, "--port", str(state.port)]
-    child = _start(paths, state, SERVER, command, {**_environment(paths, url), **secrets}, url)
-    if (problem := wait_until_healthy(url, _SECONDS_TO_START, child.poll)) is not None:
+    ports = 0
+    while True:
+        ports += 1
+        state.port = free_port([state.port or PREFECT_DEFAULT_PORT, PREFECT_DEFAULT_PORT])
+        url = f"http://{HOST}:{state.port}/api"
+        command = ["server", "start", "--host", HOST, "--port", str(state.port)]
+        with _server_lock(paths) as lock:
+            variables = {**_environment(paths, url), **secrets}
+            child = _start(paths, state, SERVER, command, variables, url, pass_fds=(lock.fileno(),))
+        server = psutil.Process(child.pid)
+        problem = wait_until_healthy(url, _SECONDS_TO_START, child.poll, server)
+        if problem is None:
+            return url
         with contextlib.suppress(psutil.NoSuchProcess):
-            _stop(psutil.Process(child.pid))
-        del state.processes[SERVER]
+            _stop(server)
+        known = state.processes.pop(SERVER)
         state.write(paths.state)
-        raise ServiceFailed(_failure(paths, SERVER, problem))
-    return url
+        if b"in use" not in _output(paths, SERVER, known.logged) or ports == _PORTS_TRIED:
+            where = f"of {_DATABASE}" if _DATABASE in secrets else f"in {paths.home}"
+            raise ServiceFailed(_failure(paths, SERVER, problem, known.logged, where))
+
+
+def _server_lock(paths: ServicePaths) -> IO[bytes]:
+    """Return the lock file that a server holds as long as it runs: the kernel releases it.
+
+    Raises `ServiceFailed` if another process holds it. ``state.json`` may be lost, and its pids mean nothing in another
+    container. A second server on the same database would start every scheduled run twice.
+    """
+    file = (paths.folder / "server.lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ServiceFailed(
+            f"The server of {paths.folder} runs, since {file.name} is locked, but {paths.state.name} lists no process "
+            "of it on this machine or in this container. Run the command where it was started, or stop it by hand."
+        ) from error
+    except OSError:  # the file system has no locks
+        pass
+    return file
 
 
 def _start(
-    paths: ServicePaths, state: State, name: str, command: list[str], variables: Mapping[str, str], url: str
+    paths: ServicePaths,
+    state: State,
+    name: str,
+    command: list[str],
+    variables: Mapping[str, str],
+    url: str,
+    pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `prefect COMMAND` and record it in ``state.json`` before any later step can fail."""
     paths.logs.mkdir(parents=True, exist_ok=True)
     with paths.log(name).open("ab") as log:
+        logged = log.tell()
         child = subprocess.Popen(  # noqa: S603  # our own interpreter
             python_command("prefect", *command),
             env={**variables, "PYTHONUNBUFFERED": "1"},
@@ -262,25 +315,36 @@ def _start(
             # Ctrl-C and the end of the terminal do not reach it.
             start_new_session=True,
             preexec_fn=restore_sigint,
+            pass_fds=pass_fds,
         )
-    state.processes[name] = Process(pid=child.pid, started=psutil.Process(child.pid).create_time(), url=url)
+    started = start_mark(psutil.Process(child.pid))
+    state.processes[name] = Process(pid=child.pid, started=started, url=url, logged=logged)
     state.write(paths.state)
     return child
 
 
-def _failure(paths: ServicePaths, name: str, problem: str) -> str:
-    """Return the error message for a service, with the end of its log."""
-    log = paths.log(name)
-    output = last_words(log.read_bytes() if log.exists() else b"")
+def _output(paths: ServicePaths, name: str, logged: int) -> bytes:
+    """Return what a service logged since its log had the size ``logged``."""
+    with contextlib.suppress(FileNotFoundError), paths.log(name).open("rb") as log:
+        # A rotated log is smaller.
+        log.seek(logged if logged <= log.seek(0, os.SEEK_END) else 0)
+        return log.read()
+    return b""
+
+
+def _failure(paths: ServicePaths, name: str, problem: str, logged: int, database: str = "") -> str:
+    """Return the error message for a service, with the cause or the end of its output since ``logged``."""
+    cause = reported_cause(_output(paths, name, logged), database)
     return (
-        f"{name} {problem}. Its last output: {output} Its log is {log}. Started services keep running. Fix the cause "
-        "and repeat `fashion-ann up`, or stop everything with `fashion-ann down`."
+        f"{name} {problem}. {cause}Its log is {paths.log(name)}. Started services keep running. Fix the cause and "
+        "repeat `fashion-ann up`, or stop everything with `fashion-ann down`."
     )
 
 
 def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
     """Deploy pools, deployments and automations in a subprocess, where Prefect's settings name this server."""
     with paths.log("deploy").open("ab") as log:
+        logged = log.tell()
         try:
             done = subprocess.run(  # noqa: S603  # our own interpreter and program
                 python_command("cli.main", "deploy"),
@@ -292,47 +356,53 @@ def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
                 timeout=_SECONDS_TO_DEPLOY,
             )
         except subprocess.TimeoutExpired as error:
-            raise ServiceFailed(_failure(paths, "deploy", f"did not end in {_SECONDS_TO_DEPLOY} s")) from error
+            raise ServiceFailed(_failure(paths, "deploy", f"did not end in {_SECONDS_TO_DEPLOY} s", logged)) from error
     if done.returncode:
-        raise ServiceFailed(_failure(paths, "deploy", f"ended with status {done.returncode}"))
+        raise ServiceFailed(_failure(paths, "deploy", f"ended with status {done.returncode}", logged))
 
 
-def _ensure_worker(paths: ServicePaths, state: State, pool: str, url: str, variables: Mapping[str, str]) -> None:
+def _ensure_worker(
+    paths: ServicePaths, state: State, pool: str, client: httpx.Client, url: str, variables: Mapping[str, str]
+) -> str | None:
+    """Start the worker of ``pool`` unless it runs. Return the heartbeat that the server had of an earlier one."""
     name = service_of(pool)
     if (process := state.alive(name)) is not None:
         # A `down` that was killed may have left it suspended.
         process.resume()
         if state.processes[name].url == url:
-            return
+            return None
         # The server had to change its port, and this worker would poll the old one for ever.
         _stop(process)
-    command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool)]
+    earlier = _last_heartbeat(client, url, pool, state)
+    command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool, state)]
     _start(paths, state, name, [*command, "--install-policy", "never"], variables, url)
+    return earlier
 
 
-def _await_workers(paths: ServicePaths, state: State, url: str, auth_string: str | None) -> None:
+def _await_workers(
+    paths: ServicePaths, state: State, client: httpx.Client, url: str, earlier: Mapping[str, str | None]
+) -> None:
     """Wait until each worker has polled the server since its start. From then on it picks up runs."""
     deadline = time.monotonic() + _SECONDS_TO_START
-    with httpx.Client(headers=authorization(auth_string), timeout=30) as client:
-        for pool in pool_names():
-            name = service_of(pool)
-            while _last_heartbeat(client, url, pool) <= state.processes[name].started:
-                if state.alive(name) is None:
-                    raise ServiceFailed(_failure(paths, name, "ended"))
-                if time.monotonic() > deadline:
-                    raise ServiceFailed(_failure(paths, name, f"did not report to the server in {_SECONDS_TO_START} s"))
-                time.sleep(0.2)
+    for pool, heartbeat in earlier.items():
+        name = service_of(pool)
+        # Compared for equality: the clock may have been set since the earlier one.
+        while _last_heartbeat(client, url, pool, state) in (None, heartbeat):
+            problem = f"did not report to the server in {_SECONDS_TO_START} s"
+            if (dead := state.alive(name) is None) or time.monotonic() > deadline:
+                raise ServiceFailed(_failure(paths, name, "ended" if dead else problem, state.processes[name].logged))
+            time.sleep(0.2)
 
 
-def _last_heartbeat(client: httpx.Client, url: str, pool: str) -> float:
-    """Return the last heartbeat of this machine's worker of ``pool`` in seconds since 1970, 0 if there is none."""
+def _last_heartbeat(client: httpx.Client, url: str, pool: str, state: State) -> str | None:
+    """Return the time of the last heartbeat of our worker of ``pool``, None if the server has none."""
     with contextlib.suppress(httpx.HTTPError):
         response = client.post(f"{url}/work_pools/{pool}/workers/filter", json={})
         response.raise_for_status()
         for worker in response.json():
-            if worker["name"] == worker_name(pool) and worker["last_heartbeat_time"] is not None:
-                return datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp()
-    return 0
+            if worker["name"] == worker_name(pool, state) and worker["last_heartbeat_time"] is not None:
+                return str(worker["last_heartbeat_time"])
+    return None
 
 
 # --- down ---
@@ -347,11 +417,12 @@ def down(artifacts_dir: Path) -> list[str]:
         state = State.read(paths.state)
         running = {name: process for name in state.processes if (process := state.alive(name)) is not None}
         services = {process.pid for process in running.values()}
-        server = running.pop(SERVER, None)
+        if (server := running.pop(SERVER, None)) is None:
+            _server_lock(paths).close()
         # A suspended worker cannot pick up a queued run when one ends and frees its place.
         for worker in running.values():
             worker.suspend()
-        runs = [process for process in _marked(paths) if process.pid not in services]
+        runs = [process for process in _marked(paths.folder) if process.pid not in services]
         _stop(*runs)
         for worker in running.values():
             worker.terminate()
@@ -360,8 +431,8 @@ def down(artifacts_dir: Path) -> list[str]:
         if server is not None:
             _stop(server)
         # Processes that were started in the meantime.
-        _stop(*_marked(paths))
-        State(port=state.port, processes={}).write(paths.state)
+        _stop(*_marked(paths.folder))
+        state.model_copy(update={"processes": {}}).write(paths.state)
     remove_prefect_toml(PROJECT_ROOT / "prefect.toml", {known.url for known in state.processes.values()})
     stopped = [f"{len(runs)} processes of flow runs"] if runs else []
     return [*stopped, *running, *([] if server is None else [SERVER])]
@@ -375,13 +446,13 @@ def _stop(*processes: psutil.Process) -> None:
     wait_or_kill(processes, _SECONDS_TO_STOP)
 
 
-def _marked(paths: ServicePaths) -> list[psutil.Process]:
+def _marked(folder: Path) -> list[psutil.Process]:
     """Return all processes that descend from our services. They inherit a variable, even if their parent is gone."""
     marked = []
     for process in psutil.process_iter():
         # The environment of another user's process is not readable, and a process may just have ended.
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(_MARKER) == str(paths.folder):
+            if process.pid != os.getpid() and process.environ().get(_MARKER) == str(folder):
                 marked.append(process)
     return marked
 
@@ -398,7 +469,7 @@ def status(artifacts_dir: Path) -> Status:
     for name in (SERVER, *map(service_of, pool_names())):
         process = state.alive(name)
         text = "running" if process else "died" if name in state.processes else "not started"
-        if process and url and name == SERVER and (problem := wait_until_healthy(url, 5, lambda: None)):
+        if process and url and name == SERVER and (problem := wait_until_healthy(url, 5, lambda: None, process)):
             text = f"runs, but {problem}"
         pid = process.pid if process else None
         services.append(Service(name=name, running=text == "running", says=text, pid=pid, log=paths.log(name)))
@@ -446,10 +517,19 @@ def _write(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _exclusive(paths: ServicePaths) -> Iterator[None]:
     """Run one ``up`` or ``down`` at a time. A second one waits."""
+    lock = FileLock(paths.lock)
     try:
-        with FileLock(paths.lock, timeout=_LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise ServerUnavailable(
-            f"Another `fashion-ann up` or `down` has held {paths.lock} for {_LOCK_SECONDS} s. Wait for it, or stop it."
-        ) from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another `fashion-ann up` or `down`, which holds {paths.lock}", file=sys.stderr)
+        try:
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout as error:
+            raise ServerUnavailable(
+                f"Another `fashion-ann up` or `down` has held {paths.lock} for {_LOCK_SECONDS} s. Wait for it, or stop "
+                "it."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -271,6 +271,12 @@ class Screen:
         file = logging.FileHandler(self.log_path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s"))
         logging.getLogger().handlers = [file, StageLogHandler(self._style, self._progress, self._console)]
+        # Errors of Prefect's background threads, which do not concern the result: this logger has its own handler, and
+        # log records that cannot be sent are printed.
+        for handler in logging.getLogger("prefect._internal").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(file.stream)
+        logging.raiseExceptions = False
 
 
 def _print(console: Console, line: str, style: str | None = None) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +140,25 @@ def test_embedded_server_needs_a_writable_home(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with temporary_settings({PREFECT_HOME: tmp_path / "file"}):
         assert_broken(doctor.check_prefect, "is not a folder")
+
+
+@field_fault(
+    "environment of the machine",
+    "a newer Prefect has migrated the sqlite database of PREFECT_HOME",
+    "doctor reports the unknown revision",
+)
+@pytest.mark.parametrize(("revision", "known"), [("a3b9c7d2e5f1", True), ("abcdefabcdef", False)])
+def test_database_of_another_prefect_is_broken(revision: str, known: bool, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+        database.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
+        database.commit()
+    with temporary_settings({PREFECT_HOME: tmp_path}):
+        if known:
+            assert str(tmp_path) in doctor.check_prefect()
+        else:
+            assert_broken(doctor.check_prefect, str(tmp_path), revision)
+    assert [path.name for path in tmp_path.iterdir()] == ["prefect.db"]
 
 
 @pytest.mark.parametrize(

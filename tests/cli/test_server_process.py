@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
+from pathlib import Path
 
 import psutil
 import pytest
@@ -21,11 +23,14 @@ from cli.server_process import (
     has_ended,
     last_words,
     project_settings,
+    reported_cause,
     stop_tree,
     wait_for_end,
     wait_or_kill,
     wait_until_healthy,
 )
+from schemas.config import PROJECT_ROOT
+from tests.field_faults import field_fault
 
 PASSWORD = "user:secret"  # noqa: S105  # of the server below
 
@@ -95,10 +100,64 @@ def test_no_password_gives_no_header() -> None:
     assert authorization(None) == {}
 
 
-def test_last_words_are_one_short_line() -> None:
-    assert last_words(b"x" * 700 + b"\n  failed\xff\n").endswith("x failed\N{REPLACEMENT CHARACTER}")
-    assert len(last_words(b"x" * 700)) == 600
-    assert last_words(b"\n") == "none"
+@field_fault(
+    "cause named but not observed",
+    "a server prints a long traceback and ends",
+    "the last 20 lines are quoted, at most 2,000 characters, with the exception",
+)
+def test_last_words_contain_the_exception() -> None:
+    frames = b"".join(b'  File "x.py", line %d\n    call()\n    ^^^^^^\n' % number for number in range(400))
+    text = last_words(frames + b"ValueError: the cause\xff\n\n\n")
+    assert text.startswith("Its last output:\n")
+    assert text.endswith("  ValueError: the cause\N{REPLACEMENT CHARACTER}\n")
+    assert (text.count("\n"), text.count("^")) == (21, 0)
+    assert len(last_words(b"x" * 7_000)) < 2_030
+    assert last_words(b"\n") == "It printed nothing. "
+
+
+@field_fault(
+    "environment of the machine",
+    "the database of the embedded server was written by a newer Prefect",
+    "the message names the database, its unknown revision and this Prefect",
+)
+def test_database_of_another_prefect_is_named() -> None:
+    output = b"Traceback\nalembic.util.exc.CommandError: Can't locate revision identified by 'abc123'\nExiting.\n"
+    text = reported_cause(output, "in /home/me/.prefect")
+    for part in ("in /home/me/.prefect", "abc123", metadata.version("prefect"), "another version of Prefect"):
+        assert part in text
+    assert "Traceback" not in text
+    assert reported_cause(b"other\n", "in /home/me/.prefect") == last_words(b"other\n")
+
+
+@field_fault(
+    "environment of the machine",
+    "two up at once choose the same port, and the other server answers first",
+    "its answer does not count: a server is known by the socket of its process",
+)
+def test_answer_of_another_process_does_not_count(protected: str) -> None:
+    url = f"{protected}/api"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        assert wait_until_healthy(url, 0.3, other.poll, psutil.Process(other.pid)) == "did not answer in 0.3 s"
+        assert wait_until_healthy(url, 60, lambda: None, psutil.Process()) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ('[profiles.a]\nPREFECT_CLIENT_MAX_RETRIES = "many"\n', ["max_retries", "integer"]),
+        ("x = [", ["Invalid value"]),
+    ],
+    ids=["wrong value", "no TOML"],
+)
+def test_unreadable_settings_are_one_sentence(content: str, parts: list[str], tmp_path: Path) -> None:
+    profiles = tmp_path / "profiles.toml"
+    profiles.write_text(f'active = "a"\n{content}')
+    variables = {**os.environ, "PREFECT_PROFILES_PATH": str(profiles), "FASHION_ANN_ARTIFACTS_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "cli.main", "up"]
+    done = subprocess.run(command, env=variables, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    for part in ("Prefect's settings cannot be read", *parts):
+        assert part in done.stderr
 
 
 def test_kills_a_process_tree_that_ignores_sigterm() -> None:

@@ -1,9 +1,13 @@
 """State file, process identity and prefect.toml of `up`, `down` and `status`. No service is started."""
 
+import fcntl
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +18,22 @@ import psutil
 import pytest
 
 from cli import services
+from cli.server_process import start_mark
 from cli.services import Process, State
 from schemas.errors import ServiceFailed
 from tests.cli.conftest import Run
+from tests.field_faults import field_fault
 
 URL = "http://127.0.0.1:4200/api"
 OTHER_URL = "http://127.0.0.1:1/api"
 
 
 def this_process() -> Process:
-    return Process(pid=os.getpid(), started=psutil.Process().create_time(), url=URL)
+    return known(psutil.Process())
+
+
+def known(process: psutil.Process) -> Process:
+    return Process(pid=process.pid, started=start_mark(process), url=URL, logged=0)
 
 
 @contextmanager
@@ -55,22 +65,72 @@ def test_unreadable_state_is_an_error_with_its_path(tmp_path: Path, text: str) -
         State.read(path)
 
 
-def test_process_is_identified_by_pid_and_start_time() -> None:
-    known = this_process()
-    assert known.alive() == psutil.Process()
-    assert known.model_copy(update={"started": known.started - 60}).alive() is None
+@field_fault(
+    "identity by something that changes",
+    "state.json was written by an earlier version, and its services run",
+    "status, up and down end with one sentence that names the file and the processes",
+)
+@pytest.mark.parametrize("command", ["status", "up", "down"])
+def test_state_of_an_earlier_version_is_reported(run: Run, tmp_path: Path, command: str) -> None:
+    folder = tmp_path / "services"
+    folder.mkdir()
+    with waiting_process(FASHION_ANN_SERVICES=str(folder)) as process:
+        server = {"pid": process.pid, "started": 1796052663.76, "url": URL}
+        (folder / "state.json").write_text(json.dumps({"port": 4200, "processes": {"server": server}}))
+        status, out, err = run(command, "--artifacts-dir", tmp_path)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        for part in ("state.json", "processes.server.started", str(process.pid), "Remove the file"):
+            assert part in err
+        assert process.poll() is None
+
+
+def test_process_is_identified_by_pid_and_start() -> None:
+    this = this_process()
+    assert this.alive() == psutil.Process()
+    with waiting_process() as other:
+        assert known(psutil.Process(other.pid)).started != this.started
+        assert this.model_copy(update={"pid": other.pid}).alive() is None
+
+
+@field_fault(
+    "identity by something that changes",
+    "the clock is set by ten seconds or by hours, as by NTP or after a suspend",
+    "a process that up started is still known, so no second server starts on its database",
+)
+@pytest.mark.parametrize("seconds", [10, -86_400])
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux computes start times from the clock")
+def test_process_is_known_after_the_clock_was_set(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with waiting_process() as process:
+        recorded = known(psutil.Process(process.pid))
+        before = psutil.boot_time()
+        # The kernel computes the boot time from the clock and the uptime.
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: before + seconds)
+        assert psutil.Process(process.pid).create_time() >= before + seconds
+        assert recorded.alive() is not None
+
+
+@field_fault(
+    "identity by something that changes",
+    "the machine restarts, and a pid is used again for a process that started as long after the boot",
+    "the process is not taken for the service",
+)
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux counts start times from the boot")
+def test_start_of_another_boot_is_another_process() -> None:
+    this = this_process()
+    boot = re.sub("[0-9a-f]{8}-", "00000000-", this.started)
+    assert this.model_copy(update={"started": boot}).alive() is None
 
 
 def test_zombie_is_not_alive() -> None:
     with waiting_process() as child:
         process = psutil.Process(child.pid)
-        known = Process(pid=child.pid, started=process.create_time(), url=URL)
-        assert known.alive() is not None
+        recorded = known(process)
+        assert recorded.alive() is not None
         child.kill()
         while process.status() != psutil.STATUS_ZOMBIE:
             os.sched_yield()
-        assert known.alive() is None
-    assert known.alive() is None
+        assert recorded.alive() is None
+    assert recorded.alive() is None
 
 
 def test_prefect_toml_is_replaced_and_removed(tmp_path: Path) -> None:
@@ -115,10 +175,9 @@ def test_down_after_a_reboot_spares_a_reused_pid(run: Run, tmp_path: Path) -> No
     path = tmp_path / "services" / "state.json"
     path.parent.mkdir()
     with waiting_process() as unrelated:
-        started = psutil.Process(unrelated.pid).create_time() - 86_400
-        known = Process(pid=unrelated.pid, started=started, url=URL)
+        earlier = this_process().model_copy(update={"pid": unrelated.pid})
         names = ("server", "worker-cpu", "worker-gpu")
-        State(port=4711, processes=dict.fromkeys(names, known)).write(path)
+        State(port=4711, processes=dict.fromkeys(names, earlier)).write(path)
         status, output, _ = run_json(run, "status", tmp_path)
         assert (status, {service["says"] for service in output["services"]}) == (1, {"died"})
         assert run_json(run, "down", tmp_path)[:2] == (0, {"stopped": []})
@@ -146,3 +205,48 @@ def test_workers_get_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch, tm
     assert "PREFECT_SERVER_API_AUTH_STRING" not in variables
     assert not any("hidden" in value for value in variables.values())
     assert variables["FASHION_ANN_ARTIFACTS_DIR"] == str(tmp_path)
+
+
+@field_fault(
+    "identity by something that changes",
+    "the host name changes, or another machine has the same one",
+    "a worker keeps the name that state.json records, and no other machine has it",
+)
+def test_worker_names_do_not_depend_on_the_host_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State(port=None, machine="first-host-1f2e", processes={})
+    state.write(tmp_path / "state.json")
+    monkeypatch.setattr(platform, "node", lambda: "renamed")
+    assert services.worker_name("cpu", State.read(tmp_path / "state.json")) == "cpu-first-host-1f2e"
+
+
+@field_fault(
+    "identity by something that changes",
+    "up or down runs in another container on the same volume, or after state.json was lost",
+    "it ends with an error, because a running server holds a lock",
+)
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_server_of_another_container_is_noticed(run: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "services").mkdir()
+    state = State(port=4711, processes={"server": this_process().model_copy(update={"started": "elsewhere"})})
+    state.write(tmp_path / "services" / "state.json")
+    with (tmp_path / "services" / "server.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, _, err = run(command, "--artifacts-dir", tmp_path)
+    assert status == 1
+    assert "server.lock is locked" in err
+    assert State.read(tmp_path / "services" / "state.json") == state
+
+
+@field_fault(
+    "failure that nobody hears",
+    "up or down waits for another one",
+    "one line on stderr names the lock",
+)
+def test_waiting_for_another_up_is_reported(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "services").mkdir()
+    with (tmp_path / "services" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        status, out, err = run("down", "--artifacts-dir", tmp_path)
+    assert (status, out) == (0, "Nothing was running.\n")
+    assert err == f"waiting for another `fashion-ann up` or `down`, which holds {tmp_path}/services/lock\n"

@@ -14,6 +14,7 @@ from cli import terminal
 from cli.terminal import LiveView, Progress, StageLogHandler, Style, new_log, style_for
 from schemas.config import PROJECT_ROOT
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress
+from tests.field_faults import field_fault
 
 INGESTED = {"rows": 60_000, "quarantined": 0, "sha256": "0" * 64}
 FIGURES = {"loss": 0.5, "accuracy": 0.8}
@@ -220,6 +221,42 @@ def test_terminal_escapes_a_character_it_lacks(tmp_path: Path) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, rb"Zo\xeb")
+
+
+@field_fault(
+    "cause named but not observed",
+    "Prefect cannot send log records, or a thread of its client fails, while a run succeeds",
+    "no line of it appears on the terminal",
+)
+def test_prefect_errors_are_not_shown(tmp_path: Path) -> None:
+    script = """
+import logging, sys
+from pathlib import Path
+from cli.terminal import Progress, Screen
+screen = Screen(Path(sys.argv[1]), Progress(), quiet=True)
+with screen.showing():
+    import flows.train_fashion_mnist
+    from prefect.logging.handlers import APILogWorker
+    screen.take_over_logging()
+    logging.getLogger("prefect._internal.concurrency").error("a thread failed")
+    record = {"message": "a line", "level": 20, "name": "a", "timestamp": "2026-01-01T00:00:00Z"}
+    worker = APILogWorker.instance()
+    worker.send(record)
+    worker.drain()
+print("the result", file=sys.stderr)
+"""
+    unreachable = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, **unreachable},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "the result\n")
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "a thread failed" in log.read_text()
 
 
 def test_keeps_the_twenty_newest_logs(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """`up`, `down`, `status` with real processes, on a copy of the checkout."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ import psutil
 import pytest
 
 from tests.deployed.postgres import Postgres
+from tests.field_faults import field_fault
 from tests.processes.kill import wait_until_gone
 from tests.sample import SAMPLE
 
@@ -54,9 +57,11 @@ class Checkout:
         before, after = path.read_text().split(entrypoint)
         path.write_text(before + entrypoint + re.sub("cron: .*", f'cron: "{cron}"', after))
 
-    def run(self, *arguments: str, module: str = "cli.main", **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, module: str = "cli.main", within: Sequence[str] = (), **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            [*within, sys.executable, "-m", module, *arguments],
             cwd=self.folder,
             env={**self.environment, **variables},
             capture_output=True,
@@ -178,6 +183,78 @@ def test_two_ups_at_once_start_one_of_each(checkout: Checkout) -> None:
     assert {process.pid for process in checkout.processes()} == {service["pid"] for service in first["services"]}
 
 
+@field_fault(
+    "environment of the machine",
+    "two checkouts run up at once, choose the same port, and HTTP_PROXY is set",
+    "each has its own server, on its own port, and is reached without the proxy",
+)
+def test_two_checkouts_at_once_have_two_servers(checkout: Checkout, tmp_path: Path) -> None:
+    other = Checkout(tmp_path / "other")
+    command = [sys.executable, "-m", "cli.main", "up", "--json"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    proxies = {"HTTP_PROXY": "http://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
+    both = [
+        subprocess.Popen(command, cwd=one.folder, env={**one.environment, **proxies}, **pipes)
+        for one in (checkout, other)
+    ]
+    try:
+        outputs = [process.communicate(timeout=600) for process in both]
+        assert [process.returncode for process in both] == [0, 0], outputs
+        first, second = (json.loads(out) for out, _ in outputs)
+        assert first["url"] != second["url"]
+        for one, output in ((checkout, first), (other, second)):
+            assert {process.pid for process in one.processes()} == {service["pid"] for service in output["services"]}
+            assert one.services_of("status", **proxies)["status"] == 0
+    finally:
+        other.run("down")
+    assert checkout.services_of("status")["status"] == 0
+
+
+# Linux adds the uptime to the boot time of /proc/stat, which setting the clock moves.
+_SET_CLOCK = "sed 's/^btime .*/btime 1700000000/' /proc/stat > stat && mount --bind stat /proc/stat"
+
+
+@field_fault(
+    "identity by something that changes",
+    "the clock is set and the host name changes while services run, and a worker is killed",
+    "status knows the services, up keeps them and replaces the killed worker at once, under its old name",
+)
+def test_up_after_the_clock_was_set_and_the_host_renamed(checkout: Checkout) -> None:
+    renamed = ["unshare", "--mount", "--uts", "sh", "-c", f'hostname renamed && {_SET_CLOCK} && exec "$@"', "sh"]
+    if subprocess.run([*renamed, "true"], cwd=checkout.folder, capture_output=True).returncode:
+        pytest.skip("needs permission for namespaces")
+    before = _pids(checkout.up())
+    status = checkout.run("status", "--json", within=renamed)
+    assert status.returncode == 0, status.stderr
+    _kill(before["worker-cpu"])
+    again = checkout.run("up", "--json", within=renamed)
+    assert again.returncode == 0, again.stderr
+    after = _pids(checkout.services_of("status"))
+    assert {name for name in before if after[name] != before[name]} == {"worker-cpu"}
+    assert {process.pid for process in checkout.processes()} == set(after.values())
+    url = json.loads(again.stdout)["url"]
+    workers = httpx.post(f"{url}/work_pools/cpu/workers/filter", json={}).raise_for_status().json()
+    assert len(workers) == 1
+
+
+@field_fault(
+    "environment of the machine",
+    "the database of the services was written by a newer Prefect",
+    "up ends with one sentence on the database, and leaves no process",
+)
+def test_up_names_a_database_of_a_newer_prefect(checkout: Checkout) -> None:
+    (checkout.services / "prefect").mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(checkout.services / "prefect" / "prefect.db")) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+        database.execute("INSERT INTO alembic_version VALUES ('abcdefabcdef')")
+        database.commit()
+    done = checkout.run("up")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "another version of Prefect" in done.stderr
+    assert "abcdefabcdef" in done.stderr
+    assert checkout.processes() == []
+
+
 def test_up_rejects_other_data_while_workers_run(checkout: Checkout) -> None:
     before = _pids(checkout.up())
     other = checkout.run("up", FASHION_ANN_DATA_DIR=str(checkout.folder))
@@ -268,11 +345,21 @@ def test_server_with_a_password_rejects_other_clients(checkout: Checkout) -> Non
         assert "secret" not in other.stderr
 
 
+@field_fault(
+    "cause named but not observed",
+    "a server cannot start, and the log of an earlier start ends with another error",
+    "the message quotes the exception of this start only",
+)
 def test_server_that_cannot_start_is_reported_and_stopped(checkout: Checkout) -> None:
+    log = checkout.services / "logs" / "server.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("ValueError: of an earlier start\n")
     unreachable = {"PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://user:hidden@127.0.0.1:9/prefect"}
     done = checkout.run("up", **unreachable)
     assert done.returncode == 1
     assert "server.log" in done.stderr
+    assert "Connect call failed ('127.0.0.1', 9)" in done.stderr
+    assert "earlier start" not in done.stderr
     assert "hidden" not in done.stderr
     assert checkout.processes() == []
     assert checkout.services_of("status")["services"]["server"]["says"] == "not started"

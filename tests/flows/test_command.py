@@ -1,11 +1,13 @@
 """`fashion-ann train` in a process: exit status, output, and recovery after kills."""
 
+import contextlib
 import gzip
 import json
 import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ import pytest
 from filelock import FileLock
 
 from tasks.registry.store import ModelStore
+from tests.field_faults import field_fault
 from tests.flows.conftest import Command
 from tests.sample import SAMPLE
 
@@ -268,9 +271,88 @@ def test_shows_stages_live_on_a_terminal(command: Command, tmp_path: Path) -> No
         assert noise not in text
 
 
-def test_names_a_prefect_home_that_is_a_file(without_api: Command, tmp_path: Path) -> None:
-    (tmp_path / "home").write_text("a file")
-    done = without_api.run("train", *FLAGS)
+def database_of_a_newer_prefect(home: Path) -> None:
+    home.mkdir()
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+        database.execute("INSERT INTO alembic_version VALUES ('abcdefabcdef')")
+        database.commit()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "variables", "observed", "not_observed"),
+    [
+        pytest.param(
+            lambda home: home.write_text("a file"),
+            {},
+            ["PREFECT_HOME", "cannot be written to (File exists)"],
+            ["output", "newer"],
+            marks=field_fault(
+                "environment of the machine",
+                "PREFECT_HOME or HOME is read-only, missing or a file",
+                "one sentence names the folder and the error of the operating system",
+            ),
+            id="home is a file",
+        ),
+        pytest.param(
+            database_of_a_newer_prefect,
+            {},
+            ["PREFECT_HOME", "abcdefabcdef", "another version of Prefect"],
+            ["written to (", "Traceback"],
+            marks=field_fault(
+                "environment of the machine",
+                "a newer Prefect has migrated the sqlite database of PREFECT_HOME",
+                "one sentence names the database and its unknown revision",
+            ),
+            id="newer database",
+        ),
+        pytest.param(
+            lambda home: None,
+            {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1"},
+            ["did not answer in 1 s", "STARTUP_TIMEOUT_SECONDS"],
+            ["PREFECT_HOME"],
+            marks=field_fault(
+                "cause named but not observed",
+                "the machine is so busy that the embedded server does not answer in time",
+                "the message names the time limit, and no folder",
+            ),
+            id="busy machine",
+        ),
+        pytest.param(
+            lambda home: None,
+            {"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////nowhere/prefect.db"},
+            ["ended with status", "unable to open database file"],
+            ["PREFECT_HOME"],
+            id="other cause",
+        ),
+    ],
+)
+def test_failed_start_names_the_observed_cause(
+    without_api: Command,
+    tmp_path: Path,
+    prepare: Callable[[Path], object],
+    variables: dict[str, str],
+    observed: list[str],
+    not_observed: list[str],
+) -> None:
+    prepare(tmp_path / "home")
+    done = Command({**without_api.environment, **variables}).run("train", "--quiet", *FLAGS)
     assert done.returncode == 1
-    assert "PREFECT_HOME" in done.stderr
-    assert "Traceback" not in done.stderr
+    _, _, message = done.stderr.rpartition("fashion-ann train: ")
+    assert all(part in message for part in observed), message
+    assert not any(part in message for part in not_observed), message
+
+
+@field_fault(
+    "environment of the machine",
+    "PREFECT_SERVER_API_AUTH_STRING is in .env, proxies are set, and no server runs",
+    "train uses the password for its own server, and reaches it without the proxies",
+)
+def test_trains_with_a_password_in_env_file_and_proxies(without_api: Command, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("PREFECT_SERVER_API_AUTH_STRING=user:secret\n")
+    nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "https_proxy": "127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    other = {"PREFECT_API_AUTH_STRING": "another:server"}
+    done = Command({**without_api.environment, **nowhere, **other}).run("train", "--epochs", "1", "--quiet", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: batch_size 64")

@@ -1,0 +1,49 @@
+"""Prepare the environment variables of this process. Servers, workers and flow runs that it starts inherit them."""
+
+import os
+from collections.abc import MutableMapping
+from urllib.parse import urlsplit
+
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+# A URL with 0.0.0.0 reaches this machine, too.
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
+
+
+def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
+    """Make ``variables`` usable for Prefect and httpx, and return warnings. Call it before either is imported."""
+    # Prefect cannot be imported without a home, not even with PREFECT_HOME. Container engines set the same.
+    if os.path.expanduser("~") == "~":  # noqa: PTH111  # Path.home() raises RuntimeError instead
+        variables["HOME"] = os.sep
+    return exclude_loopback_from_proxies(variables)
+
+
+def exclude_loopback_from_proxies(variables: MutableMapping[str, str]) -> list[str]:
+    """Add loopback to NO_PROXY, remove proxies that httpx rejects, and return a warning if downloads lose theirs.
+
+    httpx raises an error for such a proxy, for example SOCKS, even if the request is to a host in NO_PROXY.
+    """
+    proxies = {name: value for name, value in variables.items() if name.lower() in _PROXIES and value}
+    if not proxies:
+        return []
+    rejected = {name: value for name, value in proxies.items() if not _is_http_proxy(value)}
+    for name in rejected:
+        del variables[name]
+    # As in Python's `urllib.request.getproxies`, the lower-case name takes precedence.
+    hosts = [host.strip() for host in variables.get("no_proxy", variables.get("NO_PROXY", "")).split(",")]
+    hosts = [*filter(None, hosts), *(host for host in _LOOPBACK if host not in hosts)]
+    variables["no_proxy"] = variables["NO_PROXY"] = ",".join(hosts)
+    if not rejected or any(name.lower() != "http_proxy" for name in proxies.keys() - rejected.keys()):
+        return []
+    schemes = ", ".join(sorted({value.partition("://")[0] for value in rejected.values() if "://" in value}))
+    return [
+        f"{' and '.join(rejected)} not used, so downloads connect directly: expected http://HOST:PORT, received "
+        + (f"{schemes}://" if schemes else "no valid address")
+    ]
+
+
+def _is_http_proxy(address: str) -> bool:
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        return False

@@ -1,0 +1,114 @@
+"""Proxies and HOME in the environment of this process."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+from cli.environment import exclude_loopback_from_proxies, prepare_environment
+from cli.server_process import free_port
+from tests.field_faults import field_fault
+
+PROXY, SOCKS = "http://PROXY", "socks5://user:secret@PROXY"
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """Return the address of a proxy that serves nothing, and the list of hosts that it was asked for."""
+    hosts = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hosts.append(httpx.URL(self.path).host)
+            self.send_error(502)
+
+        def do_CONNECT(self) -> None:
+            hosts.append(self.path.partition(":")[0])
+            self.send_error(502)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", hosts
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param(
+            {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY},
+            marks=field_fault(
+                "environment of the machine",
+                "HTTP_PROXY is set and NO_PROXY is not",
+                "loopback is reached directly, and downloads use the proxy",
+            ),
+        ),
+        {"all_proxy": "PROXY"},
+        {"https_proxy": PROXY, "no_proxy": " intern.invalid ,"},
+        {"https_proxy": PROXY, "NO_PROXY": "intern.invalid,localhost"},
+        pytest.param(
+            {"HTTPS_PROXY": PROXY, "ALL_PROXY": SOCKS},
+            marks=field_fault(
+                "environment of the machine",
+                "ALL_PROXY is a SOCKS proxy, which httpx rejects for every request",
+                "it is removed, and downloads use HTTPS_PROXY, or connect directly after a warning",
+            ),
+        ),
+    ],
+    ids=" ".join,
+)
+def test_loopback_is_never_proxied(
+    variables: dict[str, str], proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, hosts = proxy
+    variables = {name: value.replace("PROXY", address) for name, value in variables.items()}
+    own = next((value for name, value in variables.items() if name.lower() == "no_proxy"), "")
+    assert exclude_loopback_from_proxies(variables) == []
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    closed = free_port()
+    with httpx.Client() as client:
+        for host in (f"127.0.0.1:{closed}", f"localhost:{closed}", f"[::1]:{closed}", "data.invalid", "intern.invalid"):
+            with suppress(httpx.TransportError):
+                client.get(f"https://{host}/api/health")
+    assert hosts == ["data.invalid", *([] if "intern" in own else ["intern.invalid"])]
+
+
+def test_without_a_proxy_nothing_is_set() -> None:
+    variables = {"PATH": "/bin", "http_proxy": ""}
+    assert exclude_loopback_from_proxies(variables) == []
+    assert variables == {"PATH": "/bin", "http_proxy": ""}
+
+
+@pytest.mark.parametrize("address", [SOCKS, "socks://proxy.example", "http://proxy.example:port", "http://[::1", "//"])
+def test_unusable_proxy_is_removed_with_a_warning(address: str) -> None:
+    variables = {"ALL_PROXY": address}
+    (warning,) = exclude_loopback_from_proxies(variables)
+    assert "ALL_PROXY" in warning
+    assert "secret" not in warning
+    assert "ALL_PROXY" not in variables
+
+
+@field_fault(
+    "environment of the machine",
+    "HOME is unset and the user has no entry in the user database, as in a container",
+    "HOME is set to /, without which Prefect cannot be imported",
+)
+def test_home_is_set_if_it_cannot_be_determined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)  # the standard library looks up this user
+    prepare_environment(os.environ)
+    assert os.environ["HOME"] == "/"
+    monkeypatch.setenv("HOME", "/nonexistent")
+    prepare_environment(os.environ)
+    assert os.environ["HOME"] == "/nonexistent"
