@@ -7,13 +7,13 @@ from typing import Any
 
 from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.layout import MANIFEST_NAME, STORED_NAMES
-from schemas.store import Manifest, VersionFacts
+from schemas.store import EMPTY_LOG, LogHead, Manifest, VersionFacts
 from tasks.runtime.files import describe_files, digest_of, pretty_json, write_json
 
 
-def write_manifest(folder: Path, number: int, facts: VersionFacts) -> Manifest:
+def write_manifest(folder: Path, number: int, facts: VersionFacts, alias_log: LogHead = EMPTY_LOG) -> Manifest:
     """Write the manifest of a version whose other files are all in ``folder``."""
-    content = {**facts.as_json(), "version": number, "files": describe_files(folder)}
+    content = {**facts.as_json(), "version": number, "files": describe_files(folder), "alias_log": alias_log.as_json()}
     content["manifest_sha256"] = digest_of(content)
     write_json(folder / MANIFEST_NAME, content)
     return Manifest.model_validate(content)

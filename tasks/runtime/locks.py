@@ -8,23 +8,27 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from schemas.errors import StoreInUse
 from schemas.layout import Artifacts
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def wait_for_lock(path: Path, waiting: str) -> Iterator[None]:
+def wait_for_lock(path: Path, waiting: str, seconds: float | None = None) -> Iterator[None]:
     """Hold the lock file ``path``; log ``waiting`` if another run holds it.
 
-    The kernel releases the lock when its holder dies.
+    The kernel releases the lock when its holder dies. Raises `StoreInUse` if it is still held after ``seconds``.
     """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         logger.info("%s", waiting)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=-1 if seconds is None else seconds)
+        except Timeout:
+            raise StoreInUse(f"{waiting}. Its lock was still held after {seconds:g} s. Try again later.") from None
     try:
         yield
     finally:
