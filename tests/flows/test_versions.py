@@ -19,8 +19,9 @@ from flows.verify_store import verify_store
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST
 from tasks.data.data_folder import folder_digest
-from tasks.registry.champion import promote
-from tasks.registry.store import ModelStore
+from tasks.registry import champion
+from tasks.registry.champion import promote, set_alias
+from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.version_events import send_unsent
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.prefect_events import send_events
@@ -121,27 +122,23 @@ def test_moves_by_hand_emit_events(artifacts: Path) -> None:
 
 
 def test_commands_emit_events(artifacts: Path, command: Command) -> None:
-    for arguments in (("promote", "1"), ("alias", "3", "staging"), ("rollback",)):
+    for arguments in (("promote", "1"), ("alias", "3", "staging")):
         done = command.run(*arguments, "--reason", "a test", "--json")
         assert (done.returncode, done.stderr, json.loads(done.stdout)["event_sent"]) == (0, "", True)
-    events = wait_for_events(artifacts, "promoted", "aliased", "rolled-back")
+    events = wait_for_events(artifacts, "promoted", "aliased")
     assert (events[1]["payload"]["alias"], events[1]["payload"]["from"]) == ("staging", None)
 
 
 @field_fault(
     "failure that nobody hears",
     "A person promotes a version while no server answers.",
-    "The command succeeds and reports it. The next flow run sends the event.",
+    "The move is logged. The next flow run sends its event too.",
 )
-def test_a_move_without_a_server_is_sent_by_the_next_run(artifacts: Path, command: Command) -> None:
-    for url, error in (("http://127.0.0.1:9/api", "not sent yet"), ("", "")):
-        environment = {**command.environment, "PREFECT_API_URL": url}
-        done = Command(environment).run("alias", "3", f"a{len(url)}", "--reason", "a test")
-        assert done.returncode == 0
-        assert error in done.stderr
+def test_a_move_without_a_server_is_sent_by_the_next_run(artifacts: Path) -> None:
+    set_alias(store_of(artifacts), 3, "staging", "a test")
     assert stored_events(artifacts) == []
-    promote_version(version="a0", reason="a test", artifacts_dir=artifacts)
-    wait_for_events(artifacts, "aliased", "aliased", "promoted")
+    promote_version(version="staging", reason="a test", artifacts_dir=artifacts)
+    wait_for_events(artifacts, "aliased", "promoted")
 
 
 def _promote_and_hang(artifacts: Path, url: str, when: str) -> None:
@@ -153,6 +150,7 @@ def _promote_and_hang(artifacts: Path, url: str, when: str) -> None:
         (artifacts / "hangs").touch()
         time.sleep(600)
 
+    champion.verify = StoredVersion.check  # loading the model takes seconds
     with temporary_settings({PREFECT_API_URL: url}):
         promote(store_of(artifacts), 1, "a test")
         send_unsent(store_of(artifacts), send)
