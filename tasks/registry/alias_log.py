@@ -96,7 +96,7 @@ class AliasLog:
         After an error, such as a full disk, the log is unchanged.
         """
         before = self.head()
-        digest = _chain(event.as_json(), before.sha256)
+        digest = chain(event.as_json(), before.sha256)
         with self.path.open("ab") as file:
             size = file.tell()
             try:
@@ -160,7 +160,7 @@ class AliasLog:
         try:
             event = json.loads(line)
             recorded = event.pop("sha256")
-            digest = _chain(event, before)
+            digest = chain(event, before)
             unchanged = line == _line(event, digest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             received = hashlib.sha256(line).hexdigest()
@@ -184,7 +184,7 @@ def _is_complete(tail: bytes) -> bool:
     return True
 
 
-def _chain(event: dict[str, Any], before: str) -> str:
+def chain(event: dict[str, Any], before: str) -> str:
     """Return the digest of an event and of all events before it: none can be edited, or removed from the middle."""
     return digest_of({"before": before, "event": event})
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from schemas.errors import FashionAnnError, StoredArtifactError, VersionNotFound
 from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts
 from schemas.store import AliasEvent, Manifest, VersionFacts
-from tasks.registry.alias_log import AliasLog, alias_values, champions, head_of
+from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.runtime.files import atomic_folder, remove_path, sha256_file, sync_to_disk
 from tasks.runtime.locks import wait_for_lock
@@ -243,7 +243,7 @@ class ModelStore:
         for event in missing:
             self.aliases.append(event)
             done.append(f"logged the promotion of version {event.to}, which its manifest records")
-        if lost and self._compare_log(restore=restore)[1]:
+        if lost:
             self.aliases.record(head=self.aliases.head(), abandoned=max(self.numbers(), default=0))
             done.append(f"continued without the lost moves: {lost}")
         return done
@@ -257,7 +257,7 @@ class ModelStore:
         return manifests
 
     def _compare_log(self, *, restore: bool) -> tuple[list[AliasEvent], str | None]:
-        """Return the promotions that the log lacks, and a message if it lost a line that a record covers.
+        """Return the promotions that the log lacks, and a message if it lost another line that a record covers.
 
         A process that was killed between adding a version and logging its promotion leaves that of the newest version.
         Raises `StoredArtifactError` for an earlier one unless ``restore``.
@@ -266,7 +266,7 @@ class ModelStore:
         state, newest = self.aliases.state(), max(self.numbers(), default=0)
         manifests = self.intact_manifests()
         entries = self.aliases.entries()
-        events = [event for event, _ in entries]
+        lines, events = len(entries), [event for event, _ in entries]
         missing = []
         heads = [(str(self.aliases.state_path), state.head)]
         for manifest in manifests:
@@ -281,10 +281,11 @@ class ModelStore:
                     f"was lost or shortened. {_RESTORE_LOG}"
                 )
             missing.append(event)
+            entries.append((event, chain(event.as_json(), head_of(entries).sha256)))
         for source, head in heads:
             if head_of(entries[: head.lines]) != head:
                 return missing, (
-                    f"{self.aliases.path} has {len(entries)} lines: expected the first {head.lines} up to sha256 "
+                    f"{self.aliases.path} has {lines} lines: expected the first {head.lines} up to sha256 "
                     f"{head.sha256}, as {source} records. A move of an alias was removed or rewritten. {_RESTORE_LOG}"
                 )
         return missing, None
