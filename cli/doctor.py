@@ -325,7 +325,7 @@ def check_database() -> str:
     line = f"{size / 1e9:.2f} GB in {file}"
     if size > MAX_DATABASE_BYTES:
         raise Concern(
-            f"{line}, expected at most {MAX_DATABASE_BYTES / 1e9:.0f} GB",
+            f"{line}, expected at most {MAX_DATABASE_BYTES / 1e9:g} GB",
             "Shorten PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD. sqlite reuses the space of deleted runs, and "
             f"returns it with `sqlite3 {file} VACUUM` while the server is stopped.",
         )

@@ -77,6 +77,15 @@ def test_each_move_has_one_event(store: ModelStore, api: Api) -> None:
     assert api.names[5:] == ["promoted"]
 
 
+def test_promotion_that_recovery_logs_is_sent(store: ModelStore, api: Api) -> None:
+    add_stored(store.root, promoted=True)  # the process was killed before the promotion was logged
+    assert send_unsent(store, api)
+    with store.lock():
+        store.recover()
+    assert send_unsent(store, api)
+    assert api.names == ["promoted"]
+
+
 def test_p_is_that_of_the_verdict(store: ModelStore, api: Api) -> None:
     paired = {"paired": {"p_value": 0.03}}
     add_stored(store.root, write=lambda folder: (folder / "verdict.json").write_text(json.dumps(paired)))
