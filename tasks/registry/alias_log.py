@@ -13,7 +13,7 @@ from typing import Any
 from schemas.errors import StoredArtifactError
 from schemas.layout import ALIAS_STATE_NAME
 from schemas.store import EMPTY_LOG, AliasEvent, AliasLogState, LogHead
-from tasks.runtime.files import atomic_write, digest_of, write_json
+from tasks.runtime.files import atomic_write, digest_of, sweep_temporaries, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class AliasLog:
 
     def record(self, **changed: Any) -> None:
         """Change the record beside the log. The caller holds the lock of the store."""
+        sweep_temporaries(self.state_path)
         with atomic_write(self.state_path) as temporary:
             write_json(temporary, self.state().model_copy(update=changed).as_json())
 

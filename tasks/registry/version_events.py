@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # Sends events, as JSON of `prefect.events.Event`, or raises.
 Send = Callable[[Sequence[dict[str, Any]]], None]
 
+_SECONDS_TO_WAIT = 60
+
 PREFIX = "fashion-ann.version"
 WAITING = f"{PREFIX}.waiting"
 _VERDICTS = {"kept": f"{PREFIX}.kept", "refused": f"{PREFIX}.rejected", "waiting": WAITING}
@@ -35,15 +37,15 @@ def send_unsent(store: ModelStore, send: Send | None) -> bool:
     """
     if send is None or not store.root.is_dir():
         return False
-    with store.lock():
-        entries, newest = store.aliases.entries(), max(store.numbers(), default=0)
-        try:
+    try:
+        with store.lock(_SECONDS_TO_WAIT):
+            entries, newest = store.aliases.entries(), max(store.numbers(), default=0)
             if events := unsent(store):
                 send(events)
                 store.aliases.record(sent=head_of(entries), sent_version=newest)
-        except Exception as error:  # any error of the client
-            logger.warning("%s: events are not sent yet, the next run sends them: %s", store.root, error)
-            return False
+    except Exception as error:  # any error of the client, or a store that is in use
+        logger.warning("%s: events are not sent yet, the next run sends them: %s", store.root, error)
+        return False
     return True
 
 
