@@ -192,9 +192,11 @@ def _notify_waiting(block: UUID) -> AutomationCore:
         trigger=EventTrigger(
             posture=Posture.Reactive,
             match=ResourceSpecification({"prefect.resource.id": f"{version_events.PREFIX}.*"}),
+            # An event that is sent again after a kill has the same labels, and causes no second message.
+            for_each={"prefect.resource.id", version_events.DIGEST_LABEL},
             expect={version_events.WAITING},
             threshold=1,
-            within=timedelta(0),
+            within=timedelta(days=1),
         ),
         actions=[SendNotification(block_document_id=block, subject=_WAITING_SUBJECT, body=_WAITING_BODY)],
     )

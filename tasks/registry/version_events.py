@@ -27,6 +27,7 @@ _SECONDS_TO_WAIT = 60
 
 PREFIX = "fashion-ann.version"
 WAITING = f"{PREFIX}.waiting"
+DIGEST_LABEL = f"{PREFIX}.digest"
 _VERDICTS = {"kept": f"{PREFIX}.kept", "refused": f"{PREFIX}.rejected", "waiting": WAITING}
 
 
@@ -73,12 +74,12 @@ def _event_of_move(store: ModelStore, move: AliasEvent, digest: str) -> dict[str
 
 
 def _event(store: ModelStore, name: str, digest: str, occurred: str, number: int, **facts: Any) -> dict[str, Any]:
-    """Return an event. ``digest`` of what it reports makes its id."""
+    """Return an event. Its id depends on ``digest``, that of the manifest or of the line of the log."""
     return {
         "id": str(uuid5(NAMESPACE_URL, f"{name}:{store.root.name}:{digest}")),
         "event": name,
         "occurred": occurred,
-        "resource": {"prefect.resource.id": f"{PREFIX}.{store.root.name}.{number}"},
+        "resource": {"prefect.resource.id": f"{PREFIX}.{store.root.name}.{number}", DIGEST_LABEL: digest},
         "payload": {"dataset": store.root.name, "version": number, **facts, **_figures(store, number)},
     }
 

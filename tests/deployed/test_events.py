@@ -80,7 +80,7 @@ def test_nightly_runs_on_the_same_data_add_one_version(deployed: Deployed) -> No
 @field_fault(
     "operator's decision overwritten",
     "A better version is trained, and the promotion policy is ask.",
-    "It waits, a message names its report, and the deployment promote-version moves the champion.",
+    "It waits, one message names its report, and the deployment promote-version moves the champion.",
 )
 def test_waiting_version_is_notified_and_promoted(deployed: Deployed, webhook: tuple[str, Any]) -> None:
     artifacts = deployed.home / "asked"
@@ -99,6 +99,7 @@ def test_waiting_version_is_notified_and_promoted(deployed: Deployed, webhook: t
     assert messages(report)[0]["subject"] == "fashion-mnist: version 1 waits for approval"
     assert "fashion-ann promote 1" in messages(report)[0]["body"]
 
+    store.aliases.state_path.unlink()  # the next run sends the event again
     promoted = deployed.run("promote-version/by-hand", version=1, reason="approved", artifacts_dir=str(artifacts))
     assert promoted.state_name == "Completed", promoted.state
     assert [(move.to, move.reason) for move in store.aliases.read()] == [(1, "approved")]

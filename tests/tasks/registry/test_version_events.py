@@ -49,7 +49,7 @@ def test_verdict_without_a_move_has_one_event(store: ModelStore, api: Api, outco
         assert send_unsent(store, api)
     (sent,) = api.events
     assert sent["event"] == f"fashion-ann.version.{name}"
-    assert sent["resource"] == {"prefect.resource.id": "fashion-ann.version.fashion-mnist.1"}
+    assert sent["resource"]["prefect.resource.id"] == "fashion-ann.version.fashion-mnist.1"
     assert sent["occurred"] == stored.manifest.created
     assert sent["payload"] == {
         **{"dataset": "fashion-mnist", "version": 1, "from": 4, "alias": None, "by": None, "flow_run": "run"},
