@@ -20,13 +20,15 @@ from prefect.client.schemas.objects import StateType
 from prefect.events import Event
 from prefect.exceptions import ObjectNotFound
 
-from flows.states import NOTHING_NEW, SUPERSEDED
+from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
 from schemas.errors import WrongUsage
+from tasks.registry import version_events
 
 # A URL that receives JSON, or TYPE/NAME of a notification block on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
 
 NOTIFY = "fashion-ann: notify about failed, crashed and rejected runs"
+NOTIFY_WAITING = "fashion-ann: notify about versions that wait for approval"
 MARK_DEAD = "fashion-ann: mark runs without a heartbeat crashed"
 MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 
@@ -37,9 +39,12 @@ _START_TIMEOUT = timedelta(seconds=300)
 # The states that a worker sets before the run starts. Events carry the names of states, not their types.
 _SUBMITTED = ("Pending", "Submitting", "InfrastructurePending")
 # Without fit-model: the main flow's run fails with the same message.
-_NOTIFIED_FLOWS = ("train-fashion-mnist", "predict-fashion-mnist", "watch-data")
+_NOTIFIED_FLOWS = (
+    *("train-fashion-mnist", "predict-fashion-mnist", "watch-data", "verify-store", "collect-garbage"),
+    *("promote-version", "rollback-champion"),
+)
 _FLOWS = (*_NOTIFIED_FLOWS, "fit-model")
-_FINAL_STATES = ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
+_FINAL_STATES = ("Completed", NOTHING_NEW, SUPERSEDED, WAITING, RUN_ACTIVE, "Failed", "Cancelled", "Crashed")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _FLOW_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 _BLOCK_NAME = "fashion-ann"
@@ -53,6 +58,14 @@ _BODY = (
     "Flow run {{ flow_run.name }} ({{ flow_run.id }}) of {{ flow.name }} ended as {{ flow_run.state.name }}.\n"
     "{{ flow_run.state.message }}\n"
     "{{ flow_run | ui_url }}"
+)
+_WAITING_SUBJECT = "{{ event.payload.dataset }}: version {{ event.payload.version }} waits for approval"
+_WAITING_BODY = (
+    "{{ event.payload.reason }}\n"
+    "Test accuracy {{ event.payload.accuracy }}, p {{ event.payload.p }}, champion {{ event.payload.from }}.\n"
+    "Report: {{ event.payload.report }}\n"
+    "Promote it: fashion-ann promote {{ event.payload.version }} --dataset {{ event.payload.dataset }} --reason R\n"
+    "Or run the deployment promote-version/by-hand."
 )
 
 
@@ -92,11 +105,14 @@ def apply_automations() -> None:
     if recipient is None:
         return
     if recipient.strip():
-        _apply(_notify(_notification_block(recipient.strip())))
+        block = _notification_block(recipient.strip())
+        _apply(_notify(block))
+        _apply(_notify_waiting(block))
     else:
         with get_client(sync_client=True) as client:
-            for automation in client.read_automations_by_name(NOTIFY):
-                client.delete_automation(automation.id)
+            for name in (NOTIFY, NOTIFY_WAITING):
+                for automation in client.read_automations_by_name(name):
+                    client.delete_automation(automation.id)
 
 
 def _crashed_unless_followed(
@@ -166,6 +182,23 @@ def _notify(block: UUID) -> AutomationCore:
             within=timedelta(0),
         ),
         actions=[SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
+    )
+
+
+def _notify_waiting(block: UUID) -> AutomationCore:
+    return AutomationCore(
+        name=NOTIFY_WAITING,
+        description='A better version waits for approval, because the promotion policy is "ask".',
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match=ResourceSpecification({"prefect.resource.id": f"{version_events.PREFIX}.*"}),
+            # An event that is sent again after a kill has the same labels, and causes no second message.
+            for_each={"prefect.resource.id", version_events.DIGEST_LABEL},
+            expect={version_events.WAITING},
+            threshold=1,
+            within=timedelta(days=1),
+        ),
+        actions=[SendNotification(block_document_id=block, subject=_WAITING_SUBJECT, body=_WAITING_BODY)],
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands for stored versions: list, inspect, compare, promote, verify, reproduce and collect garbage."""
+"""The commands for stored versions: list, inspect, compare, promote, alias, verify, reproduce and collect garbage."""
 
 import argparse
 import json
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from cli.arguments import Argument, Commands, data_dir, print_result
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
-from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, VersionNotFound, WrongUsage
+from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, VERDICT_NAME, Artifacts
 
 if TYPE_CHECKING:
+    from cli.server_process import ApiProblem
     from schemas.store import AliasEvent, Manifest
     from tasks.registry.champion import Move
     from tasks.registry.store import ModelStore, VersionSummary
@@ -53,7 +54,8 @@ def _version_rows(versions: Iterable["VersionSummary"]) -> Iterator[str]:
             facts = f"{'older layout' if 'older layout' in row.other_layout else 'newer layout':<43}"
         else:
             facts = f"{row.created:<24}  {row.test_accuracy:>8.4f}  {row.test_loss:>7.4f}"
-        marks = [*row.aliases, *(["rejected"] if row.outcome == "refused" else [])]
+        mark = {"refused": ["rejected"], "waiting": [] if "champion" in row.aliases else ["waiting for approval"]}
+        marks = [*row.aliases, *mark.get(row.outcome or "", [])]
         yield f"{row.version:>7}  {facts}  {', '.join(marks)}".rstrip()
 
 
@@ -232,7 +234,7 @@ def _promote(options: argparse.Namespace) -> None:
     from tasks.registry.champion import promote
 
     store = _store(options)
-    _print_move(options, promote(store, store.resolve(options.version), options.reason, force=options.force))
+    _finish_move(options, store, promote(store, store.resolve(options.version), options.reason, force=options.force))
 
 
 @commands.add(
@@ -244,17 +246,55 @@ def _promote(options: argparse.Namespace) -> None:
 def _rollback(options: argparse.Namespace) -> None:
     from tasks.registry.champion import rollback
 
-    _print_move(options, rollback(_store(options), options.reason))
+    store = _store(options)
+    _finish_move(options, store, rollback(store, options.reason))
 
 
-def _print_move(options: argparse.Namespace, move: "Move") -> None:
+@commands.add(
+    "alias",
+    _VERSION,
+    Argument("name", metavar="NAME", help="letters, digits and dashes, such as staging; not champion"),
+    _REASON,
+    help="let an alias other than champion name a version",
+    description="Let NAME name version V after verifying it. Every command that takes a version takes NAME. `gc` keeps "
+    "the version.",
+    when_stopped="Run `fashion-ann versions` to see the current aliases.",
+)
+def _alias(options: argparse.Namespace) -> None:
+    from tasks.registry.champion import set_alias
+
+    store = _store(options)
+    _finish_move(options, store, set_alias(store, store.resolve(options.version), options.name, options.reason))
+
+
+def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move") -> None:
+    """Print a move, and send its event to the configured Prefect API. Without one, the next run sends it."""
     event = move.event
+    sent, problem = _send_events(store)
     before = "none" if event.before is None else f"version {event.before}"
     if not options.json:
         for line in move.cleaned:
             print(line, file=sys.stderr)
-    result = {**event.as_json(), "cleaned": move.cleaned}
-    print_result(options, result, [f"champion: {before} -> version {event.to}"], sort_keys=True)
+    if problem is not None:
+        print(f"The event is not sent yet, the next run sends it. {problem}", file=sys.stderr)
+    result = {**event.as_json(), "cleaned": move.cleaned, "event_sent": sent}
+    print_result(options, result, [f"{event.alias}: {before} -> version {event.to}"], sort_keys=True)
+
+
+def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
+    """Return whether all events of the store were sent, and why the configured API cannot be used, if it cannot."""
+    from prefect.settings import get_current_settings
+
+    from cli.server_process import api_problem
+    from tasks.registry.version_events import send_unsent
+
+    if get_current_settings().api.url is None:
+        return False, None
+    if (problem := api_problem()) is not None:
+        return False, problem
+    from tasks.runtime.prefect_events import send_events
+
+    return send_unsent(store, send_events), None
 
 
 @commands.add(
@@ -268,38 +308,25 @@ def _print_move(options: argparse.Namespace, move: "Move") -> None:
     help="hash every file, load the model in a fresh process and repeat its golden predictions",
 )
 def _verify(options: argparse.Namespace) -> None:
-    from tasks.registry.verify import verify
+    from tasks.registry.verify import log_fault, verify_each
 
     store = _store(options)
     results: list[dict[str, Any]] = []
     faults: list[str] = []
-    for number in store.numbers() if options.all else [store.resolve(options.version)]:
-        try:
-            version = store.version(number)
-            difference = verify(version)
-        except VersionNotFound:
-            if not options.all:
-                raise
-            continue  # removed by `gc` in the meantime
-        except StoredArtifactError as error:
-            results.append({"version": number, "fault": str(error)})
-            faults.append(str(error))
+    for result in verify_each(store, store.numbers() if options.all else [store.resolve(options.version)]):
+        if result.fault is not None:
+            results.append({"version": result.version, "fault": result.fault})
+            faults.append(result.fault)
             continue
-        files, path = len(version.manifest.files), str(version.folder)
-        results.append(
-            {"version": number, "path": path, "files": files, "golden_difference": difference, "fault": None}
-        )
+        results.append(asdict(result))
         if not options.json:
             print(
-                f"version {number}: {files} files intact; golden predictions match (largest difference "
-                f"{difference:.1g})"
+                f"version {result.version}: {result.files} files intact; golden predictions match (largest difference "
+                f"{result.golden_difference:.1g})"
             )
     print_result(options, results, [])
-    if options.all:
-        try:
-            store.history()
-        except StoredArtifactError as error:
-            faults.append(str(error))
+    if options.all and (fault := log_fault(store)) is not None:
+        faults.append(fault)
     if faults:
         raise StoredArtifactError(" ".join(faults))
 

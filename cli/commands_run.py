@@ -81,18 +81,22 @@ def _train(options: argparse.Namespace) -> None:
     except (KeyboardInterrupt, Terminated):
         options.when_stopped = progress.summary_when_stopped()
         raise
-    print_result(options, version.model_dump(), _version_lines(version))
+    print_result(options, version.model_dump(), _version_lines(version, options.dataset))
 
 
-def _version_lines(version: "ModelVersion") -> Iterator[str]:
+def _version_lines(version: "ModelVersion", dataset: str) -> Iterator[str]:
     if version.created:
-        yield f"created version {version.version}{' (now champion)' if version.champion else ''}"
+        champion = " (now champion)" if version.champion else " (waiting for approval)" if version.waiting else ""
+        yield f"created version {version.version}{champion}"
     else:
         champion = " (current champion)" if version.champion else ""
         yield f"nothing to do: version {version.version} already covers this data, code and configuration{champion}"
     yield f"  test accuracy {version.test_accuracy:.4f}, test loss {version.test_loss:.4f}"
     if version.created:
         yield f"  {version.verdict}"
+    if version.waiting:
+        about = "" if dataset == FASHION_MNIST.name else f" --dataset {dataset}"
+        yield f"  promote it with `fashion-ann promote {version.version} --reason R{about}`"
     yield f"  model   {version.path}"
     yield f"  report  {version.path / REPORT_NAME}"
 

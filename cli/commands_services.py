@@ -43,9 +43,9 @@ def _deploy(options: argparse.Namespace) -> None:
 @commands.add(
     "doctor",
     data_dir("folder of the CSVs"),
-    help="check Python, lock, GPU, Prefect, pools, disk, data and store",
+    help="check Python, lock, GPU, Prefect, pools, database, schedules, disk, data, store and champion",
     description="Check the requirements of a run, one line each, with a fix for each failure. Changes nothing. "
-    "Exit status 1 if a check fails.",
+    "Exit status 1 if a check fails. Warnings leave it at 0.",
 )
 def _doctor(options: argparse.Namespace) -> None:
     from cli.doctor import examine
@@ -58,10 +58,10 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _check_lines(checks: list["Check"]) -> Iterator[str]:
     for check in checks:
-        state = {True: "ok", False: "BROKEN", None: "-"}[check.ok]
-        yield f"{state:<6}  {check.name:<7}  {check.says}"
-        if check.ok is False:
-            yield f"{'':>17}{check.cure}"
+        state = "warn" if check.ok and check.cure else {True: "ok", False: "BROKEN", None: "-"}[check.ok]
+        yield f"{state:<6}  {check.name:<9}  {check.says}"
+        if check.cure:
+            yield f"{'':>19}{check.cure}"
 
 
 @commands.add(

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, Ve
 from tasks.runtime.fingerprint import installed_extra, installed_version
 
 MIN_FREE_BYTES = 1_000_000_000
+# Queries of Prefect's server, and a backup, become slow. Ninety days of our schedules need less.
+MAX_DATABASE_BYTES = 1_000_000_000
+MAX_CHAMPION_DAYS = 30
 
 
 class Broken(Exception):
@@ -32,13 +36,20 @@ class Broken(Exception):
         self.fix = fix
 
 
+class Concern(Broken):
+    """A check that passes with a warning: what was observed, and what to do about it."""
+
+
 class NothingToCheck(Exception):
     """A check that does not apply, with the reason."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check. ``ok`` is None if there was nothing to check. ``cure``: how to fix it if False."""
+    """The result of one check. ``ok`` is None if there was nothing to check.
+
+    cure: how to fix it if ``ok`` is False. With True it belongs to a warning.
+    """
 
     name: str
     ok: bool | None
@@ -62,18 +73,23 @@ def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.na
             run_check("gpu", check_gpu),
             run_check("prefect", check_prefect),
             run_check("pools", check_pools),
+            run_check("database", check_database),
+            run_check("schedules", check_schedules),
             run_check("disk", lambda: check_disk(artifacts_dir)),
             run_check("data", lambda: check_data(data_dir, contract_of(dataset))),
             run_check("store", lambda: check_store(artifacts_dir, dataset)),
+            run_check("champion", lambda: check_champion(artifacts_dir, dataset)),
         ]
 
 
 def run_check(name: str, check: Callable[[], str]) -> Check:
-    """Return the result of a check, which returns one line, or raises `Broken` or `NothingToCheck`."""
+    """Return the result of a check, which returns one line, or raises `Broken`, `Concern` or `NothingToCheck`."""
     try:
         return Check(name, True, check())
     except NothingToCheck as reason:
         return Check(name, None, str(reason))
+    except Concern as concern:
+        return Check(name, True, _line(concern), concern.fix)
     except Broken as broken:
         return Check(name, False, _line(broken), broken.fix)
     except FashionAnnError as error:
@@ -294,6 +310,67 @@ def check_pools() -> str:
     return counts
 
 
+def database_file() -> Path | None:
+    """Return the sqlite file of the configured server, or of the embedded one. None for another database or machine.
+
+    Raises `NothingToCheck` if the configured API cannot be used.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    if settings.api.url is None:
+        url = settings.server.database.connection_url
+        kind, _, path = ("" if url is None else url.get_secret_value()).partition(":///")
+        return Path(path) if kind.startswith("sqlite") else None
+    if api_problem() is not None:
+        raise NothingToCheck(f"not checked: the API at {settings.api.url} cannot be used")
+    if settings.connected_to_cloud:
+        return None
+    with get_client(sync_client=True) as client:
+        home = client.request("GET", "/admin/settings").json()["home"]
+    # The server does not return its database's address, which may have a password. A server that uses the file keeps
+    # the second one beside it.
+    file = Path(home) / "prefect.db"
+    return file if file.with_name("prefect.db-wal").exists() else None
+
+
+def check_database() -> str:
+    """Check that the sqlite database of the server has at most `MAX_DATABASE_BYTES`; a larger one is a concern."""
+    if (file := database_file()) is None:
+        raise NothingToCheck("the server's database is no sqlite file on this machine")
+    parts = [part for part in file.parent.glob(f"{file.name}*") if part.name in (file.name, f"{file.name}-wal")]
+    size = sum(part.stat().st_size for part in parts)
+    line = f"{size / 1e9:.2f} GB in {file}"
+    if size > MAX_DATABASE_BYTES:
+        raise Concern(
+            f"{line}, expected at most {MAX_DATABASE_BYTES / 1e9:g} GB",
+            "Shorten PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD. sqlite reuses the space of deleted runs, and "
+            f"returns it with `sqlite3 {file} VACUUM` while the server is stopped.",
+        )
+    return line
+
+
+def check_schedules() -> str:
+    """Count the active schedules. With a server on sqlite they are a concern: it loses events while it is busy."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        raise NothingToCheck("the embedded server has none")
+    file = database_file()
+    with get_client(sync_client=True) as client:
+        deployments = [deployment for deployment in client.read_deployments() if not deployment.paused]
+    active = sum(schedule.active for deployment in deployments for schedule in deployment.schedules)
+    line = _counted(active, "active schedule")
+    if active and file is not None:
+        raise Concern(
+            f"{line} on the sqlite database {file}",
+            "Use Postgres for unattended runs: set PREFECT_API_DATABASE_CONNECTION_URL (docs/deployed.md).",
+        )
+    return line
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -400,3 +477,26 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
     current = f"champion {champion}" if champion is not None else "no champion"
     unread = f"{len(other_layout)} of another layout, the others" if other_layout else "all"
     return f"{_counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"
+
+
+def check_champion(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
+    """Return the age of the champion. More than `MAX_CHAMPION_DAYS` are a concern."""
+    from tasks.registry.store import ModelStore
+
+    store = ModelStore.of(artifacts_dir, dataset)
+    try:
+        number = store.aliases.champion()
+        created = None if number is None else store.version(number).manifest.created
+    except (StoredArtifactError, VersionNotFound) as error:
+        raise NothingToCheck("not checked: see the store") from error
+    if created is None:
+        raise NothingToCheck("no champion")
+    days = (datetime.now(UTC) - datetime.fromisoformat(created)).days
+    line = f"version {number}, created {_counted(days, 'day')} ago"
+    if days > MAX_CHAMPION_DAYS:
+        raise Concern(
+            f"{line}, expected at most {MAX_CHAMPION_DAYS} days",
+            "Check that new data arrives, that the nightly run ends well, and that no version waits for approval: "
+            "`fashion-ann versions`.",
+        )
+    return line

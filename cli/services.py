@@ -11,6 +11,7 @@ import os
 import platform
 import secrets as random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path

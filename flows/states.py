@@ -10,10 +10,12 @@ from prefect import Flow, State
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed
 
-from schemas.references import ModelVersion, WatchedData
+from schemas.references import Garbage, ModelVersion, WatchedData
 
 NOTHING_NEW = "Nothing new"
 SUPERSEDED = "Superseded"
+WAITING = "Waiting for approval"
+RUN_ACTIVE = "Run active"
 
 
 def nothing_new(version: ModelVersion) -> State[ModelVersion]:
@@ -23,6 +25,25 @@ def nothing_new(version: ModelVersion) -> State[ModelVersion]:
         message=f"Nothing new: version {version.version} already covers this data, configuration and code.",
         data=version,
     )
+
+
+def end_of_training(version: ModelVersion) -> ModelVersion | State[ModelVersion]:
+    """Return the result of a run that reached its last stage, in the state that fits it."""
+    if not version.created:
+        return nothing_new(version)
+    if not version.waiting:
+        return version
+    return Completed(
+        name=WAITING,
+        message=f"Version {version.version} waits for approval. {version.verdict} Promote it with `fashion-ann promote "
+        f"{version.version} --reason R` or the deployment promote-version/by-hand.",
+        data=version,
+    )
+
+
+def run_active(garbage: Garbage) -> State[Garbage]:
+    """Return the state of a garbage collection that left something because a run was active."""
+    return Completed(name=RUN_ACTIVE, message=f"Run active: {' '.join(garbage.notes)}", data=garbage)
 
 
 def superseded(data_dir: Path, expected: str, actual: str) -> State[ModelVersion]:

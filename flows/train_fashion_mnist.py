@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import State, flow
 
 from flows.fit_model import fit_where_asked
-from flows.states import enable_task_logging, nothing_new, superseded
+from flows.states import enable_task_logging, end_of_training, superseded
 from schemas.config import (
     BadRows,
     DataDigest,
@@ -70,4 +70,4 @@ def train_fashion_mnist(
         result = version(
             {"train": train_data, "test": test_data}, prepared, trained, evaluation, training, promotion, artifacts
         )
-        return result if result.created else nothing_new(result)
+        return end_of_training(result)

@@ -42,6 +42,8 @@ BadRows = (
     Annotated[int, Field(strict=True, ge=0, lt=10**12)]
     | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
 )
+# Recorded in the alias log with a move by hand.
+Reason = Annotated[str, Field(pattern=r"\S")]
 # Seconds to wait for an idle gpu worker to start a training.
 WorkerSeconds = Annotated[float, Field(ge=1, le=86_400)]
 
@@ -83,9 +85,10 @@ class PromotionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: Literal["better", "not_worse", "never"] = Field(
+    policy: Literal["better", "not_worse", "never", "ask"] = Field(
         "better",
-        description="promotion rule: significantly better than the champion, not significantly worse, or never promote",
+        description="promotion rule: significantly better than the champion, not significantly worse, or never "
+        "promote; ask: better, and approved by a person",
     )
     minimum_accuracy: float = Field(0.80, ge=0, le=1, description="test accuracy below which a version is rejected")
     minimum_recall: float = Field(0.30, ge=0, le=1, description="per-class recall below which a version is rejected")

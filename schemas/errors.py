@@ -78,6 +78,10 @@ class VersionNotFound(FashionAnnError):
     """Unknown version or alias."""
 
 
+class StoreInUse(FashionAnnError):
+    """Lock of a model store that another process has held for longer than the time limit."""
+
+
 class NothingToRollBackTo(FashionAnnError):
     """Rollback without a stored version that was champion before the current one."""
 

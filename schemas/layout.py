@@ -29,6 +29,7 @@ STORED_NAMES = frozenset(
 
 # Files of a store.
 ALIAS_LOG_NAME = "aliases.jsonl"
+ALIAS_STATE_NAME = "aliases.state.json"  # its length and digest, and what was sent to Prefect
 VERSIONS_FOLDER = "versions"
 
 # Data Docs.

@@ -202,12 +202,16 @@ class Evaluation(Reference):
 
 
 class ModelVersion(Reference):
-    """One immutable version in the store. ``created`` is False if an earlier run created it from the same inputs."""
+    """One immutable version in the store. ``created`` is False if an earlier run created it from the same inputs.
+
+    waiting: it would be champion, but the promotion policy is "ask", and it has not been promoted since.
+    """
 
     version: int
     path: Path
     created: bool
     champion: bool
+    waiting: bool
     verdict: str
     test_accuracy: float
     test_loss: float
@@ -224,6 +228,24 @@ class Predictions(Reference):
     accuracy: float | None
     output: Path
     sha256: str
+
+
+class Garbage(Reference):
+    """Summary of a garbage collection. ``notes`` are sentences for people. ``run_active``: some garbage stays."""
+
+    dataset: str
+    removed: int
+    bytes: int
+    kept_versions: tuple[int, ...]
+    notes: tuple[str, ...]
+    run_active: bool
+
+
+class VerifiedStore(Reference):
+    """A store whose versions and alias log are intact. ``versions`` are the numbers of those that were loaded."""
+
+    dataset: str
+    versions: tuple[int, ...]
 
 
 class WatchedData(Reference):

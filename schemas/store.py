@@ -54,13 +54,36 @@ class AliasEvent(StoredJson):
     flow_run: str | None
 
 
+class LogHead(StoredJson):
+    """The length of an alias log, and the digest of its last line, which covers all lines. Empty without lines."""
+
+    lines: Annotated[int, Field(ge=0)] = 0
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+
+EMPTY_LOG = LogHead()
+
+
+class AliasLogState(StoredJson):
+    """What is recorded beside an alias log.
+
+    head: the log after the last move. abandoned: the newest version whose manifest may name a head that was lost.
+    sent, sent_version: the moves, and the newest version whose verdict, that Prefect has received as events.
+    """
+
+    head: LogHead = EMPTY_LOG
+    abandoned: Annotated[int, Field(ge=0)] = 0
+    sent: LogHead = EMPTY_LOG
+    sent_version: Annotated[int, Field(ge=0)] = 0
+
+
 class StoredFile(StoredJson):
     bytes: Annotated[int, Field(ge=0)]
     sha256: Digest
 
 
 class StoredVerdict(StoredJson):
-    outcome: Literal["promoted", "kept", "refused"]
+    outcome: Literal["promoted", "kept", "waiting", "refused"]
     reason: str
     event: AliasEvent | None
 
@@ -142,8 +165,12 @@ class VersionFacts(StoredJson):
 
 
 class Manifest(VersionFacts):
-    """The manifest of a version: its files with their sha256, and how it was created."""
+    """The manifest of a version: its files with their sha256, and how it was created.
+
+    alias_log: the log just before the version, without its own promotion. None if an older version lacks it.
+    """
 
     version: VersionNumber
+    alias_log: LogHead | None = None
     files: dict[FileName, StoredFile]
     manifest_sha256: Digest

@@ -28,15 +28,17 @@ from schemas.layout import (
 )
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import VersionFacts
-from tasks.registry.alias_log import champion_event
+from tasks.registry.alias_log import CHAMPION, alias_event
 from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
 from tasks.registry.provenance import collect_facts
 from tasks.registry.store import ModelStore, StoredVersion
+from tasks.registry.version_events import send_unsent
 from tasks.reports.version_report import commands, write_report
 from tasks.reports.version_summary import summarize_version
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.files import sha256_file, write_json
 from tasks.runtime.prefect_artifacts import name_flow_run, publish_file_link, publish_markdown, publish_table
+from tasks.runtime.prefect_events import sender_of_run
 from tasks.runtime.stage_cache import Stage, stage_key
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def version(
         verdict = decide(measure_candidate(prepared, evaluation, champion, origin), promotion)
         write_json(folder / VERDICT_NAME, verdict)
         before = None if champion is None else champion.number
-        event = champion_event(before, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
+        event = alias_event(before, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
         facts = collect_facts(
             data, prepared, trained, evaluation, config, promotion, verdict, event, key, _seconds_since_start()
         )
@@ -99,6 +101,8 @@ def version(
         else:
             logger.info("version %d already covers this data, code and configuration", stored.number)
         is_champion = store.aliases.champion() == stored.number
+        decided = any(event.to == stored.number and event.alias == CHAMPION for event in store.aliases.read())
+    send_unsent(store, sender_of_run())
     _publish(stored, champion=is_champion, created=created)
     verdict = stored.manifest.verdict
     if verdict.outcome == "refused":
@@ -110,6 +114,7 @@ def version(
         path=stored.folder,
         created=created,
         champion=is_champion,
+        waiting=verdict.outcome == "waiting" and not decided,
         verdict=verdict.reason,
         test_accuracy=stored.manifest.test_accuracy,
         test_loss=stored.manifest.test_loss,

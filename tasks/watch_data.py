@@ -5,8 +5,6 @@ import logging
 from pathlib import Path
 
 from prefect import task
-from prefect.client.orchestration import get_client
-from prefect.events import Event, Resource
 
 from schemas.contract import contract_of
 from schemas.layout import Artifacts
@@ -14,6 +12,7 @@ from schemas.references import WatchedData
 from tasks.data.data_folder import folder_digest
 from tasks.data.missing_data import describe_missing, may_fetch
 from tasks.runtime.files import atomic_write, digest_of, write_json
+from tasks.runtime.prefect_events import send_events
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     memory = Artifacts(artifacts_dir).announced / f"{dataset}-{digest_of(str(data_dir))[:8]}.json"
     if digest is None or digest == _announced(memory):
         return watched
-    _emit(dataset, watched)
+    resource = {"prefect.resource.id": f"fashion-ann.data.{dataset}"}
+    send_events([{"event": EVENT, "resource": resource, "payload": {"digest": digest, "data_dir": str(data_dir)}}])
     memory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(memory) as temporary:
         write_json(temporary, {"digest": digest, "data_dir": str(data_dir)})
@@ -54,14 +54,3 @@ def _announced(memory: Path) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read and is ignored: %s", memory, error)
         return None
-
-
-def _emit(dataset: str, watched: WatchedData) -> None:
-    """Send the event to the API. Prefect's `emit_event` only queues it, so the process could end before it is sent."""
-    event = Event(
-        event=EVENT,
-        resource=Resource({"prefect.resource.id": f"fashion-ann.data.{dataset}"}),
-        payload={"digest": watched.digest, "data_dir": str(watched.data_dir)},
-    )
-    with get_client(sync_client=True) as client:
-        client.request("POST", "/events", json=[event.model_dump(mode="json")])

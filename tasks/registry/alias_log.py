@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import StoredArtifactError
-from schemas.store import AliasEvent
-from tasks.runtime.files import digest_of, sync_opened
+from schemas.layout import ALIAS_STATE_NAME
+from schemas.store import EMPTY_LOG, AliasEvent, AliasLogState, LogHead
+from tasks.runtime.files import atomic_write, digest_of, sweep_temporaries, sync_opened, write_json
+
+logger = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 # An event ``by`` this restores an earlier champion. Any other adds one.
@@ -23,9 +27,11 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def champion_event(before: int | None, to: int, by: str, reason: str, flow_run: str | None = None) -> AliasEvent:
-    """Return a move of the champion that happens now."""
-    moved = {"when": utc_now(), "alias": CHAMPION, "from": before, "to": to}
+def alias_event(
+    before: int | None, to: int, by: str, reason: str, flow_run: str | None, alias: str = CHAMPION
+) -> AliasEvent:
+    """Return a move of an alias that happens now."""
+    moved = {"when": utc_now(), "alias": alias, "from": before, "to": to}
     return AliasEvent.model_validate({**moved, "by": by, "reason": reason, "flow_run": flow_run})
 
 
@@ -49,6 +55,11 @@ def champions(events: Sequence[AliasEvent]) -> list[int]:
     return stack
 
 
+def head_of(entries: Sequence[tuple[AliasEvent, str]]) -> LogHead:
+    """Return the head of a log with these entries."""
+    return LogHead(lines=len(entries), sha256=entries[-1][1]) if entries else EMPTY_LOG
+
+
 @dataclass(frozen=True)
 class AliasLog:
     """The log file: one JSON line per event, each with a digest of itself and of all lines before it."""
@@ -60,12 +71,20 @@ class AliasLog:
 
         Raises `StoredArtifactError` with the line number if a line was edited or removed.
         """
-        events: list[AliasEvent] = []
+        return [event for event, _ in self.entries()]
+
+    def entries(self) -> list[tuple[AliasEvent, str]]:
+        """Return what `read` returns, each event with the digest of its line."""
+        entries: list[tuple[AliasEvent, str]] = []
         digest = ""
         for number, line in enumerate(self._split()[0], start=1):
             event, digest = self._parse(number, line, digest)
-            events.append(event)
-        return events
+            entries.append((event, digest))
+        return entries
+
+    def head(self) -> LogHead:
+        """Return the length of the log and the digest of its last line."""
+        return head_of(self.entries())
 
     def champion(self) -> int | None:
         """Return the version that is the current champion, if any."""
@@ -76,9 +95,8 @@ class AliasLog:
 
         After an error, such as a full disk, the log is unchanged.
         """
-        digest = ""
-        for earlier in [*self.read(), event]:
-            digest = _chain(earlier.as_json(), digest)
+        before = self.head()
+        digest = chain(event.as_json(), before.sha256)
         with self.path.open("ab") as file:
             size = file.tell()
             try:
@@ -89,6 +107,30 @@ class AliasLog:
                 os.truncate(self.path, size)
                 error.filename = error.filename or str(self.path)
                 raise
+        try:
+            self.record(head=LogHead(lines=before.lines + 1, sha256=digest))
+        except OSError as error:  # the move is logged, and the next one records it
+            logger.warning("%s cannot be written: %s", self.state_path, error)
+
+    @property
+    def state_path(self) -> Path:
+        return self.path.with_name(ALIAS_STATE_NAME)
+
+    def state(self) -> AliasLogState:
+        """Return what is recorded beside the log. A missing or unreadable record counts as empty."""
+        try:
+            return AliasLogState.parse(json.loads(self.state_path.read_bytes()), str(self.state_path))
+        except FileNotFoundError:
+            return AliasLogState()
+        except (OSError, ValueError, StoredArtifactError) as error:
+            logger.warning("%s cannot be read and is ignored: %s", self.state_path, error)
+            return AliasLogState()
+
+    def record(self, **changed: Any) -> None:
+        """Change the record beside the log. The caller holds the lock of the store."""
+        sweep_temporaries(self.state_path)
+        with atomic_write(self.state_path) as temporary:
+            write_json(temporary, self.state().model_copy(update=changed).as_json())
 
     def repair(self) -> list[str]:
         """Cut off an incomplete last line, or end a complete one. Return what was done, for people."""
@@ -119,7 +161,7 @@ class AliasLog:
         try:
             event = json.loads(line)
             recorded = event.pop("sha256")
-            digest = _chain(event, before)
+            digest = chain(event, before)
             unchanged = line == _line(event, digest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             received = hashlib.sha256(line).hexdigest()
@@ -143,7 +185,7 @@ def _is_complete(tail: bytes) -> bool:
     return True
 
 
-def _chain(event: dict[str, Any], before: str) -> str:
+def chain(event: dict[str, Any], before: str) -> str:
     """Return the digest of an event and of all events before it: none can be edited, or removed from the middle."""
     return digest_of({"before": before, "event": event})
 

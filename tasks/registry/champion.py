@@ -1,28 +1,32 @@
-"""Promote a version to champion, or roll back to the previous one. Both need a reason, which is logged."""
+"""Promote a version to champion, roll back to the previous one, or move another alias. The reason is logged."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from schemas.errors import FashionAnnError, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.store import AliasEvent
-from tasks.registry.alias_log import ROLLBACK, champion_event, champions
+from tasks.registry.alias_log import CHAMPION, ROLLBACK, alias_event, alias_values, champions
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 
 logger = logging.getLogger(__name__)
 
+# `ModelStore.resolve` reads v7 as a number.
+_ALIAS = re.compile(r"(?!v[0-9]+$)[A-Za-z][A-Za-z0-9-]{0,63}")
+
 
 @dataclass(frozen=True)
 class Move:
-    """A logged move of the champion. ``cleaned``: what `ModelStore.recover` did before it."""
+    """A logged move of an alias. ``cleaned``: what `ModelStore.recover` did before it."""
 
     event: AliasEvent
     cleaned: list[str]
 
 
-def promote(store: ModelStore, number: int, reason: str, *, force: bool = False) -> Move:
+def promote(store: ModelStore, number: int, reason: str, *, force: bool = False, flow_run: str | None = None) -> Move:
     """Make a version champion after verifying it.
 
     force: promote a version that its verdict refused, and restore a lost alias log (`ModelStore.recover`).
@@ -40,10 +44,27 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False)
                 f"Version {number} was rejected by its own verdict. {verdict.reason} "
                 "Choose another version, or promote it with --force."
             )
-        return Move(_move(store, stack, number, "promote --force" if force else "promote", reason), cleaned)
+        return Move(_move(store, number, "promote --force" if force else "promote", reason, flow_run), cleaned)
 
 
-def rollback(store: ModelStore, reason: str) -> Move:
+def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
+    """Let an alias other than champion name a version, after verifying it.
+
+    Raises `WrongUsage` for a name that cannot be an alias, an empty reason and an unchanged alias, and
+    `StoredArtifactError` for a version that does not verify.
+    """
+    if not _ALIAS.fullmatch(alias) or alias.lower() == CHAMPION:
+        raise WrongUsage(
+            f"Expected an alias of at most 64 letters, digits and dashes that starts with a letter, is no version such "
+            f"as v7 and is not champion, received {alias!r}. `fashion-ann promote` moves the champion."
+        )
+    with _recovered(store, reason) as cleaned:
+        if alias_values(store.aliases.read()).get(alias) == number:
+            raise WrongUsage(f"{alias} names version {number} already.")
+        return Move(_move(store, number, "alias", reason, None, alias), cleaned)
+
+
+def rollback(store: ModelStore, reason: str, *, flow_run: str | None = None) -> Move:
     """Make the previous champion champion again. A second rollback goes back one further."""
     with _recovered(store, reason) as cleaned:
         stack, numbers = champions(store.aliases.read()), store.numbers()
@@ -55,7 +76,7 @@ def rollback(store: ModelStore, reason: str) -> Move:
                 "Choose a version with `fashion-ann promote V --reason R`."
             )
         try:
-            return Move(_move(store, stack, earlier[-1], ROLLBACK, reason), cleaned)
+            return Move(_move(store, earlier[-1], ROLLBACK, reason, flow_run), cleaned)
         except StoredArtifactError as error:
             raise StoredArtifactError(
                 f"{error} Version {stack[-1]} stays champion. Choose another one with "
@@ -78,8 +99,10 @@ def _recovered(store: ModelStore, reason: str, *, restore: bool = False) -> Iter
             raise
 
 
-def _move(store: ModelStore, stack: list[int], number: int, by: str, reason: str) -> AliasEvent:
+def _move(
+    store: ModelStore, number: int, by: str, reason: str, flow_run: str | None, alias: str = CHAMPION
+) -> AliasEvent:
     verify(store.version(number))
-    event = champion_event(stack[-1] if stack else None, number, by, reason)
+    event = alias_event(alias_values(store.aliases.read()).get(alias), number, by, reason, flow_run, alias)
     store.aliases.append(event)
     return event

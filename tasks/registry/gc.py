@@ -1,7 +1,8 @@
 """Delete versions that are not needed, and stage outputs, checkpoints and leftovers that no kept version refers to.
 
-Kept are the versions with an alias, the champion's predecessor, the newest ones and damaged ones. A folder is renamed
-to a temporary name before its deletion: for readers it is complete or absent, whenever the process is killed.
+Kept are the versions with an alias, the champion's predecessor, the newest ones, the newest one that waits for a
+decision, and damaged ones. A folder is renamed to a temporary name before its deletion: for readers it is complete or
+absent, whenever the process is killed.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Literal
 
 from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.layout import MANIFEST_NAME, RECORD_NAME, Artifacts, is_litter, short_key
-from tasks.registry.alias_log import alias_values, champions
+from tasks.registry.alias_log import CHAMPION, alias_values, champions
 from tasks.registry.store import ModelStore
 from tasks.runtime.files import discard_folder, remove_leftover
 from tasks.runtime.locks import artifacts_lock
@@ -33,11 +34,15 @@ class Removal:
 
 @dataclass(frozen=True)
 class Plan:
-    """The items to delete and the versions to keep. ``notes`` are sentences for people: reasons, what was cleaned."""
+    """The items to delete and the versions to keep. ``notes`` are sentences for people: reasons, what was cleaned.
+
+    run_active: stage outputs stay because a run may rely on them.
+    """
 
     removed: tuple[Removal, ...]
     kept_versions: tuple[int, ...]
     notes: tuple[str, ...]
+    run_active: bool = False
 
     @property
     def bytes(self) -> int:
@@ -59,16 +64,16 @@ def plan(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
     return planned
 
 
-def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
+def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP, seconds: float | None = None) -> Plan:
     """Delete what `plan` lists, and return it. Stage outputs stay while a run is active.
 
-    Calls `ModelStore.recover` first.
+    Calls `ModelStore.recover` first. Raises `StoreInUse` if another process writes to the store for ``seconds``.
     """
     if not artifacts_dir.is_dir():
         return plan(artifacts_dir, dataset, keep)
     store = ModelStore.of(artifacts_dir, dataset)
     # A run takes these two locks in the other order. This cannot deadlock: it does not wait for the second one.
-    with store.lock(), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
+    with store.lock(seconds), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
         planned = _plan(artifacts_dir, dataset, keep, with_stages=exclusive)
         # Before any deletion, because it raises for a log that does not match the versions.
         cleaned = [f"{line}." for line in store.recover()]
@@ -105,7 +110,7 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
         )
     else:
         notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
-    return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes))
+    return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes), run_active=not with_stages)
 
 
 def _kept(store: ModelStore, numbers: list[int], keep: int) -> set[int]:
@@ -113,8 +118,10 @@ def _kept(store: ModelStore, numbers: list[int], keep: int) -> set[int]:
     # The champion, and the one that a rollback restores: versions that were removed by hand are passed over.
     last_champions = [number for number in champions(events) if number in stored][-2:]
     # After a rollback the previous champion is no predecessor, but may be wanted back.
-    previous = stored & {event.before for event in events[-1:]}
-    return {*numbers[-keep:], *last_champions, *previous, *(stored & set(alias_values(events).values()))}
+    previous = stored & {event.before for event in [event for event in events if event.alias == CHAMPION][-1:]}
+    # The newest version that waits for a decision.
+    waiting = [manifest.version for manifest in store.intact_manifests() if manifest.verdict.outcome == "waiting"][-1:]
+    return {*numbers[-keep:], *last_champions, *previous, *waiting, *(stored & set(alias_values(events).values()))}
 
 
 def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> set[str] | None:

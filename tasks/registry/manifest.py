@@ -7,13 +7,14 @@ from typing import Any
 
 from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import MANIFEST_NAME, STORED_NAMES
-from schemas.store import LAYOUT, Manifest, VersionFacts
+from schemas.store import EMPTY_LOG, LAYOUT, LogHead, Manifest, VersionFacts
 from tasks.runtime.files import describe_files, digest_of, is_discarded, pretty_json, write_json
 
 
-def write_manifest(folder: Path, number: int, facts: VersionFacts) -> Manifest:
+def write_manifest(folder: Path, number: int, facts: VersionFacts, alias_log: LogHead = EMPTY_LOG) -> Manifest:
     """Write the manifest of a version whose other files are all in ``folder``."""
-    content = {**facts.as_json(), "layout": LAYOUT, "version": number, "files": describe_files(folder)}
+    added = {"layout": LAYOUT, "version": number, "files": describe_files(folder), "alias_log": alias_log.as_json()}
+    content = {**facts.as_json(), **added}
     content["manifest_sha256"] = digest_of(content)
     write_json(folder / MANIFEST_NAME, content)
     return Manifest.model_validate(content)

@@ -77,7 +77,8 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     """Return the verdict, as JSON.
 
     ``outcome``: "refused" below a minimum, or if the golden predictions differ; "promoted" without a champion, or if
-    better than the champion by the policy; else "kept". Data of another origin than the champion's is always "kept".
+    better than the champion by the policy; "waiting" instead of "promoted" if a person decides; else "kept". Data of
+    another origin than the champion's is always "kept".
     ``rules``: each with its measured ``figure``, its ``bound`` and whether it ``holds``.
     ``paired``: the comparison with the champion, also if it did not decide; null if none was possible.
     ``champion_fault``: the reason why the champion could not be measured, else null.
@@ -114,6 +115,8 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
         reason, rule = _compare(champion, measured.paired, config)
         outcome = "promoted" if rule["holds"] else "kept"
         rules.append(rule)
+    if outcome == "promoted" and config.policy == "ask":
+        outcome, reason = "waiting", reason.replace("Promoted:", "Waiting for approval:")
     return {
         "outcome": outcome,
         "reason": reason,
@@ -143,7 +146,7 @@ def _compare(champion: Champion, paired: PairedTest | None, config: PromotionCon
     significant = paired.p_value < config.significance
     better = significant and paired.fixed > paired.broken
     worse = significant and paired.broken > paired.fixed
-    if config.policy == "better":
+    if config.policy in ("better", "ask"):
         holds, bound = better, f"< {config.significance}, in favour of the candidate"
     else:
         holds, bound = not worse, f"not < {config.significance} in favour of the champion"

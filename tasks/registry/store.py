@@ -1,7 +1,7 @@
 """Store the immutable versions of a dataset's models, and the log of their aliases.
 
     artifacts/models/fashion-mnist/
-        aliases.jsonl                `tasks.registry.alias_log`
+        aliases.jsonl                `tasks.registry.alias_log`; aliases.state.json has its length and digest
         versions/0001/manifest.json  written last; names the other files with their sha256
         versions/0001/...
 
@@ -9,9 +9,10 @@ Readers open only files that a manifest names, after checking their digest.
 """
 
 import logging
+import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts, is_litter
 from schemas.store import AliasEvent, Manifest, VersionFacts
-from tasks.registry.alias_log import AliasLog, alias_values, champions
+from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sha256_file, sync_to_disk
 from tasks.runtime.locks import wait_for_lock
@@ -28,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 # Each number has one spelling, that of `ModelStore.folder`.
 _VERSION_FOLDER = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
+
+_RESTORE_LOG = (
+    "Restore it from a copy. Without one, run `fashion-ann promote V --reason R --force`, which logs the recorded "
+    "promotions again and then makes V champion."
+)
 
 
 @dataclass(frozen=True)
@@ -169,10 +175,13 @@ class ModelStore:
     def history(self) -> list[AliasEvent]:
         """Return the alias log as the next `recover` will complete it, oldest first.
 
-        Raises `StoredArtifactError` if the log lacks a promotion that a manifest records: a lost or shortened log
-        names another champion.
+        Raises `StoredArtifactError` if the log lacks a promotion that a manifest records, or a line that a manifest or
+        the record beside the log covers: a lost or shortened log names another champion.
         """
-        return [*self.aliases.read(), *self._missing_promotions()]
+        missing, lost = self._compare_log(restore=False)
+        if lost:
+            raise StoredArtifactError(lost)
+        return [*self.aliases.read(), *missing]
 
     def baseline_profile(self, train_csv_sha256: str) -> bytes | None:
         """Return the train profile of the last champion that was trained on another train CSV, if there is one.
@@ -207,10 +216,14 @@ class ModelStore:
                 logger.warning("%s", error)
         return None
 
-    def lock(self) -> AbstractContextManager[bool]:
-        """Hold the lock of writers during the block. Logs if it waits for another writer."""
+    def lock(self, seconds: float = math.inf) -> AbstractContextManager[bool]:
+        """Hold the lock of writers during the block. Logs if it waits for another writer.
+
+        Raises `StoreInUse` after ``seconds``.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
-        return wait_for_lock(self.root / ".lock", f"{self.root}: waiting for another process that writes to the store")
+        waiting = f"{self.root}: waiting for another process that writes to the store"
+        return wait_for_lock(self.root / ".lock", waiting, seconds)
 
     def add(self, build: Callable[[Path, int], VersionFacts]) -> StoredVersion:
         """Add the next version. The caller holds `lock` and has called `recover`.
@@ -224,7 +237,7 @@ class ModelStore:
         self._versions.mkdir(parents=True, exist_ok=True)
         try:
             with atomic_folder(folder) as temporary:
-                manifest = write_manifest(temporary, number, build(temporary, number))
+                manifest = write_manifest(temporary, number, build(temporary, number), self.aliases.head())
                 for path in (*temporary.iterdir(), temporary):
                     sync_to_disk(path)
             sync_to_disk(self._versions)
@@ -253,28 +266,55 @@ class ModelStore:
                 break  # a later one may mark this one as removed
             done.append(f"removed {leftover}, an incomplete version that a killed process left")
         done += self.aliases.repair()
-        for event in self._missing_promotions(restore=restore):
+        missing, lost = self._compare_log(restore=restore)
+        if lost and not restore:
+            raise StoredArtifactError(lost)
+        for event in missing:
             self.aliases.append(event)
             done.append(f"logged the promotion of version {event.to}, which its manifest records")
+        if lost:
+            self.aliases.record(head=self.aliases.head(), abandoned=max(self.numbers(), default=0))
+            done.append(f"continued without the lost moves: {lost}")
         return done
 
-    def _missing_promotions(self, *, restore: bool = False) -> Iterator[AliasEvent]:
-        """Yield the promotions that manifests record and the log lacks.
+    def intact_manifests(self, after: int = 0) -> list[Manifest]:
+        """Return the manifests of the versions after a number, oldest first, without the damaged ones."""
+        manifests = []
+        for number in (number for number in self.numbers() if number > after):
+            with suppress(StoredArtifactError, VersionNotFound):
+                manifests.append(self.version(number).manifest)
+        return manifests
+
+    def _compare_log(self, *, restore: bool) -> tuple[list[AliasEvent], str | None]:
+        """Return the promotions that the log lacks, and a message if it lost another line that a record covers.
 
         A process that was killed between adding a version and logging its promotion leaves that of the newest version.
+        Raises `StoredArtifactError` for an earlier one unless ``restore``.
         """
-        events, numbers = self.aliases.read(), self.numbers()
-        for number in numbers:
-            try:
-                event = self.version(number).manifest.verdict.event
-            except (StoredArtifactError, VersionNotFound):
-                continue  # nothing is known about a damaged version
+        # The log is read last: another process may add a version and its moves meanwhile.
+        state, newest = self.aliases.state(), max(self.numbers(), default=0)
+        manifests = self.intact_manifests()
+        entries = self.aliases.entries()
+        lines, events = len(entries), [event for event, _ in entries]
+        missing = []
+        heads = [(str(self.aliases.state_path), state.head)]
+        for manifest in manifests:
+            event, number = manifest.verdict.event, manifest.version
+            if manifest.alias_log is not None and number > state.abandoned:
+                heads.append((f"the manifest of version {number}", manifest.alias_log))
             if event is None or event in events:
                 continue
-            if number != numbers[-1] and not restore:
+            if number < newest and not restore:
                 raise StoredArtifactError(
                     f"{self.aliases.path} lacks the promotion of version {number}, which its manifest records: the log "
-                    "was lost or shortened. Restore it from a copy. Without one, run `fashion-ann promote V --reason R "
-                    "--force`, which logs the recorded promotions again and then makes V champion."
+                    f"was lost or shortened. {_RESTORE_LOG}"
                 )
-            yield event
+            missing.append(event)
+            entries.append((event, chain(event.as_json(), head_of(entries).sha256)))
+        for source, head in heads:
+            if head_of(entries[: head.lines]) != head:
+                return missing, (
+                    f"{self.aliases.path} has {lines} lines: expected the first {head.lines} up to sha256 "
+                    f"{head.sha256}, as {source} records. A move of an alias was removed or rewritten. {_RESTORE_LOG}"
+                )
+        return missing, None

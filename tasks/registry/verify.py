@@ -1,12 +1,14 @@
 """Verify that a stored version is the one that was evaluated, and load its model."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from schemas.errors import StoredArtifactError
+from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.model.inference import TOLERANCE, run_stored_model
 from tasks.model.network import check_topology, load_network
-from tasks.registry.store import StoredVersion
+from tasks.registry.store import ModelStore, StoredVersion
 
 
 def verify(version: StoredVersion) -> float:
@@ -22,6 +24,39 @@ def verify(version: StoredVersion) -> float:
             f"{version.folder}: expected golden predictions within {TOLERANCE}, the largest difference is {difference}."
         )
     return difference
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The result for one version. ``fault`` is None for an intact one, which has the other values."""
+
+    version: int
+    path: str
+    files: int
+    golden_difference: float | None
+    fault: str | None
+
+
+def verify_each(store: ModelStore, numbers: Iterable[int]) -> Iterator[Verified]:
+    """Verify versions and yield the result of each. One that `gc` removes meanwhile is left out."""
+    for number in numbers:
+        path = str(store.folder(number))
+        try:
+            version = store.version(number)
+            yield Verified(number, path, len(version.manifest.files), verify(version), None)
+        except VersionNotFound:
+            continue
+        except StoredArtifactError as error:
+            yield Verified(number, path, 0, None, str(error))
+
+
+def log_fault(store: ModelStore) -> str | None:
+    """Return how the alias log contradicts the versions or its record, None if it is complete."""
+    try:
+        store.history()
+    except StoredArtifactError as error:
+        return str(error)
+    return None
 
 
 def load_model(version: StoredVersion) -> Any:

@@ -5,13 +5,14 @@ Neither depends on a process id, a host name or an inode number: containers that
 
 import fcntl
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from schemas.errors import LocksUnavailable
+from schemas.errors import LocksUnavailable, StoreInUse
 from schemas.layout import Artifacts
 
 logger = logging.getLogger(__name__)
@@ -22,19 +23,24 @@ _ABANDONED_SECONDS = 86_400
 
 
 @contextmanager
-def lock(path: Path, *, exclusive: bool = True, waiting: str | None = None) -> Iterator[bool]:
+def lock(
+    path: Path, *, exclusive: bool = True, waiting: str | None = None, seconds: float = math.inf
+) -> Iterator[bool]:
     """Hold the lock file ``path``, and yield whether it is held.
 
     If another process holds it: log ``waiting`` and wait, or yield False if that is None.
 
-    Raises `LocksUnavailable` on a file system without locks.
+    Raises `StoreInUse` if it is still held after ``seconds``, and `LocksUnavailable` on a file system without locks.
     """
     opened = _open(path)
     try:
         held = _locked(opened, path, exclusive=exclusive)
         if not held and waiting is not None:
             logger.info("%s", waiting)
+            deadline = time.monotonic() + seconds
             while not (held := _locked(opened, path, exclusive=exclusive)):
+                if time.monotonic() > deadline:
+                    raise StoreInUse(f"{waiting}. Its lock was still held after {seconds:g} s. Try again later.")
                 time.sleep(_POLL_SECONDS)
         yield held
     finally:
@@ -64,9 +70,9 @@ def _locked(opened: int, path: Path, *, exclusive: bool) -> bool:
     return True
 
 
-def wait_for_lock(path: Path, waiting: str) -> AbstractContextManager[bool]:
-    """Hold the lock file ``path``; log ``waiting`` if another run holds it."""
-    return lock(path, waiting=waiting)
+def wait_for_lock(path: Path, waiting: str, seconds: float = math.inf) -> AbstractContextManager[bool]:
+    """Hold the lock file ``path``; log ``waiting`` if another run holds it. Raises as `lock` does."""
+    return lock(path, waiting=waiting, seconds=seconds)
 
 
 @contextmanager

@@ -27,23 +27,24 @@ logger = logging.getLogger(__name__)
 UPDATE_SECONDS = 1.0
 
 
-def _inside_a_run() -> bool:
+def inside_a_run() -> bool:
+    """Return whether this code runs in a flow or task run."""
     return TaskRunContext.get() is not None or FlowRunContext.get() is not None
 
 
 def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
-    if _inside_a_run():
+    if inside_a_run():
         create_table_artifact(table=rows, key=key, description=description)
 
 
 def publish_markdown(key: str, markdown: str, description: str) -> None:
-    if _inside_a_run():
+    if inside_a_run():
         create_markdown_artifact(markdown=markdown, key=key, description=description)
 
 
 def publish_file_link(key: str, path: Path, description: str) -> None:
     """Publish a link to a file on the machine of the run."""
-    if _inside_a_run():
+    if inside_a_run():
         create_link_artifact(link=path.absolute().as_uri(), link_text=path.name, key=key, description=description)
 
 
@@ -56,7 +57,7 @@ def name_flow_run(name: str, tags: Iterable[str]) -> None:
 
 def publish_svg(key: str, svg: str, description: str) -> None:
     """Publish a picture inside the artifact, because the UI cannot load files of the machine of the run."""
-    if _inside_a_run():
+    if inside_a_run():
         encoded = base64.b64encode(svg.encode()).decode("ascii")
         create_image_artifact(image_url=f"data:image/svg+xml;base64,{encoded}", key=key, description=description)
 
@@ -68,7 +69,7 @@ def publish_progress(key: str, description: str) -> Iterator[Callable[[float], N
     A thread sends the share once per second, also an unchanged one, to show that the work continues. Errors of the
     server do not stop the work. The end of the block waits for the last update for at most two seconds.
     """
-    if not _inside_a_run():
+    if not inside_a_run():
         yield lambda share: None
         return
     current, failed, finished = 0.0, False, threading.Event()

@@ -7,12 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    temporary_settings,
+)
 
 from cli import doctor
 from cli.doctor import Check, NothingToCheck, Pool, examine, run_check
@@ -23,7 +29,10 @@ from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 from tests.stored import add_stored, event, make_older
 
-NAMES = ["python", "lock", "gpu", "prefect", "pools", "disk", "data", "store"]
+NAMES = [
+    *("python", "lock", "gpu", "prefect", "pools", "database", "schedules"),
+    *("disk", "data", "store", "champion"),
+]
 DEAD = "http://127.0.0.1:9/api"
 
 
@@ -183,6 +192,33 @@ def test_our_pool_with_deployments_needs_a_worker(
     assert "--pool cpu" not in check.cure
 
 
+@field_fault(
+    "growth without bound",
+    "Years of flow runs fill the database of Prefect's server.",
+    "doctor warns of its size, and its exit status stays 0.",
+)
+def test_large_database_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "prefect.db"
+    monkeypatch.setattr(doctor, "MAX_DATABASE_BYTES", 10_000_000)
+    monkeypatch.setattr(doctor, "database_file", lambda: file)
+    assert run_check("database", doctor.check_database) == Check("database", True, f"0.00 GB in {file}")
+    file.write_bytes(b"0" * 6_000_000)
+    file.with_name("prefect.db-wal").write_bytes(b"0" * 6_000_000)
+    check = run_check("database", doctor.check_database)
+    assert (check.ok, check.says) == (True, f"0.01 GB in {file}, expected at most 0.01 GB")
+    assert "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD" in check.cure
+    monkeypatch.setattr(doctor, "database_file", lambda: None)
+    assert run_check("database", doctor.check_database).ok is None
+
+
+def test_embedded_server_has_a_database_file(tmp_path: Path) -> None:
+    address = f"sqlite+aiosqlite:///{tmp_path}/other.db"
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
+        assert doctor.database_file() == tmp_path / "other.db"
+    with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: "postgresql+asyncpg://user:word@host/db"}):
+        assert doctor.database_file() is None
+
+
 # --- files ---
 
 
@@ -278,6 +314,21 @@ def test_missing_champion_is_broken(store: ModelStore, tmp_path: Path) -> None:
     assert_broken(partial(doctor.check_store, tmp_path), "version 7, is missing")
 
 
+@pytest.mark.parametrize(("days", "warned"), [(0, False), (30, False), (31, True)])
+@field_fault(
+    "failure that nobody hears",
+    "No new champion for more than 30 days.",
+    "doctor warns, and its exit status stays 0.",
+)
+def test_old_champion_is_a_warning(store: ModelStore, tmp_path: Path, days: int, warned: bool) -> None:
+    created = datetime.now(UTC) - timedelta(days=days, minutes=1)
+    add_stored(store.root, created=created.isoformat())
+    store.aliases.append(event(1))
+    check = run_check("champion", partial(doctor.check_champion, tmp_path))
+    assert (check.ok, bool(check.cure)) == (True, warned)
+    assert f"version 1, created {days} day" in check.says
+
+
 # --- all of them ---
 
 
@@ -304,7 +355,7 @@ def test_check_that_raises_is_broken_and_others_run(quick: Path, monkeypatch: py
     assert [check.name for check in checks] == NAMES
     assert [check.name for check in checks if check.ok is False] == ["python", "pools", "store"]
     assert "ZeroDivisionError: a message on two lines" in checks[0].says
-    assert "line 1" in checks[-1].says
+    assert "line 1" in checks[NAMES.index("store")].says
 
 
 def test_all_checks_pass_with_status_0(quick: Path, run: Run) -> None:
@@ -313,13 +364,26 @@ def test_all_checks_pass_with_status_0(quick: Path, run: Run) -> None:
     assert [line.split()[1] for line in out.splitlines()] == NAMES
 
 
+def test_warning_gives_status_0_and_a_fix(quick: Path, run: Run) -> None:
+    store = ModelStore.of(quick, "fashion-mnist")
+    add_stored(store.root)
+    store.aliases.append(event(1))
+    status, out, err = run("doctor")
+    assert (status, err) == (0, "")
+    line, cure = out.splitlines()[-2:]
+    assert line.startswith("warn    champion")
+    assert "fashion-ann versions" in cure
+    champion = json.loads(run("doctor", "--json")[1])[-1]
+    assert (champion["name"], champion["ok"], bool(champion["cure"])) == ("champion", True, True)
+
+
 def test_failed_check_gives_status_1_and_a_fix(quick: Path, run: Run) -> None:
     store = ModelStore.of(quick, "fashion-mnist")
     add_stored(store.root)
     (store.folder(1) / "metrics.json").write_text("{}")
     status, out, err = run("doctor")
     assert status == 1
-    line, cure = out.splitlines()[-2:]
+    line, cure = out.splitlines()[-3:-1]
     assert line.startswith("BROKEN  store")
     assert "Restore" in cure
     assert "store" in err
@@ -328,7 +392,7 @@ def test_failed_check_gives_status_1_and_a_fix(quick: Path, run: Run) -> None:
     checks = json.loads(out)
     assert status == 1
     assert [set(check) for check in checks] == [{"name", "ok", "says", "cure"}] * len(NAMES)
-    assert [check["ok"] for check in checks] == [True, True, True, True, None, True, True, False]
+    assert [check["ok"] for check in checks] == [*[True] * 4, None, True, None, True, True, False, None]
 
 
 def test_doctor_changes_nothing_on_disk(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from cli.contract_page import PAGE
 from cli.main import COMMANDS
 from schemas.config import TrainingConfig
-from tasks.registry.store import ModelStore
+from tasks.registry.store import ModelStore, StoredVersion
 from tests.cli.conftest import Run
-from tests.stored import add_promoted, add_stored, event, make_older
+from tests.stored import add_promoted, add_stored, event, make_older, verdict
 
 
 @pytest.fixture
@@ -42,6 +43,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([], "COMMAND"),
         (["show"], "V"),
         (["gc", "--keep", "0"], "--keep"),
+        (["alias", "1", "staging"], "--reason"),
+        (["promote", "1"], "--reason"),
         (["gc", "--keep", "few"], "--keep"),
         (["doctor", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
         (["quarantine"], "ACTION"),
@@ -148,6 +151,45 @@ def test_gc_reports_a_read_only_store(run: Run, store: Path, monkeypatch: pytest
     assert (status, out) == (1, "")
     assert err == f"fashion-ann gc: {store / 'versions' / '0001'}: Read-only file system.\n"
     assert run("gc", "--keep", "1", "--dry-run")[0] == 0
+
+
+def test_alias_names_a_version_everywhere(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.registry.champion.verify", StoredVersion.check)
+    for _ in range(2):
+        add_stored(store)
+    with temporary_settings({PREFECT_API_URL: None}):
+        status, out, err = run("alias", "2", "staging", "--reason", "a test")
+        assert (status, out, err) == (0, "staging: none -> version 2\n", "")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        status, out, err = run("alias", "1", "staging", "--reason", "a test", "--json")
+    moved = json.loads(out)
+    assert (status, moved["from"], moved["to"], moved["event_sent"]) == (0, 2, 1, False)
+    assert err.startswith("The event is not sent yet, the next run sends it. The API at http://127.0.0.1:9/api")
+    assert [row["aliases"] for row in json.loads(run("versions", "--json")[1])] == [["staging"], []]
+    assert json.loads(run("show", "staging", "--json")[1])["version"] == 1
+    assert "staging" in run("versions")[1]
+    assert run("alias", "1", "v7", "--reason", "a test")[0] == 2
+
+
+def test_verify_exits_with_5_on_a_cut_alias_log(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.registry.verify.verify", lambda version: 0.0)
+    log = ModelStore(store).aliases
+    for _ in range(2):
+        add_stored(store)
+    log.append(event(1))
+    log.append(event(2, 1))
+    assert run("verify", "--all")[0] == 0
+    log.path.write_bytes(log.path.read_bytes().splitlines(keepends=True)[0])
+    status, out, err = run("verify", "--all")
+    assert (status, len(out.splitlines())) == (5, 2)
+    assert "has 1 lines: expected the first 2" in err
+
+
+def test_waiting_version_is_listed(run: Run, store: Path) -> None:
+    add_stored(store, verdict={**verdict(None), "outcome": "waiting"})
+    assert run("versions")[1].endswith("  waiting for approval\n")
+    ModelStore(store).aliases.append(event(1))
+    assert run("versions")[1].endswith("  champion\n")
 
 
 def test_gc_exits_with_5_on_a_damaged_alias_log(run: Run, store: Path) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 from prefect.client.schemas.objects import FlowRun
 
+from tasks.registry.store import ModelStore
 from tests.deployed.conftest import Deployed
+from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
 NIGHTLY, ON_NEW_DATA = "train-fashion-mnist/nightly", "train-fashion-mnist/on-new-data"
@@ -73,3 +75,38 @@ def test_nightly_runs_on_the_same_data_add_one_version(deployed: Deployed) -> No
     again = deployed.run(NIGHTLY, **QUICK)
     assert again.state_name == "Nothing new"
     assert len(list((deployed.artifacts / "models/fashion-mnist/versions").iterdir())) == versions
+
+
+@field_fault(
+    "operator's decision overwritten",
+    "A better version is trained, and the promotion policy is ask.",
+    "It waits, one message names its report, and the deployment promote-version moves the champion.",
+)
+def test_waiting_version_is_notified_and_promoted(deployed: Deployed, webhook: tuple[str, Any]) -> None:
+    artifacts = deployed.home / "asked"
+    store = ModelStore.of(artifacts, "fashion-mnist")
+
+    def messages(words: str) -> list[dict[str, str]]:
+        return [message for message in webhook[1] if words in message["body"]]
+
+    promotion = {**QUICK["promotion"], "policy": "ask"}
+    run = deployed.run(
+        "train-fashion-mnist/on-demand", **{**QUICK, "promotion": promotion}, artifacts_dir=str(artifacts)
+    )
+    assert (run.state_name, store.aliases.champion()) == ("Waiting for approval", None)
+    report = str(store.folder(1) / "report.html")
+    deployed.wait_for(lambda: messages(report))
+    assert messages(report)[0]["subject"] == "fashion-mnist: version 1 waits for approval"
+    assert "fashion-ann promote 1" in messages(report)[0]["body"]
+
+    store.aliases.state_path.unlink()  # the next run sends the event again
+    promoted = deployed.run("promote-version/by-hand", version=1, reason="approved", artifacts_dir=str(artifacts))
+    assert promoted.state_name == "Completed", promoted.state
+    assert [(move.to, move.reason) for move in store.aliases.read()] == [(1, "approved")]
+
+    (store.folder(1) / "metrics.json").write_text("{}")
+    verified = deployed.run("verify-store/nightly", artifacts_dir=str(artifacts))
+    assert verified.state_name == "Failed"
+    deployed.wait_for(lambda: messages(verified.name))
+    assert "metrics.json" in messages(verified.name)[0]["body"]
+    assert len(messages(report)) == 1

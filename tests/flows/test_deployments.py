@@ -15,10 +15,10 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import InfrastructurePending, Pending, Submitting
 
-from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
+from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, NOTIFY_WAITING, apply_automations
 from cli.deploy import create_pool, deploy_all, enter_checkout
 from cli.server_process import project_settings
-from flows.states import NOTHING_NEW, SUPERSEDED
+from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch_data import EVENT
@@ -31,6 +31,10 @@ DEPLOYMENTS = {
     "fit-model/gpu",
     "predict-fashion-mnist/batch",
     "watch-data/scheduled",
+    "verify-store/nightly",
+    "collect-garbage/weekly",
+    "promote-version/by-hand",
+    "rollback-champion/by-hand",
 }
 TRIGGER = "train-fashion-mnist on new data"
 
@@ -102,6 +106,10 @@ def test_deployment_runs_the_checkout_with_a_heartbeat(name: str) -> None:
         ("train-fashion-mnist/on-new-data", ConcurrencyLimitStrategy.ENQUEUE),
         ("fit-model/gpu", ConcurrencyLimitStrategy.ENQUEUE),
         ("watch-data/scheduled", ConcurrencyLimitStrategy.CANCEL_NEW),
+        ("verify-store/nightly", ConcurrencyLimitStrategy.CANCEL_NEW),
+        ("collect-garbage/weekly", ConcurrencyLimitStrategy.CANCEL_NEW),
+        ("promote-version/by-hand", ConcurrencyLimitStrategy.ENQUEUE),
+        ("rollback-champion/by-hand", ConcurrencyLimitStrategy.ENQUEUE),
         ("train-fashion-mnist/on-demand", None),
         ("predict-fashion-mnist/batch", None),
     ],
@@ -120,6 +128,10 @@ def test_concurrency_is_limited(name: str, strategy: ConcurrencyLimitStrategy | 
     [
         ("train-fashion-mnist/nightly", ["0 3 * * *"]),
         ("watch-data/scheduled", ["*/10 * * * *"]),
+        ("verify-store/nightly", ["0 5 * * *"]),
+        ("collect-garbage/weekly", ["0 6 * * 0"]),
+        ("promote-version/by-hand", []),
+        ("rollback-champion/by-hand", []),
         ("train-fashion-mnist/on-demand", []),
         ("train-fashion-mnist/on-new-data", []),
         ("fit-model/gpu", []),
@@ -138,14 +150,16 @@ def test_two_deployments_leave_one_of_each_automation() -> None:
     with get_client(sync_client=True) as client:
         automations = {automation.name: automation for automation in client.read_automations()}
         assert len(client.read_automations()) == len(automations)
-    assert set(automations) == {MARK_DEAD, MARK_NOT_STARTED, NOTIFY, TRIGGER}
+    assert set(automations) == {MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_WAITING, TRIGGER}
     assert all(automation.enabled for automation in automations.values())
 
     dead: Any = automations[MARK_DEAD]
     assert dead.trigger.within == timedelta(seconds=100)
     assert dead.trigger.after == {"prefect.flow-run.heartbeat"}
     # Events carry the names of states, also the custom ones.
-    ended = {f"prefect.flow-run.{name}" for name in ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Crashed")}
+    ended = {
+        f"prefect.flow-run.{name}" for name in ("Completed", NOTHING_NEW, SUPERSEDED, WAITING, RUN_ACTIVE, "Failed")
+    }
     assert ended | {"prefect.flow-run.heartbeat"} <= dead.trigger.expect
     assert dead.trigger.for_each == {"prefect.resource.id"}
     assert dead.actions[0].state == "CRASHED"
@@ -177,7 +191,8 @@ def test_last_deployment_sets_the_recipient() -> None:
 def test_notification_stays_if_unset_and_is_removed_if_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def count() -> int:
         with get_client(sync_client=True) as client:
-            return len(client.read_automations_by_name(NOTIFY))
+            names = [client.read_automations_by_name(name) for name in (NOTIFY, NOTIFY_WAITING)]
+            return len(names[0]) if len(names[0]) == len(names[1]) else -1
 
     monkeypatch.delenv(NOTIFY_VARIABLE, raising=False)
     apply_automations()
@@ -201,14 +216,22 @@ def test_pull_step_changes_to_the_checkout(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize(
-    ("parameters", "name"),
+    ("deployment_name", "parameters", "name"),
     [
-        *(({"training": {"epoch": 3}}, "epoch"), ({"train_on": "cloud"}, "train_on")),
-        *(({"data_digest": "x"}, "data_digest"), ({"bad_rows": "few"}, "bad_rows")),
+        ("train-fashion-mnist/on-demand", {"training": {"epoch": 3}}, "epoch"),
+        ("train-fashion-mnist/on-demand", {"train_on": "cloud"}, "train_on"),
+        ("train-fashion-mnist/on-demand", {"data_digest": "x"}, "data_digest"),
+        ("train-fashion-mnist/on-demand", {"bad_rows": "few"}, "bad_rows"),
+        ("promote-version/by-hand", {"version": 1}, "reason"),
+        ("promote-version/by-hand", {"version": 1, "reason": " "}, "reason"),
+        ("promote-version/by-hand", {"reason": "a test"}, "version"),
+        ("rollback-champion/by-hand", {}, "reason"),
+        ("rollback-champion/by-hand", {"reason": ""}, "reason"),
+        ("collect-garbage/weekly", {"keep": 0}, "keep"),
     ],
 )
-def test_rejects_a_wrong_parameter_without_a_run(parameters: dict[str, Any], name: str) -> None:
-    deployment = read_deployment("train-fashion-mnist/on-demand")
+def test_rejects_a_wrong_parameter_without_a_run(deployment_name: str, parameters: dict[str, Any], name: str) -> None:
+    deployment = read_deployment(deployment_name)
     with get_client(sync_client=True) as client:
         before = len(client.read_flow_runs())
         with pytest.raises(PrefectHTTPStatusError) as rejected:

@@ -1,12 +1,26 @@
 """doctor's checks of a real Prefect server."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.schedules import CronSchedule
 
-from cli.doctor import Broken, Pool, check_pools, check_prefect, read_pools, server_version
+from cli import doctor
+from cli.doctor import (
+    Broken,
+    Check,
+    Pool,
+    check_pools,
+    check_prefect,
+    check_schedules,
+    read_pools,
+    run_check,
+    server_version,
+)
+from tests.field_faults import field_fault
 
 
 @pytest.fixture
@@ -14,7 +28,10 @@ def gpu_deployment(server: str) -> Iterator[None]:
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="gpu", type="process"), overwrite=True)
         flow = client.create_flow_from_name("fit-model")
-        deployment = client.create_deployment(flow_id=flow, name="doctor-test", work_pool_name="gpu")
+        schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
+        deployment = client.create_deployment(
+            flow_id=flow, name="doctor-test", work_pool_name="gpu", schedules=[schedule]
+        )
         yield
         client.delete_deployment(deployment)
         client.delete_work_pool("gpu")
@@ -33,3 +50,21 @@ def test_pool_is_broken_until_a_worker_sends_a_heartbeat() -> None:
         client.send_worker_heartbeat("gpu", "worker 1", heartbeat_interval_seconds=30)
     assert Pool("gpu", deployments=1, online=1) in read_pools()
     assert "gpu: 1 deployment, 1 worker online" in check_pools()
+
+
+@pytest.mark.usefixtures("gpu_deployment")
+@field_fault(
+    "failure that nobody hears",
+    "Schedules run unattended on a server with sqlite.",
+    "doctor warns and names Postgres. It does not with another database, or while all schedules are paused.",
+)
+def test_schedules_on_sqlite_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "database_file", lambda: None)
+    assert run_check("schedules", check_schedules) == Check("schedules", True, "1 active schedule")
+    monkeypatch.setattr(doctor, "database_file", lambda: tmp_path / "prefect.db")
+    check = run_check("schedules", check_schedules)
+    assert (check.ok, "Postgres" in check.cure) == (True, True)
+    assert check.says == f"1 active schedule on the sqlite database {tmp_path / 'prefect.db'}"
+    with get_client(sync_client=True) as client:
+        client.pause_deployment(client.read_deployment_by_name("fit-model/doctor-test").id)
+    assert run_check("schedules", check_schedules) == Check("schedules", True, "0 active schedules")

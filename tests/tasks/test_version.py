@@ -16,6 +16,7 @@ from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRejected, StoredArtifactError
 from schemas.layout import HISTORY_NAME, WEIGHTS_NAME
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
+from schemas.store import LogHead
 from tasks.evaluate import evaluate
 from tasks.model.backend import set_up_backend
 from tasks.model.fit import save_model
@@ -251,6 +252,26 @@ def test_a_rejected_candidate_is_stored_and_raises_each_time(add: Any, store: Mo
             add(promotion=strict)
     (row,) = store.summaries()
     assert (row.outcome, row.aliases) == ("refused", [])
+
+
+def test_a_waiting_candidate_is_promoted_by_hand(add: Any, store: ModelStore) -> None:
+    ask = PromotionConfig(minimum_accuracy=0, minimum_recall=0, policy="ask")
+    first = add(promotion=ask)
+    assert (first.champion, first.waiting, store.aliases.read()) == (False, True, [])
+    assert store.version(1).manifest.verdict.outcome == "waiting"
+    assert "Waiting for approval" in (first.path / "report.html").read_text()
+    assert add(promotion=ask).waiting  # the same inputs
+    promote(store, 1, "approved")
+    again = add(promotion=ask)
+    assert (again.version, again.champion, again.waiting) == (1, True, False)
+    assert not add(key="b" * 64, promotion=ask).waiting  # not better
+
+
+def test_a_manifest_records_the_head_of_the_alias_log(add: Any, store: ModelStore) -> None:
+    add()
+    head = store.aliases.head()
+    add(key="b" * 64)
+    assert [store.version(number).manifest.alias_log for number in (1, 2)] == [LogHead(), head]
 
 
 def test_other_bounds_give_another_verdict(add: Any, store: ModelStore) -> None:

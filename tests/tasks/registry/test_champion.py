@@ -12,7 +12,7 @@ from schemas.errors import CandidateRejected, NothingToRollBackTo, StoredArtifac
 from schemas.references import Evaluation, PreparedData, TrainedModel, ValidatedSplit
 from tasks.evaluate import evaluate
 from tasks.registry.alias_log import champions
-from tasks.registry.champion import promote, rollback
+from tasks.registry.champion import promote, rollback, set_alias
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 from tasks.version import version
@@ -67,12 +67,34 @@ def test_a_rejected_promotion_leaves_the_log_unchanged(store: ModelStore) -> Non
     before = store.aliases.path.read_bytes()
     with pytest.raises(WrongUsage, match="champion already"):
         promote(store, 1, "again")
-    with pytest.raises(WrongUsage, match="--reason"):
-        promote(store, 2, "  ")
+    for move in (lambda: promote(store, 2, "  "), lambda: set_alias(store, 2, "staging", "")):
+        with pytest.raises(WrongUsage, match="--reason"):
+            move()
     weights = store.folder(2) / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(StoredArtifactError, match=r"0002/model\.weights\.h5: expected sha256 \w{64}, received \w{64}"):
         promote(store, 2, "forced", force=True)
+    assert store.aliases.path.read_bytes() == before
+
+
+def test_another_alias_leaves_the_champion(store: ModelStore) -> None:
+    event = set_alias(store, 2, "staging", "to be tried").event
+    assert (event.alias, event.before, event.to, event.by) == ("staging", None, 2, "alias")
+    assert set_alias(store, 3, "staging", "better").event.before == 2
+    assert (store.resolve("staging"), store.aliases.champion()) == (3, 1)
+    assert (store.aliases_of(2), store.aliases_of(3)) == ([], ["staging"])
+    assert champions(store.aliases.read()) == [1]
+    with pytest.raises(WrongUsage, match="names version 3 already"):
+        set_alias(store, 3, "staging", "again")
+
+
+@pytest.mark.parametrize(
+    "name", ["champion", "Champion", "", "7", "v7", "v07", "a b", "a/b", "-a", "a_b", "ä", "a" * 65, "a\n"]
+)
+def test_wrong_name_of_an_alias_is_rejected(store: ModelStore, name: str) -> None:
+    before = store.aliases.path.read_bytes()
+    with pytest.raises(WrongUsage, match="Expected an alias"):
+        set_alias(store, 2, name, "a test")
     assert store.aliases.path.read_bytes() == before
 
 

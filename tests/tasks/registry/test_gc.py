@@ -19,7 +19,7 @@ from tasks.registry.store import ModelStore
 from tasks.runtime.locks import artifacts_lock
 from tests.faulty_files import refuse_to_rename_folders
 from tests.field_faults import field_fault
-from tests.stored import DIGEST, add_promoted, add_stored, event, make_older
+from tests.stored import DIGEST, add_promoted, add_stored, event, make_older, verdict
 
 DATASET = "fashion-mnist"
 KINDS = ("data", "prepared", "trained", "evaluated")
@@ -113,6 +113,21 @@ def test_old_versions_are_deleted(tmp_path: Path, store: ModelStore) -> None:
     ]
     assert done.notes == ()
     assert store.leftovers() == []
+
+
+def test_the_newest_waiting_version_is_kept(tmp_path: Path, store: ModelStore) -> None:
+    for outcome in ("waiting", "waiting", "kept", "kept"):
+        add_stored(store.root, verdict={**verdict(None), "outcome": outcome})
+    assert collect(tmp_path, DATASET, keep=1).kept_versions == (2, 4)
+
+
+def test_another_alias_does_not_replace_the_predecessor(tmp_path: Path, store: ModelStore) -> None:
+    for _ in range(5):
+        add_run(tmp_path)
+    for to, by in ((1, "promote"), (2, "promote"), (3, "promote"), (2, "rollback")):
+        _move(store, to, by)
+    _move(store, 4, alias="staging")
+    assert collect(tmp_path, DATASET, keep=1).kept_versions == (1, 2, 3, 4, 5)
 
 
 @pytest.fixture(scope="module")

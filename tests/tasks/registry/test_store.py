@@ -4,15 +4,18 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound
-from schemas.layout import PROFILE_NAME, STORED_NAMES
+from schemas.errors import OtherLayout, StoredArtifactError, StoreInUse, VersionNotFound
+from schemas.layout import MANIFEST_NAME, PROFILE_NAME, STORED_NAMES
+from tasks.registry.alias_log import AliasLog
 from tasks.registry.store import ModelStore
+from tasks.runtime.files import digest_of, write_json
 from tests.field_faults import field_fault
 from tests.stored import add_promoted, add_stored, data_facts, event, make_older
 
@@ -263,6 +266,15 @@ def test_a_writer_that_waits_logs_it(store: ModelStore, caplog: pytest.LogCaptur
     assert caplog.messages == [f"{store.root}: waiting for another process that writes to the store"]
 
 
+def test_a_writer_with_a_time_limit_gives_up(store: ModelStore) -> None:
+    with (
+        store.lock(),
+        ThreadPoolExecutor(1) as other,
+        pytest.raises(StoreInUse, match=f"{store.root}: waiting .* after 0.1 s"),
+    ):
+        other.submit(lambda: store.lock(0.1).__enter__()).result()
+
+
 # --- recovery --------------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +314,69 @@ def test_a_lost_log_is_detected_and_restored(store: ModelStore, content: bytes |
         "logged the promotion of version 2",
     ]
     assert store.history() == store.aliases.read() == moves
+
+
+Edit = Callable[[list[bytes]], list[bytes]]
+
+
+@pytest.mark.parametrize("recorded", ["by the next version", "beside the log"])
+@pytest.mark.parametrize(
+    ("edit", "lines"),
+    [(lambda lines: lines[:-1], 2), (lambda lines: lines[:1], 1)],
+    ids=["last line", "two lines"],
+)
+@field_fault(
+    "operator's decision overwritten",
+    "The last lines of the alias log, moves by hand, are cut off.",
+    "Every writer and verify stop and name the lines that are missing. An accepted loss is not reported again.",
+)
+def test_a_cut_off_move_by_hand_is_noticed(store: ModelStore, edit: Edit, lines: int, recorded: str) -> None:
+    for _ in range(2):
+        add_stored(store.root)
+    store.aliases.append(event(1))
+    for move in (event(2, 1), event(2, alias="staging")):
+        store.aliases.append(move)
+    if recorded == "by the next version":
+        add_stored(store.root)
+        store.aliases.state_path.unlink()
+    store.aliases.path.write_bytes(b"".join(edit(store.aliases.path.read_bytes().splitlines(keepends=True))))
+    for read in (store.history, store.recover):
+        with pytest.raises(StoredArtifactError, match=rf"has {lines} lines: expected the first 3 up to sha256 \w+"):
+            read()
+    assert "continued without the lost moves" in store.recover(restore=True)[0]
+    assert len(store.history()) == lines
+    assert store.recover() == []
+
+    # Later moves and versions are covered again.
+    store.aliases.append(event(2, 1))
+    add_stored(store.root)
+    store.aliases.path.write_bytes(b"")
+    with pytest.raises(StoredArtifactError, match=f"expected the first {lines + 1}"):
+        store.history()
+
+
+def test_rewritten_moves_are_noticed(store: ModelStore) -> None:
+    for _ in range(2):
+        add_stored(store.root)
+    store.aliases.append(event(1))
+    store.aliases.append(event(2, 1))
+    add_stored(store.root)
+    forged = AliasLog(store.root / "forged.jsonl")
+    for move in (event(1), event(1, 1), event(1, 1)):
+        forged.append(move)
+    forged.path.rename(store.aliases.path)
+    with pytest.raises(StoredArtifactError, match="as the manifest of version 3 records"):
+        store.history()
+
+
+def test_a_manifest_without_a_head_is_accepted(store: ModelStore) -> None:
+    """Versions before this key exist."""
+    stored = add_promoted(store.root)
+    content = json.loads((stored.folder / MANIFEST_NAME).read_bytes())
+    del content["alias_log"], content["manifest_sha256"]
+    write_json(stored.folder / MANIFEST_NAME, {**content, "manifest_sha256": digest_of(content)})
+    assert store.version(1).manifest.alias_log is None
+    assert [move.to for move in store.history()] == [1]
 
 
 # --- baseline --------------------------------------------------------------------------------------------------------

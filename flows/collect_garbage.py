@@ -1,0 +1,25 @@
+"""collect-garbage: delete old versions and unreferenced artifacts."""
+
+from pathlib import Path
+from typing import Annotated
+
+from prefect import State, flow
+from pydantic import Field
+
+from flows.states import enable_task_logging, run_active
+from schemas.config import artifacts_folder
+from schemas.contract import DatasetName
+from schemas.references import Garbage
+from tasks.collect_garbage import collect
+
+
+@flow(name="collect-garbage", flow_run_name="{dataset} collect garbage", on_running=[enable_task_logging])
+def collect_garbage(
+    dataset: DatasetName = "fashion-mnist", keep: Annotated[int, Field(ge=1)] = 5, artifacts_dir: Path | None = None
+) -> Garbage | State[Garbage]:
+    """Delete what `fashion-ann gc` deletes. If a run is active, the run ends as Run active, and some garbage stays.
+
+    keep: number of newest versions that stay. artifacts_dir: defaults to that of train-fashion-mnist.
+    """
+    garbage = collect(dataset, keep, artifacts_folder(artifacts_dir))
+    return run_active(garbage) if garbage.run_active else garbage

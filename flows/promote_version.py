@@ -1,0 +1,23 @@
+"""promote-version: make a version the champion."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows.states import enable_task_logging
+from schemas.config import Reason, artifacts_folder
+from schemas.contract import DatasetName
+from schemas.store import AliasEvent
+from tasks.promote_version import promote
+
+
+@flow(name="promote-version", flow_run_name="{dataset} promote {version}", on_running=[enable_task_logging])
+def promote_version(
+    version: int | str, reason: Reason, dataset: DatasetName = "fashion-mnist", artifacts_dir: Path | None = None
+) -> AliasEvent:
+    """Verify a version and make it champion, as `fashion-ann promote` does.
+
+    version: a number or an alias. reason: recorded in the alias log.
+    artifacts_dir: defaults to that of train-fashion-mnist.
+    """
+    return promote(dataset, str(version), reason, artifacts_folder(artifacts_dir))

@@ -1,0 +1,53 @@
+"""Delete versions that are not needed, and stage outputs that no kept version refers to."""
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+
+from prefect import task
+
+from schemas.errors import StoreInUse
+from schemas.references import Garbage
+from tasks.registry import gc
+from tasks.registry.store import ModelStore
+from tasks.registry.version_events import send_unsent
+from tasks.runtime.prefect_artifacts import publish_table
+from tasks.runtime.prefect_events import sender_of_run
+
+logger = logging.getLogger(__name__)
+
+# Longer than a run adds its version, so that only a writer that hangs is given up on.
+SECONDS_TO_WAIT = 600
+
+
+@task(name="collect", task_run_name="collect")
+def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECONDS_TO_WAIT) -> Garbage:
+    """Run `tasks.registry.gc.collect`, and publish what it deleted. While a run is active, some or all garbage stays.
+
+    seconds: how long to wait for a process that writes to the store.
+    """
+    # Before a version is deleted that an event describes.
+    send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
+    try:
+        plan = gc.collect(artifacts_dir, dataset, keep, seconds)
+    except StoreInUse as error:
+        plan = gc.Plan((), (), (str(error),), run_active=True)
+    totals: dict[str, list[int]] = defaultdict(list)
+    for removal in plan.removed:
+        totals[removal.kind].append(removal.bytes)
+    kept = ", ".join(map(str, plan.kept_versions)) or "none"
+    publish_table(
+        f"{dataset}-garbage",
+        [{"kind": kind, "items": len(sizes), "bytes": sum(sizes)} for kind, sizes in totals.items()],
+        " ".join([f"Deleted {len(plan.removed)} items, {plan.bytes:,} bytes; versions kept: {kept}.", *plan.notes]),
+    )
+    for note in plan.notes:
+        logger.info("%s", note)
+    return Garbage(
+        dataset=dataset,
+        removed=len(plan.removed),
+        bytes=plan.bytes,
+        kept_versions=plan.kept_versions,
+        notes=plan.notes,
+        run_active=plan.run_active,
+    )
