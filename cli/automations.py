@@ -1,25 +1,31 @@
-"""Automations as code: notify about failed runs, and mark runs as crashed whose process has died."""
+"""Automations as code: notify about what failed or is missing, and mark runs as crashed whose process has died."""
 
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
 from prefect.automations import (
     AutomationCore,
     ChangeFlowRunState,
+    CompoundTrigger,
     EventTrigger,
     Posture,
     ResourceSpecification,
     SendNotification,
+    SequenceTrigger,
 )
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.events import Event
 from prefect.exceptions import ObjectNotFound
 
+from cli.deploy import pool_names
+from cli.last_deploy import LastDeploy, Report
 from flows.states import NOTHING_NEW, SUPERSEDED
 from schemas.errors import WrongUsage
 
@@ -27,6 +33,11 @@ from schemas.errors import WrongUsage
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
 
 NOTIFY = "fashion-ann: notify about failed, crashed and rejected runs"
+NOTIFY_LATE = "fashion-ann: notify about late runs"
+NOTIFY_NO_NIGHTLY = "fashion-ann: notify about a nightly without a good run"
+NOTIFY_NO_WORKER = "fashion-ann: notify about work pools without a worker"
+REPORT_FAILED_ACTIONS = "fashion-ann: report failed actions of automations"
+NOTIFICATIONS = (NOTIFY, NOTIFY_LATE, NOTIFY_NO_NIGHTLY, NOTIFY_NO_WORKER, REPORT_FAILED_ACTIONS)
 MARK_DEAD = "fashion-ann: mark runs without a heartbeat crashed"
 MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 
@@ -40,9 +51,14 @@ _SUBMITTED = ("Pending", "Submitting", "InfrastructurePending")
 _NOTIFIED_FLOWS = ("train-fashion-mnist", "predict-fashion-mnist", "watch-data")
 _FLOWS = (*_NOTIFIED_FLOWS, "fit-model")
 _FINAL_STATES = ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Cancelled", "Crashed")
+_WAITING = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _FLOW_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+_NIGHTLY_FLOW, _NIGHTLY = "train-fashion-mnist", "nightly"
+_ARMED = "fashion-ann.deployed"
+_RUNS_AND_DEPLOY = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*", _ARMED]})
 _BLOCK_NAME = "fashion-ann"
+_RECIPIENT = "recipient"
 
 _SUBJECT = (
     "{{ flow.name }}: "
@@ -56,15 +72,15 @@ _BODY = (
 )
 
 
-def apply_automations() -> None:
-    """Create or update each automation once, on the configured Prefect API.
+def apply_automations(report: Report | None = None) -> None:
+    """Create or update each automation once, on the configured Prefect API. What an operator edited stays.
 
-    FASHION_ANN_NOTIFY is the recipient of notifications: a URL or a block. An empty value removes the notification.
-    If unset, the notification stays as it is, so that a restart from another shell does not remove it.
+    FASHION_ANN_NOTIFY is the recipient of notifications: a URL or a block. An empty value removes the notifications.
+    If unset, the recipient stays as it is, so that a restart from another shell does not remove them.
 
     Raises `WrongUsage` if the block does not exist.
     """
-    _apply(
+    automations = [
         _crashed_unless_followed(
             MARK_DEAD,
             "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
@@ -72,31 +88,82 @@ def apply_automations() -> None:
             expect={_HEARTBEAT, *_events(*_FINAL_STATES)},
             within=_HEARTBEAT_TIMEOUT,
             message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
-        )
-    )
-    _apply(
+        ),
         _crashed_unless_followed(
             MARK_NOT_STARTED,
             "A worker that dies before it starts a run that it picked up leaves the run pending, without a heartbeat.",
             after=_events(*_SUBMITTED),
-            expect=_events(
-                *("Running", "Cancelling", *_FINAL_STATES),
-                *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
-            ),
+            expect=_events("Running", "Cancelling", *_FINAL_STATES, *_WAITING),
             within=_START_TIMEOUT,
             message=f"Not running {_START_TIMEOUT.seconds} s after a worker picked it up: the worker probably died.",
-        )
-    )
+        ),
+    ]
+    with get_client(sync_client=True) as client:
+        last = LastDeploy(client, report or Report(), "automations", "cli/automations.py")
+        if not any(client.read_automations_by_name(name) for name in (MARK_DEAD, MARK_NOT_STARTED, *NOTIFICATIONS)):
+            last.parts = {}  # all were deleted, which is no decision on a single one
+        if (block := _recipient(client, last)) is not None:
+            automations += [
+                *(_notify(block), notify_late(block), notify_no_nightly(block)),
+                *(notify_no_worker(block), report_failed_actions(block)),
+            ]
+        changed = apply_automations_of(client, last, automations)
+        last.save()
+        if {NOTIFY_LATE, NOTIFY_NO_NIGHTLY} & changed:
+            arm(client)
     _rearm_for_active_runs()
-    recipient = os.environ.get(NOTIFY_VARIABLE)
-    if recipient is None:
-        return
-    if recipient.strip():
-        _apply(_notify(_notification_block(recipient.strip())))
-    else:
-        with get_client(sync_client=True) as client:
-            for automation in client.read_automations_by_name(NOTIFY):
+
+
+def apply_automations_of(
+    client: SyncPrefectClient, last: LastDeploy, automations: Iterable[AutomationCore]
+) -> set[str]:
+    """Create or update automations, and delete those that were deployed once and are gone. Return the changed ones."""
+    kind = "automation "
+    changed = set()
+    for expected in automations:
+        existing = client.read_automations_by_name(expected.name)
+        updates = last.updates(kind + expected.name, _fields(existing[0]) if existing else None, _fields(expected))
+        # Only if it differs: with an update the server loses the runs that it watches.
+        if updates and existing:
+            merged = existing[0].model_dump(exclude={"id"}) | updates
+            client.update_automation(existing[0].id, AutomationCore.model_validate(merged))
+        elif updates:
+            client.create_automation(expected)
+        if updates:
+            changed.add(expected.name)
+        for duplicate in existing[1:]:  # two deploys at once may each have created one
+            client.delete_automation(duplicate.id)
+    for part in last.leftover(kind):
+        for automation in client.read_automations_by_name(part.removeprefix(kind)):
+            if last.removes(part, _fields(automation)):
                 client.delete_automation(automation.id)
+    return changed
+
+
+def _fields(automation: AutomationCore) -> dict[str, Any]:
+    return automation.model_dump(include={"enabled", "description", "trigger", "actions"})
+
+
+def _recipient(client: SyncPrefectClient, last: LastDeploy) -> UUID | None:
+    """Return the block that sends notifications, None without a recipient."""
+    recipient = os.environ.get(NOTIFY_VARIABLE)
+    known = last.remembered(_RECIPIENT) if last.parts or last.report.reset else {}
+    if recipient is None:
+        if known:
+            last.remember(_RECIPIENT, known)
+        return UUID(known["block"]) if known else None
+    if not recipient.strip():
+        for name in NOTIFICATIONS:
+            for automation in client.read_automations_by_name(name):
+                client.delete_automation(automation.id)
+                last.report.changed.append(f"automation {name}: deleted, because {NOTIFY_VARIABLE} is empty")
+        return None
+    digest = sha256(recipient.strip().encode()).hexdigest()
+    # An operator may have edited the block since.
+    same = known.get("digest") == digest and not last.report.reset
+    block = UUID(known["block"]) if same else _notification_block(recipient.strip())
+    last.remember(_RECIPIENT, {"block": str(block), "digest": digest})
+    return block
 
 
 def _crashed_unless_followed(
@@ -169,8 +236,171 @@ def _notify(block: UUID) -> AutomationCore:
     )
 
 
+def notify_late(block: UUID, within: timedelta = timedelta(minutes=10)) -> AutomationCore:
+    """Return the automation that reports a run that is still late after ``within``.
+
+    After a message, the next one comes only once a run has started: all later runs of an outage are the same incident.
+    """
+    started = EventTrigger(
+        posture=Posture.Reactive,
+        match=_RUNS_AND_DEPLOY,
+        match_related=_of_flows(_FLOWS),
+        expect={_ARMED, *_events("Running")},
+        threshold=1,
+        within=timedelta(0),
+    )
+    late = EventTrigger(
+        posture=Posture.Proactive,
+        match=_FLOW_RUNS,
+        match_related=_of_flows(_FLOWS),
+        for_each={"prefect.resource.id"},
+        after=_events("Late"),
+        expect=_events("Pending", "Running", "Cancelling", *_SUBMITTED, *_FINAL_STATES, *_WAITING) - _events("Late"),
+        threshold=1,
+        within=within,
+    )
+    minutes = round(within.total_seconds() / 60)
+    return AutomationCore(
+        name=NOTIFY_LATE,
+        description="No worker has picked up a run in time. One message until a run has started again.",
+        trigger=SequenceTrigger(triggers=[started, late]),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="{{ flow.name }}: late",
+                body="Flow run {{ event.resource.name }} of {{ flow.name }} is late by more than "
+                f"{minutes} minutes: no worker has picked it up. Look at its work pool, its limits and its workers.\n"
+                "{{ event.resource | ui_url }}",
+            )
+        ],
+    )
+
+
+def notify_no_nightly(block: UUID, within: timedelta = timedelta(hours=26)) -> AutomationCore:
+    """Return the automation that reports that no run of nightly has ended well for ``within``.
+
+    It also needs a run that was late or ended badly in that time. A nightly that an operator paused has none.
+    """
+    nightly = [_of_flows([_NIGHTLY_FLOW]), _related("deployment", [_NIGHTLY])]
+    good = _events("Completed", NOTHING_NEW)
+    overdue = EventTrigger(
+        posture=Posture.Proactive,
+        match=_RUNS_AND_DEPLOY,
+        match_related=nightly,
+        # Without `for_each` Prefect repeats the message after each ``within``.
+        for_each={"related:deployment:prefect.resource.name"},
+        after={_ARMED, *good},
+        expect=good,
+        threshold=1,
+        within=within,
+    )
+    bad = EventTrigger(
+        posture=Posture.Reactive,
+        match=_FLOW_RUNS,
+        match_related=nightly,
+        expect=_events("Late", "Failed", "Crashed", "Cancelled"),
+        threshold=1,
+        within=timedelta(0),
+    )
+    hours = round(within.total_seconds() / 3600)
+    return AutomationCore(
+        name=NOTIFY_NO_NIGHTLY,
+        description="Neither Completed nor Nothing new. One message until a run has ended well again.",
+        trigger=CompoundTrigger(require="all", triggers=[overdue, bad], within=within),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject=f"{_NIGHTLY}: no good run for {hours} hours",
+                body=f"No run of {_NIGHTLY_FLOW}/{_NIGHTLY} has ended as Completed or {NOTHING_NEW} for {hours} hours. "
+                "Its last runs were late, or failed, crashed or were cancelled.\n"
+                "{% if deployment %}{{ deployment | ui_url }}{% endif %}",
+            )
+        ],
+    )
+
+
+def notify_no_worker(block: UUID, within: timedelta = timedelta(minutes=5)) -> AutomationCore:
+    """Return the automation that reports a pool whose workers are all offline for ``within``.
+
+    A paused pool is none: the server gives it another status. A pool that never had a worker is none either.
+    """
+    minutes = round(within.total_seconds() / 60)
+    return AutomationCore(
+        name=NOTIFY_NO_WORKER,
+        description="The server marks a pool as not ready if its workers have sent no heartbeat for 90 s.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match=ResourceSpecification(
+                {"prefect.resource.id": "prefect.work-pool.*", "prefect.resource.name": list(pool_names())}
+            ),
+            for_each={"prefect.resource.id"},
+            after={"prefect.work-pool.not-ready"},
+            expect={"prefect.work-pool.ready", "prefect.work-pool.paused"},
+            threshold=1,
+            within=within,
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="work pool {{ event.resource.name }}: no worker",
+                body=f"Work pool {{{{ event.resource.name }}}} has had no online worker for {minutes} minutes. Its "
+                "runs wait. Start a worker, for example with `fashion-ann up`, or pause the pool.\n"
+                "{{ work_pool | ui_url }}",
+            )
+        ],
+    )
+
+
+def report_failed_actions(block: UUID) -> AutomationCore:
+    """Return the automation that reports every action of our automations that failed: the server only logs it."""
+    return AutomationCore(
+        name=REPORT_FAILED_ACTIONS,
+        description="For example, an event of new data with an invalid digest starts no run.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match=ResourceSpecification(
+                {
+                    "prefect.resource.id": "prefect.automation.*",
+                    # Not itself, or a recipient that does not answer would start it again and again.
+                    "prefect.resource.name": ["fashion-ann: mark *", "fashion-ann: notify *", "train-fashion-mnist *"],
+                }
+            ),
+            expect={"prefect.automation.action.failed"},
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="{{ event.resource.name }}: action failed",
+                body="Automation {{ event.resource.name }} was triggered, but its action "
+                "{{ event.payload.action_type }} failed: {{ event.payload.reason }}\n{{ event | ui_url }}",
+            )
+        ],
+    )
+
+
+def arm(client: SyncPrefectClient) -> None:
+    """Emit the event from which the automations for late and nightly runs count, on a server without any run yet."""
+    event = Event.model_validate(
+        {
+            "event": _ARMED,
+            "resource": {"prefect.resource.id": _ARMED},
+            "related": [
+                {"prefect.resource.id": _ARMED, "prefect.resource.role": role, "prefect.resource.name": name}
+                for role, name in (("flow", _NIGHTLY_FLOW), ("deployment", _NIGHTLY))
+            ],
+        }
+    )
+    client.request("POST", "/events", json=[event.model_dump(mode="json")])
+
+
 def _of_flows(names: Iterable[str]) -> ResourceSpecification:
-    return ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": list(names)})
+    return _related("flow", names)
+
+
+def _related(role: str, names: Iterable[str]) -> ResourceSpecification:
+    return ResourceSpecification({"prefect.resource.role": role, "prefect.resource.name": list(names)})
 
 
 def _events(*states: str) -> set[str]:
@@ -197,16 +427,3 @@ def _notification_block(recipient: str) -> UUID:
                 "that starts with http:// or https://, or TYPE/NAME as listed by `prefect block ls`, for example "
                 "slack-webhook/team."
             ) from error
-
-
-def _apply(expected: AutomationCore) -> None:
-    with get_client(sync_client=True) as client:
-        existing = client.read_automations_by_name(expected.name)
-        if not existing:
-            client.create_automation(expected)
-            return
-        # Only if it differs: with an update the server loses the runs that it watches.
-        if existing[0].model_dump(exclude={"id"}) != expected.model_dump():
-            client.update_automation(existing[0].id, expected)
-        for duplicate in existing[1:]:  # two deploys at once may each have created one
-            client.delete_automation(duplicate.id)
