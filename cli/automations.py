@@ -125,7 +125,7 @@ def apply_automations_of(
         updates = last.updates(kind + expected.name, _fields(existing[0]) if existing else None, _fields(expected))
         # Only if it differs: with an update the server loses the runs that it watches.
         if updates and existing:
-            merged = existing[0].model_dump(exclude={"id"}) | updates
+            merged = existing[0].model_dump(exclude={"id", "owner_resource"}) | updates
             client.update_automation(existing[0].id, AutomationCore.model_validate(merged))
         elif updates:
             client.create_automation(expected)

@@ -20,8 +20,8 @@ commands = Commands()
     Argument("--reset", action="store_true", help="replace what an operator changed on the server by our files"),
     help="apply the pools, deployments and automations of prefect.yaml to the Prefect API",
     description="Apply work pools, deployments with their schedules and triggers, and automations to the API of "
-    "PREFECT_API_URL. A second call changes nothing. What an operator changed on the server stays, such as a pause, and "
-    "is printed. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives notifications.",
+    "PREFECT_API_URL. A second call changes nothing. What an operator changed on the server stays, such as a pause, "
+    "and is printed. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives notifications.",
     dataset=False,
     when_stopped="The deployment may be incomplete. Run the same command again to complete it.",
 )

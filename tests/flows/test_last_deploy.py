@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.automations import AutomationCore
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, GlobalConcurrencyLimitUpdate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
@@ -100,7 +101,9 @@ def disable(name: str) -> Callable[[SyncPrefectClient], None]:
 def edit_automation(client: SyncPrefectClient) -> None:
     (automation,) = client.read_automations_by_name(MARK_NOT_STARTED)
     automation.trigger.within = timedelta(seconds=900)  # type: ignore[union-attr]
-    client.update_automation(automation.id, automation)
+    client.update_automation(
+        automation.id, AutomationCore.model_validate(automation.model_dump(exclude={"id", "owner_resource"}))
+    )
 
 
 def delete_automation(client: SyncPrefectClient) -> None:
