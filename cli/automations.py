@@ -21,7 +21,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
-from prefect.events import Event
+from prefect.events import Event, TriggerTypes
 from prefect.exceptions import ObjectNotFound
 
 from cli.deploy import pool_names
@@ -55,8 +55,6 @@ _WAITING = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Pa
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _FLOW_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 _NIGHTLY_FLOW, _NIGHTLY = "train-fashion-mnist", "nightly"
-_ARMED = "fashion-ann.deployed"
-_RUNS_AND_DEPLOY = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*", _ARMED]})
 _BLOCK_NAME = "fashion-ann"
 _RECIPIENT = "recipient"
 
@@ -107,19 +105,14 @@ def apply_automations(report: Report | None = None) -> None:
                 *(_notify(block), notify_late(block), notify_no_nightly(block)),
                 *(notify_no_worker(block), report_failed_actions(block)),
             ]
-        changed = apply_automations_of(client, last, automations)
+        apply_automations_of(client, last, automations)
         last.save()
-        if {NOTIFY_LATE, NOTIFY_NO_NIGHTLY} & changed:
-            arm(client)
     _rearm_for_active_runs()
 
 
-def apply_automations_of(
-    client: SyncPrefectClient, last: LastDeploy, automations: Iterable[AutomationCore]
-) -> set[str]:
-    """Create or update automations, and delete those that were deployed once and are gone. Return the changed ones."""
+def apply_automations_of(client: SyncPrefectClient, last: LastDeploy, automations: Iterable[AutomationCore]) -> None:
+    """Create or update automations, and delete those of the last deploy that are no longer among them."""
     kind = "automation "
-    changed = set()
     for expected in automations:
         existing = client.read_automations_by_name(expected.name)
         updates = last.updates(kind + expected.name, _fields(existing[0]) if existing else None, _fields(expected))
@@ -129,15 +122,12 @@ def apply_automations_of(
             client.update_automation(existing[0].id, AutomationCore.model_validate(merged))
         elif updates:
             client.create_automation(expected)
-        if updates:
-            changed.add(expected.name)
         for duplicate in existing[1:]:  # two deploys at once may each have created one
             client.delete_automation(duplicate.id)
     for part in last.leftover(kind):
         for automation in client.read_automations_by_name(part.removeprefix(kind)):
             if last.removes(part, _fields(automation)):
                 client.delete_automation(automation.id)
-    return changed
 
 
 def _fields(automation: AutomationCore) -> dict[str, Any]:
@@ -237,85 +227,89 @@ def _notify(block: UUID) -> AutomationCore:
 
 
 def notify_late(block: UUID, within: timedelta = timedelta(minutes=10)) -> AutomationCore:
-    """Return the automation that reports a run that is still late after ``within``.
-
-    After a message, the next one comes only once a run has started: all later runs of an outage are the same incident.
-    """
-    started = EventTrigger(
-        posture=Posture.Reactive,
-        match=_RUNS_AND_DEPLOY,
-        match_related=_of_flows(_FLOWS),
-        expect={_ARMED, *_events("Running")},
-        threshold=1,
-        within=timedelta(0),
-    )
+    """Return the automation that reports a run that is still late after ``within``, once per outage."""
     late = EventTrigger(
         posture=Posture.Proactive,
         match=_FLOW_RUNS,
         match_related=_of_flows(_FLOWS),
         for_each={"prefect.resource.id"},
         after=_events("Late"),
-        expect=_events("Pending", "Running", "Cancelling", *_SUBMITTED, *_FINAL_STATES, *_WAITING) - _events("Late"),
+        expect=_events("Running", "Cancelling", *_SUBMITTED, *_FINAL_STATES, *_WAITING) - _events("Late"),
         threshold=1,
         within=within,
     )
     minutes = round(within.total_seconds() / 60)
     return AutomationCore(
         name=NOTIFY_LATE,
-        description="No worker has picked up a run in time. One message until a run has started again.",
-        trigger=SequenceTrigger(triggers=[started, late]),
+        description="No worker has picked up a run in time. The next message follows once a run has started.",
+        trigger=_once_until(_events("Running"), late, _events("Late"), [_of_flows(_FLOWS)]),
         actions=[
             SendNotification(
                 block_document_id=block,
                 subject="{{ flow.name }}: late",
                 body="Flow run {{ event.resource.name }} of {{ flow.name }} is late by more than "
-                f"{minutes} minutes: no worker has picked it up. Look at its work pool, its limits and its workers.\n"
-                "{{ event.resource | ui_url }}",
+                f"{minutes} minutes: no worker has picked it up. Check its work pool, its limits and its workers.\n"
+                "{{ flow_run | ui_url }}",
             )
         ],
     )
 
 
 def notify_no_nightly(block: UUID, within: timedelta = timedelta(hours=26)) -> AutomationCore:
-    """Return the automation that reports that no run of nightly has ended well for ``within``.
+    """Return the automation that reports, once, that no run of nightly has ended well for ``within``.
 
-    It also needs a run that was late or ended badly in that time. A nightly that an operator paused has none.
+    In that time a run must have been late or have ended badly: a nightly that an operator paused has no such run.
     """
     nightly = [_of_flows([_NIGHTLY_FLOW]), _related("deployment", [_NIGHTLY])]
-    good = _events("Completed", NOTHING_NEW)
+    good, bad = _events("Completed", NOTHING_NEW), _events("Late", "Failed", "Crashed", "Cancelled")
     overdue = EventTrigger(
         posture=Posture.Proactive,
-        match=_RUNS_AND_DEPLOY,
+        match=_FLOW_RUNS,
         match_related=nightly,
-        # Without `for_each` Prefect repeats the message after each ``within``.
-        for_each={"related:deployment:prefect.resource.name"},
-        after={_ARMED, *good},
+        for_each={"related:deployment:prefect.resource.name"},  # or Prefect would start without a run
+        after=good | bad | _events("Pending"),
         expect=good,
         threshold=1,
         within=within,
     )
-    bad = EventTrigger(
-        posture=Posture.Reactive,
-        match=_FLOW_RUNS,
-        match_related=nightly,
-        expect=_events("Late", "Failed", "Crashed", "Cancelled"),
-        threshold=1,
-        within=timedelta(0),
-    )
+    missing = CompoundTrigger(require="all", triggers=[overdue, _one_of(bad, nightly)], within=within)
     hours = round(within.total_seconds() / 3600)
     return AutomationCore(
         name=NOTIFY_NO_NIGHTLY,
-        description="Neither Completed nor Nothing new. One message until a run has ended well again.",
-        trigger=CompoundTrigger(require="all", triggers=[overdue, bad], within=within),
+        description=f"Neither Completed nor {NOTHING_NEW}. The next message follows once a run has ended well.",
+        trigger=_once_until(good, missing, bad, nightly),
         actions=[
             SendNotification(
                 block_document_id=block,
                 subject=f"{_NIGHTLY}: no good run for {hours} hours",
                 body=f"No run of {_NIGHTLY_FLOW}/{_NIGHTLY} has ended as Completed or {NOTHING_NEW} for {hours} hours. "
-                "Its last runs were late, or failed, crashed or were cancelled.\n"
-                "{% if deployment %}{{ deployment | ui_url }}{% endif %}",
+                "Its last runs were late, or failed, crashed or were cancelled.\n{{ flow | ui_url }}",
             )
         ],
+    )
+
+
+def _once_until(
+    recovered: set[str], incident: TriggerTypes, signs: set[str], related: list[ResourceSpecification]
+) -> SequenceTrigger:
+    """Return a trigger that fires once for all incidents until an event of ``recovered``, then again.
+
+    ``signs`` of an incident count as an event of ``recovered`` once per week: on a new server there is none yet.
+    """
+    first = CompoundTrigger(
+        require="any", triggers=[_one_of(recovered, related), _one_of(signs, related, timedelta(days=7))]
+    )
+    return SequenceTrigger(triggers=[first, incident])
+
+
+def _one_of(events: set[str], related: list[ResourceSpecification], once_per: timedelta = timedelta(0)) -> EventTrigger:
+    return EventTrigger(
+        posture=Posture.Reactive,
+        match=_FLOW_RUNS,
+        match_related=related,
+        expect=events,
+        threshold=1,
+        within=once_per,
     )
 
 
@@ -378,21 +372,6 @@ def report_failed_actions(block: UUID) -> AutomationCore:
             )
         ],
     )
-
-
-def arm(client: SyncPrefectClient) -> None:
-    """Emit the event from which the automations for late and nightly runs count, on a server without any run yet."""
-    event = Event.model_validate(
-        {
-            "event": _ARMED,
-            "resource": {"prefect.resource.id": _ARMED},
-            "related": [
-                {"prefect.resource.id": _ARMED, "prefect.resource.role": role, "prefect.resource.name": name}
-                for role, name in (("flow", _NIGHTLY_FLOW), ("deployment", _NIGHTLY))
-            ],
-        }
-    )
-    client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 
 def _of_flows(names: Iterable[str]) -> ResourceSpecification:
