@@ -8,6 +8,7 @@ from uuid import UUID
 
 import httpx
 
+from cli.server_process import api_problem
 from schemas.config import PROJECT_ROOT
 from schemas.errors import NotDeployed
 
@@ -51,6 +52,8 @@ def deploy_all(*, reset: bool = False) -> "Report":
             "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `make up` starts "
             "a server and prints its address."
         )
+    if (problem := api_problem()) is not None:
+        raise NotDeployed(f"Nothing was deployed. {problem}")
     report = Report(reset)
     try:
         with get_client(sync_client=True) as client:
