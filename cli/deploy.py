@@ -236,13 +236,13 @@ def _apply_deployment(
         deployment_id = UUID(client.request("POST", "/deployments/", json=body).json()["id"])
     else:
         deployment_id = existing.id
-        updates = last.updates(name, _fields_on_server(existing), wanted.fields)
-        if existing.work_pool_name is None:  # the pool was deleted, and created again
-            updates["work_pool"] = wanted.fields["work_pool"]
-        if code := {key: value for key, value in wanted.code.items() if getattr(existing, key) != value}:
-            last.report.changed.append(f"{name}: code updated")
-        updates |= code
-        if updates:
+        code = {key: value for key, value in wanted.code.items() if getattr(existing, key) != value}
+        fields = _fields_on_server(existing)
+        if existing.work_pool_name is None:  # the pool was deleted, and `deploy` created it again
+            code["work_pool"] = fields["work_pool"] = wanted.fields["work_pool"]
+        if code:
+            last.report.changed.append(f"{name}: {', '.join(code)} updated")
+        if updates := code | last.updates(name, fields, wanted.fields):
             client.request("PATCH", "/deployments/{id}", path_params={"id": existing.id}, json=_for_api(updates))
         _apply_schedules(client, last, existing, name, wanted)
     automations = []

@@ -292,3 +292,35 @@ def test_edited_recipient_stays(client: SyncPrefectClient, checkout: Path) -> No
     client.request("PATCH", "/block_documents/{id}", path_params={"id": block.id}, json=body)
     deploy_all()
     assert client.read_block_document(block.id).data["url"] == "http://127.0.0.1:9/edited"
+
+
+def test_deploy_after_a_deletion_of_all_creates_all(client: SyncPrefectClient, checkout: Path) -> None:
+    deployed = snapshot(client)
+    for deployment in client.read_deployments():
+        client.delete_deployment(deployment.id)
+    deploy_all()
+    assert snapshot(client) == deployed
+
+
+def test_deleted_pool_gets_its_deployments_back(client: SyncPrefectClient, checkout: Path) -> None:
+    client.delete_work_pool("gpu")
+    deploy_all()
+    assert client.read_deployment_by_name("fit-model/gpu").work_pool_name == "gpu"
+
+
+@field_fault(
+    "operator's decision overwritten",
+    "a release that recorded nothing was deployed, and a schedule paused since",
+    "the schedule stays paused and gets no twin",
+)
+def test_server_without_a_record_keeps_its_schedules(client: SyncPrefectClient, checkout: Path) -> None:
+    for variable in client.read_variables():
+        client.delete_variable_by_name(variable.name)
+    deployment = client.read_deployment_by_name(NIGHTLY)
+    (schedule,) = deployment.schedules
+    client.delete_deployment_schedule(deployment.id, schedule.id)
+    client.create_deployment_schedules(deployment.id, [(schedule.schedule, False)])  # without a slug
+    for _ in range(2):
+        deploy_all()
+        (kept,) = client.read_deployment_by_name(NIGHTLY).schedules
+        assert (kept.schedule, kept.active) == (schedule.schedule, False)
