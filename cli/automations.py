@@ -1,25 +1,31 @@
-"""Automations as code: notify about failed runs, and mark runs as crashed whose process has died."""
+"""Automations as code: notify about what failed or is missing, and mark runs as crashed whose process has died."""
 
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
 from prefect.automations import (
     AutomationCore,
     ChangeFlowRunState,
+    CompoundTrigger,
     EventTrigger,
     Posture,
     ResourceSpecification,
     SendNotification,
+    SequenceTrigger,
 )
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
-from prefect.events import Event
+from prefect.events import Event, TriggerTypes
 from prefect.exceptions import ObjectNotFound
 
+from cli.deploy import pool_names
+from cli.last_deploy import LastDeploy, Report
 from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
 from schemas.errors import WrongUsage
 from tasks.registry import version_events
@@ -29,6 +35,11 @@ NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
 
 NOTIFY = "fashion-ann: notify about failed, crashed and rejected runs"
 NOTIFY_WAITING = "fashion-ann: notify about versions that wait for approval"
+NOTIFY_LATE = "fashion-ann: notify about late runs"
+NOTIFY_NO_NIGHTLY = "fashion-ann: notify about a nightly without a good run"
+NOTIFY_NO_WORKER = "fashion-ann: notify about work pools without a worker"
+REPORT_FAILED_ACTIONS = "fashion-ann: report failed actions of automations"
+NOTIFICATIONS = (NOTIFY, NOTIFY_WAITING, NOTIFY_LATE, NOTIFY_NO_NIGHTLY, NOTIFY_NO_WORKER, REPORT_FAILED_ACTIONS)
 MARK_DEAD = "fashion-ann: mark runs without a heartbeat crashed"
 MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 
@@ -45,9 +56,12 @@ _NOTIFIED_FLOWS = (
 )
 _FLOWS = (*_NOTIFIED_FLOWS, "fit-model")
 _FINAL_STATES = ("Completed", NOTHING_NEW, SUPERSEDED, WAITING, RUN_ACTIVE, "Failed", "Cancelled", "Crashed")
+_WAITING = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _FLOW_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+_NIGHTLY_FLOW, _NIGHTLY = "train-fashion-mnist", "nightly"
 _BLOCK_NAME = "fashion-ann"
+_RECIPIENT = "recipient"
 
 _SUBJECT = (
     "{{ flow.name }}: "
@@ -69,15 +83,15 @@ _WAITING_BODY = (
 )
 
 
-def apply_automations() -> None:
-    """Create or update each automation once, on the configured Prefect API.
+def apply_automations(report: Report | None = None) -> None:
+    """Create or update each automation once, on the configured Prefect API. What an operator edited stays.
 
-    FASHION_ANN_NOTIFY is the recipient of notifications: a URL or a block. An empty value removes the notification.
-    If unset, the notification stays as it is, so that a restart from another shell does not remove it.
+    FASHION_ANN_NOTIFY is the recipient of notifications: a URL or a block. An empty value removes the notifications.
+    If unset, the recipient stays as it is, so that a restart from another shell does not remove them.
 
     Raises `WrongUsage` if the block does not exist.
     """
-    _apply(
+    automations = [
         _crashed_unless_followed(
             MARK_DEAD,
             "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
@@ -85,34 +99,74 @@ def apply_automations() -> None:
             expect={_HEARTBEAT, *_events(*_FINAL_STATES)},
             within=_HEARTBEAT_TIMEOUT,
             message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
-        )
-    )
-    _apply(
+        ),
         _crashed_unless_followed(
             MARK_NOT_STARTED,
             "A worker that dies before it starts a run that it picked up leaves the run pending, without a heartbeat.",
             after=_events(*_SUBMITTED),
-            expect=_events(
-                *("Running", "Cancelling", *_FINAL_STATES),
-                *("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended"),
-            ),
+            expect=_events("Running", "Cancelling", *_FINAL_STATES, *_WAITING),
             within=_START_TIMEOUT,
             message=f"Not running {_START_TIMEOUT.seconds} s after a worker picked it up: the worker probably died.",
-        )
-    )
+        ),
+    ]
+    with get_client(sync_client=True) as client:
+        last = LastDeploy(client, report or Report(), "automations", "cli/automations.py")
+        if not any(client.read_automations_by_name(name) for name in (MARK_DEAD, MARK_NOT_STARTED, *NOTIFICATIONS)):
+            last.parts = {}  # all were deleted, which is no decision on a single one
+        if (block := _recipient(client, last)) is not None:
+            automations += [
+                *(_notify(block), _notify_waiting(block), notify_late(block), notify_no_nightly(block)),
+                *(notify_no_worker(block), report_failed_actions(block)),
+            ]
+        apply_automations_of(client, last, automations)
+        last.save()
     _rearm_for_active_runs()
+
+
+def apply_automations_of(client: SyncPrefectClient, last: LastDeploy, automations: Iterable[AutomationCore]) -> None:
+    """Create or update automations, and delete those of the last deploy that are no longer among them."""
+    kind = "automation "
+    for expected in automations:
+        existing = client.read_automations_by_name(expected.name)
+        updates = last.updates(kind + expected.name, _fields(existing[0]) if existing else None, _fields(expected))
+        # Only if it differs: with an update the server loses the runs that it watches.
+        if updates and existing:
+            merged = existing[0].model_dump(exclude={"id", "owner_resource"}) | updates
+            client.update_automation(existing[0].id, AutomationCore.model_validate(merged))
+        elif updates:
+            client.create_automation(expected)
+        for duplicate in existing[1:]:  # two deploys at once may each have created one
+            client.delete_automation(duplicate.id)
+    for part in last.leftover(kind):
+        for automation in client.read_automations_by_name(part.removeprefix(kind)):
+            if last.removes(part, _fields(automation)):
+                client.delete_automation(automation.id)
+
+
+def _fields(automation: AutomationCore) -> dict[str, Any]:
+    return automation.model_dump(include={"enabled", "description", "trigger", "actions"})
+
+
+def _recipient(client: SyncPrefectClient, last: LastDeploy) -> UUID | None:
+    """Return the block that sends notifications, None without a recipient."""
     recipient = os.environ.get(NOTIFY_VARIABLE)
+    known = last.remembered(_RECIPIENT) if last.parts or last.report.reset else {}
     if recipient is None:
-        return
-    if recipient.strip():
-        block = _notification_block(recipient.strip())
-        _apply(_notify(block))
-        _apply(_notify_waiting(block))
-    else:
-        with get_client(sync_client=True) as client:
-            for name in (NOTIFY, NOTIFY_WAITING):
-                for automation in client.read_automations_by_name(name):
-                    client.delete_automation(automation.id)
+        if known:
+            last.remember(_RECIPIENT, known)
+        return UUID(known["block"]) if known else None
+    if not recipient.strip():
+        for name in NOTIFICATIONS:
+            for automation in client.read_automations_by_name(name):
+                client.delete_automation(automation.id)
+                last.report.changed.append(f"automation {name}: deleted, because {NOTIFY_VARIABLE} is empty")
+        return None
+    digest = sha256(recipient.strip().encode()).hexdigest()
+    # An operator may have edited the block since.
+    same = known.get("digest") == digest and not last.report.reset
+    block = UUID(known["block"]) if same else _notification_block(recipient.strip())
+    last.remember(_RECIPIENT, {"block": str(block), "digest": digest})
+    return block
 
 
 def _crashed_unless_followed(
@@ -202,8 +256,161 @@ def _notify_waiting(block: UUID) -> AutomationCore:
     )
 
 
+def notify_late(block: UUID, within: timedelta = timedelta(minutes=10)) -> AutomationCore:
+    """Return the automation that reports a run that is still late after ``within``, once per outage."""
+    late = EventTrigger(
+        posture=Posture.Proactive,
+        match=_FLOW_RUNS,
+        match_related=_of_flows(_FLOWS),
+        for_each={"prefect.resource.id"},
+        after=_events("Late"),
+        expect=_events("Running", "Cancelling", *_SUBMITTED, *_FINAL_STATES, *_WAITING) - _events("Late"),
+        threshold=1,
+        within=within,
+    )
+    minutes = round(within.total_seconds() / 60)
+    return AutomationCore(
+        name=NOTIFY_LATE,
+        description="No worker has picked up a run in time. The next message follows once a run has started.",
+        trigger=_once_until(_events("Running"), late, _events("Late"), [_of_flows(_FLOWS)]),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="{{ flow.name }}: late",
+                body="Flow run {{ event.resource.name }} of {{ flow.name }} is late by more than "
+                f"{minutes} minutes: no worker has picked it up. Check its work pool, its limits and its workers.\n"
+                "{{ flow_run | ui_url }}",
+            )
+        ],
+    )
+
+
+def notify_no_nightly(block: UUID, within: timedelta = timedelta(hours=26)) -> AutomationCore:
+    """Return the automation that reports, once, that no run of nightly has ended well for ``within``.
+
+    In that time a run must have been late or have ended badly: a nightly that an operator paused has no such run.
+    """
+    nightly = [_of_flows([_NIGHTLY_FLOW]), _related("deployment", [_NIGHTLY])]
+    good, bad = _events("Completed", NOTHING_NEW, WAITING), _events("Late", "Failed", "Crashed", "Cancelled")
+    overdue = EventTrigger(
+        posture=Posture.Proactive,
+        match=_FLOW_RUNS,
+        match_related=nightly,
+        for_each={"related:deployment:prefect.resource.name"},  # or Prefect would start without a run
+        after=good | bad | _events("Pending"),
+        expect=good,
+        threshold=1,
+        within=within,
+    )
+    missing = CompoundTrigger(require="all", triggers=[overdue, _one_of(bad, nightly)], within=within)
+    hours = round(within.total_seconds() / 3600)
+    return AutomationCore(
+        name=NOTIFY_NO_NIGHTLY,
+        description=f"Neither Completed, {NOTHING_NEW} nor {WAITING}. The next message follows after a good run.",
+        trigger=_once_until(good, missing, bad, nightly),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject=f"{_NIGHTLY}: no good run for {hours} hours",
+                body=f"No run of {_NIGHTLY_FLOW}/{_NIGHTLY} has ended as Completed, {NOTHING_NEW} or {WAITING} for "
+                f"{hours} hours. "
+                "Its last runs were late, or failed, crashed or were cancelled.\n{{ flow | ui_url }}",
+            )
+        ],
+    )
+
+
+def _once_until(
+    recovered: set[str], incident: TriggerTypes, signs: set[str], related: list[ResourceSpecification]
+) -> SequenceTrigger:
+    """Return a trigger that fires once for all incidents until an event of ``recovered``, then again.
+
+    ``signs`` of an incident count as an event of ``recovered`` once per week: on a new server there is none yet.
+    """
+    first = CompoundTrigger(
+        require="any", triggers=[_one_of(recovered, related), _one_of(signs, related, timedelta(days=7))]
+    )
+    return SequenceTrigger(triggers=[first, incident])
+
+
+def _one_of(events: set[str], related: list[ResourceSpecification], once_per: timedelta = timedelta(0)) -> EventTrigger:
+    return EventTrigger(
+        posture=Posture.Reactive,
+        match=_FLOW_RUNS,
+        match_related=related,
+        expect=events,
+        threshold=1,
+        within=once_per,
+    )
+
+
+def notify_no_worker(block: UUID, within: timedelta = timedelta(minutes=5)) -> AutomationCore:
+    """Return the automation that reports a pool whose workers are all offline for ``within``.
+
+    A paused pool is none: the server gives it another status. A pool that never had a worker is none either.
+    """
+    minutes = round(within.total_seconds() / 60)
+    return AutomationCore(
+        name=NOTIFY_NO_WORKER,
+        description="The server marks a pool as not ready if its workers have sent no heartbeat for 90 s.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match=ResourceSpecification(
+                {"prefect.resource.id": "prefect.work-pool.*", "prefect.resource.name": list(pool_names())}
+            ),
+            for_each={"prefect.resource.id"},
+            after={"prefect.work-pool.not-ready"},
+            expect={"prefect.work-pool.ready", "prefect.work-pool.paused"},
+            threshold=1,
+            within=within,
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="work pool {{ event.resource.name }}: no worker",
+                body=f"Work pool {{{{ event.resource.name }}}} has had no online worker for {minutes} minutes. Its "
+                "runs wait. Start a worker, for example with `fashion-ann up`, or pause the pool.\n"
+                "{{ work_pool | ui_url }}",
+            )
+        ],
+    )
+
+
+def report_failed_actions(block: UUID) -> AutomationCore:
+    """Return the automation that reports every action of our automations that failed: the server only logs it."""
+    return AutomationCore(
+        name=REPORT_FAILED_ACTIONS,
+        description="For example, an event of new data with an invalid digest starts no run.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match=ResourceSpecification(
+                {
+                    "prefect.resource.id": "prefect.automation.*",
+                    # Not itself, or a recipient that does not answer would start it again and again.
+                    "prefect.resource.name": ["fashion-ann: mark *", "fashion-ann: notify *", "train-fashion-mnist *"],
+                }
+            ),
+            expect={"prefect.automation.action.failed"},
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,
+                subject="{{ event.resource.name }}: action failed",
+                body="Automation {{ event.resource.name }} was triggered, but its action "
+                "{{ event.payload.action_type }} failed: {{ event.payload.reason }}\n{{ event | ui_url }}",
+            )
+        ],
+    )
+
+
 def _of_flows(names: Iterable[str]) -> ResourceSpecification:
-    return ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": list(names)})
+    return _related("flow", names)
+
+
+def _related(role: str, names: Iterable[str]) -> ResourceSpecification:
+    return ResourceSpecification({"prefect.resource.role": role, "prefect.resource.name": list(names)})
 
 
 def _events(*states: str) -> set[str]:
@@ -230,16 +437,3 @@ def _notification_block(recipient: str) -> UUID:
                 "that starts with http:// or https://, or TYPE/NAME as listed by `prefect block ls`, for example "
                 "slack-webhook/team."
             ) from error
-
-
-def _apply(expected: AutomationCore) -> None:
-    with get_client(sync_client=True) as client:
-        existing = client.read_automations_by_name(expected.name)
-        if not existing:
-            client.create_automation(expected)
-            return
-        # Only if it differs: with an update the server loses the runs that it watches.
-        if existing[0].model_dump(exclude={"id"}) != expected.model_dump():
-            client.update_automation(existing[0].id, expected)
-        for duplicate in existing[1:]:  # two deploys at once may each have created one
-            client.delete_automation(duplicate.id)

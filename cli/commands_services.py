@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cli.arguments import Commands, data_dir, print_result
+from cli.arguments import Argument, Commands, data_dir, print_result
 from schemas.config import artifacts_folder, data_folder
-from schemas.errors import DoctorFailed, NotRunning, ServerUnavailable
+from schemas.errors import DoctorFailed, NotRunning
 
 if TYPE_CHECKING:
     from cli.doctor import Check
@@ -17,27 +17,26 @@ commands = Commands()
 
 @commands.add(
     "deploy",
+    Argument("--reset", action="store_true", help="replace what an operator changed on the server by our files"),
     help="apply the pools, deployments and automations of prefect.yaml to the Prefect API",
     description="Apply work pools, deployments with their schedules and triggers, and automations to the API of "
-    "PREFECT_API_URL. A second call changes nothing. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives "
-    "notifications of failures.",
+    "PREFECT_API_URL. A second call changes nothing. What an operator changed on the server stays, such as a pause, "
+    "and is printed. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives notifications.",
     dataset=False,
     when_stopped="The deployment may be incomplete. Run the same command again to complete it.",
 )
 def _deploy(options: argparse.Namespace) -> None:
-    import httpx
-
     from cli.deploy import deploy_all
 
-    try:
-        deploy_all()
-    except httpx.TransportError as error:
-        raise ServerUnavailable(
-            f"The Prefect API was expected to answer: {error or type(error).__name__}. Start its server, or correct "
-            "PREFECT_API_URL in the environment, .env, prefect.toml or the profile."
-        ) from error
-    line = "pools, deployments and automations match prefect.yaml and cli/automations.py"
-    print_result(options, {"deployed": True}, [line])
+    report = deploy_all(reset=options.reset)
+    result = "deployed" if report.changed else "nothing to do"
+    rest = f", except for the {len(report.kept)} differences above" if report.kept else ""
+    line = f"{result}: pools, deployments and automations match prefect.yaml and cli/automations.py{rest}"
+    print_result(
+        options,
+        {"deployed": True, "changed": report.changed, "kept": report.kept},
+        [*report.changed, *report.kept, line],
+    )
 
 
 @commands.add(

@@ -1,14 +1,31 @@
 """Create the work pools, deployments and automations of the project on the configured Prefect API."""
 
 import os
-import subprocess
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from cli.server_process import last_words
-from schemas.config import PROJECT_ROOT, python_command
+import httpx
+
+from cli.server_process import api_problem
+from schemas.config import PROJECT_ROOT
 from schemas.errors import NotDeployed
 
-_SECONDS_TO_DEPLOY = 300
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import DeploymentSchedule
+    from prefect.client.schemas.responses import DeploymentResponse
+
+    from cli.last_deploy import LastDeploy, Report
+
+_SOURCE = "prefect.yaml"
+_KEYS = {
+    *("name", "description", "entrypoint", "work_pool", "parameters", "tags"),
+    *("paused", "concurrency_limit", "schedules", "triggers"),
+}
+_DEFAULT_QUEUE = "default"
 
 
 def enter_checkout() -> dict[str, str]:
@@ -17,14 +34,17 @@ def enter_checkout() -> dict[str, str]:
     return {"directory": str(PROJECT_ROOT)}
 
 
-def deploy_all() -> None:
-    """Create or update work pools, deployments and automations. Repeating it changes nothing.
+def deploy_all(*, reset: bool = False) -> "Report":
+    """Create or update work pools, deployments and automations, and return what changed. Repeating it changes nothing.
 
+    What an operator changed on the server stays as it is, unless ``reset`` is true.
     The API is that of PREFECT_API_URL and PREFECT_API_AUTH_STRING, or of the profile. Raises `NotDeployed`.
     """
+    from prefect.client.orchestration import get_client
     from prefect.settings import get_current_settings
 
     from cli.automations import apply_automations
+    from cli.last_deploy import Report
 
     url = get_current_settings().api.url
     if url is None:
@@ -32,30 +52,33 @@ def deploy_all() -> None:
             "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `make up` starts "
             "a server and prints its address."
         )
-    for pool in _work_pools():
-        create_pool(pool)
-    # In a subprocess, because the command changes the working directory and sys.path of its process.
-    done = subprocess.run(  # noqa: S603  # our own interpreter, fixed arguments
-        python_command("prefect", "--no-prompt", "deploy", "--all"),
-        cwd=PROJECT_ROOT,  # contains prefect.yaml, pyproject.toml and the entrypoints
-        env={**os.environ, "PREFECT_API_URL": url, "NO_COLOR": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=_SECONDS_TO_DEPLOY,
-    )
-    if done.returncode:
+    if (problem := api_problem()) is not None:
+        raise NotDeployed(f"Nothing was deployed. {problem}")
+    report = Report(reset)
+    try:
+        with get_client(sync_client=True) as client:
+            _apply_pools(client, report)
+            _apply_deployments(client, report)
+        apply_automations(report)
+    except httpx.HTTPStatusError as error:
         raise NotDeployed(
-            f"`prefect deploy --all` ended with status {done.returncode} on {url}. {last_words(done.stdout).rstrip()}"
-        )
-    apply_automations()
+            f"{error.request.method} {error.request.url} was rejected with status {error.response.status_code}: "
+            f"{error.response.text}. Fix the cause, and run `fashion-ann deploy` again."
+        ) from error
+    return report
+
+
+def _definitions() -> dict[str, Any]:
+    """Return the content of prefect.yaml."""
+    import yaml
+
+    content: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / _SOURCE).read_bytes())
+    return content
 
 
 def _work_pools() -> list[dict[str, Any]]:
     """Return the work pools that prefect.yaml defines: name, type, description."""
-    import yaml
-
-    content = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_bytes())
-    pools: list[dict[str, Any]] = content["definitions"]["work_pools"]
+    pools: list[dict[str, Any]] = _definitions()["definitions"]["work_pools"]
     return pools
 
 
@@ -84,3 +107,183 @@ def create_pool(pool: dict[str, Any]) -> None:
                     f"A work pool {pool['name']} of type {existing} already exists, expected type {pool['type']}. Use "
                     "a separate Prefect server or workspace for this project."
                 ) from error
+
+
+def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
+    """Create the pools. They and their queues have no limit and are not paused, unless an operator changed that."""
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
+    from cli.last_deploy import LastDeploy
+
+    last = LastDeploy(client, report, "work pools", _SOURCE)
+    limits = {"is_paused": False, "concurrency_limit": None}
+    for pool in _work_pools():
+        create_pool(pool)
+        name, queue = pool["name"], client.read_work_queue_by_name(_DEFAULT_QUEUE, pool["name"])
+        existing = client.read_work_pool(name).model_dump()
+        if updates := last.updates(f"work pool {name}", existing, {"description": pool["description"], **limits}):
+            client.update_work_pool(name, WorkPoolUpdate(**updates))
+        if updates := last.updates(f"work queue {name}/{_DEFAULT_QUEUE}", queue.model_dump(), limits):
+            client.request("PATCH", "/work_queues/{id}", path_params={"id": queue.id}, json=updates)
+    last.save()
+
+
+def _apply_deployments(client: "SyncPrefectClient", report: "Report") -> None:
+    """Create or update each deployment with its schedules and triggers."""
+    from cli.last_deploy import LastDeploy
+
+    definitions = _definitions()
+    flows = {}
+    for spec in definitions["deployments"]:
+        if unknown := set(spec) - _KEYS:
+            raise NotDeployed(f"{_SOURCE}: {spec['name']} has {sorted(unknown)}, expected only {sorted(_KEYS)}.")
+        path, _, function = spec["entrypoint"].partition(":")
+        flow = getattr(import_module(path.removesuffix(".py").replace("/", ".")), function)
+        flows[f"{flow.name}/{spec['name']}"] = (flow, spec)
+    existing = {name: _read(client, name) for name in flows}
+    for name, (flow, spec) in flows.items():
+        last = LastDeploy(client, report, name, _SOURCE)
+        if not any(existing.values()):
+            last.parts = {}  # all were deleted, which is no decision on a single one
+        _apply_deployment(client, last, name, existing[name], _Wanted(name, spec, flow, definitions["pull"]))
+        last.save()
+
+
+def _read(client: "SyncPrefectClient", name: str) -> "DeploymentResponse | None":
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+
+
+class _Wanted:
+    """A deployment of prefect.yaml, in the form of the Prefect API."""
+
+    def __init__(self, name: str, spec: Mapping[str, Any], flow: "Flow[..., Any]", pull: list[dict[str, Any]]) -> None:
+        from prefect.client.schemas.objects import ConcurrencyOptions
+        from prefect.events import DeploymentTriggerTypes
+        from prefect.utilities.callables import parameter_schema
+        from pydantic import TypeAdapter
+
+        limit, pool = spec.get("concurrency_limit"), spec["work_pool"]
+        strategy = {key: value for key, value in limit.items() if key != "limit"} if isinstance(limit, dict) else None
+        self.flow = flow.name
+        # An operator cannot edit these in Prefect's UI: they belong to the code of this checkout.
+        self.code = {
+            "entrypoint": spec["entrypoint"],
+            "pull_steps": pull,
+            "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
+            "version": flow.version,
+        }
+        self.fields = {
+            "description": spec.get("description") or flow.description,
+            "tags": spec.get("tags", []),
+            "parameters": spec.get("parameters", {}),
+            "paused": spec.get("paused", False),
+            "enforce_parameter_schema": True,
+            "concurrency_limit": limit["limit"] if isinstance(limit, dict) else limit,
+            "concurrency_options": strategy and ConcurrencyOptions(**strategy).model_dump(mode="json"),
+            "job_variables": pool.get("job_variables", {}),
+            "work_pool": [pool["name"], pool.get("work_queue_name", _DEFAULT_QUEUE)],
+        }
+        self.schedules = {
+            f"{name}, schedule {schedule.get('slug', spec['name'])}": _schedule(schedule)
+            for schedule in spec.get("schedules", [])
+        }
+        self.triggers = TypeAdapter(list[DeploymentTriggerTypes]).validate_python(spec.get("triggers", []))
+
+
+def _schedule(spec: Mapping[str, Any]) -> dict[str, Any]:
+    from prefect.client.schemas.schedules import construct_schedule
+
+    timing = {key: value for key, value in spec.items() if key not in ("slug", "active", "parameters")}
+    if "interval" in timing:  # Prefect's default is the time of the deploy, which would be a change each time
+        timing = {"anchor_date": "2020-01-01T00:00:00Z", **timing}
+    return {
+        "schedule": construct_schedule(**timing).model_dump(mode="json"),
+        "active": spec.get("active", True),
+        "parameters": spec.get("parameters", {}),
+    }
+
+
+def _fields_on_server(deployment: "DeploymentResponse") -> dict[str, Any]:
+    """Return the fields of `_Wanted.fields` as they are on the server."""
+    limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
+    same = ("description", "tags", "parameters", "paused", "enforce_parameter_schema", "job_variables")
+    return {
+        **{name: getattr(deployment, name) for name in same},
+        "concurrency_limit": limit and limit.limit,
+        "concurrency_options": options and options.model_dump(mode="json"),
+        "work_pool": [deployment.work_pool_name, deployment.work_queue_name],
+    }
+
+
+def _apply_deployment(
+    client: "SyncPrefectClient", last: "LastDeploy", name: str, existing: "DeploymentResponse | None", wanted: _Wanted
+) -> None:
+    from cli.automations import apply_automations_of
+
+    if existing is None:
+        updates = last.updates(name, None, wanted.fields)
+        if not updates:
+            return
+        last.parts = {}  # of the schedules and triggers
+        schedules = [_new_schedule(last, part, wanted) for part in wanted.schedules]
+        flow = {"flow_id": str(client.create_flow_from_name(wanted.flow)), "name": name.rpartition("/")[2]}
+        body = {**flow, **wanted.code, **_for_api(updates), "schedules": schedules}
+        deployment_id = UUID(client.request("POST", "/deployments/", json=body).json()["id"])
+    else:
+        deployment_id = existing.id
+        code = {key: value for key, value in wanted.code.items() if getattr(existing, key) != value}
+        fields = _fields_on_server(existing)
+        if existing.work_pool_name is None:  # the pool was deleted, and `deploy` created it again
+            code["work_pool"] = fields["work_pool"] = wanted.fields["work_pool"]
+        if code:
+            last.report.changed.append(f"{name}: {', '.join(code)} updated")
+        if updates := code | last.updates(name, fields, wanted.fields):
+            client.request("PATCH", "/deployments/{id}", path_params={"id": existing.id}, json=_for_api(updates))
+        _apply_schedules(client, last, existing, name, wanted)
+    automations = []
+    for trigger in wanted.triggers:
+        trigger.set_deployment_id(deployment_id)
+        automations.append(trigger.as_automation())
+    apply_automations_of(client, last, automations)
+
+
+def _for_api(updates: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request: the API has two fields for the work pool."""
+    body = dict(updates)
+    if "work_pool" in body:
+        body["work_pool_name"], body["work_queue_name"] = body.pop("work_pool")
+    return body
+
+
+def _new_schedule(last: "LastDeploy", part: str, wanted: _Wanted) -> dict[str, Any]:
+    return {**last.updates(part, None, wanted.schedules[part]), "slug": part.rpartition(" ")[2]}
+
+
+def _apply_schedules(
+    client: "SyncPrefectClient", last: "LastDeploy", existing: "DeploymentResponse", name: str, wanted: _Wanted
+) -> None:
+    """Create, update and delete schedules one by one: Prefect's own deploy replaces all of them."""
+    path: dict[str, Any] = {"id": existing.id}
+    names = {f"{name}, schedule {schedule.slug or schedule.id}": schedule for schedule in existing.schedules}
+    if not last.known:
+        # Deployed by something else, maybe without slugs: a schedule that is missing may be there under another name.
+        last.parts |= {part: {"schedule": "unknown"} for part in wanted.schedules}
+    for part, fields in wanted.schedules.items():
+        if part not in names:
+            if (new := _new_schedule(last, part, wanted)).keys() > {"slug"}:
+                client.request("POST", "/deployments/{id}/schedules", path_params=path, json=[new])
+        elif updates := last.updates(part, _schedule_on_server(names[part]), fields):
+            path["schedule_id"] = names[part].id
+            client.request("PATCH", "/deployments/{id}/schedules/{schedule_id}", path_params=path, json=updates)
+    for part in names.keys() - wanted.schedules.keys():
+        if last.removes(part, _schedule_on_server(names[part])):
+            client.delete_deployment_schedule(existing.id, names[part].id)
+
+
+def _schedule_on_server(schedule: "DeploymentSchedule") -> dict[str, Any]:
+    return schedule.model_dump(mode="json", include={"schedule", "active", "parameters"})

@@ -18,6 +18,7 @@ from cli.automations import NOTIFY_VARIABLE
 from cli.deploy import pool_names
 from cli.server_process import project_settings
 from schemas.config import artifacts_folder, data_folder
+from tests.field_faults import field_fault
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
@@ -121,14 +122,23 @@ def test_compose_starts_the_services_of_up_in_order() -> None:
     assert device["capabilities"] == ["gpu"]
 
 
-def test_servers_have_a_writable_ui_folder_and_notifications() -> None:
+def test_servers_have_a_writable_ui_folder() -> None:
     for environment in (
         COMPOSE["services"]["server"]["environment"],
         _environment(_unit("fashion-ann-server.service")),
     ):
         assert Path(environment[UI_FOLDER]).parent == Path(environment["PREFECT_HOME"])
     assert UI_FOLDER in _named_settings()
-    assert NOTIFY_VARIABLE in COMPOSE["services"]["deploy"]["environment"]
+
+
+@field_fault(
+    "operator's decision overwritten",
+    "compose or the systemd unit deploys again with FASHION_ANN_NOTIFY unset",
+    "the variable reaches the container only if it is set, so the notifications stay",
+)
+def test_unset_recipient_stays_unset_in_containers_and_units() -> None:
+    # No value, not even an empty one: compose then passes the variable only if it is set.
+    assert COMPOSE["services"]["deploy"]["environment"][NOTIFY_VARIABLE] is None
     example = (ROOT / "deploy" / "systemd" / "fashion-ann.env.example").read_text(encoding="utf-8")
     assert f"\n#{NOTIFY_VARIABLE}=" in example
 

@@ -5,6 +5,7 @@ decision, and damaged ones. A folder is renamed to a temporary name before its d
 absent, whenever the process is killed.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ def plan(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
     return planned
 
 
-def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP, seconds: float | None = None) -> Plan:
+def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP, seconds: float = math.inf) -> Plan:
     """Delete what `plan` lists, and return it. Stage outputs stay while a run is active.
 
     Calls `ModelStore.recover` first. Raises `StoreInUse` if another process writes to the store for ``seconds``.

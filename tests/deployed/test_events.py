@@ -18,11 +18,11 @@ QUICK = {
 }
 
 
-def _emit(deployed: Deployed, payload: dict[str, Any]) -> None:
+def emit(deployed: Deployed, payload: dict[str, Any], resource: str = "fashion-ann.data.fashion-mnist") -> None:
     """Emit the event as docs/events.md describes for an uploader."""
     done = deployed.command(
         *("prefect", "event", "emit", "fashion-ann.data.updated"),
-        *("--resource-id", "fashion-ann.data.fashion-mnist", "--payload", json.dumps(payload)),
+        *("--resource-id", resource, "--payload", json.dumps(payload)),
     )
     assert done.returncode == 0, done.stderr
 
@@ -40,9 +40,9 @@ def test_events_during_a_run_are_queued(deployed: Deployed) -> None:
     half = deployed.home / "half"
     half.mkdir()
     shutil.copy(SAMPLE / "fashion-mnist_train.csv.gz", half)
-    _emit(deployed, {"digest": "a" * 64})
-    _emit(deployed, {"digest": "b" * 64})
-    _emit(deployed, {"data_dir": str(half)})  # a folder without a digest
+    emit(deployed, {"digest": "a" * 64})
+    emit(deployed, {"digest": "b" * 64})
+    emit(deployed, {"data_dir": str(half)})  # a folder without a digest
     runs = {run.parameters["data_digest"]: run for run in wait_for_final_runs(deployed, ON_NEW_DATA, 3)}
     assert {digest: run.state_name for digest, run in runs.items()} == {
         "a" * 64: "Superseded",

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import InfrastructurePending, Pending, Submitting
 
-from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, NOTIFY_WAITING, apply_automations
+from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFICATIONS, NOTIFY, NOTIFY_VARIABLE, apply_automations
 from cli.deploy import create_pool, deploy_all, enter_checkout
 from cli.server_process import project_settings
 from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
@@ -150,7 +150,7 @@ def test_two_deployments_leave_one_of_each_automation() -> None:
     with get_client(sync_client=True) as client:
         automations = {automation.name: automation for automation in client.read_automations()}
         assert len(client.read_automations()) == len(automations)
-    assert set(automations) == {MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_WAITING, TRIGGER}
+    assert set(automations) == {MARK_DEAD, MARK_NOT_STARTED, TRIGGER, *NOTIFICATIONS}
     assert all(automation.enabled for automation in automations.values())
 
     dead: Any = automations[MARK_DEAD]
@@ -191,8 +191,9 @@ def test_last_deployment_sets_the_recipient() -> None:
 def test_notification_stays_if_unset_and_is_removed_if_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def count() -> int:
         with get_client(sync_client=True) as client:
-            names = [client.read_automations_by_name(name) for name in (NOTIFY, NOTIFY_WAITING)]
-            return len(names[0]) if len(names[0]) == len(names[1]) else -1
+            counts = {len(client.read_automations_by_name(name)) for name in NOTIFICATIONS}
+        (count,) = counts
+        return count
 
     monkeypatch.delenv(NOTIFY_VARIABLE, raising=False)
     apply_automations()
