@@ -219,4 +219,4 @@ def test_litter_is_no_quarantine_file(tmp_path: Path) -> None:
     run(csv, artifacts, 2)
     path = quarantine_path(artifacts, csv)
     path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
-    assert [file.path for file in list_quarantine(artifacts)] == [path]
+    assert [file.path for file in list_quarantine(artifacts)[0]] == [path]
