@@ -18,7 +18,8 @@ def test_files_of_the_system_are_litter(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(
+        *sorted(STORED_NAMES),
+        *("manifest.json", "DS_Store", "x.DS_Store", "Thumbs.db.h5", "nfs0001", ".nfs", ".hidden"),
             *sorted(STORED_NAMES),
             "manifest.json",
             "DS_Store",
