@@ -3,18 +3,14 @@
 A `cli.py`, `flows.py`, `schemas.py` or `tasks.py` in a folder of PYTHONPATH would be imported instead of our package.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line, with the checkout first on the search path of this process and of its child processes."""
+    """Run the command line, with the checkout first on the search path."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from schemas.config import python_path
-
-    os.environ["PYTHONPATH"] = python_path()
     from cli.main import main
 
     main()

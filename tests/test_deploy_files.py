@@ -87,7 +87,9 @@ def test_images_contain_only_runtime_files() -> None:
     assert lines.index("*") < min(number for number, line in enumerate(lines) if line.startswith("!"))
     included = {line[1:] for line in lines if line.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    setuptools = project["tool"]["setuptools"]
+    packages = {name.rstrip("*") for name in setuptools["packages"]["find"]["include"]}
+    packages |= {f"{name}.py" for name in setuptools["py-modules"]}
     assert packages | {"requirements", "pyproject.toml", "prefect.yaml", project["project"]["readme"]} <= included
     assert not included & {".env", "data", "artifacts", "tests", ".git"}
 

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from cli.contract_page import PAGE
 from cli.main import COMMANDS
-from schemas.config import TrainingConfig
+from schemas.config import PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.cli.conftest import Run
 from tests.stored import add_promoted, add_stored, event, make_older, verdict
@@ -198,6 +198,12 @@ def test_gc_exits_with_5_on_a_damaged_alias_log(run: Run, store: Path) -> None:
     status, out, err = run("gc")
     assert (status, out) == (5, "")
     assert "aliases.jsonl line 1" in err
+
+
+def test_child_processes_find_our_packages_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{os.pathsep}/elsewhere")  # the empty folder is the working directory
+    assert run("contract")[0] == 0
+    assert os.environ["PYTHONPATH"] == f"{PROJECT_ROOT}{os.pathsep}/elsewhere"
 
 
 def test_versions_imports_no_slow_library(store: Path) -> None:

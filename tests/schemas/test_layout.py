@@ -20,15 +20,6 @@ def test_files_of_the_system_are_litter(name: str) -> None:
     [
         *sorted(STORED_NAMES),
         *("manifest.json", "DS_Store", "x.DS_Store", "Thumbs.db.h5", "nfs0001", ".nfs", ".hidden"),
-            *sorted(STORED_NAMES),
-            "manifest.json",
-            "DS_Store",
-            "x.DS_Store",
-            "Thumbs.db.h5",
-            "nfs0001",
-            ".nfs",
-            ".hidden",
-        ),
         *("model.weights.h5.bak", "manifest.json~", ".0001.abc.tmp", ".lock", ".in-use", "eaDir", "._"[:1], ""),
     ],
 )
