@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(100_000)
     # Turns off the telemetry of Prefect's client, for which Prefect has no setting.
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # The commands that need the folder report it with the reason.
+    warnings.filterwarnings("ignore", "Failed to create the Prefect home")
     options = command_parser().parse_args(arguments)
     for warning in prepare_environment(os.environ):
         print(f"{options.prog}: warning: {warning}", file=sys.stderr)
