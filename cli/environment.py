@@ -4,6 +4,8 @@ import os
 from collections.abc import MutableMapping
 from urllib.parse import urlsplit
 
+from schemas.config import python_path
+
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # A URL with 0.0.0.0 reaches this machine, too.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
@@ -11,6 +13,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothin
 
 def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
     """Make ``variables`` usable for Prefect and httpx, and return warnings. Call it before either is imported."""
+    variables["PYTHONPATH"] = python_path()
     # Prefect cannot be imported without a home, not even with PREFECT_HOME. Container engines set the same.
     if os.path.expanduser("~") == "~":  # noqa: PTH111  # Path.home() raises RuntimeError instead
         variables["HOME"] = os.sep

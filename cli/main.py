@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 from cli import commands_data, commands_models, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
-from schemas.config import python_path
 from schemas.errors import FashionAnnError
 
 COMMANDS = commands_run.commands | commands_data.commands | commands_models.commands | commands_services.commands
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(100_000)
     # Turns off the telemetry of Prefect's client, for which Prefect has no setting.
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ["PYTHONPATH"] = python_path()
+    # The commands that need the folder report it with the reason.
+    warnings.filterwarnings("ignore", "Failed to create the Prefect home")
     options = command_parser().parse_args(arguments)
     for warning in prepare_environment(os.environ):
         print(f"{options.prog}: warning: {warning}", file=sys.stderr)

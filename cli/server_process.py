@@ -52,9 +52,9 @@ def prefect_settings() -> "Settings":
     """Return Prefect's settings, which it reads when it is first imported. Raises `ServerUnavailable`."""
     try:
         with warnings.catch_warnings():
-            # `require_home` reports it, with the reason, to the commands that need the folder.
-            warnings.filterwarnings("ignore", "Failed to (create the Prefect home|load profiles)")
-            logging.disable(logging.ERROR)  # "Failed to initialize plugins", with the error that is raised below
+            # Both repeat the error that is raised below.
+            warnings.filterwarnings("ignore", "Failed to load profiles")
+            logging.disable(logging.ERROR)
             from prefect.settings import get_current_settings
 
             return get_current_settings()

@@ -231,7 +231,8 @@ def worker_environment(artifacts_dir: Path, url: str, secrets: Mapping[str, str]
 
 def _environment(paths: ServicePaths, url: str) -> dict[str, str]:
     """Return the environment of every service, without the server's secrets."""
-    variables = environment(**{_MARKER: str(paths.folder), "PREFECT_HOME": str(paths.home), "PREFECT_API_URL": url})
+    marker = str(paths.folder.resolve())
+    variables = environment(**{_MARKER: marker, "PREFECT_HOME": str(paths.home), "PREFECT_API_URL": url})
     return {name: value for name, value in variables.items() if name not in SERVER_SECRETS}
 
 
@@ -449,11 +450,11 @@ def _stop(*processes: psutil.Process) -> None:
 
 def _marked(folder: Path) -> list[psutil.Process]:
     """Return all processes that descend from our services. They inherit a variable, even if their parent is gone."""
-    marked = []
+    marked, marker = [], str(folder.resolve())  # of one folder, through whatever link it is reached
     for process in psutil.process_iter():
         # The environment of another user's process is not readable, and a process may just have ended.
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(_MARKER) == str(folder):
+            if process.pid != os.getpid() and process.environ().get(_MARKER) == marker:
                 marked.append(process)
     return marked
 

@@ -185,14 +185,20 @@ def test_down_after_a_reboot_spares_a_reused_pid(run: Run, tmp_path: Path) -> No
     assert State.read(path) == State(port=4711, processes={})  # the port stays the same
 
 
+@field_fault(
+    "identity by something that changes",
+    "the artifacts folder is reached through a link",
+    "down still finds the processes of its services",
+)
 def test_down_stops_orphans_of_this_folder_only(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "services"
     folder.mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
     with (
         waiting_process(FASHION_ANN_SERVICES=str(folder)) as orphan,
         waiting_process(FASHION_ANN_SERVICES=str(tmp_path / "other")) as other,
     ):
-        assert run_json(run, "down", tmp_path)[:2] == (0, {"stopped": ["1 processes of flow runs"]})
+        assert run_json(run, "down", tmp_path / "link")[:2] == (0, {"stopped": ["1 processes of flow runs"]})
         assert orphan.wait(timeout=10) != 0
         assert other.poll() is None
 
