@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cli.arguments import Commands, data_dir, print_result
 from schemas.config import artifacts_folder, data_folder
-from schemas.errors import DoctorFailed, NotRunning, ServerUnavailable
+from schemas.errors import DoctorFailed, NotRunning
 
 if TYPE_CHECKING:
     from cli.doctor import Check
@@ -25,17 +25,9 @@ commands = Commands()
     when_stopped="The deployment may be incomplete. Run the same command again to complete it.",
 )
 def _deploy(options: argparse.Namespace) -> None:
-    import httpx
-
     from cli.deploy import deploy_all
 
-    try:
-        deploy_all()
-    except httpx.TransportError as error:
-        raise ServerUnavailable(
-            f"The Prefect API was expected to answer: {error or type(error).__name__}. Start its server, or correct "
-            "PREFECT_API_URL in the environment, .env, prefect.toml or the profile."
-        ) from error
+    deploy_all()
     line = "pools, deployments and automations match prefect.yaml and cli/automations.py"
     print_result(options, {"deployed": True}, [line])
 
