@@ -9,13 +9,13 @@ import contextlib
 import fcntl
 import os
 import platform
-import secrets as random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -176,7 +176,7 @@ def up(artifacts_dir: Path) -> Status:
     paths.folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(paths):
         state = State.read(paths.state)
-        state.machine = state.machine or f"{platform.node()}-{random.token_hex(2)}"
+        state.machine = state.machine or f"{platform.node()}-{uuid4().hex[:4]}"
         rotate_logs(paths.logs)
         url = _ensure_server(paths, state, secrets)
         _require_same_data(state)

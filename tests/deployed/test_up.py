@@ -216,8 +216,8 @@ _SET_CLOCK = "sed 's/^btime .*/btime 1700000000/' /proc/stat > stat && mount --b
 
 @field_fault(
     "identity by something that changes",
-    "the clock is set and the host name changes while services run, and a worker is killed",
-    "status knows the services, up keeps them and replaces the killed worker at once, under its old name",
+    "the clock and the host name change, a worker is killed, and later state.json is lost",
+    "up keeps what runs and restarts the worker under its old name; without state.json it starts no second server",
 )
 def test_up_after_the_clock_was_set_and_the_host_renamed(checkout: Checkout) -> None:
     renamed = ["unshare", "--mount", "--uts", "sh", "-c", f'hostname renamed && {_SET_CLOCK} && exec "$@"', "sh"]
@@ -235,6 +235,13 @@ def test_up_after_the_clock_was_set_and_the_host_renamed(checkout: Checkout) -> 
     url = json.loads(again.stdout)["url"]
     workers = httpx.post(f"{url}/work_pools/cpu/workers/filter", json={}).raise_for_status().json()
     assert len(workers) == 1
+
+    state = checkout.services / "state.json"
+    state.rename(state.with_suffix(".lost"))
+    lost = checkout.run("up")
+    assert (lost.returncode, "server.lock is locked" in lost.stderr) == (1, True)
+    assert {process.pid for process in checkout.processes()} == set(after.values())
+    state.with_suffix(".lost").rename(state)
 
 
 @field_fault(
