@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tests.field_faults import field_fault
 NIGHTLY, WATCH = "train-fashion-mnist/nightly", "watch-data/scheduled"
 SOON = timedelta(seconds=10)  # the least that Prefect accepts
 Messages = list[dict[str, str]]
+Shorten = Callable[[AutomationCore], None]
 
 
 @pytest.fixture
@@ -38,10 +39,12 @@ def messages(webhook: tuple[str, Messages]) -> Iterator[Messages]:
     webhook[1].clear()
 
 
-def wait_for_message(deployed: Deployed, messages: Messages, subject: str, number: int = 1) -> dict[str, str]:
+def wait_for_message(
+    deployed: Deployed, messages: Messages, subject: str, number: int = 1, quiet: float = 20
+) -> dict[str, str]:
     """Wait for a message, and return the only one that follows the ``number`` - 1 earlier ones."""
     deployed.wait_for(lambda: len(of(messages, subject)) >= number, seconds=120)
-    time.sleep(40)  # a repetition would come in that time
+    time.sleep(quiet)  # a repetition would come in that time
     assert len(of(messages, subject)) == number, messages
     return of(messages, subject)[-1]
 
@@ -50,11 +53,24 @@ def of(messages: Messages, subject: str) -> Messages:
     return [message for message in messages if message["subject"] == subject]
 
 
-def shorten(deployed: Deployed, automation: AutomationCore) -> None:
-    """Replace a deployed automation by one that waits for a shorter time."""
-    (existing,) = deployed.client.read_automations_by_name(automation.name)
-    complete = AutomationCore.model_validate(automation.model_dump(exclude={"owner_resource"}))
-    deployed.client.update_automation(existing.id, complete)
+@pytest.fixture
+def shorten(deployed: Deployed) -> Iterator[Shorten]:
+    """Replace a deployed automation by one that waits for a shorter time, and restore it after the test."""
+    replaced = []
+
+    def shorten(automation: AutomationCore) -> None:
+        (existing,) = deployed.client.read_automations_by_name(automation.name)
+        replaced.append(existing)
+        deployed.client.update_automation(existing.id, complete(automation))
+
+    yield shorten
+    for existing in replaced:
+        deployed.client.update_automation(existing.id, complete(existing))
+
+
+def complete(automation: AutomationCore) -> AutomationCore:
+    """Return the body of an update: the client sends only fields that were set."""
+    return AutomationCore.model_validate(automation.model_dump(exclude={"id", "owner_resource"}))
 
 
 @pytest.mark.parametrize(
@@ -100,9 +116,9 @@ def test_failed_action_is_notified(
     "one message per outage, whatever the number of late runs",
 )
 def test_late_runs_are_notified_once_per_outage(
-    deployed: Deployed, messages: Messages, block: UUID, tmp_path: Path
+    deployed: Deployed, messages: Messages, block: UUID, shorten: Shorten, tmp_path: Path
 ) -> None:
-    shorten(deployed, notify_late(block, SOON))
+    shorten(notify_late(block, SOON))
     for outage in (1, 2):
         deployed.client.update_work_pool("cpu", WorkPoolUpdate(concurrency_limit=0))
         runs = [deployed.start(WATCH, data_dir=str(tmp_path)) for _ in range(3)]
@@ -132,15 +148,17 @@ def fail_two_nights(deployed: Deployed) -> None:
     "nightly fails every night",
     "one message when no run was good for 26 hours, and none while it is paused",
 )
-def test_nightly_without_a_good_run_is_notified_once(deployed: Deployed, messages: Messages, block: UUID) -> None:
+def test_nightly_without_a_good_run_is_notified_once(
+    deployed: Deployed, messages: Messages, block: UUID, shorten: Shorten
+) -> None:
     subject = "nightly: no good run for 0 hours"
-    shorten(deployed, notify_no_nightly(block, 2 * SOON))
+    shorten(notify_no_nightly(block, 2 * SOON))
     fail_two_nights(deployed)  # the first ones of this server
-    wait_for_message(deployed, messages, subject)
+    wait_for_message(deployed, messages, subject, quiet=40)
     fail_two_nights(deployed)
-    wait_for_message(deployed, messages, subject)
+    wait_for_message(deployed, messages, subject, quiet=40)
     end_nightly(deployed, Completed(name=NOTHING_NEW))
-    wait_for_message(deployed, messages, subject)  # as if paused: no run at all
+    wait_for_message(deployed, messages, subject, quiet=40)  # as if paused: no run at all
     fail_two_nights(deployed)
     message = wait_for_message(deployed, messages, subject, 2)
     assert NIGHTLY in message["body"]
@@ -152,8 +170,10 @@ def test_nightly_without_a_good_run_is_notified_once(deployed: Deployed, message
     "the last worker of a pool is killed",
     "one message, and none if the pool was paused before",
 )
-def test_pool_without_a_worker_is_notified_unless_paused(deployed: Deployed, messages: Messages, block: UUID) -> None:
-    shorten(deployed, notify_no_worker(block, SOON))
+def test_pool_without_a_worker_is_notified_unless_paused(
+    deployed: Deployed, messages: Messages, block: UUID, shorten: Shorten
+) -> None:
+    shorten(notify_no_worker(block, SOON))
     for number in (1, 2):
         with deployed.worker("gpu", "gpu-worker", PREFECT_WORKER_HEARTBEAT_SECONDS="1") as worker:
             deployed.wait_for(lambda: deployed.client.read_work_pool("gpu").status == "READY")
@@ -164,6 +184,6 @@ def test_pool_without_a_worker_is_notified_unless_paused(deployed: Deployed, mes
         deployed.wait_for(lambda: deployed.client.read_work_pool("gpu").status == "READY")
         deployed.client.update_work_pool("gpu", WorkPoolUpdate(is_paused=True))
         worker.kill()
-        time.sleep(60)
+        time.sleep(45)
         deployed.client.update_work_pool("gpu", WorkPoolUpdate(is_paused=False))
     assert len(messages) == 2, json.dumps(messages)
