@@ -1,5 +1,6 @@
 """Create the work pools, deployments and automations of the project on the configured Prefect API."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def deploy_all() -> None:
         )
     for pool in _work_pools():
         create_pool(pool)
+    create_queues()
     # In a subprocess, because the command changes the working directory and sys.path of its process.
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
@@ -52,13 +54,28 @@ def deploy_all() -> None:
     apply_automations()
 
 
-def _work_pools() -> list[dict[str, Any]]:
-    """Return the work pools that prefect.yaml defines: name, type, description."""
+def _definitions(key: str) -> list[dict[str, Any]]:
     import yaml
 
     content = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_bytes())
-    pools: list[dict[str, Any]] = content["definitions"]["work_pools"]
-    return pools
+    definitions: list[dict[str, Any]] = content["definitions"][key]
+    return definitions
+
+
+def _work_pools() -> list[dict[str, Any]]:
+    """Return the work pools that prefect.yaml defines: name, type, description."""
+    return _definitions("work_pools")
+
+
+def create_queues() -> None:
+    """Create the work queues of prefect.yaml, or keep existing ones as they are: an operator may have changed them."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client:
+        for queue in _definitions("work_queues"):
+            with contextlib.suppress(ObjectAlreadyExists):
+                client.create_work_queue(**queue)
 
 
 def pool_names() -> tuple[str, ...]:

@@ -143,7 +143,7 @@ def test_two_deployments_leave_one_of_each_automation() -> None:
 
     dead: Any = automations[MARK_DEAD]
     assert dead.trigger.within == timedelta(seconds=100)
-    assert dead.trigger.after == {"prefect.flow-run.heartbeat"}
+    assert dead.trigger.after == {"prefect.flow-run.heartbeat", "prefect.flow-run.Running"}
     # Events carry the names of states, also the custom ones.
     ended = {f"prefect.flow-run.{name}" for name in ("Completed", NOTHING_NEW, SUPERSEDED, "Failed", "Crashed")}
     assert ended | {"prefect.flow-run.heartbeat"} <= dead.trigger.expect
