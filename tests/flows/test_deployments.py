@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import InfrastructurePending, Pending, Submitting
 
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFY, NOTIFY_VARIABLE, apply_automations
-from cli.deploy import create_pool, deploy_all, enter_checkout
+from cli.deploy import create_pool, create_queues, deploy_all, enter_checkout
 from cli.server_process import project_settings
 from flows.states import NOTHING_NEW, SUPERSEDED
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
@@ -274,3 +274,16 @@ def test_missing_deployment_fails_with_the_command_to_deploy(server: str, tmp_pa
         client.delete_deployment(client.read_deployment_by_name("fit-model/gpu").id)
     with pytest.raises(NoGpuWorker, match="fashion-ann deploy"):
         train_on_gpu(tmp_path)
+
+
+@pytest.mark.usefixtures("deployed")
+def test_checks_wait_in_a_queue_with_one_run() -> None:
+    name, pool = "checks", "cpu"
+    assert read_deployment("watch-data/scheduled").work_queue_name == name
+    with get_client(sync_client=True) as client:
+        queue = client.read_work_queue_by_name(name, pool)
+        assert queue.concurrency_limit == 1
+        client.update_work_queue(queue.id, concurrency_limit=2)
+        create_queues()
+        assert client.read_work_queue_by_name(name, pool).concurrency_limit == 2  # the operator's limit
+        client.update_work_queue(queue.id, concurrency_limit=1)
