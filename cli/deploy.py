@@ -54,17 +54,18 @@ def deploy_all() -> None:
     apply_automations()
 
 
-def _definitions(key: str) -> list[dict[str, Any]]:
+def _definitions() -> dict[str, Any]:
+    """Return the content of prefect.yaml."""
     import yaml
 
-    content = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_bytes())
-    definitions: list[dict[str, Any]] = content["definitions"][key]
-    return definitions
+    content: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "prefect.yaml").read_bytes())
+    return content
 
 
 def _work_pools() -> list[dict[str, Any]]:
     """Return the work pools that prefect.yaml defines: name, type, description."""
-    return _definitions("work_pools")
+    pools: list[dict[str, Any]] = _definitions()["definitions"]["work_pools"]
+    return pools
 
 
 def create_queues() -> None:
@@ -73,7 +74,7 @@ def create_queues() -> None:
     from prefect.exceptions import ObjectAlreadyExists
 
     with get_client(sync_client=True) as client:
-        for queue in _definitions("work_queues"):
+        for queue in _definitions()["definitions"]["work_queues"]:
             with contextlib.suppress(ObjectAlreadyExists):
                 client.create_work_queue(**queue)
 

@@ -45,7 +45,7 @@ class Deployed:
     """A server with everything deployed, and a client for it. The data is the committed sample."""
 
     def __init__(
-        self, home: Path, url: str, client: SyncPrefectClient, database: str | None = None, **server_only: str
+        self, home: Path, url: str, client: SyncPrefectClient, database: str | None = None, **environment: str
     ) -> None:
         self.home = home
         self.url = url
@@ -53,9 +53,7 @@ class Deployed:
         self.client = client
         self.server_log = home / "server.log"
         # Not for workers and flow runs.
-        self._server_only = server_only
-        if database is not None:
-            self._server_only["PREFECT_API_DATABASE_CONNECTION_URL"] = database
+        self._server_only = {} if database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": database}
         self.environment = {
             **os.environ,
             # Test the code of this checkout, not an installed package.
@@ -66,6 +64,7 @@ class Deployed:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "FASHION_ANN_DATA_DIR": str(SAMPLE),
             "FASHION_ANN_ARTIFACTS_DIR": str(self.artifacts),
+            **environment,
         }
         self._workers: list[subprocess.Popen[bytes]] = []
 
@@ -202,11 +201,11 @@ def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 
 @contextmanager
-def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterator[Deployed]:
+def deployed_at(home: Path, notify: str, database: str | None = None, **environment: str) -> Iterator[Deployed]:
     """Start a server on ``database`` (default: sqlite), deploy everything, and start a worker for the cpu pool."""
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-        deployed = Deployed(home, url, client, database)
+        deployed = Deployed(home, url, client, database, **environment)
         try:
             deployed.start_server()
             done = deployed.command("cli.main", "deploy", FASHION_ANN_NOTIFY=notify)

@@ -34,7 +34,8 @@ Notes:
   ([events.md](events.md)). Neither process nor worker was left to report to the server. Prefect alone would leave these
   runs Running for ever.
 - While the server or its database is down, a run retries for about a minute.
-- A run renews its slot every 225 s. After the restart of the server training stays suspended until both runs have.
+- A run renews its slot every 225 s, in these tests every 60 s. After the restart of the server training stays suspended
+  until both runs have renewed theirs.
 - After the power cut no `deploy` runs, as after a reboot. The next run of `nightly` gets the slot of the dead one.
 - The late runs were created as late, while no worker ran. The server has to answer every request while the worker
   picks them up.
