@@ -1,10 +1,10 @@
 # Image of the server, the deployments and the workers. The two targets differ in the TensorFlow build and in the work
 # pool. The default target is the last one, cpu.
 FROM python:3.12-slim AS base
-# The user is numeric so that a cluster can verify that it is not root. It owns the data folders but not the code.
+# The user is numeric so that a cluster can verify that it is not root. It owns the folders of volumes but not the code.
 RUN useradd --uid 10001 --create-home fashion-ann \
-    && mkdir -p /app /artifacts /data \
-    && chown 10001:10001 /artifacts /data
+    && mkdir -p /app /artifacts /data /home/fashion-ann/.prefect \
+    && chown 10001:10001 /artifacts /data /home/fashion-ann/.prefect
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     FASHION_ANN_ARTIFACTS_DIR=/artifacts \

@@ -95,7 +95,7 @@ def apply_automations(report: Report | None = None) -> None:
         _crashed_unless_followed(
             MARK_DEAD,
             "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
-            after={_HEARTBEAT},
+            after={_HEARTBEAT, *_events("Running")},
             expect={_HEARTBEAT, *_events(*_FINAL_STATES)},
             within=_HEARTBEAT_TIMEOUT,
             message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
@@ -193,8 +193,8 @@ def _crashed_unless_followed(
 def _rearm_for_active_runs() -> None:
     """Re-emit the last event of every active run, so that both automations watch it again.
 
-    The server loses what it waits for when an automation changes, and when it was down for longer than the timeout.
-    A run whose process died meanwhile would stay Running for ever. A live run emits its next heartbeat itself.
+    The server loses what it waits for when an automation changes. A run whose process died would stay Running for ever.
+    A live run emits its next heartbeat itself.
     """
     (submitted,) = _events(_SUBMITTED[0])
     last_events = {StateType.PENDING: submitted, StateType.RUNNING: _HEARTBEAT, StateType.CANCELLING: _HEARTBEAT}

@@ -110,8 +110,9 @@ def create_pool(pool: dict[str, Any]) -> None:
 
 
 def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
-    """Create the pools. They and their queues have no limit and are not paused, unless an operator changed that."""
+    """Create the pools and their queues. None is paused, and most have no limit, unless an operator changed that."""
     from prefect.client.schemas.actions import WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
 
     from cli.last_deploy import LastDeploy
 
@@ -119,12 +120,23 @@ def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
     limits = {"is_paused": False, "concurrency_limit": None}
     for pool in _work_pools():
         create_pool(pool)
-        name, queue = pool["name"], client.read_work_queue_by_name(_DEFAULT_QUEUE, pool["name"])
-        existing = client.read_work_pool(name).model_dump()
+        name, existing = pool["name"], client.read_work_pool(pool["name"]).model_dump()
         if updates := last.updates(f"work pool {name}", existing, {"description": pool["description"], **limits}):
             client.update_work_pool(name, WorkPoolUpdate(**updates))
-        if updates := last.updates(f"work queue {name}/{_DEFAULT_QUEUE}", queue.model_dump(), limits):
-            client.request("PATCH", "/work_queues/{id}", path_params={"id": queue.id}, json=updates)
+    # Each pool has the first one from the start.
+    queues = [{"name": _DEFAULT_QUEUE, "work_pool_name": name} for name in pool_names()]
+    for queue in [*queues, *_definitions()["definitions"]["work_queues"]]:
+        name, pool_name = queue["name"], queue["work_pool_name"]
+        wanted = limits | {key: value for key, value in queue.items() if key in limits}
+        part = f"work queue {pool_name}/{name}"
+        try:
+            existing_queue = client.read_work_queue_by_name(name, pool_name)
+        except ObjectNotFound:
+            if created := last.updates(part, None, wanted):
+                client.create_work_queue(name, work_pool_name=pool_name, **created)
+            continue
+        if updates := last.updates(part, existing_queue.model_dump(), wanted):
+            client.request("PATCH", "/work_queues/{id}", path_params={"id": existing_queue.id}, json=updates)
     last.save()
 
 

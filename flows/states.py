@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect import Flow, State
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 
 from schemas.references import Garbage, ModelVersion, WatchedData
 
@@ -53,6 +53,11 @@ def superseded(data_dir: Path, expected: str, actual: str) -> State[ModelVersion
         message=f"Superseded: {data_dir} was expected to contain the data with digest {expected}, but contains "
         f"{actual}. Nothing was trained. The newer data starts a run of its own.",
     )
+
+
+def superseded_check() -> State[None]:
+    """Return the state of a check for new data that waited for a worker until a later check started."""
+    return Cancelled(name=SUPERSEDED, message="Superseded: a later check of the same data has started.")
 
 
 def no_new_data(watched: WatchedData) -> State[WatchedData]:

@@ -1,10 +1,13 @@
 """watch-data: emit an event when the CSVs in the data folder have changed."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import State, flow
+from prefect import State, flow, runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 
-from flows.states import enable_task_logging, no_new_data
+from flows.states import enable_task_logging, no_new_data, superseded_check
 from schemas.config import artifacts_folder, data_folder
 from schemas.contract import DatasetName
 from schemas.references import WatchedData
@@ -17,7 +20,27 @@ def watch_data(
 ) -> WatchedData | State[WatchedData]:
     """Emit the event `fashion-ann.data.updated` if the CSVs differ from those announced last.
 
-    The folders default to those of train-fashion-mnist.
+    Checks that waited for a worker end as Superseded. The folders default to those of train-fashion-mnist.
     """
+    _supersede_waiting_checks()
     watched = watch(dataset, data_folder(data_dir), artifacts_folder(artifacts_dir))
     return watched if watched.announced else no_new_data(watched)
+
+
+def _supersede_waiting_checks() -> None:
+    """End the runs of the same deployment and parameters that are due. The next run ends those beyond the first 200."""
+    deployment_id, run_id = runtime.deployment.id, runtime.flow_run.id
+    if deployment_id is None:
+        return
+    due = FlowRunFilter.model_validate(
+        {
+            "deployment_id": {"any_": [deployment_id]},
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "next_scheduled_start_time": {"before_": datetime.now(UTC)},
+        }
+    )
+    with get_client(sync_client=True) as client:
+        parameters = client.read_flow_run(run_id).parameters
+        for waiting in client.read_flow_runs(flow_run_filter=due):
+            if waiting.parameters == parameters:
+                client.set_flow_run_state(waiting.id, superseded_check())

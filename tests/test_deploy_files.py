@@ -163,6 +163,26 @@ def _named_settings() -> set[str]:
     return {name for name in named | set(project_settings()) if name.startswith("PREFECT_")}
 
 
+def test_servers_start_where_prefect_reads_the_settings() -> None:
+    """Prefect reads [tool.prefect.server] only from the working directory: leases, dead runs and the vacuum need it."""
+    assert "WORKDIR" in dict(_stages()["base"])
+    assert dict(_stages()["cpu"])["COPY"] == ". ."  # the last one copies the checkout into it
+    assert "working_dir" not in COMPOSE["services"]["server"]
+    (folder,) = _unit("fashion-ann-server.service")["WorkingDirectory"]
+    assert _unit("fashion-ann-server.service")["ExecStart"][0].startswith(f"{folder}/.venv/")
+
+
+def test_servers_home_survives_a_new_container() -> None:
+    """It has the concurrency leases of active runs."""
+    server = COMPOSE["services"]["server"]
+    (volume,) = server["volumes"]
+    name, _, folder = volume.partition(":")
+    assert name in COMPOSE["volumes"]
+    assert folder == server["environment"]["PREFECT_HOME"]
+    (created,) = (argument for instruction, argument in _stages()["base"] if "useradd" in argument)
+    assert re.search(rf"chown 10001:10001 .*{folder}( |$)", created)  # a new volume has the owner of the image's folder
+
+
 def test_every_prefect_setting_exists() -> None:
     assert {name for name in _named_settings() if not hasattr(prefect.settings, name)} == set()
     assert not hasattr(prefect.settings, "PREFECT_NO_SUCH_SETTING")

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
@@ -43,7 +44,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 class Deployed:
     """A server with everything deployed, and a client for it. The data is the committed sample."""
 
-    def __init__(self, home: Path, url: str, client: SyncPrefectClient, database: str | None = None) -> None:
+    def __init__(
+        self, home: Path, url: str, client: SyncPrefectClient, database: str | None = None, **environment: str
+    ) -> None:
         self.home = home
         self.url = url
         self.artifacts = home / "artifacts"
@@ -61,16 +64,18 @@ class Deployed:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "FASHION_ANN_DATA_DIR": str(SAMPLE),
             "FASHION_ANN_ARTIFACTS_DIR": str(self.artifacts),
+            **environment,
         }
+        self._workers: list[subprocess.Popen[bytes]] = []
 
     def start_server(self) -> None:
-        """Start the server. A restart uses the same address."""
+        """Start the server in the checkout, as containers and units do. A restart uses the same address."""
         address = httpx.URL(self.url)
         listen = ["--host", address.host, "--port", str(address.port)]
         with self.server_log.open("ab") as log:
             self.server = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "server", "start", *listen],
-                cwd=self.home,
+                cwd=PROJECT_ROOT,
                 env={**self.environment, **self._server_only},
                 stdout=log,
                 stderr=log,
@@ -113,7 +118,7 @@ class Deployed:
     def start_worker(self, pool: str, name: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker that shares only the server and the artifacts with the others, as on another machine."""
         with (self.home / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
                 cwd=self.home,
                 env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
@@ -121,6 +126,23 @@ class Deployed:
                 stderr=log,
                 preexec_fn=restore_sigint,
             )
+        self._workers.append(process)
+        return process
+
+    def kill_everything(self) -> None:
+        """Kill server, workers, flow runs and what they started, as a power cut does."""
+        # Workers first: one that sees the end of a flow run would report it to the server.
+        for service in (*self._workers, self.server):
+            service.kill()
+            service.wait()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("PREFECT_API_URL") == self.url:
+                    process.kill()
+
+    def stop_workers(self) -> None:
+        for worker in self._workers:
+            stop(worker)
 
     def start(self, name: str, **parameters: Any) -> UUID:
         deployment = self.client.read_deployment_by_name(name)
@@ -179,11 +201,11 @@ def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 
 @contextmanager
-def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterator[Deployed]:
+def deployed_at(home: Path, notify: str, database: str | None = None, **environment: str) -> Iterator[Deployed]:
     """Start a server on ``database`` (default: sqlite), deploy everything, and start a worker for the cpu pool."""
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-        deployed = Deployed(home, url, client, database)
+        deployed = Deployed(home, url, client, database, **environment)
         try:
             deployed.start_server()
             done = deployed.command("cli.main", "deploy", FASHION_ANN_NOTIFY=notify)
@@ -195,9 +217,10 @@ def deployed_at(home: Path, notify: str, database: str | None = None) -> Iterato
             for run in client.read_flow_runs():
                 if run.deployment_id == watch.id:
                     client.delete_flow_run(run.id)
-            with deployed.worker("cpu", "cpu-worker"):
-                yield deployed
+            deployed.start_worker("cpu", "cpu-worker")
+            yield deployed
         finally:
+            deployed.stop_workers()
             stop(deployed.server)
 
 

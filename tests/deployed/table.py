@@ -17,7 +17,8 @@ _PAGE = """# When something fails
 
 Written by `make test-deployed`; do not edit. The faults come from
 [tests/deployed/test_faults.py](../tests/deployed/test_faults.py), with real processes on one machine. Each fault hits a
-run of `train-fashion-mnist/on-demand` with `train_on=gpu` while the gpu worker trains.
+run of `train-fashion-mnist/on-demand` with `train_on=gpu` while the gpu worker trains. The faults that concern slots of
+deployments with a limit hit a run of `train-fashion-mnist/nightly`.
 
 After each fault the tests require:
 
@@ -33,6 +34,11 @@ Notes:
   ([events.md](events.md)). Neither process nor worker was left to report to the server. Prefect alone would leave these
   runs Running for ever.
 - While the server or its database is down, a run retries for about a minute.
+- A run renews its slot every 225 s, in these tests every 60 s. After the restart of the server training stays suspended
+  until both runs have renewed theirs.
+- After the power cut no `deploy` runs, as after a reboot. The next run of `nightly` gets the slot of the dead one.
+- The late runs were created as late, while no worker ran. The server has to answer every request while the worker
+  picks them up.
 - After a cancel of the main flow's run the server cancels the training at its next check.
 - The tests suspend training (SIGSTOP) after a few epochs, and resume it with the fault. A cancel and a SIGTERM take
   longer to arrive than the sample takes to train, so training resumes after they have arrived.

@@ -6,32 +6,55 @@ one database share a server and a store. Each has its own seed, so that they sha
 """
 
 import json
+import os
+import shutil
 import subprocess
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Late
 
 from cli.server_process import has_ended
+from schemas.config import PROJECT_ROOT
 from tasks.model import fit
 from tasks.registry.store import ModelStore
 from tests.deployed.conftest import Deployed, deployed_at, stop
 from tests.deployed.postgres import Postgres
 from tests.deployed.table import Row
+from tests.field_faults import field_fault
+from tests.sample import SAMPLE
 
-ON_DEMAND = "train-fashion-mnist/on-demand"
+ON_DEMAND, NIGHTLY = "train-fashion-mnist/on-demand", "train-fashion-mnist/nightly"
+WATCH = "watch-data/scheduled"
 # Enough that a fault comes before the last epoch, and few because the second run has to finish them.
 EPOCHS = 100
+# Prefect renews the lease of a concurrency slot every 225 s. Here it does so every 60 s, to save time.
+RENEW_OFTEN = """
+import sys
+
+if "prefect" in " ".join(sys.orig_argv):
+    from prefect.concurrency import _leases
+
+    _leases._RENEWAL_FRACTION = 0.2
+"""
+# The automation for dead runs fires 100 s after the last heartbeat. By default the server drops it 60 s later.
+SECONDS_WITHOUT_POWER = 170
+# A worker that was away for six hours.
+LATE_CHECKS = 37
 _numbers = count(1)
 
 
@@ -64,7 +87,9 @@ def site(
 ) -> Iterator[Site]:
     postgres: Postgres | None = request.getfixturevalue("postgres") if request.param == "Postgres" else None
     address = None if postgres is None else postgres.new_database("faults")
-    with deployed_at(tmp_path_factory.mktemp("faults"), webhook[0], address) as deployed:
+    (patch := tmp_path_factory.mktemp("patch")).joinpath("sitecustomize.py").write_text(RENEW_OFTEN)
+    path = os.pathsep.join((str(patch), str(PROJECT_ROOT)))
+    with deployed_at(tmp_path_factory.mktemp("faults"), webhook[0], address, PYTHONPATH=path) as deployed:
         site = Site(deployed, request.param, postgres)
         try:
             yield site
@@ -75,8 +100,9 @@ def site(
 class SuspendedRun:
     """A run that trains on the gpu worker, or whose training is suspended."""
 
-    def __init__(self, site: Site, artifacts: Path | None) -> None:
+    def __init__(self, site: Site, artifacts: Path | None, deployment: str) -> None:
         self.site = site
+        self.deployment = deployment
         self.deployed = site.deployed
         self.seed = next(_numbers)
         self.artifacts = artifacts or site.deployed.artifacts
@@ -101,7 +127,7 @@ class SuspendedRun:
 
     def start(self) -> FlowRun:
         parameters = _parameters(self.seed, EPOCHS, self.artifacts)
-        return self.deployed.client.read_flow_run(self.deployed.start(ON_DEMAND, **parameters))
+        return self.deployed.client.read_flow_run(self.deployed.start(self.deployment, **parameters))
 
     def _checkpoints(self) -> set[Path]:
         return set(self.artifacts.glob("checkpoints/*.npz"))
@@ -177,12 +203,12 @@ class SuspendedRun:
 
 
 @contextmanager
-def suspended_run(site: Site, artifacts: Path | None = None) -> Iterator[SuspendedRun]:
+def suspended_run(site: Site, artifacts: Path | None = None, deployment: str = ON_DEMAND) -> Iterator[SuspendedRun]:
     """Start a run and suspend its training in the middle, so that the machine's speed does not decide the outcome.
 
     It resumes at the end of the block at the latest, because a suspended training would block the gpu pool.
     """
-    run = SuspendedRun(site, artifacts)
+    run = SuspendedRun(site, artifacts, deployment)
     try:
         run.suspend()
         yield run
@@ -232,9 +258,35 @@ def _terminate_worker(run: SuspendedRun) -> None:
 
 def _kill_server(run: SuspendedRun) -> None:
     run.resume()  # its reports find no server
+    _restart_server(run)
+
+
+def _restart_server(run: SuspendedRun) -> None:
     run.deployed.server.kill()
     run.deployed.server.wait()
     run.deployed.start_server()
+
+
+def _kill_server_before_renewal(run: SuspendedRun) -> None:
+    restarted = time.time()
+    _restart_server(run)
+    leases = run.deployed.home / "prefect" / "concurrency_leases"
+
+    def both_renewed() -> bool:
+        assert run.processes(run.parent), "the run was terminated"
+        renewed = [path for path in leases.glob("*-*.json") if path.stat().st_mtime > restarted]
+        return len(renewed) >= 2
+
+    run.deployed.wait_for(both_renewed)
+
+
+def _cut_power(run: SuspendedRun) -> None:
+    run.deployed.kill_everything()
+    time.sleep(SECONDS_WITHOUT_POWER)
+    run.deployed.start_server()
+    # As after a boot: no `deploy`.
+    run.deployed.start_worker("cpu", f"cpu-{next(_numbers)}")
+    run.site.ensure_worker()
 
 
 def _restart_postgres(run: SuspendedRun) -> None:
@@ -256,6 +308,7 @@ def _cancel_child(run: SuspendedRun) -> None:
 class Fault:
     """A fault of a suspended training, and the expected final states of child and parent.
 
+    deployment: of the main flow. That of the training has a concurrency limit.
     marked_by_automation: the automation for dead runs ends the child.
     arrives_late: training stays suspended until the flow's process has ended. It would finish before the fault arrives.
     """
@@ -266,8 +319,20 @@ class Fault:
     parent: str
     marked_by_automation: bool = False
     arrives_late: bool = False
+    deployment: str = ON_DEMAND
 
 
+LOST_LEASE = Fault(
+    "kill -9 of the server, then a restart before both concurrency leases are renewed",
+    *(_kill_server_before_renewal, "Completed", "Completed"),
+    deployment=NIGHTLY,
+)
+POWER_CUT = Fault(
+    f"kill -9 of every process; after {SECONDS_WITHOUT_POWER} s server and workers start without `deploy`",
+    *(_cut_power, "Crashed", "Crashed"),
+    marked_by_automation=True,
+    deployment=NIGHTLY,
+)
 FAULTS = [
     Fault("kill -9 of the training process", _kill_flow_process, "Crashed", "Failed"),
     Fault("kill -9 of the main flow's process", _kill_parents_flow_process, "Completed", "Crashed"),
@@ -283,7 +348,7 @@ RESTART = Fault("restart of Postgres, down for 5 s", _restart_postgres, "Complet
 
 
 def check_fault(fault: Fault, site: Site, record_row: Callable[[Row], None]) -> None:
-    with suspended_run(site) as run:
+    with suspended_run(site, deployment=fault.deployment) as run:
         happened = datetime.now(UTC)
         flow = run.flow_process(run.child)
         fault.happen(run)
@@ -321,6 +386,96 @@ def test_no_gpu_worker_fails_the_run_and_the_next_trains(site: Site, record_row:
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
 def test_fault_ends_both_runs_and_the_next_resumes(site: Site, fault: Fault, record_row: Callable[[Row], None]) -> None:
     check_fault(fault, site, record_row)
+
+
+@field_fault(
+    "state lost by a restart",
+    "the server is killed and started again while a run holds concurrency slots",
+    "The next renewals of both leases succeed, and both runs complete.",
+)
+def test_run_with_a_slot_outlives_a_restart(site: Site, record_row: Callable[[Row], None]) -> None:
+    check_fault(LOST_LEASE, site, record_row)
+
+
+@field_fault(
+    "state lost by a restart",
+    "a power cut of minutes; server and worker start again, without `deploy`",
+    "Both dead runs are marked Crashed, and the next run of `nightly` gets the slot and resumes from the checkpoint.",
+)
+def test_power_cut_ends_both_runs_and_frees_nightly(site: Site, record_row: Callable[[Row], None]) -> None:
+    check_fault(POWER_CUT, site, record_row)
+
+
+def _late_runs(deployed: Deployed, name: str, number: int, **parameters: Any) -> list[FlowRun]:
+    """Create runs that were scheduled every ten minutes and are late."""
+    deployment, now = deployed.client.read_deployment_by_name(name), datetime.now(UTC)
+    return [
+        deployed.client.create_flow_run_from_deployment(
+            deployment.id,
+            parameters=parameters,
+            state=Late(scheduled_time=now - timedelta(minutes=10 * (number - each))),
+        )
+        for each in range(number)
+    ]
+
+
+@pytest.fixture
+def incomplete(tmp_path: Path) -> Path:
+    """Return a data folder without a test split. A check for new data announces nothing there."""
+    shutil.copy(SAMPLE / "fashion-mnist_train.csv.gz", tmp_path)
+    return tmp_path
+
+
+@field_fault(
+    "state lost by a restart",
+    "a worker returns to 37 late checks and two late runs of `nightly`",
+    "The server answers every request. One check runs, and the others end as Superseded. `nightly` trains once.",
+)
+def test_worker_returns_to_late_runs(site: Site, incomplete: Path, record_row: Callable[[Row], None]) -> None:
+    deployed = site.deployed
+    parameters = {**_parameters(next(_numbers), 1, deployed.artifacts), "train_on": "here"}
+    deployed.stop_workers()
+    checks = _late_runs(deployed, WATCH, LATE_CHECKS, data_dir=str(incomplete))
+    nights = _late_runs(deployed, NIGHTLY, 2, **parameters)
+    log_before = deployed.server_log.stat().st_size
+    happened = datetime.now(UTC)
+    with _answered_requests(deployed.url) as failures:
+        deployed.start_worker("cpu", f"cpu-{next(_numbers)}")
+        check_ends = Counter(deployed.end_of(run.id).state_name for run in checks)
+        night_ends = {deployed.end_of(run.id).state_name: run.id for run in nights}
+    assert failures == []
+    assert check_ends == {"Nothing new": 1, "Superseded": LATE_CHECKS - 1}
+    assert night_ends.keys() in ({"Completed", "Cancelled"}, {"Completed", "Nothing new"})
+    log = deployed.server_log.read_bytes()[log_before:]
+    assert log.count(b"database is locked") < LATE_CHECKS, "more than one per run"
+    parent = deployed.client.read_flow_run(night_ends["Completed"])
+    (child,) = deployed.children(parent)
+    fault, second_run = f"a worker returns to {LATE_CHECKS} late checks and two late runs", "one check, one training"
+    record_row(Row(fault, site.database, _end(child, happened), _end(parent, happened), second_run))
+
+
+@contextmanager
+def _answered_requests(url: str) -> Iterator[list[str]]:
+    """Send requests during the block, and yield a list that receives those that failed or took 30 s."""
+    failures: list[str] = []
+    done = threading.Event()
+
+    def send() -> None:
+        with httpx.Client(timeout=30) as client:
+            while not done.wait(0.3):
+                for path in ("flow_runs/count", "work_pools/filter"):
+                    try:
+                        client.post(f"{url}/{path}", json={}).raise_for_status()
+                    except httpx.HTTPError as error:
+                        failures.append(f"{path}: {error!r}")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("site", [pytest.param("Postgres", marks=pytest.mark.xdist_group("Postgres"))], indirect=True)

@@ -155,7 +155,7 @@ def test_two_deployments_leave_one_of_each_automation() -> None:
 
     dead: Any = automations[MARK_DEAD]
     assert dead.trigger.within == timedelta(seconds=100)
-    assert dead.trigger.after == {"prefect.flow-run.heartbeat"}
+    assert dead.trigger.after == {"prefect.flow-run.heartbeat", "prefect.flow-run.Running"}
     # Events carry the names of states, also the custom ones.
     ended = {
         f"prefect.flow-run.{name}" for name in ("Completed", NOTHING_NEW, SUPERSEDED, WAITING, RUN_ACTIVE, "Failed")
@@ -298,3 +298,16 @@ def test_missing_deployment_fails_with_the_command_to_deploy(server: str, tmp_pa
         client.delete_deployment(client.read_deployment_by_name("fit-model/gpu").id)
     with pytest.raises(NoGpuWorker, match="fashion-ann deploy"):
         train_on_gpu(tmp_path)
+
+
+@pytest.mark.usefixtures("deployed")
+def test_checks_wait_in_a_queue_with_one_run() -> None:
+    name, pool = "checks", "cpu"
+    assert read_deployment("watch-data/scheduled").work_queue_name == name
+    with get_client(sync_client=True) as client:
+        queue = client.read_work_queue_by_name(name, pool)
+        assert queue.concurrency_limit == 1
+        client.update_work_queue(queue.id, concurrency_limit=2)
+        deploy_all()
+        assert client.read_work_queue_by_name(name, pool).concurrency_limit == 2  # the operator's limit
+        client.update_work_queue(queue.id, concurrency_limit=1)
