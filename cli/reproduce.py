@@ -102,7 +102,7 @@ def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) 
         "lock": (manifest.lock_sha256, trained.lock_sha256),
         "prepared data": (manifest.stage("prepare").digest, prepared),
     }
-    changes = [f"{name}: sha256 {before}, now {now}" for name, (before, now) in digests.items() if before != now]
+    changes = [f"{name}: {before}, now {now}" for name, (before, now) in digests.items() if before not in (None, now)]
     for kind, before, now in (
         ("package", manifest.packages, trained.packages),
         ("environment", manifest.environment, trained.environment),
@@ -111,4 +111,6 @@ def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) 
         changes += [
             f"{kind}: {name} {value}, now {now.get(name)}" for name, value in before.items() if value != now.get(name)
         ]
+    if not changes and (key := manifest.stage("train").key) != trained.record.key:
+        changes = [f"what the manifest does not record: cache key of the train stage {key}, now {trained.record.key}"]
     return changes

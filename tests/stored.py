@@ -61,8 +61,6 @@ def facts(**changed: Any) -> VersionFacts:
             "promotion": {},
             "seed": 0,
             "code": {"revision": None, "dirty": None},
-            "environment": {},
-            "code_sha256": DIGEST,
             "lock_sha256": DIGEST,
             "packages": {},
             "device": {"kind": "cpu", "name": "a CPU", "count": 1, "backend": "tensorflow"},

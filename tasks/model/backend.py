@@ -37,7 +37,8 @@ _UNUSED_PACKAGES = ("matplotlib", "pandas", "sklearn")
 # | JAX_PLATFORMS, JAX_COMPILATION_CACHE_DIR, JAX_PERSISTENT_CACHE_* | kept | only speed, and the device in the key |
 # | KERAS_HOME | set | its keras.json changes weights (floatx) or fails the import (epsilon) |
 # | other KERAS_* | removed | KERAS_MAX_STEPS_PER_EPOCH changes weights, KERAS_MAX_EPOCHS the number of epochs |
-# | other TF_* | removed | TF_ENABLE_ONEDNN_OPTS and TF_XLA_FLAGS change weights |
+# | TF_CLI_*, TF_VAR_* and others of Terraform | kept | TensorFlow does not read them |
+# | other TF_*, TENSORFLOW_* | removed | TF_ENABLE_ONEDNN_OPTS and TF_XLA_FLAGS change weights |
 # | other JAX_* | removed | JAX_ENABLE_X64, JAX_DISABLE_JIT and JAX_THREEFRY_PARTITIONABLE change weights |
 # | ONEDNN_*, DNNL_* | removed | the *_MAX_CPU_ISA change weights |
 # | NVIDIA_TF32_*, CUBLAS_*, CUDNN_* | removed | select the arithmetic of a GPU |
@@ -53,8 +54,10 @@ DEFAULT_ENVIRONMENT = {
 _KEPT = (
     *("TF_CPP_", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR", "XLA_PYTHON_CLIENT_"),
     *("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_"),
+    *("TF_CLI_", "TF_VAR_", "TF_LOG", "TF_INPUT", "TF_DATA_DIR", "TF_WORKSPACE", "TF_IN_AUTOMATION", "TF_TOKEN_"),
+    *("TF_REGISTRY_", "TF_PLUGIN_CACHE_"),
 )
-_REMOVED = ("KERAS_", "TF_", "XLA_", "JAX_", "ONEDNN_", "DNNL_", "NVIDIA_TF32_", "CUBLAS_", "CUDNN_")
+_REMOVED = ("KERAS_", "TF_", "TENSORFLOW_", "XLA_", "JAX_", "ONEDNN_", "DNNL_", "NVIDIA_TF32_", "CUBLAS_", "CUDNN_")
 
 
 def environment() -> dict[str, str]:

@@ -215,7 +215,7 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
     if champion is not None:
         words["compare"] = [_PROGRAM, "compare", str(champion), str(version), *about]
     lines = {name: shlex.join(command) for name, command in words.items()}
-    for variable, value in manifest["environment"].items():
+    for variable, value in manifest.get("environment", {}).items():
         if value != DEFAULT_ENVIRONMENT.get(variable):
             for name in ("train", "reproduce"):
                 lines[name] = f"{variable}={shlex.quote(value)} {lines[name]}"

@@ -103,11 +103,12 @@ def test_one_device_needs_no_distribution(devices: list[str]) -> None:
         *((name, "ignored") for name in ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS")),
         *((name, "ignored") for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_JIT")),
         *((name, "ignored") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE")),
+        *((name, "ignored") for name in ("TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL", "XLA_OTHER")),
         *((name, "ignored") for name in ("CUBLAS_WORKSPACE_CONFIG", "CUDNN_CONV_WSCAP_DBG")),
         *((name, "recorded") for name in ("KERAS_BACKEND", "XLA_FLAGS")),
         *((name, "recorded") for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")),
         *((name, "kept") for name in ("TF_CPP_MIN_LOG_LEVEL", "XLA_PYTHON_CLIENT_PREALLOCATE", "JAX_PLATFORMS")),
-        *((name, "kept") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TF_GPU_ALLOCATOR")),
+        *((name, "kept") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TF_CLI_CONFIG_FILE")),
     ],
 )
 def test_each_variable_is_ignored_recorded_or_kept(name: str, fate: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,9 +133,10 @@ def test_verify_rejects_edited_model_files(store: ModelStore) -> None:
         ({"device": {"name": "AMD EPYC, 2 cores"}}, "device: name AMD EPYC, 2 cores, now H200"),
         ({"environment": {"XLA_FLAGS": "--a"}}, "environment: XLA_FLAGS --a, now "),
         ({"packages": {"keras": "3.14"}}, "package: keras 3.14, now 3.15"),
-        ({"code_sha256": "1" * 64}, f"code of the train stage: sha256 {'1' * 64}, now "),
-        ({"lock_sha256": "1" * 64}, f"lock: sha256 {'1' * 64}, now "),
-        ({"prepared": "1" * 64}, f"prepared data: sha256 {'1' * 64}, now "),
+        ({"code_sha256": "1" * 64}, f"code of the train stage: {'1' * 64}, now "),
+        ({"lock_sha256": "1" * 64}, f"lock: {'1' * 64}, now "),
+        ({"code_sha256": None, "key": "1" * 64}, "what the manifest does not record: cache key of the train stage 1"),
+        ({"prepared": "1" * 64}, f"prepared data: {'1' * 64}, now "),
     ],
 )
 @field_fault(
@@ -150,10 +151,13 @@ def test_changes_since_a_version_are_listed(
     device = sample_trained.device.model_copy(update={"kind": "gpu", "name": "H200", "driver": "570.1"})
     packages = {**sample_trained.packages, "keras": "3.15"}
     trained = sample_trained.model_copy(update={"device": device, "packages": packages})
-    prepared = sample_prepared.record
-    stage = prepared.model_copy(update={"digest": recorded.get("prepared", prepared.digest)})
+    prepared, fitted = sample_prepared.record, trained.record
+    stages = (
+        prepared.model_copy(update={"digest": recorded.get("prepared", prepared.digest)}),
+        fitted.model_copy(update={"key": recorded.get("key", fitted.key)}),
+    )
     manifest = facts(
-        lineage=[{**stage.model_dump(mode="json", exclude={"path"}), "split": None}],
+        lineage=[{**stage.model_dump(mode="json", exclude={"path"}), "split": None} for stage in stages],
         device={"kind": "gpu", "name": "H200", "count": 1, "backend": device.backend, **recorded.get("device", {})},
         environment={**trained.environment, **recorded.get("environment", {})},
         packages={**packages, **recorded.get("packages", {})},
