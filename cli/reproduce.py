@@ -109,8 +109,14 @@ def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) 
         ("device", manifest.device.as_json(), trained.device.model_dump()),
     ):
         changes += [
-            f"{kind}: {name} {value}, now {now.get(name)}" for name, value in before.items() if value != now.get(name)
+            f"{kind}: {name} {_shown(value)}, now {_shown(now.get(name))}"
+            for name, value in before.items()
+            if value != now.get(name)
         ]
     if not changes and (key := manifest.stage("train").key) != trained.record.key:
         changes = [f"what the manifest does not record: cache key of the train stage {key}, now {trained.record.key}"]
     return changes
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value in (None, "") else str(value)

@@ -12,6 +12,7 @@ from schemas.contract import Split
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import AliasEvent, VersionFacts
 from tasks.registry.alias_log import utc_now
+from tasks.runtime.fingerprint import code_was_edited
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def _lineage(
 
 
 def code_revision(root: Path = PROJECT_ROOT) -> dict[str, Any]:
-    """Return the commit of the checkout ``root``, and whether files differ from it.
+    """Return the commit of the checkout ``root``, and whether its files or the code of this process differ from it.
 
     Without git or a commit the revision is that of FASHION_ANN_REVISION, which the image sets. If that is missing too,
     both are None, and a warning is logged.
@@ -124,4 +125,4 @@ def code_revision(root: Path = PROJECT_ROOT) -> dict[str, Any]:
             reason,
         )
         return {"revision": None, "dirty": None}
-    return {"revision": revision, "dirty": bool(changes)}
+    return {"revision": revision, "dirty": bool(changes) or code_was_edited()}

@@ -37,6 +37,11 @@ def _content(path: Path) -> bytes:
     return _CONTENTS[path] if path in _CONTENTS else path.read_bytes()
 
 
+def code_was_edited() -> bool:
+    """Return True if the files of the checkout are no longer the code that this process imported."""
+    return any(not path.is_file() or path.read_bytes() != content for path, content in _CONTENTS.items())
+
+
 def code_and_lock(*core: str) -> dict[str, str]:
     """Return the digests of ``core``'s code and of the lock, both as they were when this process started."""
     return {"code": code_digest(core), "lock": lock_digest()}

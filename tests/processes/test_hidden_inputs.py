@@ -76,14 +76,15 @@ def _python(checkout: Path, program: str) -> str:
 @field_fault(
     "hidden input of a cached result",
     "core code and the lock are edited while a run waits, or a module is removed",
-    "cache keys are those of the code that the run imported",
+    "cache keys are those of the code that the run imported, and the manifest records it as uncommitted",
 )
 def test_keys_are_those_of_the_imported_code(checkout: Path) -> None:
     program = """
 from pathlib import Path
-from tasks.runtime.fingerprint import code_and_lock, installed_extra
+from tasks.runtime.fingerprint import code_and_lock, code_was_edited, installed_extra
 {edit}
 print(code_and_lock("tasks.model.fit"))
+print(code_was_edited())
 """
     edit = """
 network, lock = Path("tasks/model/network.py"), Path(f"requirements/{installed_extra()}.lock")
@@ -91,10 +92,11 @@ network.write_text(network.read_text().replace("HIDDEN_UNITS = 128", "HIDDEN_UNI
 lock.write_text(lock.read_text() + "added==1")
 Path("tasks/model/checkpoint.py").unlink()
 """
-    before = _python(checkout, program.format(edit=""))
+    before, edited = _python(checkout, program.format(edit="")).splitlines()
     assert code_digest(("tasks.model.fit",)) in before
-    assert _python(checkout, program.format(edit=edit)) == before
-    assert _python(checkout, program.format(edit="")) != before
+    assert edited == "False"
+    assert _python(checkout, program.format(edit=edit)).splitlines() == [before, "True"]
+    assert _python(checkout, program.format(edit="")).splitlines()[0] != before
 
 
 @field_fault(

@@ -131,7 +131,7 @@ def test_verify_rejects_edited_model_files(store: ModelStore) -> None:
         ({}, None),
         ({"device": {"driver": "560.3"}}, "device: driver 560.3, now 570.1"),
         ({"device": {"name": "AMD EPYC, 2 cores"}}, "device: name AMD EPYC, 2 cores, now H200"),
-        ({"environment": {"XLA_FLAGS": "--a"}}, "environment: XLA_FLAGS --a, now "),
+        ({"environment": {"XLA_FLAGS": "--a"}}, "environment: XLA_FLAGS --a, now unset"),
         ({"packages": {"keras": "3.14"}}, "package: keras 3.14, now 3.15"),
         ({"code_sha256": "1" * 64}, f"code of the train stage: {'1' * 64}, now "),
         ({"lock_sha256": "1" * 64}, f"lock: {'1' * 64}, now "),
