@@ -53,6 +53,17 @@ def test_evaluates_again_on_another_test_split(
     assert not evaluate.fn(changed, sample_trained, sample_artifacts).record.reused
 
 
+@pytest.mark.usefixtures("evaluation")
+def test_evaluates_again_with_other_variables(
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    sample_artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert not evaluate.fn(sample_prepared, sample_trained, sample_artifacts).record.reused
+
+
 @field_fault(
     "stray files and bad values",
     "a trained model predicts NaN on the test split",
