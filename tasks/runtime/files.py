@@ -87,6 +87,11 @@ def sweep_temporaries(path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def is_mount_point(path: Path) -> bool:
+    """Return whether something is mounted on ``path`` itself, also a file of the same file system."""
+    return path.is_mount() or any(mount.mountpoint == str(path) for mount in psutil.disk_partitions(all=True))
+
+
 def remove_path(path: Path) -> None:
     """Remove a file, a link or a whole folder, if it exists. The target of a link stays."""
     if path.is_dir() and not path.is_symlink():
