@@ -1,4 +1,4 @@
-"""Measure how often the checks of `predict` warn: `python -m benchmarks.predicted_checks [--artifacts-dir D]`.
+"""Measure how often the checks of `predict` warn: `python -m benchmarks.predicted_checks DATASET`.
 
 Prints the share of random subsets of the published test split, and of its classes, that cause a warning; then the
 warnings for the same split with known faults. Reads the CSVs of the data folder, and the champion with its profile.
@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmarks.checks import faults
 from schemas.config import artifacts_folder, data_folder
-from schemas.contract import FASHION_MNIST
+from schemas.contract import CONTRACTS, DatasetContract, contract_of
 from schemas.layout import PROFILE_NAME
 from tasks.checks.image_checks import measure_predicted
 from tasks.checks.image_profile import ImageProfile, read_profile
@@ -34,46 +34,52 @@ _DRAWS = 300
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predicted_checks", description=__doc__)
-    parser.add_argument("--artifacts-dir")
-    version = ModelStore.of(artifacts_folder(parser.parse_args().artifacts_dir), FASHION_MNIST.name).version(CHAMPION)
+    parser.add_argument("dataset", choices=CONTRACTS)
+    parser.add_argument("--artifacts-dir", metavar="D")
+    options = parser.parse_args()
+    contract = contract_of(options.dataset)
+    version = ModelStore.of(artifacts_folder(options.artifacts_dir), contract.name).version(CHAMPION)
     model, profile = load_model(version), read_profile(version.read(PROFILE_NAME))
-    rows = pd.read_csv(data_folder() / FASHION_MNIST.csv_name("test"), dtype=np.uint8).to_numpy()
+    rows = pd.read_csv(data_folder() / contract.csv_name("test"), dtype=np.uint8).to_numpy()
     images, labels = np.ascontiguousarray(rows[:, 1:]), rows[:, 0]
-    predicted = _predict(model, images)
+    predicted = _predict(model, images, contract)
     groups = {"all classes": np.arange(len(images))} | {
-        name: np.flatnonzero(labels == label) for label, name in enumerate(FASHION_MNIST.class_names)
+        name: np.flatnonzero(labels == label) for label, name in enumerate(contract.class_names)
     }
     print("| images of | rows | files | files with a warning | checks that warned |\n|---|---|---|---|---|")
     for group, members in groups.items():
-        for size in (*_SIZES, len(members)):
-            # Small files are cut from one permutation after the other.
+        for size in sorted({len(members), *(size for size in _SIZES if size < len(members))}):
             generator = np.random.default_rng(size)
             draws = 1 if size == len(members) else _DRAWS
             files = [np.sort(generator.choice(members, size, replace=False)) for _ in range(draws)]
-            found = [_warnings(measure_rows(images[part], predicted[part], profile)) for part in files]
+            found = [
+                _warnings(measure_rows(images[part], predicted[part], profile, contract), contract) for part in files
+            ]
             counts = ", ".join(f"{name} {times}" for name, times in Counter(chain.from_iterable(found)).most_common())
             print(f"| {group} | {size} | {draws} | {sum(map(bool, found))} | {counts} |", flush=True)
     print("\n| fault | rows | checks that warned |\n|---|---|---|")
-    for fault, change in faults(FASHION_MNIST).items():
-        for size in (100, 200, len(images)):
+    for fault, change in faults(contract).items():
+        for size in sorted({20, 100, 200, len(images)}):
             faulty = np.ascontiguousarray(change((images[:size], labels[:size]))[0])
-            names = _warnings(measure_rows(faulty, _predict(model, faulty), profile))
+            names = _warnings(measure_rows(faulty, _predict(model, faulty, contract), profile, contract), contract)
             print(f"| {fault} | {size} | {', '.join(names)} |", flush=True)
 
 
-def measure_rows(images: Bytes, predicted: npt.NDArray[np.int64], profile: ImageProfile) -> Mapping[str, Measurement]:
+def measure_rows(
+    images: Bytes, predicted: npt.NDArray[np.int64], profile: ImageProfile, contract: DatasetContract
+) -> Mapping[str, Measurement]:
     """Measure images as `predict` does."""
-    seen = PredictedImages(FASHION_MNIST)
+    seen = PredictedImages(contract)
     seen.add(images, predicted)
-    return measure_predicted(seen, FASHION_MNIST, profile)
+    return measure_predicted(seen, contract, profile)
 
 
-def _predict(model: Any, images: Bytes) -> npt.NDArray[np.int64]:
-    return np.asarray(model.predict(scale_pixels(images, FASHION_MNIST), batch_size=4_096, verbose=0).argmax(axis=1))
+def _predict(model: Any, images: Bytes, contract: DatasetContract) -> npt.NDArray[np.int64]:
+    return np.asarray(model.predict(scale_pixels(images, contract), batch_size=4_096, verbose=0).argmax(axis=1))
 
 
-def _warnings(measured: Mapping[str, Measurement]) -> list[str]:
-    return [name for name, measurement in measured.items() if FASHION_MNIST.check(name).warns(measurement.value)]
+def _warnings(measured: Mapping[str, Measurement], contract: DatasetContract) -> list[str]:
+    return [name for name, measurement in measured.items() if contract.check(name).warns(measurement.value)]
 
 
 if __name__ == "__main__":

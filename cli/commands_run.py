@@ -126,7 +126,7 @@ def _predict(options: argparse.Namespace) -> None:
         options.version,
         options.dataset,
         artifacts_folder(options.artifacts_dir),
-        strict=options.strict,
+        options.strict,
     )
     lines = [f"{predictions.rows} rows predicted by version {predictions.version}"]
     if predictions.accuracy is not None:

@@ -14,7 +14,7 @@ def predict(
     images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
 ) -> Predictions:
     """Run `tasks.registry.batch_prediction.predict_csv`, and return a reference to its output."""
-    predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict=strict)
+    predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict)
     publish_table(
         f"{dataset}-prediction-checks",
         [check.model_dump() for check in predictions.checks],

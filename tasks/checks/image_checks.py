@@ -119,11 +119,13 @@ def measure_predicted(
             if check.fails(measurement.value) or not check.warns(measurement.value):  # between the bounds is chance
                 measured[name] = measurement
         return measured
-    known = BaselineImages(profile, contract)
+    known, enough = BaselineImages(profile, contract), contract.minimum_rows["test"]
 
     def compare(images: Images, predicted: Labels) -> dict[str, Measurement]:
-        drift = _drift_of_classes(images, predicted, contract, profile)
-        return {**compare_unlabelled(images, predicted, contract, known), "drift": drift}
+        measured = compare_unlabelled(images, predicted, contract, known)
+        if len(images) >= enough:
+            measured["drift"] = _drift_of_classes(images, predicted, contract, profile)
+        return measured
 
     compared = compare(drawn.images, drawn.labels)
     measured |= _measure_images(drawn, contract, compared, compare, pixel_range)
@@ -131,7 +133,7 @@ def measure_predicted(
         measured |= pixel_range
     if _MISPLACED & _failed(compared, contract):
         measured.pop("drift", None)  # other classes are predicted for such images
-    elif seen.rows >= contract.minimum_rows["test"]:
+    elif seen.rows >= enough:
         # Rows of a balanced part of the images, because pixels vary less within a class.
         balanced = int(seen.class_rows.min()) * contract.classes
         measured["constant_columns"] = _constant_columns(*seen.extremes, balanced, contract, profile)

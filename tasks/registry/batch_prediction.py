@@ -35,7 +35,7 @@ BATCH_ROWS = 16_384
 
 
 def predict_csv(
-    images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, *, strict: bool = False
+    images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
 ) -> Predictions:
     """Predict each row of the CSV ``images`` with a version (a number or an alias) of ``dataset``.
 
@@ -55,7 +55,7 @@ def predict_csv(
         csv = reading.enter_context(open_csv(images, contract, label_optional=True))
         stored = ModelStore.of(artifacts_dir, dataset).version(version)
         model = load_model(stored)
-        checks = PredictionChecks(stored, contract, csv.reordered)
+        checks = PredictionChecks(stored, contract)
         schema = predictions_schema(contract, stored.manifest)
         start = 0
         sweep_temporaries(target)
@@ -70,16 +70,16 @@ def predict_csv(
                     start += len(rows)
                 # Raises if the images changed while they were read, before the output gets its name.
                 reading.close()
-                results, warnings = checks.results()
+                results, found = checks.results()
+                warnings = [] if csv.reordered is None else [csv.reordered]
+                warnings += [f"{images.name}: {line}" for line in found]
                 if strict and warnings:
-                    raise DataContractError(
-                        f"{images.name} was not predicted, because warnings are errors (strict): {'; '.join(warnings)}."
-                    )
+                    raise DataContractError(f"{output} was not written, because of --strict: {'; '.join(warnings)}.")
                 if isinstance(writer, pq.ParquetWriter):
-                    writer.add_key_value_metadata({"fashion_ann.warnings": json.dumps(warnings)})
+                    writer.add_key_value_metadata({**schema.metadata, b"fashion_ann.warnings": json.dumps(warnings)})
             sha256 = sha256_file(temporary)
     for line in warnings:
-        logger.warning("%s: %s", images.name, line)
+        logger.warning("%s", line)
     return Predictions(
         version=stored.number,
         rows=start,
@@ -140,8 +140,8 @@ def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
 
 
 _WRITERS: Mapping[str, Callable[[Path, pa.Schema], Any]] = {
-    # Names repeat, probabilities rarely do.
-    ".parquet": partial(pq.ParquetWriter, compression="zstd", use_dictionary=["name"]),
+    # Names repeat, probabilities rarely do. A stored Arrow schema would hide metadata that is added at the end.
+    ".parquet": partial(pq.ParquetWriter, compression="zstd", use_dictionary=["name"], store_schema=False),
     # float32 values are written with enough digits to read the same value back.
     ".csv": partial(pa_csv.CSVWriter, write_options=pa_csv.WriteOptions(quoting_header="none")),
 }

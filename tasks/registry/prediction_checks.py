@@ -23,10 +23,9 @@ _SIGNIFICANT = 0.001
 class PredictionChecks:
     """Collect images and labels batch by batch, then check them."""
 
-    def __init__(self, version: StoredVersion, contract: DatasetContract, reordered: str | None) -> None:
+    def __init__(self, version: StoredVersion, contract: DatasetContract) -> None:
         self._version, self._contract = version, contract
         self._seen = PredictedImages(contract)
-        self._reordered = reordered
         self._label_rows = np.zeros(contract.classes, np.int64)
         self._correct = 0
 
@@ -47,8 +46,7 @@ class PredictionChecks:
 
     def results(self) -> tuple[list[CheckResult], list[str]]:
         """Return the checks that were measured, and one sentence per warning."""
-        warnings = [] if self._reordered is None else [self._reordered]
-        results = []
+        results, warnings = [], []
         profile = self._profile()
         if profile is None:
             warnings.append(

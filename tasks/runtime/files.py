@@ -89,7 +89,7 @@ def sweep_temporaries(path: Path) -> None:
 
 def is_mount_point(path: Path) -> bool:
     """Return whether something is mounted on ``path`` itself, also a file of the same file system."""
-    return path.is_mount() or any(mount.mountpoint == str(path) for mount in psutil.disk_partitions(all=True))
+    return any(mount.mountpoint == str(path) for mount in psutil.disk_partitions(all=True))
 
 
 def remove_path(path: Path) -> None:
