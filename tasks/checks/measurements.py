@@ -91,11 +91,11 @@ def compare_with_baseline(
     """Measure how labelled images differ from the baseline.
 
     explained: share of the images' variance that labels explain (`variance_explained`). Each fault is reported once:
-    orientation is measured in the polarity that fits better, and labels are compared in the orientation that fits best.
+    orientation is measured in the polarity that fits better, and labels are compared in the view that fits best.
     """
     means = np.stack(list(mean_images(images, labels).values()))
-    (inverted, orientation), measured = _compare(means, _matched, contract, baseline)
-    nearest = baseline.labels[most_similar(images, baseline.oriented[orientation] * np.float32(-1 if inverted else 1))]
+    view, measured = _compare(means, _matched, contract, baseline)
+    nearest = baseline.labels[most_similar(images, view)]
     return {**measured, **measure_labels(labels, nearest, contract, baseline.profile, explained)}
 
 
@@ -120,8 +120,8 @@ def _compare(
     baseline: BaselineImages,
     expected: float = 1.0,
     z: float = 0.0,
-) -> tuple[tuple[bool, str], dict[str, Measurement]]:
-    """Return polarity and orientation that fit best, and polarity, orientation, position and similarity.
+) -> tuple[Floats, dict[str, Measurement]]:
+    """Return the baseline's images in the view that fits best, and polarity, orientation, position and similarity.
 
     match: reduces the correlations (N, classes) of the images with the baseline's to those of the classes that fit.
     expected: similarity of correct data. z: standard errors that a value gives the benefit of the doubt.
@@ -138,7 +138,9 @@ def _compare(
         for name, table in correlations.items()
     }
     inverted, orientation = best = max(fits, key=lambda view: fits[view].mean())
-    moved = max((match(normalized @ view.T) for view in baseline.shifted), key=np.mean)
+    shifts = [match(normalized @ view.T) for view in baseline.shifted]
+    nearest = int(np.argmax([fit.mean() for fit in shifts]))
+    moved = shifts[nearest]
     looks_moved = moved.mean() > fits[best].mean()
     upright = [moved, *(fits[False, name] for name in correlations)]
     polarity = gain(max((fits[True, name] for name in correlations), key=np.mean), max(upright, key=np.mean))
@@ -156,7 +158,10 @@ def _compare(
         if _smoothness(images, contract) < _smoothness(baseline.images, contract) / 2:
             other = "neighbouring pixels are unrelated: the pixels look permuted"
     background = f"the images look inverted, background is {contract.pixel_max}" if inverted else ""
-    return best, {
+    view = baseline.shifted[nearest]
+    if not looks_moved:
+        view = baseline.oriented[orientation] * np.float32(-1 if inverted else 1)
+    return view, {
         "polarity": Measurement(polarity, background),
         "orientation": Measurement(turned, f"the images look {orientation}" if orientation != UPRIGHT else ""),
         "position": Measurement(shift, "the images look moved by a pixel or more" if shift > 0 else ""),

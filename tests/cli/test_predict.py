@@ -261,17 +261,27 @@ def test_a_link_leads_to_the_output(run: Run, output: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["latest.parquet"]
 
 
-@field_fault("stray files and bad values", "--output is a mount point", "predict ends with 2 before any work")
-def test_a_mount_point_is_refused(output: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mount", "name", "message"),
+    [
+        pytest.param("mount --bind file out.parquet", "out.parquet", "is a mount point", id="file",
+                     marks=field_fault("stray files and bad values", "--output is a mount point",
+                                       "predict ends with 2 before any work")),
+        pytest.param("mount --bind file out.parquet", "link.parquet", "is a mount point", id="link to a file"),
+        pytest.param("mount -t tmpfs -o ro none folder", "folder/out.parquet", "can be written to", id="read-only",
+                     marks=field_fault("stray files and bad values", "--output is in a folder that is read-only",
+                                       "predict ends with 2 before any work")),
+    ],
+)  # fmt: skip
+def test_an_output_that_cannot_be_replaced_is_refused(tmp_path: Path, mount: str, name: str, message: str) -> None:
     if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
         pytest.skip("this user may not mount")
-    output.write_bytes(b"")
-    (tmp_path / "mounted").write_bytes(b"")
-    (tmp_path / "link.parquet").symlink_to(output)
-    for name in (output, tmp_path / "link.parquet"):
-        script = (
-            f"mount --bind {tmp_path}/mounted {output} && {sys.executable} -m cli.main predict none --output {name}"
-        )
-        process = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
-        assert process.returncode == 2, process.stderr
-        assert f"{name} is a mount point" in process.stderr
+    for file in ("file", "out.parquet"):
+        (tmp_path / file).write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.parquet").symlink_to("out.parquet")
+    script = f"cd {tmp_path} && {mount} && {sys.executable} -m cli.main predict none.csv --output {name}"
+    process = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert process.returncode == 2, process.stderr
+    assert f"{tmp_path / name} " in process.stderr
+    assert message in process.stderr
