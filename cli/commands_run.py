@@ -115,6 +115,11 @@ def _version_lines(version: "ModelVersion", dataset: str) -> Iterator[str]:
         required=True,
         help="file ending in .parquet or .csv; replaces an existing file, and is left unchanged by a failure",
     ),
+    Argument(
+        "--strict",
+        action="store_true",
+        help="end with status 3 and write nothing if the images, or the accuracy on their labels, cause a warning",
+    ),
     Argument("--version", metavar="V", default="champion", help="a number or an alias (default: %(default)s)"),
     help="predict the images of a CSV with a version",
     description="Write one row per image: class, class name and the probability of each class. Runs in this "
@@ -131,6 +136,7 @@ def _predict(options: argparse.Namespace) -> None:
         options.version,
         options.dataset,
         artifacts_folder(options.artifacts_dir),
+        options.strict,
     )
     lines = [f"{predictions.rows} rows predicted by version {predictions.version}"]
     if predictions.accuracy is not None:

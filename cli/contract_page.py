@@ -20,7 +20,8 @@ the contract of one dataset (`--dataset`), with `--json` for programs.
 A CSV has a header, then one row per image: its label and its pixels from the top left, row by row. The ingest stage
 checks the format and the range of every cell. The validate stage checks everything below with Great Expectations.
 Checks of images and labels (polarity to faulty_chunks) and drift use at most {SAMPLE_ROWS} images of a split, drawn at
-random; the other checks use all images.
+random; the other checks use all images. `predict` measures those that need no labels
+([data.md](data.md#checks-of-the-images)).
 """
 
 

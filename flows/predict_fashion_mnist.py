@@ -23,11 +23,13 @@ def predict_fashion_mnist(
     version: str = CHAMPION,
     artifacts_dir: Path | None = None,
     dataset: DatasetName = "fashion-mnist",
+    strict: bool = False,
 ) -> Predictions:
     """Predict ``images``, a CSV with or without labels, with a stored model, and write ``output``.
 
     version: a number or an alias.
     output: ends in .parquet or .csv. It is written completely or not at all.
+    strict: fail, and write nothing, if the images or their labels cause a warning.
     artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR, then to artifacts/ of the checkout.
     """
-    return predict(expanded(images), expanded(output), version, dataset, artifacts_folder(artifacts_dir))
+    return predict(expanded(images), expanded(output), version, dataset, artifacts_folder(artifacts_dir), strict)

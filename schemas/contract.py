@@ -157,20 +157,21 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "orientation",
-        "Gain in mean correlation if the images are turned, mirrored or transposed",
+        "Gain in mean correlation if the images are turned, mirrored or transposed; -1 if they are moved",
         "correct data: -0.20 to -0.12; turned, mirrored or transposed: 0.17 to 0.92",
         fail=0,
     ),
     Check(
         "position",
-        "Gain in mean correlation if the images are moved by one pixel to any side; -1 if they are inverted or turned",
+        "Gain in mean correlation if the images are moved by 1 to 12 pixels to any side; -1 if they are inverted or "
+        "turned",
         "correct data: -0.19 to -0.01; columns moved by one: 0.05 (digits fail similarity instead)",
         warn=0,
         fail=0.03,
     ),
     Check(
         "similarity",
-        "Mean correlation with the baseline's mean images, in the polarity and orientation that fit best",
+        "Mean correlation with the baseline's mean images, in the polarity, orientation and position that fit best",
         "correct data: 0.93 or more; pixels permuted, or noise: 0.23 or less; labels shuffled: 0.77",
         fail=0.6,
         low_is_bad=True,

@@ -224,11 +224,14 @@ class Predictions(Reference):
     """Predictions of a version for ``rows`` images, written to ``output``.
 
     accuracy: share of rows whose prediction equals the label; None without a label column.
+    checks: those that were measured. warnings: one sentence each.
     """
 
     version: int
     rows: int
     accuracy: float | None
+    checks: tuple[CheckResult, ...]
+    warnings: tuple[str, ...]
     output: Path
     sha256: str
 

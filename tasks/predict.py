@@ -6,9 +6,24 @@ from prefect import task
 
 from schemas.references import Predictions
 from tasks.registry.batch_prediction import predict_csv
+from tasks.runtime.prefect_artifacts import publish_table
 
 
 @task(name="predict", task_run_name="predict")
-def predict(images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path) -> Predictions:
+def predict(
+    images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
+) -> Predictions:
     """Run `tasks.registry.batch_prediction.predict_csv`, and return a reference to its output."""
-    return predict_csv(images, output, version, dataset, artifacts_dir)
+    predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict)
+    publish_table(
+        f"{dataset}-prediction-checks",
+        [check.model_dump() for check in predictions.checks],
+        "\n\n".join(
+            (
+                f"{predictions.rows} rows of {images.name} predicted by version {predictions.version}: "
+                f"{len(predictions.warnings)} warnings",
+                *predictions.warnings,
+            )
+        ),
+    )
+    return predictions

@@ -68,6 +68,7 @@ def version(
             "prepared": prepared.record.digest,
             "trained": trained.record.key,
             "weights": trained.weights_sha256,
+            "profile": sha256_file(data["train"].record.path / PROFILE_NAME),
             # Other bounds give another verdict, and a stored verdict never changes.
             "promotion": promotion.model_dump(),
         },

@@ -14,14 +14,17 @@ import pytest
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
+from schemas.layout import METRICS_NAME, PROFILE_NAME
 from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import VersionFacts
+from tasks.checks.image_profile import read_profile, write_profile
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
 from tasks.model.backend import set_up_backend
 from tasks.prepare import prepare
 from tasks.registry.store import ModelStore
+from tasks.runtime.files import write_json
 from tasks.train import train
 from tasks.validate import validate
 from tasks.version import version
@@ -145,8 +148,13 @@ def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def two_versions(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifacts folder with two untrained versions that predict differently; 1 is the champion. Read-only."""
+def two_versions(
+    backend: None, sample_data: dict[Split, ValidatedSplit], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An artifacts folder with two untrained versions that predict differently; 1 is the champion. Read-only.
+
+    Their profile has the same histogram in every class, because the classes that they predict mean nothing.
+    """
     from tasks.model.network import build_network, topology_bytes
 
     artifacts = tmp_path_factory.mktemp("two-versions")
@@ -157,6 +165,11 @@ def two_versions(backend: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
         model = build_network(FASHION_MNIST, dropout=0.5)
         (folder / "topology.json").write_bytes(topology_bytes(model))
         model.save_weights(folder / "model.weights.h5")
+        profile = read_profile((sample_data["train"].record.path / PROFILE_NAME).read_bytes())
+        every = dict.fromkeys(profile.mean_images, profile.histogram)
+        fits = dict.fromkeys(profile.mean_images, sum(profile.class_fits.values()) / 10)
+        write_profile(folder / PROFILE_NAME, replace(profile, class_histograms=every, class_fits=fits))
+        write_json(folder / METRICS_NAME, {"per_class": [{"recall": 0.0, "rows": 20}] * 10})
         fill(folder)
         return facts()
 

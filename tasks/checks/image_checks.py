@@ -3,25 +3,34 @@
 Chunks in file order are measured as well: a bad shard is a small part of all images, but most of a chunk.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from schemas.references import DuplicateReport
-from tasks.checks.image_profile import ImageProfile, baseline_profile, variance_explained
+from tasks.checks.image_profile import (
+    ImageProfile,
+    Images,
+    Labels,
+    baseline_profile,
+    histogram,
+    variance_explained,
+)
 from tasks.checks.measurements import (
     BaselineImages,
     Measurement,
     border_brightness,
+    compare_unlabelled,
     compare_with_baseline,
     join_first,
     measure_pixel_range,
 )
 from tasks.checks.near_duplicates import count_duplicates
-from tasks.checks.scan import Sample, Scan
+from tasks.checks.scan import Drawn, PredictedImages, Sample, Scan
 
 # Between 5 % and 95 % inverted images the split is a mixture; aggregate statistics then describe neither part.
 _MIXTURE = 0.05
@@ -31,10 +40,19 @@ _LEAST_OF_A_CLASS = 3
 # Checks run on each chunk, in order of precedence: orientation is meaningless for images of another dataset.
 _CHUNK_CHECKS = (
     *("similarity", "polarity", "orientation", "position"),
-    *("background", "brightest_pixel", "label_permutation", "label_agreement"),
+    *("background", "brightest_pixel", "label_permutation", "label_agreement", "drift"),
 )
 # Their details contain counts that differ from chunk to chunk.
 _COUNTED = ("background", "brightest_pixel", "label_agreement")
+# Images that fail one of these have other values in most pixels.
+_MISPLACED = {"polarity", "orientation", "position", "similarity"}
+# The fewest images without labels whose mean has a usable standard error.
+_LEAST_COMPARED = 20
+
+_DRIFT = "distance of the distribution of pixel values from that of {}"
+
+# Compares images and their labels or predicted classes with a baseline; None if a class has too few images.
+Compare = Callable[[Images, Labels], dict[str, Measurement] | None]
 
 
 def measure_checks(
@@ -50,9 +68,7 @@ def measure_checks(
         "class_imbalance": Measurement(
             float(class_rows.max() / class_rows.min()), "rows of the largest class per row of the smallest"
         ),
-        "blank_images": Measurement(
-            blank / scan.rows, f"{blank} of {scan.rows} images have the same value in every pixel"
-        ),
+        "blank_images": _blank_images(blank, scan.rows),
         "repeated_images": Measurement(repeated / scan.rows, f"{repeated} of {scan.rows} images repeat an earlier row"),
     }
     if measured["blank_images"].value > 0.5:
@@ -60,41 +76,123 @@ def measure_checks(
     pixel_range = measure_pixel_range(sample.images, contract)
     baseline = baseline_profile(contract)
     if baseline is not None:
-        measured |= _compare(scan, sample, profile, contract, baseline, pixel_range)
+        known = BaselineImages(baseline, contract)
+
+        def compare(images: Images, labels: Labels) -> dict[str, Measurement] | None:
+            if np.bincount(labels, minlength=contract.classes).min() < _LEAST_OF_A_CLASS:
+                return None
+            return compare_with_baseline(images, labels, contract, known, variance_explained(images, labels))
+
+        compared = compare_with_baseline(sample.images, sample.labels, contract, known, profile.label_relation)
+        measured |= _measure_images(sample, contract, compared, compare, pixel_range)
+        if not _MISPLACED & _failed(compared, contract):
+            pixels = scan.columns.iloc[1:]
+            extremes = pixels["minimum"].to_numpy(), pixels["maximum"].to_numpy()
+            measured["constant_columns"] = _constant_columns(*extremes, scan.rows, contract, baseline)
     # Inversion swaps the ends of the range.
     if "polarity" not in _failed(measured, contract):
         measured |= pixel_range
-    earlier, owner = (baseline, "the baseline") if champion is None else (champion, "the champion's train split")
-    if earlier is not None:
-        from scipy.spatial.distance import jensenshannon
-
-        measured["drift"] = Measurement(
-            float(jensenshannon(profile.histogram, earlier.histogram, base=2)),
-            f"distance of the distribution of pixel values from that of {owner}",
-        )
+    if champion is not None:
+        measured["drift"] = _drift(profile.histogram, champion.histogram, "the champion's train split")
+    elif baseline is not None:
+        measured["drift"] = _drift(profile.histogram, baseline.histogram, "the baseline")
     return measured
 
 
-def _compare(
-    scan: Scan,
-    sample: Sample,
-    profile: ImageProfile,
+def measure_predicted(
+    seen: PredictedImages, contract: DatasetContract, profile: ImageProfile
+) -> dict[str, Measurement]:
+    """Measure the checks that need no labels. profile: that of the train split of the version that predicts.
+
+    A check is left out if the images are too few for it, or if another one explains its failure. Repeated images are
+    not counted, because they do not change a prediction.
+    """
+    measured = {"blank_images": _blank_images(seen.blank, seen.rows)}
+    if measured["blank_images"].value > 0.5:
+        return measured
+    drawn = seen.drawn
+    pixel_range = measure_pixel_range(drawn.images, contract)
+    if seen.rows < _LEAST_COMPARED:
+        few = {**pixel_range, "inverted_images": _inverted_images(drawn, contract)}
+        for name, measurement in few.items():
+            check = contract.check(name)
+            if check.fails(measurement.value) or not check.warns(measurement.value):  # between the bounds is chance
+                measured[name] = measurement
+        return measured
+    known, enough = BaselineImages(profile, contract), contract.minimum_rows["test"]
+
+    def compare(images: Images, predicted: Labels) -> dict[str, Measurement]:
+        measured = compare_unlabelled(images, predicted, contract, known)
+        if len(images) >= enough:
+            measured["drift"] = _drift_of_classes(images, predicted, contract, profile)
+        return measured
+
+    compared = compare(drawn.images, drawn.labels)
+    measured |= _measure_images(drawn, contract, compared, compare, pixel_range)
+    if "polarity" not in _failed(measured, contract):
+        measured |= pixel_range
+    if _MISPLACED & _failed(compared, contract):
+        measured.pop("drift", None)  # other classes are predicted for such images
+    elif seen.rows >= enough:
+        # Rows of a balanced part of the images, because pixels vary less within a class.
+        balanced = int(seen.class_rows.min()) * contract.classes
+        measured["constant_columns"] = _constant_columns(*seen.extremes, balanced, contract, profile)
+    return measured
+
+
+def _drift_of_classes(
+    images: Images, predicted: Labels, contract: DatasetContract, profile: ImageProfile
+) -> Measurement:
+    """Measure drift from a train split with the same share of each class, less what chance explains.
+
+    Every other image differs from the rest by chance only. Their squared distance is four times as large as that which
+    chance adds on average: few images, or those of one class, then have no drift.
+    """
+    from scipy.spatial.distance import jensenshannon
+
+    rows = np.bincount(predicted, minlength=contract.classes)
+    expected = sum(rows[int(label)] * np.asarray(shares) for label, shares in profile.class_histograms.items())
+    value, chance = (
+        jensenshannon(*pair, base=2) ** 2
+        for pair in (
+            (histogram(images, contract), expected),
+            (histogram(images[::2], contract), histogram(images[1::2], contract)),
+        )
+    )
+    owner = "the version's train split, for the classes that are predicted"
+    return Measurement(max(0.0, value - chance) ** 0.5, _DRIFT.format(owner))
+
+
+def _blank_images(blank: int, rows: int) -> Measurement:
+    return Measurement(blank / rows, f"{blank} of {rows} images have the same value in every pixel")
+
+
+def _drift(observed: npt.ArrayLike, earlier: npt.ArrayLike, owner: str) -> Measurement:
+    from scipy.spatial.distance import jensenshannon
+
+    return Measurement(float(jensenshannon(observed, earlier, base=2)), _DRIFT.format(owner))
+
+
+def _inverted_images(drawn: Drawn, contract: DatasetContract) -> Measurement:
+    bright = border_brightness(drawn.images, contract) > 0.5
+    return Measurement(
+        float(bright.mean()), f"{int(bright.sum())} of {len(bright)} sampled images have a bright border"
+    )
+
+
+def _measure_images(
+    drawn: Drawn,
     contract: DatasetContract,
-    baseline: ImageProfile,
+    compared: dict[str, Measurement],
+    compare: Compare,
     pixel_range: dict[str, Measurement],
 ) -> dict[str, Measurement]:
-    """Measure the checks that need the baseline. pixel_range: `measure_pixel_range` of the sample."""
-    bright = border_brightness(sample.images, contract) > 0.5
-    measured = {
-        "inverted_images": Measurement(
-            float(bright.mean()), f"{int(bright.sum())} of {len(bright)} sampled images have a bright border"
-        )
-    }
-    known = BaselineImages(baseline, contract)
-    compared = compare_with_baseline(sample.images, sample.labels, contract, known, profile.label_relation)
+    """Measure the checks that need the baseline. compared, pixel_range: the measurements of all drawn images."""
+    measured = {"inverted_images": _inverted_images(drawn, contract)}
     failed = _failed({**pixel_range, **compared}, contract)
-    chunks = _measure_chunks(sample, contract, known, failed)
-    mixture = _MIXTURE < bright.mean() < 1 - _MIXTURE and not {"polarity", "similarity"} & failed
+    chunks = _measure_chunks(drawn, contract, compare, failed)
+    share = measured["inverted_images"].value
+    mixture = _MIXTURE < share < 1 - _MIXTURE and not {"polarity", "position", "similarity"} & failed
     # If every chunk is faulty and the split is too, the fault is that of the whole split.
     if chunks is not None and (chunks.value < 1 or not (failed or mixture)):
         measured["faulty_chunks"] = chunks
@@ -102,27 +200,31 @@ def _compare(
     if not mixture:
         # Orientation and labels are meaningless for images of another dataset.
         measured |= {"similarity": compared["similarity"]} if "similarity" in failed else compared
-    if not {"polarity", "orientation"} & failed:
-        measured["constant_columns"] = _constant_columns(scan, contract, baseline)
     return measured
 
 
 def _failed(measured: dict[str, Measurement], contract: DatasetContract) -> set[str]:
-    return {name for name, measurement in measured.items() if contract.check(name).fails(measurement.value)}
+    """Return the checks whose value is beyond their last bound, which is a warning for a few."""
+    return {
+        name
+        for name, measurement in measured.items()
+        if (check := contract.check(name)).fails(measurement.value)
+        or (check.fail is None and check.warns(measurement.value))
+    }
 
 
-def _constant_columns(scan: Scan, contract: DatasetContract, baseline: ImageProfile) -> Measurement:
+def _constant_columns(
+    minimum: npt.NDArray[Any], maximum: npt.NDArray[Any], rows: int, contract: DatasetContract, baseline: ImageProfile
+) -> Measurement:
     """Measure the share of pixels with one value in all rows that is not background, or that should vary.
 
-    A pixel should vary if fewer than one split in a million would have such a constant pixel by chance.
+    A pixel should vary if fewer than one split of ``rows`` in a million would have such a constant pixel by chance.
     """
-    pixels = scan.columns.iloc[1:]
-    by_chance = (1 - np.asarray(baseline.varying)) ** scan.rows * contract.pixels
+    by_chance = (1 - np.asarray(baseline.varying)) ** rows * contract.pixels
     # Background is the smallest value present: another background than the contract's has a check of its own.
-    lit = (pixels["minimum"] > pixels["minimum"].min()).to_numpy()
-    single = (pixels["minimum"] == pixels["maximum"]).to_numpy()
-    constant = pixels["column"][single & (lit | (by_chance < 1e-6))].tolist()
-    return Measurement(len(constant) / contract.pixels, join_first(constant, 5))
+    constant = (minimum == maximum) & ((minimum > minimum.min()) | (by_chance < 1e-6))
+    names = [name for name, single in zip(contract.columns[1:], constant, strict=True) if single]
+    return Measurement(len(names) / contract.pixels, join_first(names, 5))
 
 
 class _Chunk(NamedTuple):
@@ -135,21 +237,22 @@ class _Chunk(NamedTuple):
 
 
 def _measure_chunks(
-    sample: Sample, contract: DatasetContract, baseline: BaselineImages, failed: Collection[str]
+    drawn: Drawn, contract: DatasetContract, compare: Compare, failed: Collection[str]
 ) -> Measurement | None:
     """Measure the share of chunks that would fail on their own; None if fewer than two can be measured.
 
     failed: the checks that the whole split fails. A check that is less certain on few images than on all is not
     repeated on chunks then.
     """
-    skipped = {"position", "label_permutation"} & set(failed)
+    skipped = {"position", "label_permutation", "drift"} & set(failed)
     if {"label_permutation", "label_relation", "label_agreement"} & set(failed):
         skipped.add("label_agreement")
     names = [name for name in _CHUNK_CHECKS if name not in skipped]
     chunks = []
-    for part in np.array_split(np.arange(len(sample.labels)), max(1, len(sample.labels) // _CHUNK_IMAGES)):
-        fault = _first_fault(sample, slice(part[0], part[-1] + 1), contract, baseline, names)
-        chunks.append(_Chunk(int(sample.rows[part[0]]), int(sample.rows[part[-1]]), *fault))
+    for part in np.array_split(np.arange(len(drawn.labels)), max(1, len(drawn.labels) // _CHUNK_IMAGES)):
+        images, labels = drawn.images[part], drawn.labels[part]
+        fault = _first_fault(images, labels, contract, compare, names)
+        chunks.append(_Chunk(int(drawn.rows[part[0]]), int(drawn.rows[part[-1]]), *fault))
     measured = [chunk.kind for chunk in chunks if chunk.kind is not None]
     if len(measured) < 2:
         return None
@@ -157,19 +260,16 @@ def _measure_chunks(
 
 
 def _first_fault(
-    sample: Sample, part: slice, contract: DatasetContract, baseline: BaselineImages, names: Collection[str]
+    images: Images, labels: Labels, contract: DatasetContract, compare: Compare, names: Collection[str]
 ) -> tuple[str | None, str]:
-    """Return kind and detail of a chunk's first fault. Chunks with too few images of a class are not measured."""
-    images, labels = sample.images[part], sample.labels[part]
+    """Return kind and detail of a chunk's first fault. Chunks that ``compare`` returns None for are not measured."""
     blank = images.min(axis=1) == images.max(axis=1)  # reported by blank_images
-    few = np.bincount(labels, minlength=contract.classes).min() < _LEAST_OF_A_CLASS
-    if few or blank.mean() > 0.5:
+    if blank.mean() > 0.5 or (compared := compare(images, labels)) is None:
         return None, ""
-    explained = variance_explained(images, labels)
-    measured = compare_with_baseline(images, labels, contract, baseline, explained)
-    measured |= measure_pixel_range(images, contract)
+    measured = {**compared, **measure_pixel_range(images, contract)}
+    failed = _failed(measured, contract)
     for name in names:
-        if contract.check(name).fails(measured[name].value):
+        if name in failed:
             detail = measured[name].detail
             return (name if name in _COUNTED else detail), detail
     return "", ""

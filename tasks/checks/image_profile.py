@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class ImageProfile:
     varying: for each pixel, the share of images in which it is not at its smallest value.
     label_agreement: share of images whose most similar mean image is that of their label (`balanced_agreement`).
     label_relation: share of the pixels' variance that labels explain (`variance_explained`).
+    class_histograms: the histogram of each class present, by label. class_fits: the mean over its images of the largest
+    correlation with any mean image. Profiles of older releases lack both.
     """
 
     class_rows: Sequence[int]
@@ -35,12 +37,15 @@ class ImageProfile:
     varying: Sequence[float]
     label_agreement: float
     label_relation: float
+    class_histograms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    class_fits: Mapping[str, float] = field(default_factory=dict)
 
 
 def profile_images(images: Images, labels: Labels, contract: DatasetContract) -> ImageProfile:
     """Return the profile of at least one labelled image."""
     means = mean_images(images, labels)
-    nearest = np.array(list(means))[most_similar(images, standardized(np.stack(list(means.values()))))]
+    correlations = standardized(images) @ standardized(np.stack(list(means.values()))).T
+    nearest, fits = np.array(list(means))[correlations.argmax(axis=1)], correlations.max(axis=1)
     return ImageProfile(
         class_rows=np.bincount(labels, minlength=contract.classes).tolist(),
         mean_images={str(label): np.round(mean.astype(float), 1).tolist() for label, mean in means.items()},
@@ -48,6 +53,10 @@ def profile_images(images: Images, labels: Labels, contract: DatasetContract) ->
         varying=np.round((images != images.min(axis=0)).mean(axis=0), 5).tolist(),
         label_agreement=round(balanced_agreement(nearest == labels, labels)[0], 4),
         label_relation=round(variance_explained(images, labels), 4),
+        class_histograms={
+            str(label): np.round(histogram(images[labels == label], contract), 6).tolist() for label in means
+        },
+        class_fits={str(label): round(float(fits[labels == label].mean()), 4) for label in means},
     )
 
 

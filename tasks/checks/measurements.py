@@ -1,6 +1,6 @@
 """Measure images and labels, alone and compared with the baseline's mean images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from tasks.data.statistics import sign_test, wilson_interval
 UPRIGHT = "as it is"
 # Labels that explain less than this share of what the baseline's labels explain are reported as shuffled.
 _SHUFFLED = 0.1
-_WILSON_Z = 4.0  # one in 30,000, on one side
+_NORMAL_Z = 4.0  # one in 30,000, on one side
+# Pixels. Images that moved by any distance are at most two pixels from one of them.
+_SHIFTS = (1, 2, 4, 8, 12)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ class BaselineImages:
         self.oriented = {name: standardized(view) for name, view in orientations(self.images, contract).items()}
         upright = self.images.reshape(-1, contract.height, contract.width)
         self.shifted = [
-            standardized(np.roll(upright, step, axis).reshape(self.images.shape)) for step in (1, -1) for axis in (1, 2)
+            standardized(np.roll(upright, sign * step, axis).reshape(self.images.shape))
+            for axis in (1, 2)
+            for step in _SHIFTS
+            if 2 * step <= upright.shape[axis]
+            for sign in (1, -1)
         ]
 
 
@@ -85,43 +91,94 @@ def compare_with_baseline(
     """Measure how labelled images differ from the baseline.
 
     explained: share of the images' variance that labels explain (`variance_explained`). Each fault is reported once:
-    orientation is measured in the polarity that fits better, and labels are compared in the orientation that fits best.
+    orientation is measured in the polarity that fits better, and labels are compared in the view that fits best.
     """
     means = np.stack(list(mean_images(images, labels).values()))
-    normalized = standardized(means)
+    view, measured = _compare(means, _matched, contract, baseline)
+    nearest = baseline.labels[most_similar(images, view)]
+    return {**measured, **measure_labels(labels, nearest, contract, baseline.profile, explained)}
+
+
+def compare_unlabelled(
+    images: Images, predicted: Labels, contract: DatasetContract, baseline: BaselineImages
+) -> dict[str, Measurement]:
+    """Measure how images without labels differ from the baseline, image by image.
+
+    predicted: the class that a model predicts for each image. Similarity is relative to the baseline's images of these
+    classes. Every value is the end of its confidence interval on the side of correct data, so that few images or
+    a single class exceed no bound by chance.
+    """
+    fits = np.array([baseline.profile.class_fits[str(label)] for label in baseline.labels])
+    expected = float(fits[np.searchsorted(baseline.labels, predicted)].mean())
+    return _compare(images, lambda table: table.max(axis=1), contract, baseline, expected, _NORMAL_Z)[1]
+
+
+def _compare(
+    images: Images | Floats,
+    match: Callable[[Floats], Floats],
+    contract: DatasetContract,
+    baseline: BaselineImages,
+    expected: float = 1.0,
+    z: float = 0.0,
+) -> tuple[Floats, dict[str, Measurement]]:
+    """Return the baseline's images in the view that fits best, and polarity, orientation, position and similarity.
+
+    match: reduces the correlations (N, classes) of the images with the baseline's to those of the classes that fit.
+    expected: similarity of correct data. z: standard errors that a value gives the benefit of the doubt.
+    """
+
+    def gain(of: Floats, over: Floats) -> float:
+        return float((of - over).mean() - z * _standard_error(of - over))
+
+    normalized = standardized(images)
     correlations = {name: normalized @ view.T for name, view in baseline.oriented.items()}
     fits = {
-        (inverted, name): _matched(-table if inverted else table)
+        (inverted, name): match(-table if inverted else table)
         for inverted in (False, True)
         for name, table in correlations.items()
     }
-    inverted, orientation = best = max(fits, key=lambda view: fits[view])
-    polarity = max(fits[True, name] for name in correlations) - max(fits[False, name] for name in correlations)
-    turned = max(fits[inverted, name] for name in correlations if name != UPRIGHT) - fits[inverted, UPRIGHT]
-    shift = -1.0  # not measured for images in another polarity or orientation
-    if best == (False, UPRIGHT):
-        shift = max(_matched(normalized @ view.T) for view in baseline.shifted) - fits[best]
+    inverted, orientation = best = max(fits, key=lambda view: fits[view].mean())
+    shifts = [match(normalized @ view.T) for view in baseline.shifted]
+    nearest = int(np.argmax([fit.mean() for fit in shifts]))
+    moved = shifts[nearest]
+    looks_moved = moved.mean() > fits[best].mean()
+    upright = [moved, *(fits[False, name] for name in correlations)]
+    polarity = gain(max((fits[True, name] for name in correlations), key=np.mean), max(upright, key=np.mean))
+    turned = shift = -1.0  # not measured for images in another position, polarity or orientation
+    if not looks_moved:
+        others = (fits[inverted, name] for name in correlations if name != UPRIGHT)
+        turned = gain(max(others, key=np.mean), fits[inverted, UPRIGHT])
+    if looks_moved or best == (False, UPRIGHT):
+        shift = gain(moved, fits[False, UPRIGHT])
+    fit = moved if looks_moved else fits[best]
+    similarity = float(fit.mean() + z * _standard_error(fit)) / expected
     other = ""
-    if contract.check("similarity").fails(fits[best]):
+    if contract.check("similarity").fails(similarity):
         other = "they look like images of another dataset"
-        if _smoothness(means, contract) < _smoothness(baseline.images, contract) / 2:
+        if _smoothness(images, contract) < _smoothness(baseline.images, contract) / 2:
             other = "neighbouring pixels are unrelated: the pixels look permuted"
-    nearest = baseline.labels[most_similar(images, baseline.oriented[orientation] * np.float32(-1 if inverted else 1))]
     background = f"the images look inverted, background is {contract.pixel_max}" if inverted else ""
-    return {
+    view = baseline.shifted[nearest]
+    if not looks_moved:
+        view = baseline.oriented[orientation] * np.float32(-1 if inverted else 1)
+    return view, {
         "polarity": Measurement(polarity, background),
         "orientation": Measurement(turned, f"the images look {orientation}" if orientation != UPRIGHT else ""),
         "position": Measurement(shift, "the images look moved by a pixel or more" if shift > 0 else ""),
-        "similarity": Measurement(fits[best], other),
-        **measure_labels(labels, nearest, contract, baseline.profile, explained),
+        "similarity": Measurement(similarity, other),
     }
 
 
-def _matched(correlations: Floats) -> float:
-    """Return the mean correlation of the best one-to-one match, so that permuted labels have no effect."""
+def _standard_error(values: Floats) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def _matched(correlations: Floats) -> Floats:
+    """Return the correlations of the best one-to-one match, so that permuted labels have no effect."""
     from scipy.optimize import linear_sum_assignment
 
-    return float(correlations[linear_sum_assignment(correlations, maximize=True)].mean())
+    matched: Floats = correlations[linear_sum_assignment(correlations, maximize=True)]
+    return matched
 
 
 def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]:
@@ -144,9 +201,9 @@ def orientations(images: Floats, contract: DatasetContract) -> dict[str, Floats]
     return {name: view.reshape(len(images), -1) for name, view in views.items()}
 
 
-def _smoothness(means: Floats, contract: DatasetContract) -> float:
+def _smoothness(images: Images | Floats, contract: DatasetContract) -> float:
     """Return the correlation of the pixels of the overall mean image with their right and lower neighbours."""
-    image = means.mean(axis=0).reshape(contract.height, contract.width)
+    image = images.mean(axis=0).reshape(contract.height, contract.width)
     pixels = np.concatenate([image[:, :-1].ravel(), image[:-1].ravel()])
     neighbours = np.concatenate([image[:, 1:].ravel(), image[1:].ravel()])
     one, other = standardized(np.stack([pixels, neighbours]))
@@ -177,7 +234,7 @@ def measure_labels(
         ),
         "label_permutation": Measurement(p_value, describe_renaming(renamed, contract) if permuted else ""),
         "label_agreement": Measurement(
-            wilson_interval(share * rows, rows, _WILSON_Z)[1] / baseline.label_agreement,
+            wilson_interval(share * rows, rows, _NORMAL_Z)[1] / baseline.label_agreement,
             f"{int(agree.sum())} of {len(labels)} images are most similar to the baseline's mean image of their own "
             f"class, {baseline.label_agreement:.0%} in the baseline",
         ),

@@ -26,8 +26,8 @@ COLUMN_TYPE = "uint8"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A random sample of a split's images, and the sketches of all its images.
+class Drawn:
+    """A random sample of images.
 
     images uint8 (n, pixels) and labels uint8 (n,), n at most `SAMPLE_ROWS`, in file order; rows int64 (n,): the row of
     each image in the file.
@@ -36,6 +36,12 @@ class Sample:
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
     rows: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample(Drawn):
+    """A random sample of a split's images, and the sketches of all its images."""
+
     sketches: Sketches
 
 
@@ -156,6 +162,39 @@ class _SampleBuilder:
     def sample(self) -> Sample:
         kept = np.concatenate(self._kept)
         return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], self._drawn, self._sketches)
+
+
+class PredictedImages:
+    """What the checks of images without labels need, collected batch by batch in the memory of two batches.
+
+    The images are drawn by random keys, those with the smallest keys: which ones depends on the number of rows only.
+    """
+
+    def __init__(self, contract: DatasetContract) -> None:
+        self.rows = self.blank = 0
+        self.class_rows = np.zeros(contract.classes, np.int64)  # predicted
+        self.extremes = np.full(contract.pixels, 255, np.uint8), np.zeros(contract.pixels, np.uint8)
+        self._generator = np.random.default_rng(0)
+        self._keys = np.zeros(0)
+        self.drawn = Drawn(np.zeros((0, contract.pixels), np.uint8), np.zeros(0, np.uint8), np.zeros(0, np.int64))
+
+    def add(self, images: npt.NDArray[np.uint8], predicted: npt.NDArray[np.integer[Any]]) -> None:
+        """Add the next images, uint8 (N, pixels), with the class that was predicted for each."""
+        self.blank += int((images.min(axis=1) == images.max(axis=1)).sum())
+        self.class_rows += np.bincount(predicted, minlength=len(self.class_rows))
+        low, high = self.extremes
+        self.extremes = np.minimum(low, images.min(axis=0)), np.maximum(high, images.max(axis=0))
+        keys = np.concatenate([self._keys, self._generator.random(len(images))])
+        kept = np.sort(np.argsort(keys)[:SAMPLE_ROWS])
+        old, new = kept[kept < len(self._keys)], kept[kept >= len(self._keys)] - len(self._keys)
+        earlier = self.drawn
+        self.drawn = Drawn(
+            np.concatenate([earlier.images[old], images[new]]),
+            np.concatenate([earlier.labels[old], predicted[new].astype(np.uint8)]),
+            np.concatenate([earlier.rows[old], self.rows + new]),
+        )
+        self._keys = keys[kept]
+        self.rows += len(images)
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """Summarize Great Expectations' results: table rows, check results, and one sentence per violation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tasks.checks.measurements import join_first
+from schemas.contract import DatasetContract
+from schemas.references import CheckResult
+from tasks.checks.measurements import Measurement, join_first
 
 _PROBLEMS = 10
 _PLACES = 5
@@ -82,10 +84,8 @@ def _sentence(entry: Mapping[str, Any]) -> str:
         if isinstance(info, dict) and info.get("raised_exception"):
             return f"{config['type']} of {meta['subject']} could not be evaluated: {info['exception_message']}"
     if meta["check"]:
-        detail = f"{config['notes']}; " if config.get("notes") else ""
-        limit = "least" if meta["relation"] == ">=" else "most"
-        received = f"{result['observed_value']:.3g}"
-        return f"{meta['subject']}: {detail}expected at {limit} {meta['expected']}, received {received}"
+        bound = f"{meta['relation']} {meta['expected']}"
+        return check_sentence(meta["subject"], config.get("notes") or "", bound, result["observed_value"])
     if missing := result.get("partial_missing_list"):
         return f"{config['description']}; missing {', '.join(missing)}"
     if violations := _violations(entry):
@@ -96,3 +96,34 @@ def _sentence(entry: Mapping[str, Any]) -> str:
         return f"{config['description']}; violated by {join_first(places, _PLACES)}"
     expected = f"{meta['relation']} {meta['expected']}"
     return f"{config['description']}; expected {expected}, received {result.get('observed_value')}"
+
+
+def check_sentence(name: str, detail: str, bound: str, value: float) -> str:
+    """Return what a check expected and received. bound: such as "<= 0.1"."""
+    relation, expected = bound.split()
+    limit = "least" if relation == ">=" else "most"
+    return f"{name}: {f'{detail}; ' if detail else ''}expected at {limit} {expected}, received {value:.3g}"
+
+
+def check_results(measured: Mapping[str, Measurement], contract: DatasetContract) -> list[CheckResult]:
+    """Return one result per bound of each check that was measured, in the order of the contract."""
+    return [
+        CheckResult(
+            check=check.name,
+            figure=measured[check.name].value,
+            bound=f"{'>=' if check.low_is_bad else '<='} {bound:g}",
+            severity=severity,
+            result="warned" if beyond(measured[check.name].value) else "met",
+            says=measured[check.name].detail,
+        )
+        for check in contract.checks
+        if check.name in measured
+        for bound, severity, beyond in ((check.warn, "warning", check.warns), (check.fail, "critical", check.fails))
+        if bound is not None
+    ]
+
+
+def sentences(results: Iterable[CheckResult]) -> list[str]:
+    """Return one sentence per check that warned, about the outermost bound that its value is beyond."""
+    beyond = {result.check: result for result in results if result.result == "warned"}
+    return [check_sentence(result.check, result.says, result.bound, result.figure) for result in beyond.values()]

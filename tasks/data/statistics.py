@@ -1,4 +1,4 @@
-"""Confidence interval of a share, and tests of paired outcomes.
+"""Confidence interval of a share, its exact test, and tests of paired outcomes.
 
 `scipy.stats` has both, but its import takes half a second in every run. `scipy.special` is imported anyway.
 """
@@ -36,6 +36,13 @@ def sign_test(of: int, against: int) -> float:
     from scipy.special import bdtrc
 
     return float(bdtrc(of - 1, of + against, 0.5))
+
+
+def binomial_test(successes: int, rows: int, probability: float) -> float:
+    """Return the one-sided p-value of at most ``successes`` in ``rows`` trials of that probability, exact."""
+    from scipy.special import bdtr
+
+    return float(bdtr(successes, rows, probability))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Predict the images of a CSV with a stored version, in bounded memory."""
 
+import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,16 +16,17 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract, contract_of
-from schemas.errors import StageNotWritten, WrongUsage
+from schemas.errors import DataContractError, StageNotWritten, WrongUsage
 from schemas.layout import WEIGHTS_NAME
 from schemas.references import Predictions
 from schemas.store import Manifest
 from tasks.data.csv_blocks import Rows
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import scale_pixels
+from tasks.registry.prediction_checks import PredictionChecks
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import load_model
-from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
+from tasks.runtime.files import atomic_write, is_mount_point, sha256_file, sweep_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -31,44 +34,61 @@ logger = logging.getLogger(__name__)
 BATCH_ROWS = 16_384
 
 
-def predict_csv(images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path) -> Predictions:
+def predict_csv(
+    images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
+) -> Predictions:
     """Predict each row of the CSV ``images`` with a version (a number or an alias) of ``dataset``.
 
     images: plain or gzip, as ingest reads it, with or without the label column, at least one row.
     output: the table of `predictions_schema`, one row per image in file order, as Parquet or CSV by its suffix. An
-    existing file is replaced at the end.
+    existing file is replaced at the end; of a link, the file that it leads to.
+    strict: raise `DataContractError` if the images, or the accuracy on their labels, cause a warning.
 
     Raises `WrongUsage` for an ``output`` that cannot be written, before any other work, `DataContractError` for the
     CSV, and `VersionNotFound` or `StoredArtifactError` for the version. An existing ``output`` is then unchanged.
     """
     contract = contract_of(dataset)
     images, output = images.absolute(), output.absolute()
-    open_table = _writer_for(output, images)
+    open_table, target = _writer_for(output, images)
     # The header is checked before the model is loaded, which takes seconds.
     with ExitStack() as reading:
         csv = reading.enter_context(open_csv(images, contract, label_optional=True))
-        if csv.reordered is not None:
-            logger.warning("%s", csv.reordered)
         stored = ModelStore.of(artifacts_dir, dataset).version(version)
         model = load_model(stored)
+        checks = PredictionChecks(stored, contract)
         schema = predictions_schema(contract, stored.manifest)
-        start = correct = 0
-        sweep_temporaries(output)
-        with _name_in_errors(output), atomic_write(output) as temporary:
+        start = 0
+        sweep_temporaries(target)
+        with _name_in_errors(output), atomic_write(target) as temporary:
             with open_table(temporary, schema) as writer:
                 for rows in in_batches(csv, BATCH_ROWS):
-                    pixels = rows[:, 1:] if csv.labelled else rows
+                    pixels, labels = (rows[:, 1:], rows[:, 0]) if csv.labelled else (rows, None)
                     probabilities = model.predict_on_batch(scale_pixels(pixels, contract))
                     table = _predictions_table(probabilities, start, contract, schema)
                     writer.write_table(table)
-                    if csv.labelled:
-                        correct += int(np.count_nonzero(table["label"].to_numpy() == rows[:, 0]))
+                    checks.add(pixels, table["label"].to_numpy(), labels)
                     start += len(rows)
-            # Raises if the images changed while they were read, before the output gets its name.
-            reading.close()
+                # Raises if the images changed while they were read, before the output gets its name.
+                reading.close()
+                results, found = checks.results()
+                warnings = [] if csv.reordered is None else [csv.reordered]
+                warnings += [f"{images.name}: {line}" for line in found]
+                if strict and warnings:
+                    raise DataContractError(f"{output} was not written, because of --strict: {'; '.join(warnings)}.")
+                if isinstance(writer, pq.ParquetWriter):
+                    writer.add_key_value_metadata({**schema.metadata, b"fashion_ann.warnings": json.dumps(warnings)})
             sha256 = sha256_file(temporary)
-    accuracy = correct / start if csv.labelled else None
-    return Predictions(version=stored.number, rows=start, accuracy=accuracy, output=output, sha256=sha256)
+    for line in warnings:
+        logger.warning("%s", line)
+    return Predictions(
+        version=stored.number,
+        rows=start,
+        accuracy=checks.accuracy,
+        checks=tuple(results),
+        warnings=tuple(warnings),
+        output=output,
+        sha256=sha256,
+    )
 
 
 def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Schema:
@@ -120,26 +140,41 @@ def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:
 
 
 _WRITERS: Mapping[str, Callable[[Path, pa.Schema], Any]] = {
-    # Names repeat, probabilities rarely do.
-    ".parquet": partial(pq.ParquetWriter, compression="zstd", use_dictionary=["name"]),
+    # Names repeat, probabilities rarely do. A stored Arrow schema would hide metadata that is added at the end.
+    ".parquet": partial(pq.ParquetWriter, compression="zstd", use_dictionary=["name"], store_schema=False),
     # float32 values are written with enough digits to read the same value back.
     ".csv": partial(pa_csv.CSVWriter, write_options=pa_csv.WriteOptions(quoting_header="none")),
 }
 
 
-def _writer_for(output: Path, images: Path) -> Callable[[Path, pa.Schema], Any]:
-    """Return the function that opens ``output`` by its suffix. Raises `WrongUsage` if it cannot be written."""
+def _writer_for(output: Path, images: Path) -> tuple[Callable[[Path, pa.Schema], Any], Path]:
+    """Return the function that opens ``output`` by its suffix, and the file that it is or links to.
+
+    Raises `WrongUsage` if it cannot be written.
+    """
     writer = _WRITERS.get(output.suffix.lower())
     if writer is None:
         raise WrongUsage(f"The output {output} must end in {' or '.join(_WRITERS)}. Choose another name.")
-    if not output.parent.is_dir():
-        raise WrongUsage(f"The output {output} must be in an existing folder. Create {output.parent} first.")
+    try:
+        target = output.resolve()
+    except RuntimeError as error:
+        raise WrongUsage(f"The output {output} must be a file; it is a link to itself. Choose another name.") from error
+    if not target.parent.is_dir():
+        raise WrongUsage(f"The output {output} must be in an existing folder. Create {target.parent} first.")
     if output.is_dir():
         raise WrongUsage(f"The output {output} must be a file; it is a folder. Choose another name.")
+    if output.exists() and not output.is_file():
+        raise WrongUsage(f"The output {output} must be a file; it is a device or a pipe. Choose another name.")
+    if is_mount_point(target):
+        raise WrongUsage(
+            f"The output {output} is a mount point, which cannot be replaced. Choose a name inside a mounted folder."
+        )
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise WrongUsage(f"The output {output} must be in a folder that can be written to. Choose another folder.")
     # The path as well, because inode numbers are unstable on some file systems.
-    if output.resolve() == images.resolve() or (output.exists() and images.exists() and output.samefile(images)):
+    if target == images.resolve() or (output.exists() and images.exists() and output.samefile(images)):
         raise WrongUsage(f"The output {output} is also the file of the images. Choose another name.")
-    return writer
+    return writer, target
 
 
 @contextmanager

@@ -120,6 +120,11 @@ def sweep_temporaries(path: Path) -> None:
                 remove_path(temporary)
 
 
+def is_mount_point(path: Path) -> bool:
+    """Return whether something is mounted on ``path`` itself, also a file of the same file system."""
+    return any(mount.mountpoint == str(path) for mount in psutil.disk_partitions(all=True))
+
+
 def remove_path(path: Path) -> None:
     """Remove a file, a link or a whole folder, if it exists. The target of a link stays."""
     if not path.is_dir() or path.is_symlink():

@@ -7,14 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 
 from tasks.registry import batch_prediction
 from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
+from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
 IMAGES = str(SAMPLE / "fashion-mnist_test.csv.gz")
@@ -137,3 +142,157 @@ def test_uses_no_server_and_warns_on_stderr(output: Path, tmp_path: Path) -> Non
     assert "images.csv" in process.stderr
     assert "pixel1 is column 1, expected 2" in process.stderr
     assert not (home / "prefect.db").exists()
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+Bytes = npt.NDArray[np.uint8]
+ROWS = np.loadtxt(IMAGES, np.uint8, delimiter=",", skiprows=1)  # (200, 785), 20 per class
+PIXELS, LABELS = ROWS[:, 1:], ROWS[:, 0]
+
+
+@pytest.fixture
+def trained(sample_version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output for predictions of a version that the stages made from the sample."""
+    monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(sample_version.parents[3]))
+    return tmp_path / "out.parquet"
+
+
+def write_csv(path: Path, pixels: npt.ArrayLike, labels: Sequence[Any] | None = None) -> Path:
+    rows = np.asarray(pixels).reshape(-1, 784).astype(np.uint8)
+    header = [f"pixel{number}" for number in range(1, 785)]
+    if labels is not None:
+        rows, header = np.column_stack([np.asarray(labels, np.uint8), rows]), ["label", *header]
+    np.savetxt(path, rows, "%d", ",", header=",".join(header), comments="")
+    return path
+
+
+def squares(change: Callable[[Bytes], Bytes]) -> Bytes:
+    return change(PIXELS.reshape(-1, 28, 28))
+
+
+def digits() -> Bytes:
+    """Handwritten digits of 24 x 24 pixels in the middle, as MNIST has them."""
+    from sklearn.datasets import load_digits
+
+    large = np.kron(load_digits().images[:200] * 15.9, np.ones((1, 3, 3)))
+    return np.pad(large.astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
+
+
+def case(name: str, pixels: Callable[[], npt.ArrayLike], cause: str, what: str | None = None) -> Any:
+    behaviour = "predict warns on stderr, in JSON and in the Parquet; with --strict it ends with 3 and writes nothing"
+    return pytest.param(pixels, cause, id=name, marks=field_fault("predictions unchecked", what or name, behaviour))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "cause"),
+    [
+        case("images are inverted (255 - x)", lambda: 255 - PIXELS, "the images look inverted, background is 255"),
+        case("pixels are scaled to 0 and 1 (x // 255)", lambda: PIXELS // 255, "of the median image is 1,"),
+        case("pixels are halved", lambda: PIXELS // 2, "the largest pixel of the median image is 127"),
+        case("rows are columns", lambda: squares(lambda image: image.transpose(0, 2, 1)), "look transposed"),
+        case("images are turned by 90 degrees", lambda: squares(lambda image: np.rot90(image, 1, (1, 2))), "turned by"),
+        case("images are upside down", lambda: PIXELS[:, ::-1], "the images look upside down"),
+        case("images are mirrored", lambda: squares(lambda image: image[:, :, ::-1]), "the images look mirrored left"),
+        case("images are moved to the side", lambda: squares(lambda image: np.roll(image, 3, 2)), "look moved"),
+        case("images are moved down by half", lambda: squares(lambda image: np.roll(image, 14, 1)), "look moved"),
+        case("images are blank", lambda: PIXELS * 0, "200 of 200 images have the same value in every pixel"),
+        case("images are white", lambda: PIXELS * 0 + 255, "200 of 200 images have the same value in every pixel"),
+        case("the last rows are blank", lambda: np.where(np.arange(200)[:, None] < 190, PIXELS, 0), "10 of 200 images"),
+        case("half of the images are inverted", lambda: np.where(np.arange(200)[:, None] % 2, PIXELS, 255 - PIXELS),
+             "100 of 200 sampled images have a bright border"),
+        case("images are digits", digits, "drift: "),
+        case("pixels are shuffled", lambda: PIXELS[:, np.random.default_rng(0).permutation(784)], "look permuted"),
+        case("images are noise", lambda: np.random.default_rng(0).integers(0, 256, (200, 784)), "similarity: "),
+        case("background is not 0", lambda: np.maximum(PIXELS, 9), "200 of 200 sampled images have no pixel of 0"),
+        case("a column is stuck", lambda: np.where(np.arange(784) == 406, 128, PIXELS), "constant_columns: pixel407"),
+        case("one image has pixels of 0 and 1", lambda: PIXELS[:1] // 255, "of the median image is 1,"),
+        case("one image is inverted", lambda: 255 - PIXELS[:1], "1 of 1 sampled images have a bright border"),
+    ],
+)  # fmt: skip
+def test_warns_of_other_images(run: Run, trained: Path, pixels: Callable[[], npt.ArrayLike], cause: str) -> None:
+    images = write_csv(trained.parent / "images.csv", pixels())
+    trained.write_bytes(b"old predictions")
+    status, out, err = run("predict", images, "--output", trained, "--strict")
+    assert (status, out) == (3, "")
+    assert cause in err
+    assert trained.read_bytes() == b"old predictions"
+    assert sorted(trained.parent.iterdir()) == [images, trained]
+    status, out, err = run("predict", images, "--output", trained, "--json")
+    assert status == 0
+    warnings = json.loads(out)["warnings"]
+    assert cause in "; ".join(warnings)
+    assert json.loads(pq.read_schema(trained).metadata[b"fashion_ann.warnings"]) == warnings
+    assert json.loads(pq.read_metadata(trained).metadata[b"fashion_ann.warnings"]) == warnings
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20, 100, 200])
+def test_few_correct_images_cause_no_warning(run: Run, trained: Path, caplog: Any, rows: int) -> None:
+    drawn = np.sort(np.random.default_rng(rows).choice(200, rows, replace=False))
+    images = write_csv(trained.parent / "images.csv", PIXELS[drawn], LABELS[drawn])
+    assert run("predict", images, "--output", trained, "--strict")[0] == 0
+    assert json.loads(pq.read_schema(trained).metadata[b"fashion_ann.warnings"]) == []
+    assert caplog.records == []
+
+
+@field_fault("predictions unchecked", "a file has images of one class", "predict does not warn")
+@pytest.mark.parametrize("label", range(10))
+def test_one_class_alone_causes_no_warning(run: Run, trained: Path, label: int) -> None:
+    images = write_csv(trained.parent / "images.csv", PIXELS[label == LABELS], LABELS[label == LABELS])
+    assert run("predict", images, "--output", trained, "--strict")[0] == 0
+
+
+@field_fault(
+    "predictions unchecked", "labels are shifted by one", "predict warns that the accuracy is below the version's"
+)
+def test_a_low_accuracy_is_a_warning(run: Run, trained: Path) -> None:
+    images = write_csv(trained.parent / "images.csv", PIXELS, (LABELS + 1) % 10)
+    status, out, _ = run("predict", images, "--output", trained, "--json")
+    assert status == 0
+    result = json.loads(out)
+    (warning,) = result["warnings"]
+    assert warning.startswith(f"images.csv: accuracy: {result['accuracy']:.4f} on 200 labels, ")
+    (check,) = [check for check in result["checks"] if check["check"] == "accuracy"]
+    assert (check["result"], check["bound"]) == ("warned", ">= 0.001")
+    assert check["figure"] < 1e-10
+    assert run("predict", images, "--output", trained, "--strict")[0] == 3
+
+
+# --- output -----------------------------------------------------------------------------------------------------
+
+
+@field_fault("stray files and bad values", "--output is a link", "predict writes the link's target, and the link stays")
+def test_a_link_leads_to_the_output(run: Run, output: Path) -> None:
+    folder = output.parent / "folder"
+    folder.mkdir()
+    output.symlink_to("folder/latest.parquet")
+    assert run("predict", IMAGES, "--output", output)[0] == 0
+    assert output.is_symlink()
+    assert pq.read_table(folder / "latest.parquet").num_rows == 200
+    assert [path.name for path in folder.iterdir()] == ["latest.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("mount", "name", "message"),
+    [
+        pytest.param("mount --bind file out.parquet", "out.parquet", "is a mount point", id="file",
+                     marks=field_fault("stray files and bad values", "--output is a mount point",
+                                       "predict ends with 2 before any work")),
+        pytest.param("mount --bind file out.parquet", "link.parquet", "is a mount point", id="link to a file"),
+        pytest.param("mount -t tmpfs -o ro none folder", "folder/out.parquet", "can be written to", id="read-only",
+                     marks=field_fault("stray files and bad values", "--output is in a folder that is read-only",
+                                       "predict ends with 2 before any work")),
+    ],
+)  # fmt: skip
+def test_an_output_that_cannot_be_replaced_is_refused(tmp_path: Path, mount: str, name: str, message: str) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("this user may not mount")
+    for file in ("file", "out.parquet"):
+        (tmp_path / file).write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.parquet").symlink_to("out.parquet")
+    script = f"cd {tmp_path} && {mount} && {sys.executable} -m cli.main predict none.csv --output {name}"
+    process = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert process.returncode == 2, process.stderr
+    assert f"{tmp_path / name} " in process.stderr
+    assert message in process.stderr

@@ -1,12 +1,15 @@
 """The prediction flow on the committed sample, on a real Prefect server."""
 
 import gzip
+import json
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowFilter, FlowFilterName
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import ParameterTypeError
 from pydantic import ValidationError
 
@@ -14,6 +17,7 @@ from flows.predict_fashion_mnist import predict_fashion_mnist
 from schemas.errors import DataContractError
 from schemas.references import Predictions
 from tasks.registry.batch_prediction import predict_csv
+from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
 IMAGES = SAMPLE / "fashion-mnist_test.csv.gz"
@@ -27,6 +31,24 @@ def test_flow_writes_what_the_core_function_writes(two_versions: Path, tmp_path:
     core = predict_csv(IMAGES, tmp_path / "core.parquet", "1", "fashion-mnist", two_versions)
     assert pq.read_table(result.output).equals(pq.read_table(core.output), check_metadata=True)
     assert result.accuracy == core.accuracy
+
+
+@field_fault("predictions unchecked", "a flow predicts inverted images", "an artifact in Prefect shows the checks")
+@pytest.mark.usefixtures("server")
+def test_warnings_are_an_artifact(two_versions: Path, tmp_path: Path) -> None:
+    images = pd.read_csv(IMAGES).drop(columns="label")
+    (255 - images).to_csv(tmp_path / "images.csv", index=False)
+    result = predict_fashion_mnist(tmp_path / "images.csv", tmp_path / "out.parquet", artifacts_dir=two_versions)
+    with get_client(sync_client=True) as client:
+        key = ArtifactFilter(key=ArtifactFilterKey(any_=["fashion-mnist-prediction-checks"]))
+        artifact = client.read_artifacts(artifact_filter=key, sort=ArtifactSort.CREATED_DESC)[0]
+    assert "images.csv: polarity: the images look inverted" in (artifact.description or "")
+    assert artifact.data == json.dumps([check.model_dump() for check in result.checks])
+    with pytest.raises(DataContractError, match="the images look inverted"):
+        predict_fashion_mnist(
+            tmp_path / "images.csv", tmp_path / "strict.parquet", artifacts_dir=two_versions, strict=True
+        )
+    assert not (tmp_path / "strict.parquet").exists()
 
 
 @pytest.mark.usefixtures("server")

@@ -10,7 +10,7 @@ import pytest
 
 from schemas.contract import DIGITS, FASHION_MNIST, Split
 from schemas.references import ValidatedSplit
-from tasks.checks.image_checks import measure_checks
+from tasks.checks.image_checks import measure_checks, measure_predicted
 from tasks.checks.image_profile import ImageProfile, profile_images
 from tasks.checks.measurements import (
     Measurement,
@@ -21,7 +21,7 @@ from tasks.checks.measurements import (
     measure_pixel_range,
     orientations,
 )
-from tasks.checks.scan import scan_parquet
+from tasks.checks.scan import PredictedImages, scan_parquet
 from tests.tasks.checks.rows import (
     Change,
     Rows,
@@ -111,6 +111,10 @@ _CHUNKS = {"faulty_chunks": "fail"}
         pytest.param(
             on_images(lambda images: np.roll(images, 1, axis=1)), {"position": "fail"}, "moved by a pixel",
             id="columns moved by one",
+        ),
+        pytest.param(
+            on_squares(lambda image: np.roll(image, 5, 1)), {"position": "fail"},
+            "moved by a pixel or more", id="rows moved by five",
         ),
         pytest.param(
             on_images(lambda images: images // 2), {"brightest_pixel": "fail", "drift": "warn"},
@@ -265,6 +269,67 @@ def test_drift_is_measured_from_the_champion(real: Rows, tmp_path: Path) -> None
     middle = sum(both) / 2
     divergence = sum((part * np.log2(part / middle, where=part > 0, out=np.zeros(17))).sum() for part in both)
     assert measured["drift"].value == pytest.approx((divergence / 2) ** 0.5, abs=1e-3)
+
+
+# --- without labels ---
+
+
+def _predicted(rows: Rows, size: int = 300) -> PredictedImages:
+    """Collect images in batches, with their labels as the classes that are predicted."""
+    seen = PredictedImages(FASHION_MNIST)
+    for start in range(0, len(rows[1]), size):
+        seen.add(rows[0][start : start + size], rows[1][start : start + size])
+    return seen
+
+
+def test_images_are_drawn_whatever_the_batches(real: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.checks.scan.SAMPLE_ROWS", 100)
+    drawn = _predicted(real).drawn
+    assert len(drawn.rows) == 100
+    assert (np.diff(drawn.rows) > 0).all()
+    assert (drawn.images == real[0][drawn.rows]).all()
+    assert (drawn.labels == real[1][drawn.rows]).all()
+    assert drawn.rows[0] < 100 < 900 < drawn.rows[-1]
+    for size in (7, 1_000):
+        assert (_predicted(real, size).drawn.rows == drawn.rows).all()
+
+
+def test_all_rows_count_for_blank_and_constant(real: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.checks.scan.SAMPLE_ROWS", 100)
+    profile = profile_images(*real, FASHION_MNIST)
+    images = real[0].copy()
+    images[:, 406] = 128
+    images[[1, 500, 999]] = 128
+    measured = measure_predicted(_predicted((images, real[1])), FASHION_MNIST, profile)
+    assert measured["blank_images"].value == 0.003
+    assert measured["constant_columns"].detail == "pixel407"
+
+
+@pytest.mark.parametrize("label", range(10))
+def test_drift_is_from_the_classes_predicted(real: Rows, label: int) -> None:
+    profile = profile_images(*real, FASHION_MNIST)
+    images = real[0][real[1] == label]
+    measured = measure_predicted(_predicted((images, real[1][real[1] == label])), FASHION_MNIST, profile)
+    assert not _beyond(measured)
+    assert measured["drift"].value < 0.02
+    brighter = np.minimum(images * 1.2, 255).astype(np.uint8)
+    measured = measure_predicted(_predicted((brighter, real[1][real[1] == label])), FASHION_MNIST, profile)
+    assert _beyond(measured) == {"drift": "warn"}
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        (transposed, "about rows 716 to 1,000: the images look transposed (rows are columns)"),
+        (on_squares(lambda image: image.repeat(2, 1).repeat(2, 2)[:, 14:42, 14:42]), "about rows 716 to 1,000: "),
+    ],
+    ids=["transposed", "enlarged"],
+)  # fmt: skip
+def test_faulty_chunks_need_no_labels(real: Rows, change: Change, detail: str) -> None:
+    profile = profile_images(*real, FASHION_MNIST)
+    measured = measure_predicted(_predicted(in_rows(715, 1_000, change)(real)), FASHION_MNIST, profile)
+    assert "faulty_chunks" in _beyond(measured)
+    assert detail in measured["faulty_chunks"].detail
 
 
 # --- by hand ---

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.data.statistics import mcnemar, sign_test, wilson_interval
+from tasks.data.statistics import binomial_test, mcnemar, sign_test, wilson_interval
 
 
 def test_published_wilson_intervals() -> None:
@@ -66,3 +66,11 @@ def test_mcnemar_by_hand(fixed: int, broken: int, p_value: float) -> None:
 def test_mcnemar_requires_the_same_rows() -> None:
     with pytest.raises(ValueError, match="expected the same rows"):
         mcnemar(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
+
+
+@pytest.mark.parametrize(("right", "rows", "share"), [(0, 5, 0.9), (7, 10, 0.5), (880, 1_000, 0.9), (4, 4, 1)])
+def test_binomial_p_values_agree_with_scipy(right: int, rows: int, share: float) -> None:
+    from scipy.stats import binomtest
+
+    expected = binomtest(right, rows, share, alternative="less").pvalue
+    assert binomial_test(right, rows, share) == pytest.approx(expected)

@@ -18,7 +18,10 @@ import pytest
 
 from schemas.contract import FASHION_MNIST
 from schemas.errors import DataContractError, StageNotWritten, StoredArtifactError, VersionNotFound, WrongUsage
+from schemas.layout import STORED_NAMES
 from schemas.references import Predictions
+from schemas.store import VersionFacts
+from tasks.checks import scan
 from tasks.data import csv_reader
 from tasks.predict import predict
 from tasks.registry import batch_prediction
@@ -28,6 +31,7 @@ from tasks.runtime.files import sha256_file
 from tests.memory import peak_bytes
 from tests.plain_keras import plain_network
 from tests.sample import SAMPLE
+from tests.stored import facts
 
 LINES = gzip.decompress((SAMPLE / "fashion-mnist_test.csv.gz").read_bytes()).splitlines()  # a header, 200 rows
 PROBABILITIES = [f"p{label}" for label in range(10)]
@@ -151,13 +155,14 @@ def test_memory_does_not_grow_with_the_file(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_prediction, "load_model", lambda version: ConstantModel())
+    monkeypatch.setattr(scan, "SAMPLE_ROWS", 64)
     peaks = []
-    for times in (2, 8):
+    for times in (4, 16):
         images = put(tmp_path, LINES[:1] + LINES[1:] * times)
         peaks.append(peak_bytes(partial(run, images, two_versions), 1.5 * sum(peaks)))
         assert pq.read_metadata(images.parent / "out.parquet").num_rows == 200 * times
     assert peaks[1] < 1.5 * peaks[0]
-    assert peaks[1] < 1600 * 784  # the rows of the file as bytes
+    assert peaks[1] < 3200 * 784  # the rows of the file as bytes
 
 
 # --- output -------------------------------------------------------------------------------------------------
@@ -179,6 +184,7 @@ def test_the_parquet_has_its_schema_and_the_version(two_versions: Path, tmp_path
         "fashion_ann.dataset": "fashion-mnist",
         "fashion_ann.manifest_sha256": stored.manifest.manifest_sha256,
         "fashion_ann.weights_sha256": sha256_file(stored.folder / "model.weights.h5"),
+        "fashion_ann.warnings": "[]",
     }
     assert predictions.output == tmp_path / "out.parquet"
     assert predictions.sha256 == sha256_file(predictions.output)
@@ -320,6 +326,10 @@ def test_an_existing_output_is_replaced(two_versions: Path, tmp_path: Path) -> N
         ("folder.parquet", "it is a folder"),
         ("images.csv", "the file of the images"),
         ("link.csv", "the file of the images"),
+        ("pipe.csv", "it is a device or a pipe"),
+        ("device.csv", "it is a device or a pipe"),
+        ("loop.csv", "it is a link to itself"),
+        ("dangling.csv", "must be in an existing folder"),
     ],
 )
 def test_an_unusable_output_is_rejected_first(
@@ -331,6 +341,10 @@ def test_an_unusable_output_is_rejected_first(
     images = put(tmp_path, LINES)
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "link.csv").symlink_to(images)
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "device.csv").symlink_to("/dev/null")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    (tmp_path / "dangling.csv").symlink_to("none/out.csv")
     monkeypatch.setattr(batch_prediction, "open_csv", fail)
     monkeypatch.setattr(batch_prediction, "load_model", fail)
     content = images.read_bytes()
@@ -349,6 +363,21 @@ def test_an_unusable_version_leaves_no_output(two_versions: Path, tmp_path: Path
     with pytest.raises(StoredArtifactError, match="sha256"):
         run(images, copy)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "images.csv"]
+
+
+def test_a_version_without_a_profile_is_a_warning(two_versions: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(two_versions, tmp_path / "artifacts")
+    store = ModelStore.of(copy, "fashion-mnist")
+    with store.lock():
+
+        def build(folder: Path, number: int) -> VersionFacts:
+            for name in STORED_NAMES:
+                shutil.copyfile(store.folder(1) / name, folder / name)
+            return facts()
+
+        number = store.add(build).number
+    (warning,) = run(put(tmp_path, without_label(LINES)), copy, version=str(number)).warnings
+    assert warning.startswith(f"images.csv: the images were not checked: version {number} has no profile")
 
 
 def test_a_full_disk_names_the_output_and_leaves_nothing(

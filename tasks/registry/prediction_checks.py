@@ -1,0 +1,89 @@
+"""Check the images that a version predicts against the profile and the test accuracy that are stored with it."""
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.contract import DatasetContract
+from schemas.layout import METRICS_NAME, PROFILE_NAME
+from schemas.references import CheckResult
+from tasks.checks.image_checks import measure_predicted
+from tasks.checks.image_profile import ImageProfile, read_profile
+from tasks.checks.scan import PredictedImages
+from tasks.checks.summary import check_results, sentences
+from tasks.data.statistics import binomial_test, wilson_interval
+from tasks.registry.store import StoredVersion
+
+# p-value below which an accuracy is lower than the version's own by more than chance.
+_SIGNIFICANT = 0.001
+
+
+class PredictionChecks:
+    """Collect images and labels batch by batch, then check them."""
+
+    def __init__(self, version: StoredVersion, contract: DatasetContract) -> None:
+        self._version, self._contract = version, contract
+        self._seen = PredictedImages(contract)
+        self._label_rows = np.zeros(contract.classes, np.int64)
+        self._correct = 0
+
+    def add(
+        self, images: npt.NDArray[np.uint8], predicted: npt.NDArray[np.int32], labels: npt.NDArray[np.uint8] | None
+    ) -> None:
+        """Add the next images, uint8 (N, pixels), with the predicted class and the label of each, if any."""
+        self._seen.add(images, predicted)
+        if labels is not None:
+            self._label_rows += np.bincount(labels, minlength=len(self._label_rows))
+            self._correct += int(np.count_nonzero(labels == predicted))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the share of labels that were predicted, None without labels."""
+        rows = int(self._label_rows.sum())
+        return self._correct / rows if rows else None
+
+    def results(self) -> tuple[list[CheckResult], list[str]]:
+        """Return the checks that were measured, and one sentence per warning."""
+        results, warnings = [], []
+        profile = self._profile()
+        if profile is None:
+            warnings.append(
+                f"the images were not checked: version {self._version.number} has no profile of the images of each "
+                "class. `fashion-ann train` makes a version that has one"
+            )
+        else:
+            results += check_results(measure_predicted(self._seen, self._contract, profile), self._contract)
+        if self._label_rows.any():
+            results.append(self._accuracy_check())
+        return results, warnings + sentences(results)
+
+    def _profile(self) -> ImageProfile | None:
+        if PROFILE_NAME not in self._version.manifest.files:
+            return None
+        profile = read_profile(self._version.read(PROFILE_NAME))
+        return profile if profile.class_fits else None
+
+    def _accuracy_check(self) -> CheckResult:
+        """Test whether the accuracy is that of the version on its own test split, for the same share of each class.
+
+        The bound is the lower end of Wilson's interval of that accuracy, because the test split is finite too.
+        """
+        metrics: list[dict[str, Any]] = json.loads(self._version.read(METRICS_NAME))["per_class"]
+        rows = int(self._label_rows.sum())
+        shares = self._label_rows / rows
+        own = float(shares @ [entry["recall"] for entry in metrics])
+        # Kish 1965, as in `balanced_agreement`.
+        tested = 1 / float((shares**2 / np.maximum([entry["rows"] for entry in metrics], 1)).sum())
+        expected = wilson_interval(own * tested, tested)[0]
+        p_value = binomial_test(self._correct, rows, expected)
+        return CheckResult(
+            check="accuracy",
+            figure=p_value,
+            bound=f">= {_SIGNIFICANT:g}",
+            severity="warning",
+            result="warned" if p_value < _SIGNIFICANT else "met",
+            says=f"{self.accuracy:.4f} on {rows} labels, {own:.4f} on the same classes of the version's test split; "
+            "p-value of the exact binomial test",
+        )
