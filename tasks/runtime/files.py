@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from schemas.layout import is_litter
 from tasks.runtime.locks import abandoned, create_in_use
 
