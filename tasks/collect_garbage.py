@@ -7,10 +7,12 @@ from pathlib import Path
 from prefect import task
 
 from schemas.errors import StoreInUse
+from schemas.layout import Artifacts
 from schemas.references import Garbage
 from tasks.registry import gc
 from tasks.registry.store import ModelStore
 from tasks.registry.version_events import send_unsent
+from tasks.runtime.log_rotation import rotate_logs
 from tasks.runtime.prefect_artifacts import publish_table
 from tasks.runtime.prefect_events import sender_of_run
 
@@ -24,8 +26,12 @@ SECONDS_TO_WAIT = 600
 def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECONDS_TO_WAIT) -> Garbage:
     """Run `tasks.registry.gc.collect`, and publish what it deleted. While a run is active, some or all garbage stays.
 
+    The logs of `fashion-ann up` are rotated, too.
+
     seconds: how long to wait for a process that writes to the store.
     """
+    for log in rotate_logs(Artifacts(artifacts_dir).service_logs):
+        logger.info("%s: rotated", log)
     # Before a version is deleted that an event describes.
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
     try:

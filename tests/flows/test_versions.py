@@ -18,12 +18,14 @@ from flows.train_fashion_mnist import train_fashion_mnist
 from flows.verify_store import verify_store
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST
+from schemas.layout import Artifacts
 from tasks.data.data_folder import folder_digest
 from tasks.registry import champion
 from tasks.registry.champion import promote, set_alias
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.version_events import send_unsent
 from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.log_rotation import LARGEST_BYTES
 from tasks.runtime.prefect_events import send_events
 from tests.field_faults import field_fault
 from tests.flows.conftest import Command
@@ -186,6 +188,17 @@ def test_verify_store_fails_for_damage(artifacts: Path, damage: Callable[[ModelS
     assert named in (state.message or "")
     if not named:
         assert state.result().versions == (1, 2, 3, 4)
+
+
+@field_fault(
+    "growth without bound", "services write logs for months", "the weekly collect-garbage run rotates their logs"
+)
+def test_collect_garbage_rotates_the_logs_of_services(artifacts: Path) -> None:
+    log = Artifacts(artifacts).service_logs / "server.log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(bytes(LARGEST_BYTES + 1))
+    collect_garbage(artifacts_dir=artifacts)
+    assert log.stat().st_size == 0
 
 
 def test_collect_garbage_ends_while_a_run_is_active(artifacts: Path) -> None:
