@@ -2,12 +2,16 @@
 
 Prints the share of random subsets of the published test split, and of its classes, that cause a warning; then the
 warnings for the same split with known faults. Reads the CSVs of the data folder, and the champion with its profile.
+``--cost IMAGES.csv`` prints the CPU time of the checks as a share of the rest of `predict` on that CSV instead.
 """
 
 import argparse
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +22,15 @@ from benchmarks.checks import faults
 from schemas.config import artifacts_folder, data_folder
 from schemas.contract import CONTRACTS, DatasetContract, contract_of
 from schemas.layout import PROFILE_NAME
+from schemas.references import CheckResult
 from tasks.checks.image_checks import measure_predicted
 from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.measurements import Measurement
 from tasks.checks.scan import PredictedImages
 from tasks.data.splits import scale_pixels
+from tasks.registry import batch_prediction
 from tasks.registry.alias_log import CHAMPION
+from tasks.registry.prediction_checks import PredictionChecks
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import load_model
 
@@ -36,7 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predicted_checks", description=__doc__)
     parser.add_argument("dataset", choices=CONTRACTS)
     parser.add_argument("--artifacts-dir", metavar="D")
+    parser.add_argument("--cost", metavar="IMAGES.csv", type=Path)
     options = parser.parse_args()
+    if options.cost is not None:
+        print(f"{measure_cost(options.cost, options.dataset, artifacts_folder(options.artifacts_dir)):.4f}")
+        return
     contract = contract_of(options.dataset)
     version = ModelStore.of(artifacts_folder(options.artifacts_dir), contract.name).version(CHAMPION)
     model, profile = load_model(version), read_profile(version.read(PROFILE_NAME))
@@ -63,6 +74,31 @@ def main() -> None:
             faulty = np.ascontiguousarray(change((images[:size], labels[:size]))[0])
             names = _warnings(measure_rows(faulty, _predict(model, faulty, contract), profile, contract), contract)
             print(f"| {fault} | {size} | {', '.join(names)} |", flush=True)
+
+
+class TimedChecks(PredictionChecks):
+    """Checks that add up the CPU time that they take."""
+
+    seconds = 0.0
+
+    def add(self, *batch: Any) -> None:
+        start = time.process_time()
+        super().add(*batch)
+        TimedChecks.seconds += time.process_time() - start
+
+    def results(self) -> tuple[list[CheckResult], list[str]]:
+        start = time.process_time()
+        results = super().results()
+        TimedChecks.seconds += time.process_time() - start
+        return results
+
+
+def measure_cost(images: Path, dataset: str, artifacts_dir: Path) -> float:
+    """Return the CPU time of the checks, as a share of all other CPU time of this process, imports included."""
+    vars(batch_prediction)["PredictionChecks"] = TimedChecks
+    with tempfile.TemporaryDirectory() as folder:
+        batch_prediction.predict_csv(images, Path(folder) / "out.parquet", CHAMPION, dataset, artifacts_dir)
+    return TimedChecks.seconds / (time.process_time() - TimedChecks.seconds)
 
 
 def measure_rows(

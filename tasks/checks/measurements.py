@@ -74,15 +74,18 @@ class BaselineImages:
         self.profile = profile
         self.images = np.stack([np.asarray(image, np.float32) for image in profile.mean_images.values()])
         self.labels = np.array([int(label) for label in profile.mean_images])
-        self.oriented = {name: standardized(view) for name, view in orientations(self.images, contract).items()}
         upright = self.images.reshape(-1, contract.height, contract.width)
-        self.shifted = [
-            standardized(np.roll(upright, sign * step, axis).reshape(self.images.shape))
+        oriented = orientations(self.images, contract)
+        shifted = [
+            np.roll(upright, sign * step, axis).reshape(self.images.shape)
             for axis in (1, 2)
             for step in _SHIFTS
             if 2 * step <= upright.shape[axis]
             for sign in (1, -1)
         ]
+        self.views = standardized(np.concatenate([*oriented.values(), *shifted]))
+        parts = np.split(self.views, len(oriented) + len(shifted))
+        self.oriented, self.shifted = dict(zip(oriented, parts, strict=False)), parts[len(oriented) :]
 
 
 def compare_with_baseline(
@@ -130,15 +133,16 @@ def _compare(
     def gain(of: Floats, over: Floats) -> float:
         return float((of - over).mean() - z * _standard_error(of - over))
 
-    normalized = standardized(images)
-    correlations = {name: normalized @ view.T for name, view in baseline.oriented.items()}
+    # One product of all views: the threads of many small ones wait for each other on a busy machine.
+    tables = (standardized(images) @ baseline.views.T).reshape(len(images), -1, len(baseline.labels))
+    correlations = {name: tables[:, place] for place, name in enumerate(baseline.oriented)}
     fits = {
         (inverted, name): match(-table if inverted else table)
         for inverted in (False, True)
         for name, table in correlations.items()
     }
     inverted, orientation = best = max(fits, key=lambda view: fits[view].mean())
-    shifts = [match(normalized @ view.T) for view in baseline.shifted]
+    shifts = [match(tables[:, place]) for place in range(len(correlations), tables.shape[1])]
     nearest = int(np.argmax([fit.mean() for fit in shifts]))
     moved = shifts[nearest]
     looks_moved = moved.mean() > fits[best].mean()
