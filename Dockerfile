@@ -25,7 +25,9 @@ RUN uv pip install --python /opt/venv --no-cache --compile-bytecode --require-ha
 COPY . .
 RUN uv pip install --python /opt/venv --no-cache --no-deps --no-build-isolation --editable .
 USER 10001
-ENV NVIDIA_VISIBLE_DEVICES=all \
+ARG REVISION=""
+ENV FASHION_ANN_REVISION=$REVISION \
+    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # Healthy means that the worker has polled the server recently.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
@@ -38,6 +40,8 @@ RUN uv pip install --python /opt/venv --no-cache --compile-bytecode --require-ha
 COPY . .
 RUN uv pip install --python /opt/venv --no-cache --no-deps --no-build-isolation --editable .
 USER 10001
+ARG REVISION=""
+ENV FASHION_ANN_REVISION=$REVISION
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)"]
 CMD ["prefect", "worker", "start", "--pool", "cpu", "--type", "process", "--install-policy", "never", "--with-healthcheck"]

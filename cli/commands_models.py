@@ -139,12 +139,15 @@ def _reproduce(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="fashion-ann-reproduce-") as scratch:
         result = reproduce(version, artifacts_folder(options.artifacts_dir), Path(scratch))
     print_result(options, result, _reproduce_lines(result), sort_keys=True)
-    # The same seed on the same CPU gives the same bits. A p-value counts only if code, lock or device changed.
+    # The same seed on the same CPU gives the same bits. A p-value counts only if something else changed.
     if result["identical"]:
         return
     failure = f"Version {version.number} was not reproduced"
     if not result["differs"]:
-        raise NotReproduced(f"{failure}: the weights differ, and nothing else changed.")
+        raise NotReproduced(
+            f"{failure}: the weights differ, but code, lock, prepared data, packages, environment and device are those "
+            "of the manifest."
+        )
     if result["paired"]["p_value"] < PromotionConfig().significance:
         raise NotReproduced(f"{failure}: the difference in accuracy is significant.")
 

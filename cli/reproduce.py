@@ -30,7 +30,7 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     - ``version``
     - ``identical``: whether the digests of the weights are equal; both are in ``weights_sha256``
     - ``test_accuracy`` of both, and ``paired``, the test between them (`tasks.data.statistics.PairedTest`)
-    - ``differs``: the changes since, in code, lock or device
+    - ``differs``: the changes since, see `changes_since`
 
     Raises `DataUnavailable` when the ingested data was removed, and `StoredArtifactError` when it or the version is
     damaged.
@@ -57,7 +57,7 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
         "weights_sha256": {"expected": expected, "found": trained.weights_sha256},
         "test_accuracy": {"expected": float(correct_before.mean()), "found": float(correct.mean())},
         "paired": asdict(mcnemar(correct, correct_before)),
-        "differs": changes_since(manifest, trained),
+        "differs": changes_since(manifest, trained, prepared.record.digest),
     }
 
 
@@ -91,13 +91,32 @@ def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: P
     )
 
 
-def changes_since(manifest: VersionFacts, trained: TrainedModel) -> list[str]:
-    """Return what differs now from the recorded training: code, lock or inputs, and the device."""
-    changes = []
-    if manifest.stage("train").key != trained.record.key:
-        changes.append("code, lock or inputs of the train stage")
-    device = trained.device.model_dump()
-    for name, before in manifest.device.as_json().items():
-        if before != device.get(name):
-            changes.append(f"device: {name} {before}, now {device.get(name)}")
+def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) -> list[str]:
+    """Return what differs in ``trained`` from the recorded training: everything that its weights can depend on.
+
+    Compares code, lock, prepared data (its digest ``prepared``), packages, environment and device, each as far as the
+    manifest records it. Configuration, seed and dataset are those of the manifest.
+    """
+    digests = {
+        "code of the train stage": (manifest.code_sha256, trained.code_sha256),
+        "lock": (manifest.lock_sha256, trained.lock_sha256),
+        "prepared data": (manifest.stage("prepare").digest, prepared),
+    }
+    changes = [f"{name}: {before}, now {now}" for name, (before, now) in digests.items() if before not in (None, now)]
+    for kind, before, now in (
+        ("package", manifest.packages, trained.packages),
+        ("environment", manifest.environment, trained.environment),
+        ("device", manifest.device.as_json(), trained.device.model_dump()),
+    ):
+        changes += [
+            f"{kind}: {name} {_shown(value)}, now {_shown(now.get(name))}"
+            for name, value in before.items()
+            if value != now.get(name)
+        ]
+    if not changes and (key := manifest.stage("train").key) != trained.record.key:
+        changes = [f"what the manifest does not record: cache key of the train stage {key}, now {trained.record.key}"]
     return changes
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value in (None, "") else str(value)

@@ -37,6 +37,14 @@ class ProcessDied(FashionAnnError):
     """Worker process that ended without a result: killed, out of memory, or by a bug."""
 
 
+class CodeChanged(FashionAnnError):
+    """Worker process that imported other code than the run that started it. Its output would get a wrong cache key."""
+
+
+class TrainingDiverged(FashionAnnError):
+    """Training whose loss, or model whose predictions are not finite. Nothing is kept of it."""
+
+
 class NoGpuWorker(FashionAnnError):
     """Training that no worker of the gpu pool started in time, or that no deployment exists for."""
 

@@ -174,7 +174,8 @@ class TrainedBy(Reference):
 class TrainedModel(Reference):
     """Topology, weights and history under ``record.path``.
 
-    The device, ``trained_by``, the lock and the packages are those of the run that trained, also for a reused model.
+    The device and all below it are those of the run that trained, also for a reused model. environment: the variables
+    that may change the weights, see `tasks.model.backend.environment`. code_sha256: digest of the code that trained.
     """
 
     record: StageRecord
@@ -184,6 +185,8 @@ class TrainedModel(Reference):
     seconds: float
     device: Device
     trained_by: TrainedBy
+    environment: dict[str, str]
+    code_sha256: str
     lock_sha256: str
     packages: dict[str, str]
 

@@ -123,6 +123,8 @@ class VersionFacts(StoredJson):
     promotion: Settings
     seed: int
     code: StoredCode
+    environment: dict[str, str] = {}
+    code_sha256: Digest | None = None
     lock_sha256: Digest
     packages: dict[str, str]
     device: StoredDevice

@@ -8,8 +8,10 @@ import numpy as np
 from prefect import task
 
 from schemas.contract import contract_of
+from schemas.errors import TrainingDiverged
 from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts, images_name
 from schemas.references import Evaluation, PreparedData, TrainedModel
+from tasks.model.backend import environment, gpu_driver_present
 from tasks.model.inference import run_stored_model
 from tasks.model.metrics import compute_metrics
 from tasks.model.test_predictions import StoredPredictions, image_digests, write_predictions
@@ -31,12 +33,17 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
     """Load the model in a fresh process, compare its golden predictions and predict the test split.
 
     Writes metrics.json and test_predictions.parquet. Raises `StoredArtifactError` if the trained files cannot be
-    loaded.
+    loaded, and `TrainingDiverged` for a loss or prediction that is not finite.
     """
     contract = contract_of(prepared.dataset)
 
     def build(folder: Path) -> dict[str, Any]:
         output = run_stored_model(trained.record.path, prepared.record.path)
+        if not np.isfinite([output.loss, output.probabilities.sum()]).all():
+            raise TrainingDiverged(
+                f"{trained.record.path}: the loss or a prediction of this model is not finite on the test split. Train "
+                "with a lower learning rate, or with other data."
+            )
         in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
         history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
         metrics = compute_metrics(output, in_train, history, contract)
@@ -50,7 +57,13 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
     record, facts = run_stage(
         Artifacts(artifacts_dir).evaluated,
         STAGE,
-        {"dataset": prepared.dataset, "prepared": prepared.record.digest, "trained": trained.record.digest},
+        {
+            "dataset": prepared.dataset,
+            "prepared": prepared.record.digest,
+            "trained": trained.record.digest,
+            "environment": environment(),
+            "device": "gpu" if gpu_driver_present() else "cpu",
+        },
         build,
     )
     _publish(prepared.dataset, record.path)

@@ -14,10 +14,10 @@ from schemas.errors import DeviceUnavailable
 from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
 from schemas.references import PreparedData, TrainedModel
 from tasks.model import fit
-from tasks.model.backend import backend_name, gpu_driver_present
+from tasks.model.backend import environment, gpu_driver_present, ignored_variables
 from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
-from tasks.runtime.fingerprint import lock_digest, package_versions
+from tasks.runtime.fingerprint import code_and_lock, package_versions
 from tasks.runtime.prefect_artifacts import publish_progress
 from tasks.runtime.stage_cache import Stage, output_folder, run_stage, stage_key
 from tasks.runtime.worker_process import run_worker
@@ -40,6 +40,8 @@ def train(
     Raises `DeviceUnavailable` before the first epoch if ``device`` cannot be used.
     """
     kind = _device_kind(device)
+    if ignored := ignored_variables():
+        logger.warning("ignored, because the model must not depend on them: %s", ", ".join(ignored))
     try:
         return _train(prepared, config, artifacts_dir, kind)
     except DeviceUnavailable as error:
@@ -109,7 +111,8 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
                 "worker": os.environ.get("PREFECT__WORKER_NAME"),
                 "host": socket.gethostname(),
             },
-            "lock_sha256": lock_digest(),
+            "environment": environment(),
+            **{f"{name}_sha256": digest for name, digest in code_and_lock(*STAGE.core).items()},
             "packages": package_versions(),
         }
 
@@ -124,7 +127,7 @@ def _inputs(prepared: PreparedData, config: TrainingConfig, kind: DeviceKind) ->
         "dataset": prepared.dataset,
         "prepared": prepared.record.digest,
         "training": config.model_dump(),
-        "backend": backend_name(),
+        "environment": environment(),
         # CPU and GPU give different numbers, so neither reuses a model of the other. "auto" shares the outputs of the
         # kind that it selects. Model and number of GPUs are excluded, so that a retry on another worker reuses them.
         "device": kind,

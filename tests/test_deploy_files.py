@@ -18,6 +18,7 @@ from cli.automations import NOTIFY_VARIABLE
 from cli.deploy import pool_names
 from cli.server_process import project_settings
 from schemas.config import artifacts_folder, data_folder
+from tests.field_faults import field_fault
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
@@ -193,3 +194,16 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", *sorted(map(str, tmp_path.iterdir()))], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+@field_fault(
+    "stray files and bad values",
+    "code in an image, which has no git checkout",
+    "the build argument REVISION becomes FASHION_ANN_REVISION, and compose passes it",
+)
+def test_an_image_has_the_revision_of_its_build(target: str) -> None:
+    stage = _stages()[target]
+    assert any(instruction == "ARG" and argument.startswith("REVISION") for instruction, argument in stage)
+    assert any(instruction == "ENV" and "FASHION_ANN_REVISION=$REVISION" in argument for instruction, argument in stage)
+    assert COMPOSE["services"][f"worker-{target}"]["build"]["args"] == {"REVISION": "${REVISION:-}"}

@@ -26,10 +26,65 @@ _BACKENDS = ("tensorflow", "jax")
 # Keras imports these if they are installed.
 _UNUSED_PACKAGES = ("matplotlib", "pandas", "sklearn")
 
+# What Keras and its backends read from the environment. "Changes weights" was measured with one epoch on a CPU.
+#
+# | variable | decision | reason |
+# |---|---|---|
+# | KERAS_BACKEND | in key and manifest | changes weights: selects jax |
+# | XLA_FLAGS | in key and manifest | changes weights with jax; with a GPU it may have to name CUDA's folder |
+# | TF_NUM_INTRAOP_THREADS, TF_NUM_INTEROP_THREADS | in key and manifest | limit the load of a shared machine |
+# | TF_CPP_*, TF_FORCE_GPU_ALLOW_GROWTH, TF_GPU_ALLOCATOR, XLA_PYTHON_CLIENT_* | kept | only logs and memory |
+# | JAX_PLATFORMS, JAX_COMPILATION_CACHE_DIR, JAX_PERSISTENT_CACHE_* | kept | only speed, and the device in the key |
+# | KERAS_HOME | set | its keras.json changes weights (floatx) or fails the import (epsilon) |
+# | other KERAS_* | removed | KERAS_MAX_STEPS_PER_EPOCH changes weights, KERAS_MAX_EPOCHS the number of epochs |
+# | TF_CLI_*, TF_VAR_* and others of Terraform | kept | TensorFlow does not read them |
+# | other TF_*, TENSORFLOW_* | removed | TF_ENABLE_ONEDNN_OPTS and TF_XLA_FLAGS change weights |
+# | other JAX_* | removed | JAX_ENABLE_X64, JAX_DISABLE_JIT and JAX_THREEFRY_PARTITIONABLE change weights |
+# | ONEDNN_*, DNNL_* | removed | the *_MAX_CPU_ISA change weights |
+# | NVIDIA_TF32_*, CUBLAS_*, CUDNN_* | removed | select the arithmetic of a GPU |
+#
+# OMP_NUM_THREADS, OPENBLAS_*, PYTHONHASHSEED and the number of cores change no weights. The model of the CPU or GPU
+# does. The manifest has it as `device`; the key does not, so that another machine can reuse a model.
+DEFAULT_ENVIRONMENT = {
+    "KERAS_BACKEND": "tensorflow",
+    "TF_NUM_INTRAOP_THREADS": "1",  # the operations of this network are too short to share
+    "TF_NUM_INTEROP_THREADS": "",
+    "XLA_FLAGS": "",
+}
+_KEPT = (
+    *("TF_CPP_", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR", "XLA_PYTHON_CLIENT_"),
+    *("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_"),
+    *("TF_CLI_", "TF_VAR_", "TF_LOG", "TF_INPUT", "TF_DATA_DIR", "TF_WORKSPACE", "TF_IN_AUTOMATION", "TF_TOKEN_"),
+    *("TF_REGISTRY_", "TF_PLUGIN_CACHE_"),
+)
+_REMOVED = ("KERAS_", "TF_", "TENSORFLOW_", "XLA_", "JAX_", "ONEDNN_", "DNNL_", "NVIDIA_TF32_", "CUBLAS_", "CUDNN_")
+
+
+def environment() -> dict[str, str]:
+    """Return the variables that may change a result, with their defaults. They are part of cache key and manifest."""
+    return {name: os.environ.get(name) or default for name, default in DEFAULT_ENVIRONMENT.items()}
+
+
+def ignored_variables() -> list[str]:
+    """Return the names of the variables of this process that `import_backend` removes."""
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith(_REMOVED) and not name.startswith(_KEPT) and name not in (*DEFAULT_ENVIRONMENT, "KERAS_HOME")
+    )
+
+
+def _pin_environment() -> None:
+    for name in ignored_variables():
+        del os.environ[name]
+    # No keras.json can be read or written below a file. Without it Keras uses ~/.keras, or /tmp/.keras of anybody.
+    os.environ["KERAS_HOME"] = os.devnull
+    os.environ.update({name: value for name, value in environment().items() if value})
+
 
 def backend_name() -> str:
     """Return KERAS_BACKEND or else "tensorflow". A keras.json is ignored. Raises `WrongUsage` for another backend."""
-    name = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    name = environment()["KERAS_BACKEND"]
     if name not in _BACKENDS:
         raise WrongUsage(
             f"KERAS_BACKEND was expected to be one of {', '.join(_BACKENDS)}, received {name!r}. Unset it to train "
@@ -49,7 +104,8 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
     """Import the backend, make it deterministic for ``seed`` and return the device that it computes on.
 
     With TensorFlow the same seed gives the same weights in every process on the same kind of CPU. Each operation runs
-    in one thread unless TF_NUM_INTRAOP_THREADS is set: the operations of this network are too short to share.
+    in one thread unless TF_NUM_INTRAOP_THREADS is set: the operations of this network are too short to share. Other
+    settings of Keras and the backend are pinned, in this process's environment and in Keras's configuration.
 
     A backend starts once per process, so the first ``device`` remains in use and "auto" accepts it. Raises
     `DeviceUnavailable` if ``device`` cannot be used.
@@ -65,6 +121,13 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
             if device == "cpu":
                 jax.config.update("jax_platforms", "cpu")
         import keras
+    # Keras may have been imported before, with other settings.
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
     keras.utils.set_random_seed(seed)
     actual = _describe_device()
     if device != "auto" and actual.kind != device:
@@ -74,7 +137,7 @@ def set_up_backend(seed: int, device: DeviceChoice = "auto") -> Device:
 
 def import_backend() -> None:
     """Import the backend: the slowest part of `set_up_backend`, which a process can do before it receives its job."""
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # read at the start of TensorFlow
+    _pin_environment()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else jax allocates 3/4 of the GPU's memory
     name = backend_name()
     unused = ("jax", "scipy", *_UNUSED_PACKAGES) if name == "tensorflow" else _UNUSED_PACKAGES

@@ -45,6 +45,11 @@ class TrainingState:
         with atomic_write(self._path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, history=history, **values, **best)
 
+    def discard(self) -> None:
+        """Remove the file, so that no training resumes from it."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
     def restore(self) -> None:
         """Load the state from the file, if it exists. A damaged file is logged and changes nothing."""
         if self._path is None or not self._path.exists():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from schemas.config import TrainingConfig
 from schemas.contract import DatasetContract, contract_of
+from schemas.errors import TrainingDiverged
 from schemas.layout import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, images_name, labels_name
 from tasks.model.backend import distribution_scope, import_backend, input_pipeline, set_up_backend
 from tasks.model.checkpoint import EpochMetrics, TrainingState
@@ -88,7 +89,7 @@ def fit_network(
     """Train a new network; return the `keras.Model`, compiled for evaluation, and the metrics of each epoch.
 
     Call `tasks.model.backend.set_up_backend` for the seed first. Raises ValueError for scaled pixels that are not on
-    the contract's levels.
+    the contract's levels. Raises `TrainingDiverged` after an epoch whose loss is not finite; no checkpoint remains.
 
     checkpoint: file for the state after each epoch: weights, optimizer, generator of dropout. If it exists, training
         resumes from it and gives the same result as an uninterrupted one.
@@ -139,6 +140,13 @@ def fit_network(
             release_pages(validation_split[0])
             metrics = {**(logs or {}), **{f"val_{name}": value for name, value in validation.items()}}
             metrics["seconds"] = time.perf_counter() - self.started
+            if not np.isfinite([metrics["loss"], metrics["val_loss"]]).all():
+                state.discard()  # the same seed would diverge again
+                raise TrainingDiverged(
+                    f"Training diverged in epoch {epoch + 1}: finite losses were expected, received loss "
+                    f"{metrics['loss']} and val_loss {metrics['val_loss']}. Nothing was stored. Train with a learning "
+                    f"rate below {config.learning_rate:g}, or with other data."
+                )
             state.save_epoch({name: float(value) for name, value in metrics.items()})
             on_epoch(epoch + 1, state.history[-1])
             if state.should_stop(config.early_stopping):

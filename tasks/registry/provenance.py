@@ -1,7 +1,10 @@
 """Collect the facts of a manifest: how a version was created, from which data, stages and code."""
 
+import logging
+import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
@@ -9,6 +12,9 @@ from schemas.contract import Split
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import AliasEvent, VersionFacts
 from tasks.registry.alias_log import utc_now
+from tasks.runtime.fingerprint import code_was_edited
+
+logger = logging.getLogger(__name__)
 
 
 def collect_facts(
@@ -34,7 +40,9 @@ def collect_facts(
             "created": utc_now(),
             "made_from": key,
             **evaluation.model_dump(include={"test_accuracy", "test_loss"}),
-            **trained.model_dump(include={"lock_sha256", "packages", "device", "epochs_run", "trained_by"}),
+            **trained.model_dump(
+                include={"environment", "code_sha256", "lock_sha256", "packages", "device", "epochs_run", "trained_by"}
+            ),
             "topology_id": trained.topology_sha256,
             "data": _describe_data(data, prepared),
             "configuration": config.model_dump(),
@@ -84,12 +92,22 @@ def _lineage(
     return [{"split": split, **record.model_dump(mode="json", exclude={"path"})} for split, record in records]
 
 
-def code_revision() -> dict[str, Any]:
-    """Return the commit of the checkout, and whether files differ from it; both None without git or a commit."""
+def code_revision(root: Path = PROJECT_ROOT) -> dict[str, Any]:
+    """Return the commit of the checkout ``root``, and whether its files or the code of this process differ from it.
+
+    Without git or a commit the revision is that of FASHION_ANN_REVISION, which the image sets. If that is missing too,
+    both are None, and a warning is logged.
+    """
+    # Explicit folders, because git then requires no owner, and finds no repository around the checkout. Variables such
+    # as GIT_DIR belong to the repository of the caller, for example of a hook.
+    command = ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         revision, changes = (
             subprocess.run(  # noqa: S603  # fixed arguments
-                ["git", "-C", str(PROJECT_ROOT), *arguments],  # noqa: S607  # the user's own git
+                [*command, *arguments],
+                cwd=root,
+                env=variables,
                 capture_output=True,
                 text=True,
                 timeout=30,
@@ -97,6 +115,14 @@ def code_revision() -> dict[str, Any]:
             ).stdout.strip()
             for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if given := os.environ.get("FASHION_ANN_REVISION"):
+            return {"revision": given, "dirty": None}
+        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+        logger.warning(
+            "the revision of the code is unknown, and the manifest records none: %s. Set FASHION_ANN_REVISION, or "
+            "build the image with --build-arg REVISION=$(git rev-parse HEAD)",
+            reason,
+        )
         return {"revision": None, "dirty": None}
-    return {"revision": revision, "dirty": bool(changes)}
+    return {"revision": revision, "dirty": bool(changes) or code_was_edited()}

@@ -150,7 +150,7 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
 
 
 def _differences(before: Manifest, after: Manifest) -> list[dict[str, Any]]:
-    """Return the differences in configuration, data, code, lock and device between two manifests."""
+    """Return the differences in configuration, data, code, lock, environment and device between two manifests."""
 
     def properties(manifest: Manifest) -> dict[str, Any]:
         return {
@@ -159,6 +159,7 @@ def _differences(before: Manifest, after: Manifest) -> list[dict[str, Any]]:
             "test data, sha256": manifest.data.test.csv_sha256,
             "code": manifest.code.revision,
             "lock, sha256": manifest.lock_sha256,
+            **manifest.environment,
             "device": manifest.device.name,
         }
 

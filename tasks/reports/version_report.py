@@ -23,6 +23,7 @@ from schemas.layout import (
     Artifacts,
 )
 from tasks.data.splits import unscale_pixels
+from tasks.model.backend import DEFAULT_ENVIRONMENT
 from tasks.model.network import HIDDEN_UNITS
 from tasks.model.test_predictions import StoredPredictions, read_predictions
 from tasks.reports.charts import RELIABILITY_CHART, learning_charts
@@ -214,8 +215,8 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
     if champion is not None:
         words["compare"] = [_PROGRAM, "compare", str(champion), str(version), *about]
     lines = {name: shlex.join(command) for name, command in words.items()}
-    backend = manifest["device"]["backend"]
-    if backend != "tensorflow":
-        for name in ("train", "reproduce"):
-            lines[name] = f"KERAS_BACKEND={backend} {lines[name]}"
+    for variable, value in manifest.get("environment", {}).items():
+        if value != DEFAULT_ENVIRONMENT.get(variable):
+            for name in ("train", "reproduce"):
+                lines[name] = f"{variable}={shlex.quote(value)} {lines[name]}"
     return lines

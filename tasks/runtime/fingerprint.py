@@ -1,8 +1,9 @@
 """Fingerprint code, lock and packages: the part of a cache key that is not a stage's inputs."""
 
 import ast
+import hashlib
 import sys
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from schemas.config import PROJECT_ROOT
-from tasks.runtime.files import digest_of, sha256_file
+from schemas.errors import CodeChanged
+from tasks.runtime.files import digest_of
 
 # Modules that a stage calls but whose code cannot change its output: events, processes, UI artifacts, pages, warm-up.
 _NOT_PART_OF_A_KEY = ("tasks.runtime.", "tasks.reports.", "tasks.model.warm_up")
@@ -19,6 +21,39 @@ _PACKAGES = (
     *("keras", "tensorflow", "tensorflow-cpu", "nvidia-cudnn-cu12", "jax", "numpy", "pandas", "pyarrow"),
     *("great-expectations", "prefect", "fashion-ann"),
 )
+
+
+# Read when a process starts, because a file that is edited during its run is not the code that runs.
+_CONTENTS = {
+    path: path.read_bytes()
+    for pattern in ("requirements/*.lock", "schemas/**/[!.]*.py", "tasks/**/[!.]*.py")
+    for path in PROJECT_ROOT.glob(pattern)
+    if path.is_file()
+}
+
+
+def _content(path: Path) -> bytes:
+    """Return the content that a file had when this process started, or its content now if it is of another checkout."""
+    return _CONTENTS[path] if path in _CONTENTS else path.read_bytes()
+
+
+def code_was_edited() -> bool:
+    """Return True if the files of the checkout are no longer the code that this process imported."""
+    return any(not path.is_file() or path.read_bytes() != content for path, content in _CONTENTS.items())
+
+
+def code_and_lock(*core: str) -> dict[str, str]:
+    """Return the digests of ``core``'s code and of the lock, both as they were when this process started."""
+    return {"code": code_digest(core), "lock": lock_digest()}
+
+
+def require_code_and_lock(module: str, expected: Mapping[str, str]) -> None:
+    """Raise `CodeChanged` if this process has other code or another lock than ``expected``, those of its parent."""
+    if changed := [name for name, digest in code_and_lock(module).items() if digest != expected[name]]:
+        raise CodeChanged(
+            f"The {' and the '.join(changed)} of {module} changed after this run started. The output would get "
+            "the cache key of other code, so none was stored. Run again."
+        )
 
 
 @cache
@@ -32,7 +67,7 @@ def code_digest(core: tuple[str, ...], root: Path = PROJECT_ROOT) -> str:
     while pending:
         module = pending.pop()
         path = root.joinpath(*module.split(".")).with_suffix(".py")
-        if module not in code and not module.startswith(_NOT_PART_OF_A_KEY) and path.is_file():
+        if module not in code and not module.startswith(_NOT_PART_OF_A_KEY) and (path in _CONTENTS or path.is_file()):
             code[module], imported = _code(path)
             pending += imported
     return digest_of(code)
@@ -63,7 +98,7 @@ class _WordingRemover(ast.NodeTransformer):
 
 def _parse(path: Path) -> ast.Module:
     """Parse a file. Before Python 3.11.8 that can fail while another thread parses: cpython issue 106905."""
-    source = path.read_text(encoding="utf-8")
+    source = _content(path).decode()
     for _ in range(9):
         with suppress(SystemError):
             return ast.parse(source)
@@ -95,7 +130,7 @@ def installed_version(name: str) -> str | None:
 @cache
 def lock_digest() -> str:
     """Return the sha256 of the lock that this environment was installed from."""
-    return sha256_file(PROJECT_ROOT / "requirements" / f"{installed_extra()}.lock")
+    return hashlib.sha256(_content(PROJECT_ROOT / "requirements" / f"{installed_extra()}.lock")).hexdigest()
 
 
 def package_versions() -> dict[str, str]:

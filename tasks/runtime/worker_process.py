@@ -30,6 +30,7 @@ import psutil
 from schemas import errors
 from schemas.config import PROJECT_ROOT
 from schemas.errors import FashionAnnError, ProcessDied
+from tasks.runtime.fingerprint import code_and_lock, require_code_and_lock
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ _idle: dict[str, WorkerProcess] = {}
 def run_worker(module: str, job: Mapping[str, Any]) -> Iterator[WorkerProcess]:
     """Send ``job`` to ``python -m module``, which the end of the block, or of this process, ends.
 
-    Uses the worker that `prestart` started, if it still waits for a job.
+    Uses the worker that `prestart` started, if it still waits for a job. `WorkerProcess.result` raises `CodeChanged` if
+    the worker imported other code than this process, which imported ``module`` before.
     """
     worker = _idle.pop(module, None)
     if worker is not None and worker.process.poll() is not None:  # it died while it waited
@@ -96,7 +98,8 @@ def run_worker(module: str, job: Mapping[str, Any]) -> Iterator[WorkerProcess]:
     try:
         with suppress(BrokenPipeError):  # the worker died; `result` reports how
             # stdin stays open: when it closes, the worker ends.
-            print(json.dumps(dict(job)), file=worker.process.stdin, flush=True)
+            order = {"module": module, "code_and_lock": code_and_lock(module), "job": dict(job)}
+            print(json.dumps(order), file=worker.process.stdin, flush=True)
         yield worker
     finally:
         _stop(worker)
@@ -170,7 +173,9 @@ def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[],
             if not line:  # the parent needs no worker, or died
                 os._exit(0)
             threading.Thread(target=_end_with_parent, daemon=True).start()
-            result = work(json.loads(line), lambda event: send("event", event))
+            order = json.loads(line)
+            require_code_and_lock(order["module"], order["code_and_lock"])
+            result = work(order["job"], lambda event: send("event", event))
         except FashionAnnError as error:
             send("fault", [type(error).__name__, str(error)])
         except OSError as error:

@@ -1,12 +1,15 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from schemas.errors import TrainingDiverged
 from schemas.references import Evaluation, PreparedData, TrainedModel
 from tasks.evaluate import evaluate
+from tests.field_faults import field_fault
 from tests.plain_keras import plain_network
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -48,3 +51,32 @@ def test_evaluates_again_on_another_test_split(
     record = sample_prepared.record.model_copy(update={"digest": "0" * 64})
     changed = sample_prepared.model_copy(update={"record": record})
     assert not evaluate.fn(changed, sample_trained, sample_artifacts).record.reused
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_evaluates_again_with_other_variables(
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    sample_artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert not evaluate.fn(sample_prepared, sample_trained, sample_artifacts).record.reused
+
+
+@field_fault(
+    "stray files and bad values",
+    "a trained model predicts NaN on the test split",
+    "evaluate reports it and stores no metrics",
+)
+def test_predictions_that_are_not_finite_are_not_stored(
+    sample_prepared: PreparedData, sample_trained: TrainedModel, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sample_trained.record.path, tmp_path / "trained"))
+    model = plain_network(folder)
+    model.set_weights([weights * np.float32("nan") for weights in model.get_weights()])
+    model.save_weights(folder / "model.weights.h5")
+    record = sample_trained.record.model_copy(update={"path": folder, "digest": "0" * 64})
+    with pytest.raises(TrainingDiverged, match="not finite on the test split"):
+        evaluate.fn(sample_prepared, sample_trained.model_copy(update={"record": record}), tmp_path)
+    assert not list(tmp_path.glob("evaluated/*/*"))

@@ -15,6 +15,7 @@ from tasks.model.backend import gpu_driver_present
 from tasks.model.network import load_network
 from tasks.runtime.files import sha256_file
 from tasks.train import is_trained, train
+from tests.field_faults import field_fault
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 without_a_gpu = pytest.mark.skipif(gpu_driver_present(), reason="expects a machine without a GPU")
@@ -53,6 +54,46 @@ def test_is_trained_depends_on_all_inputs(
     changed = sample_prepared.model_copy(update={"record": other})
     assert not is_trained(changed, small_config, sample_artifacts, "cpu")
     assert not is_trained(sample_prepared, small_config, sample_artifacts / "elsewhere", "cpu")
+
+
+@without_a_gpu
+@pytest.mark.parametrize("name", ["XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"])
+@field_fault(
+    "hidden input of a cached result",
+    "XLA_FLAGS or TensorFlow's thread counts are set for one run",
+    "the model is trained again: they are part of the cache key, the manifest and the list of `reproduce`",
+)
+def test_variables_that_may_vary_are_part_of_the_key(
+    name: str,
+    sample_trained: TrainedModel,
+    sample_prepared: PreparedData,
+    small_config: TrainingConfig,
+    sample_artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert name in sample_trained.environment
+    monkeypatch.setenv(name, "2")
+    assert not is_trained(sample_prepared, small_config, sample_artifacts, "cpu")
+
+
+@without_a_gpu
+@pytest.mark.usefixtures("sample_trained")
+@field_fault(
+    "hidden input of a cached result",
+    "KERAS_MAX_EPOCHS, TF_ENABLE_ONEDNN_OPTS or the like is set for one run",
+    "the run reuses the model of other runs, and one warning names the variable that it ignores",
+)
+def test_ignored_variables_are_named(
+    sample_prepared: PreparedData,
+    small_config: TrainingConfig,
+    sample_artifacts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("KERAS_MAX_EPOCHS", "1")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused
+    assert "KERAS_MAX_EPOCHS, TF_ENABLE_ONEDNN_OPTS" in caplog.text
 
 
 @without_a_gpu

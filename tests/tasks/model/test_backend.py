@@ -8,13 +8,16 @@ from schemas.errors import WrongUsage
 from tasks.model.backend import (
     backend_name,
     distribution_scope,
+    environment,
     gpu_driver_present,
+    ignored_variables,
     input_pipeline,
     nvidia_driver_version,
     set_up_backend,
 )
 from tasks.model.fit import row_batches
 from tasks.runtime.fingerprint import installed_extra
+from tests.field_faults import field_fault
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -91,3 +94,46 @@ def test_one_device_needs_no_distribution(devices: list[str]) -> None:
     with distribution_scope(devices) as count:
         assert count == 1
         assert not tf.distribute.has_strategy()
+
+
+@pytest.mark.parametrize(
+    ("name", "fate"),
+    [
+        *((name, "ignored") for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED")),
+        *((name, "ignored") for name in ("TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS")),
+        *((name, "ignored") for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_JIT")),
+        *((name, "ignored") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE")),
+        *((name, "ignored") for name in ("TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL", "XLA_OTHER")),
+        *((name, "ignored") for name in ("CUBLAS_WORKSPACE_CONFIG", "CUDNN_CONV_WSCAP_DBG")),
+        *((name, "recorded") for name in ("KERAS_BACKEND", "XLA_FLAGS")),
+        *((name, "recorded") for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")),
+        *((name, "kept") for name in ("TF_CPP_MIN_LOG_LEVEL", "XLA_PYTHON_CLIENT_PREALLOCATE", "JAX_PLATFORMS")),
+        *((name, "kept") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TF_CLI_CONFIG_FILE")),
+    ],
+)
+def test_each_variable_is_ignored_recorded_or_kept(name: str, fate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(name, raising=False)
+    default = environment()
+    monkeypatch.setenv(name, "other")
+    assert ignored_variables() == ([name] if fate == "ignored" else [])
+    assert environment() == ({**default, name: "other"} if fate == "recorded" else default)
+
+
+@field_fault(
+    "hidden input of a cached result",
+    "a program sets Keras to float16 and then loads a version",
+    "the settings of Keras that change predictions are pinned again",
+)
+def test_settings_of_an_imported_keras_are_pinned() -> None:
+    import keras
+
+    keras.config.set_floatx("float16")
+    keras.config.set_epsilon(1)
+    keras.config.set_image_data_format("channels_first")
+    keras.config.set_dtype_policy("float64")
+    keras.config.set_max_epochs(1)
+    keras.config.set_max_steps_per_epoch(1)
+    assert set_up_backend(0).dtype_policy == "float32"
+    settings = keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format()
+    assert settings == ("float32", 1e-7, "channels_last")
+    assert (keras.config.max_epochs(), keras.config.max_steps_per_epoch()) == (None, None)

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetContract
+from schemas.errors import TrainingDiverged
 from schemas.references import PreparedData
 from tasks.model.backend import set_up_backend
 from tasks.model.checkpoint import EpochMetrics
@@ -22,6 +23,7 @@ from tasks.model.fit import (
     row_batches,
 )
 from tasks.model.network import build_network, evaluate_rows
+from tests.field_faults import field_fault
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -156,6 +158,30 @@ def test_resumed_training_equals_an_uninterrupted_one(
     finished, same_history = fit(STOPS_EARLY, checkpoint=checkpoint)
     assert same_history == history
     assert _weights(finished) == _weights(uninterrupted)
+
+
+@pytest.mark.parametrize("epochs_done", [0, 1])
+@field_fault(
+    "stray files and bad values",
+    "the loss becomes NaN or infinite in an epoch",
+    "training ends in that epoch with 'diverged in epoch N', no checkpoint of it remains, and another rate trains",
+)
+def test_a_diverging_training_ends_without_a_checkpoint(
+    epochs_done: int, fit: Callable[..., Fitted], stopped_early: Fitted, checkpoints: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint.npz"
+    if epochs_done:
+        shutil.copy(checkpoints / f"{epochs_done}.npz", checkpoint)
+    reported: list[int] = []
+    with pytest.raises(TrainingDiverged, match=rf"diverged in epoch {epochs_done + 1}: .*nan.* learning rate below"):
+        fit(
+            STOPS_EARLY.model_copy(update={"learning_rate": 1e38}),
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, _: reported.append(epoch),
+        )
+    assert reported == list(tmp_path.iterdir()) == []
+    fit(STOPS_EARLY.model_copy(update={"epochs": 1}), checkpoint=checkpoint)
+    assert checkpoint.exists()
 
 
 def test_network_and_optimizer_follow_the_config(

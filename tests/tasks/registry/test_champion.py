@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tasks.registry.champion import promote, rollback
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 from tasks.version import version
+from tests.field_faults import field_fault
 from tests.stored import facts
 
 
@@ -123,16 +125,44 @@ def test_verify_rejects_edited_model_files(store: ModelStore) -> None:
         path.write_bytes(content)
 
 
-def test_changes_since_a_version_are_listed(sample_trained: TrainedModel) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "change"),
+    [
+        ({}, None),
+        ({"device": {"driver": "560.3"}}, "device: driver 560.3, now 570.1"),
+        ({"device": {"name": "AMD EPYC, 2 cores"}}, "device: name AMD EPYC, 2 cores, now H200"),
+        ({"environment": {"XLA_FLAGS": "--a"}}, "environment: XLA_FLAGS --a, now unset"),
+        ({"packages": {"keras": "3.14"}}, "package: keras 3.14, now 3.15"),
+        ({"code_sha256": "1" * 64}, f"code of the train stage: {'1' * 64}, now "),
+        ({"lock_sha256": "1" * 64}, f"lock: {'1' * 64}, now "),
+        ({"code_sha256": None, "key": "1" * 64}, "what the manifest does not record: cache key of the train stage 1"),
+        ({"prepared": "1" * 64}, f"prepared data: {'1' * 64}, now "),
+    ],
+)
+@field_fault(
+    "hidden input of a cached result",
+    "`reproduce` runs with other variables, packages, code, lock, data or CPU",
+    "it names each recorded entry that differs, with both values",
+)
+def test_changes_since_a_version_are_listed(
+    sample_prepared: PreparedData, sample_trained: TrainedModel, recorded: dict[str, Any], change: str | None
+) -> None:
     """Values that the manifest does not record are no change."""
     device = sample_trained.device.model_copy(update={"kind": "gpu", "name": "H200", "driver": "570.1"})
-    trained = sample_trained.model_copy(update={"device": device})
-    lineage = [{**sample_trained.record.model_dump(mode="json", exclude={"path"}), "split": None}]
-    recorded = {"kind": "gpu", "name": "H200", "count": 1, "backend": device.backend}
-
-    def changes(recorded_lineage: object = lineage, **changed: object) -> list[str]:
-        return changes_since(facts(lineage=recorded_lineage, device={**recorded, **changed}), trained)
-
-    assert changes() == []
-    assert changes(driver="560.3") == ["device: driver 560.3, now 570.1"]
-    assert changes([{**lineage[0], "key": "0" * 64}]) == ["code, lock or inputs of the train stage"]
+    packages = {**sample_trained.packages, "keras": "3.15"}
+    trained = sample_trained.model_copy(update={"device": device, "packages": packages})
+    prepared, fitted = sample_prepared.record, trained.record
+    stages = (
+        prepared.model_copy(update={"digest": recorded.get("prepared", prepared.digest)}),
+        fitted.model_copy(update={"key": recorded.get("key", fitted.key)}),
+    )
+    manifest = facts(
+        lineage=[{**stage.model_dump(mode="json", exclude={"path"}), "split": None} for stage in stages],
+        device={"kind": "gpu", "name": "H200", "count": 1, "backend": device.backend, **recorded.get("device", {})},
+        environment={**trained.environment, **recorded.get("environment", {})},
+        packages={**packages, **recorded.get("packages", {})},
+        **{name: recorded.get(name, getattr(trained, name)) for name in ("code_sha256", "lock_sha256")},
+    )
+    changes = changes_since(manifest, trained, prepared.digest)
+    assert len(changes) == (change is not None)
+    assert all(line.startswith(str(change)) for line in changes)

@@ -272,8 +272,9 @@ def test_commands_omit_defaults(manifest: dict[str, Any]) -> None:
     assert not {"--dataset", "--bad-rows", "--device", "--minimum-accuracy"} & set(shlex.split(lines["train"]))
     assert lines["verify"] == ".venv/bin/fashion-ann verify 1"
     assert "compare" not in lines
-    jax = commands({**manifest, "device": {**manifest["device"], "backend": "jax"}})
-    assert jax["train"].startswith("KERAS_BACKEND=jax .venv/bin/fashion-ann train ")
+    flags = {"TF_NUM_INTRAOP_THREADS": "1", "XLA_FLAGS": "--a --b"}
+    jax = commands({**manifest, "environment": {"KERAS_BACKEND": "jax", **flags}})
+    assert jax["train"].startswith("XLA_FLAGS='--a --b' KERAS_BACKEND=jax .venv/bin/fashion-ann train ")
 
 
 def test_digits_have_a_licence_and_limits() -> None:
