@@ -226,14 +226,16 @@ def _rearm_for_active_runs() -> None:
 def _notify(block: UUID) -> AutomationCore:
     return AutomationCore(
         name=NOTIFY,
-        description="A run failed or crashed. A rejected version is a failed run, too.",
+        description="A run failed or crashed. A rejected version is a failed run, too. Runs of a flow that keep failing "
+        "with the same message cause one notification per hour.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             match=_FLOW_RUNS,
             match_related=_of_flows(_NOTIFIED_FLOWS),
             expect=_events("Failed", "Crashed"),
+            for_each={"related:flow:prefect.resource.id", "prefect.state-message"},
             threshold=1,
-            within=timedelta(0),
+            within=timedelta(hours=1),
         ),
         actions=[SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
     )

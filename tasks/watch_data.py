@@ -37,10 +37,11 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     if digest is None or digest == _announced(memory):
         return watched
     resource = {"prefect.resource.id": f"fashion-ann.data.{dataset}"}
-    send_events([{"event": EVENT, "resource": resource, "payload": {"digest": digest, "data_dir": str(data_dir)}}])
+    payload = {"digest": digest, "data_dir": str(data_dir)}
     memory.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(memory) as temporary:
-        write_json(temporary, {"digest": digest, "data_dir": str(data_dir)})
+        write_json(temporary, payload)  # first: on a full disk every check would announce the same data
+        send_events([{"event": EVENT, "resource": resource, "payload": payload}])
     logger.info("%s: new data, announced with digest %s", data_dir, digest)
     return watched.model_copy(update={"announced": True})
 

@@ -217,7 +217,7 @@ def deployed_at(home: Path, notify: str, database: str | None = None, **environm
             for run in client.read_flow_runs():
                 if run.deployment_id == watch.id:
                     client.delete_flow_run(run.id)
-            deployed.start_worker("cpu", "cpu-worker")
+            deployed.cpu_worker = deployed.start_worker("cpu", "cpu-worker")
             yield deployed
         finally:
             deployed.stop_workers()
