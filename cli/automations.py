@@ -226,8 +226,8 @@ def _rearm_for_active_runs() -> None:
 def _notify(block: UUID) -> AutomationCore:
     return AutomationCore(
         name=NOTIFY,
-        description="A run failed or crashed. A rejected version is a failed run, too. Runs of a flow that keep failing "
-        "with the same message cause one notification per hour.",
+        description="A run failed or crashed. A rejected version is a failed run, too. Runs that keep failing "
+        "with the same message cause one notification per hour and flow.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             match=_FLOW_RUNS,
