@@ -133,7 +133,8 @@ def measure_predicted(
         measured |= pixel_range
     if _MISPLACED & _failed(compared, contract):
         measured.pop("drift", None)  # other classes are predicted for such images
-    elif seen.rows >= enough:
+    elif len(drawn.rows) >= enough:
+        measured["drift"] = compared["drift"]  # also beside faulty chunks
         # Rows of a balanced part of the images, because pixels vary less within a class.
         balanced = int(seen.class_rows.min()) * contract.classes
         measured["constant_columns"] = _constant_columns(*seen.extremes, balanced, contract, profile)
