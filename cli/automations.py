@@ -388,8 +388,9 @@ def report_failed_actions(block: UUID) -> AutomationCore:
             match=ResourceSpecification(
                 {
                     "prefect.resource.id": "prefect.automation.*",
-                    # Not itself, or a recipient that does not answer would start it again and again.
-                    "prefect.resource.name": ["fashion-ann: mark *", "fashion-ann: notify *", "train-fashion-mnist *"],
+                    # Not itself, or a recipient that does not answer would start it again and again. Not those that
+                    # mark runs crashed: after a restart of the server they may try it with runs that have ended.
+                    "prefect.resource.name": ["fashion-ann: notify *", "train-fashion-mnist *"],
                 }
             ),
             expect={"prefect.automation.action.failed"},
