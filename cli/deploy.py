@@ -132,8 +132,8 @@ def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
         try:
             existing_queue = client.read_work_queue_by_name(name, pool_name)
         except ObjectNotFound:
-            if created := last.updates(part, None, wanted):
-                client.create_work_queue(name, work_pool_name=pool_name, **created)
+            last.parts.pop(part, None)  # a deployment needs it, and the server would create it without a limit
+            client.create_work_queue(name, work_pool_name=pool_name, **last.updates(part, None, wanted))
             continue
         if updates := last.updates(part, existing_queue.model_dump(), wanted):
             client.request("PATCH", "/work_queues/{id}", path_params={"id": existing_queue.id}, json=updates)
