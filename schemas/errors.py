@@ -86,8 +86,8 @@ class VersionNotFound(FashionAnnError):
     """Unknown version or alias."""
 
 
-class StoreInUse(FashionAnnError):
-    """Lock of a model store that another process has held for longer than the time limit."""
+class LockHeld(FashionAnnError):
+    """Lock that another process has held for longer than the time limit."""
 
 
 class NothingToRollBackTo(FashionAnnError):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import task
 
-from schemas.errors import StoreInUse
+from schemas.errors import LockHeld
 from schemas.layout import Artifacts
 from schemas.references import Garbage
 from tasks.registry import gc
@@ -36,7 +36,7 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
     try:
         plan = gc.collect(artifacts_dir, dataset, keep, seconds)
-    except StoreInUse as error:
+    except LockHeld as error:
         plan = gc.Plan((), (), (str(error),), run_active=True)
     totals: dict[str, list[int]] = defaultdict(list)
     for removal in plan.removed:

@@ -68,7 +68,7 @@ def plan(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
 def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP, seconds: float = math.inf) -> Plan:
     """Delete what `plan` lists, and return it. Stage outputs stay while a run is active.
 
-    Calls `ModelStore.recover` first. Raises `StoreInUse` if another process writes to the store for ``seconds``.
+    Calls `ModelStore.recover` first. Raises `LockHeld` if another process writes to the store for ``seconds``.
     """
     if not artifacts_dir.is_dir():
         return plan(artifacts_dir, dataset, keep)

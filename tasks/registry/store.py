@@ -219,7 +219,7 @@ class ModelStore:
     def lock(self, seconds: float = math.inf) -> AbstractContextManager[bool]:
         """Hold the lock of writers during the block. Logs if it waits for another writer.
 
-        Raises `StoreInUse` after ``seconds``.
+        Raises `LockHeld` after ``seconds``.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         waiting = f"{self.root}: waiting for another process that writes to the store"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from schemas.errors import LocksUnavailable, StoreInUse
+from schemas.errors import LockHeld, LocksUnavailable
 from schemas.layout import Artifacts
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def lock(
 
     If another process holds it: log ``waiting`` and wait, or yield False if that is None.
 
-    Raises `StoreInUse` if it is still held after ``seconds``, and `LocksUnavailable` on a file system without locks.
+    Raises `LockHeld` if it is still held after ``seconds``, and `LocksUnavailable` on a file system without locks.
     """
     opened = _open(path)
     try:
@@ -40,7 +40,7 @@ def lock(
             deadline = time.monotonic() + seconds
             while not (held := _locked(opened, path, exclusive=exclusive)):
                 if time.monotonic() > deadline:
-                    raise StoreInUse(f"{waiting}. Its lock was still held after {seconds:g} s. Try again later.")
+                    raise LockHeld(f"{waiting}. Its lock was still held after {seconds:g} s. Try again later.")
                 time.sleep(_POLL_SECONDS)
         yield held
     finally:

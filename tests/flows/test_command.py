@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from filelock import FileLock
 
 from tasks.registry.store import ModelStore
+from tasks.runtime.locks import lock
 from tests.field_faults import field_fault
 from tests.flows.conftest import Command
 from tests.sample import SAMPLE
@@ -175,7 +175,7 @@ def test_reports_a_killed_embedded_server(without_api: Command, tmp_path: Path) 
 def test_embedded_servers_start_one_after_the_other(without_api: Command, tmp_path: Path) -> None:
     """Two servers that create the tables of one database at the same time fail."""
     (tmp_path / "home").mkdir()
-    with FileLock(tmp_path / "home" / ".fashion-ann-starts.lock"):
+    with lock(tmp_path / "home" / ".fashion-ann-starts.lock"):
         process = without_api.start("train", "--epochs", "1", *FLAGS)
         wait_for(process, tmp_path / "artifacts", "logs/*")
         time.sleep(1)

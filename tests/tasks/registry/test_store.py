@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import OtherLayout, StoredArtifactError, StoreInUse, VersionNotFound
+from schemas.errors import LockHeld, OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import MANIFEST_NAME, PROFILE_NAME, STORED_NAMES
 from tasks.registry.alias_log import AliasLog
 from tasks.registry.store import ModelStore
@@ -270,7 +270,7 @@ def test_a_writer_with_a_time_limit_gives_up(store: ModelStore) -> None:
     with (
         store.lock(),
         ThreadPoolExecutor(1) as other,
-        pytest.raises(StoreInUse, match=f"{store.root}: waiting .* after 0.1 s"),
+        pytest.raises(LockHeld, match=f"{store.root}: waiting .* after 0.1 s"),
     ):
         other.submit(lambda: store.lock(0.1).__enter__()).result()
 
