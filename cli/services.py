@@ -449,7 +449,7 @@ def _stop(*processes: psutil.Process) -> None:
 
 def _marked(folder: Path) -> list[psutil.Process]:
     """Return all processes that descend from our services. They inherit a variable, even if their parent is gone."""
-    marked, marker = [], str(folder.resolve())  # of one folder, through whatever link it is reached
+    marked, marker = [], str(folder.resolve())  # resolved, because a link may lead to the folder
     for process in psutil.process_iter():
         # The environment of another user's process is not readable, and a process may just have ended.
         with contextlib.suppress(psutil.Error, OSError):

@@ -47,7 +47,7 @@ class CodeChanged(FashionAnnError):
 
 
 class TrainingDiverged(FashionAnnError):
-    """Training whose loss, or model whose predictions are not finite. Nothing is kept of it."""
+    """Training with a loss, or model with a prediction, that is not finite. Nothing of it is kept."""
 
 
 class NoGpuWorker(FashionAnnError):

@@ -18,7 +18,7 @@ from tasks.runtime.prefect_events import sender_of_run
 
 logger = logging.getLogger(__name__)
 
-# Longer than a run adds its version, so that only a writer that hangs is given up on.
+# A run needs less to add its version, so only a writer that hangs exceeds this time.
 SECONDS_TO_WAIT = 600
 
 
@@ -32,7 +32,7 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
     """
     for log in rotate_logs(Artifacts(artifacts_dir).service_logs):
         logger.info("%s: rotated", log)
-    # Before a version is deleted that an event describes.
+    # First, because an event describes a version that may be deleted below.
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
     try:
         plan = gc.collect(artifacts_dir, dataset, keep, seconds)

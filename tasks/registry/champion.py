@@ -48,7 +48,7 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False,
 
 
 def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
-    """Let an alias other than champion name a version, after verifying it.
+    """Point an alias other than champion at a version, after verifying it.
 
     Raises `WrongUsage` for a name that cannot be an alias, an empty reason and an unchanged alias, and
     `StoredArtifactError` for a version that does not verify.

@@ -93,7 +93,7 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
         try:
             store.version(number)
         except OtherLayout:
-            continue  # deleted in its turn, like any other
+            continue  # deleted like any other version
         except (StoredArtifactError, VersionNotFound) as error:
             damaged[number] = str(error)
     kept = _kept(store, numbers, keep) | set(damaged)

@@ -210,7 +210,7 @@ class ModelStore:
                     version.check()
                     return version
             except OtherLayout:
-                continue  # no release writes the inputs of another one
+                continue  # its inputs are of another release
             except StoredArtifactError as error:
                 # A damaged version must not prevent a new one.
                 logger.warning("%s", error)

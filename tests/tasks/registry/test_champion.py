@@ -157,7 +157,7 @@ def test_verify_rejects_edited_model_files(store: ModelStore) -> None:
         ({"packages": {"keras": "3.14"}}, "package: keras 3.14, now 3.15"),
         ({"code_sha256": "1" * 64}, f"code of the train stage: {'1' * 64}, now "),
         ({"lock_sha256": "1" * 64}, f"lock: {'1' * 64}, now "),
-        ({"code_sha256": None, "key": "1" * 64}, "what the manifest does not record: cache key of the train stage 1"),
+        ({"code_sha256": None, "key": "1" * 64}, "cache key of the train stage, for an unrecorded reason: 1"),
         ({"prepared": "1" * 64}, f"prepared data: {'1' * 64}, now "),
     ],
 )
