@@ -164,7 +164,7 @@ def test_verify_rejects_edited_model_files(store: ModelStore) -> None:
 @field_fault(
     "hidden input of a cached result",
     "`reproduce` runs with other variables, packages, code, lock, data or CPU",
-    "it names each recorded entry that differs, with both values",
+    "It names each recorded entry that differs, with both values",
 )
 def test_changes_since_a_version_are_listed(
     sample_prepared: PreparedData, sample_trained: TrainedModel, recorded: dict[str, Any], change: str | None

@@ -42,8 +42,8 @@ def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 @field_fault(
     "environment of the machine",
-    "flock fails (ENOLCK, ENOSYS, EOPNOTSUPP)",
-    "one sentence names the lock file and the error; nothing is written without a lock",
+    "`flock` fails (ENOLCK, ENOSYS, EOPNOTSUPP)",
+    "One sentence names the lock file and the error; nothing is written without a lock",
 )
 def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(code))
@@ -56,8 +56,8 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
 
 @field_fault(
     "environment of the machine",
-    "another user of the group created the lock file, and only its owner may write to it",
-    "the lock works, since reading the file is enough",
+    "Another user of the group created the lock file, and only its owner may write to it",
+    "The lock works, since reading the file is enough",
 )
 def test_a_lock_file_that_is_read_only_can_be_locked() -> None:
     with tempfile.TemporaryDirectory() as folder:
