@@ -173,7 +173,7 @@ def test_servers_start_where_prefect_reads_the_settings() -> None:
 
 
 def test_servers_home_survives_a_new_container() -> None:
-    """It has the concurrency leases of active runs."""
+    """The volume has the concurrency leases of active runs."""
     server = COMPOSE["services"]["server"]
     (volume,) = server["volumes"]
     name, _, folder = volume.partition(":")

@@ -18,7 +18,7 @@ PROXY, SOCKS = "http://PROXY", "socks5://user:secret@PROXY"
 
 @pytest.fixture
 def proxy() -> Iterator[tuple[str, list[str]]]:
-    """Return the address of a proxy that serves nothing, and the list of hosts that it was asked for."""
+    """Return the address of a proxy that serves nothing, and the list of hosts that clients requested from it."""
     hosts = []
 
     class Proxy(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Prefect's vacuum on a real server: what it deletes, and after how long."""
+"""Prefect's vacuum on a real server: the runs that it deletes, and when."""
 
 import sqlite3
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What an operator changes on a real server stays through `deploy`, until `deploy --reset`."""
+"""An operator's changes on a real server stay through `deploy`, until `deploy --reset`."""
 
 import re
 from collections.abc import Callable, Iterator

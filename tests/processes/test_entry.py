@@ -1,4 +1,4 @@
-"""The command uses our packages, whatever the working directory and PYTHONPATH contain."""
+"""The command uses our packages, with any working directory and PYTHONPATH."""
 
 import os
 import subprocess

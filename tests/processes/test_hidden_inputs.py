@@ -1,4 +1,4 @@
-"""What the environment and edits of the code can change in a run: real worker processes."""
+"""The effects of the environment and of edited code on a run, with real worker processes."""
 
 import json
 import os
