@@ -23,7 +23,7 @@ from schemas.store import AliasEvent, Manifest, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sha256_file, sync_to_disk
-from tasks.runtime.locks import wait_for_lock
+from tasks.runtime.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class ModelStore:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         waiting = f"{self.root}: waiting for another process that writes to the store"
-        return wait_for_lock(self.root / ".lock", waiting, seconds)
+        return lock(self.root / ".lock", waiting=waiting, seconds=seconds)
 
     def add(self, build: Callable[[Path, int], VersionFacts]) -> StoredVersion:
         """Add the next version. The caller holds `lock` and has called `recover`.

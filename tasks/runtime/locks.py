@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from schemas.errors import LockHeld, LocksUnavailable
@@ -68,11 +68,6 @@ def _locked(opened: int, path: Path, *, exclusive: bool) -> bool:
             f"would overwrite each other's files. Mount {path.parent} with locks, or choose another folder."
         ) from error
     return True
-
-
-def wait_for_lock(path: Path, waiting: str, seconds: float = math.inf) -> AbstractContextManager[bool]:
-    """Hold the lock file ``path``; log ``waiting`` if another run holds it. Raises as `lock` does."""
-    return lock(path, waiting=waiting, seconds=seconds)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import LocksUnavailable
-from tasks.runtime.locks import artifacts_lock, lock, wait_for_lock
+from tasks.runtime.locks import artifacts_lock, lock
 from tests.faulty_files import refuse
 from tests.field_faults import field_fault
 
@@ -18,7 +18,7 @@ from tests.field_faults import field_fault
 def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tasks.runtime.locks")
     path = tmp_path / "lock"
-    with wait_for_lock(path, "waiting"), lock(path) as held:
+    with lock(path, waiting="waiting"), lock(path) as held:
         assert not held
     assert caplog.messages == []
 
@@ -34,7 +34,7 @@ def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytes
         holder = other.submit(hold_until_logged)
         while not acquired:
             time.sleep(0.01)
-        with wait_for_lock(path, "waiting"):
+        with lock(path, waiting="waiting"):
             assert caplog.messages == ["waiting"]
         holder.result()
 
@@ -48,7 +48,7 @@ def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytes
 def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(code))
     cause = rf"lock cannot be locked \({os.strerror(code)}\)"
-    with pytest.raises(LocksUnavailable, match=cause), wait_for_lock(tmp_path / "lock", "waiting"):
+    with pytest.raises(LocksUnavailable, match=cause), lock(tmp_path / "lock"):
         pass
     with pytest.raises(LocksUnavailable, match=r"\.in-use cannot be locked"), artifacts_lock(tmp_path):
         pass
