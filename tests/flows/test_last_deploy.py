@@ -252,7 +252,7 @@ def test_paused_schedule_follows_a_new_cron_and_stays_paused(client: SyncPrefect
     assert (schedule.schedule.cron, schedule.active) == ("0 4 * * *", False)  # type: ignore[union-attr]
 
 
-def test_replaced_schedule_is_not_joined_by_the_file_s(client: SyncPrefectClient, checkout: Path) -> None:
+def test_replaced_schedule_gets_no_duplicate(client: SyncPrefectClient, checkout: Path) -> None:
     replace_schedule(client)
     rewrite(checkout, r'cron: "\*/10', 'cron: "*/20')
     assert len(deploy_all().kept) == 2

@@ -346,7 +346,7 @@ def test_a_failed_rename_leaves_the_store_intact(
     store.version(1).check()
 
 
-def test_a_version_of_an_older_layout_is_deleted_in_its_turn(tmp_path: Path, store: ModelStore) -> None:
+def test_a_version_of_an_older_layout_is_deleted(tmp_path: Path, store: ModelStore) -> None:
     for name in ("a", "b", "c"):
         add_run(tmp_path, stages=name, promoted=name == "b")
     for number in (1, 2):
