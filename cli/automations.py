@@ -1,4 +1,4 @@
-"""Automations as code: notify about what failed or is missing, and mark runs as crashed whose process has died."""
+"""Define automations: notify about failures and missing runs, and mark runs of dead processes as crashed."""
 
 import os
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
-from prefect.events import Event, TriggerTypes
+from prefect.events import TriggerTypes
 from prefect.exceptions import ObjectNotFound
 
 from cli.deploy import pool_names
@@ -29,6 +29,7 @@ from cli.last_deploy import LastDeploy, Report
 from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
 from schemas.errors import WrongUsage
 from tasks.registry import version_events
+from tasks.runtime.prefect_events import send_events
 
 # A URL that receives JSON, or TYPE/NAME of a notification block on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
@@ -84,7 +85,7 @@ _WAITING_BODY = (
 
 
 def apply_automations(report: Report | None = None) -> None:
-    """Create or update each automation once, on the configured Prefect API. What an operator edited stays.
+    """Create or update each automation once, on the configured Prefect API. An operator's edits stay.
 
     FASHION_ANN_NOTIFY is the recipient of notifications: a URL or a block. An empty value removes the notifications.
     If unset, the recipient stays as it is, so that a restart from another shell does not remove them.
@@ -203,24 +204,21 @@ def _rearm_for_active_runs() -> None:
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=our_flows)}
         events = [
-            Event.model_validate(
-                {
-                    "event": last_events[run.state_type],
-                    "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-                    "related": [
-                        {
-                            "prefect.resource.id": f"prefect.flow.{run.flow_id}",
-                            "prefect.resource.role": "flow",
-                            "prefect.resource.name": flows[run.flow_id],
-                        }
-                    ],
-                }
-            )
+            {
+                "event": last_events[run.state_type],
+                "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+                "related": [
+                    {
+                        "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+                        "prefect.resource.role": "flow",
+                        "prefect.resource.name": flows[run.flow_id],
+                    }
+                ],
+            }
             for run in client.read_flow_runs(flow_filter=our_flows, flow_run_filter=active)
             if run.state_type is not None
         ]
-        if events:
-            client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
+    send_events(events)
 
 
 def _notify(block: UUID) -> AutomationCore:
@@ -298,7 +296,7 @@ def notify_no_nightly(block: UUID, within: timedelta = timedelta(hours=26)) -> A
         posture=Posture.Proactive,
         match=_FLOW_RUNS,
         match_related=nightly,
-        for_each={"related:deployment:prefect.resource.name"},  # or Prefect would start without a run
+        for_each={"related:deployment:prefect.resource.name"},  # without it, Prefect would wait before there is a run
         after=good | bad | _events("Pending"),
         expect=good,
         threshold=1,
@@ -349,7 +347,7 @@ def _one_of(events: set[str], related: list[ResourceSpecification], once_per: ti
 def notify_no_worker(block: UUID, within: timedelta = timedelta(minutes=5)) -> AutomationCore:
     """Return the automation that reports a pool whose workers are all offline for ``within``.
 
-    A paused pool is none: the server gives it another status. A pool that never had a worker is none either.
+    A paused pool is not reported, because the server gives it another status. Nor is one that never had a worker.
     """
     minutes = round(within.total_seconds() / 60)
     return AutomationCore(
@@ -379,7 +377,7 @@ def notify_no_worker(block: UUID, within: timedelta = timedelta(minutes=5)) -> A
 
 
 def report_failed_actions(block: UUID) -> AutomationCore:
-    """Return the automation that reports every action of our automations that failed: the server only logs it."""
+    """Return the automation that reports each failed action of our automations, which the server only logs."""
     return AutomationCore(
         name=REPORT_FAILED_ACTIONS,
         description="For example, an event of new data with an invalid digest starts no run.",
@@ -388,8 +386,8 @@ def report_failed_actions(block: UUID) -> AutomationCore:
             match=ResourceSpecification(
                 {
                     "prefect.resource.id": "prefect.automation.*",
-                    # Not itself, or a recipient that does not answer would start it again and again. Not those that
-                    # mark runs crashed: after a restart of the server they may try it with runs that have ended.
+                    # Without this automation: a recipient that does not answer would trigger it without end. Without
+                    # those that mark runs crashed: after a restart of the server they try it with runs that have ended.
                     "prefect.resource.name": ["fashion-ann: notify *", "train-fashion-mnist *"],
                 }
             ),

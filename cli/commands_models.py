@@ -258,9 +258,9 @@ def _rollback(options: argparse.Namespace) -> None:
     _VERSION,
     Argument("name", metavar="NAME", help="letters, digits and dashes, such as staging; not champion"),
     _REASON,
-    help="let an alias other than champion name a version",
-    description="Let NAME name version V after verifying it. Every command that takes a version takes NAME. `gc` keeps "
-    "the version.",
+    help="point an alias other than champion at a version",
+    description="Verify version V, then point the alias NAME at it. Every command that takes a version accepts NAME. "
+    "`gc` keeps the version.",
     when_stopped="Run `fashion-ann versions` to see the current aliases.",
 )
 def _alias(options: argparse.Namespace) -> None:
@@ -279,19 +279,17 @@ def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move")
         for line in move.cleaned:
             print(line, file=sys.stderr)
     if problem is not None:
-        print(f"The event is not sent yet, the next run sends it. {problem}", file=sys.stderr)
+        print(f"The event is not sent yet. The next run sends it. {problem}", file=sys.stderr)
     result = {**event.as_json(), "cleaned": move.cleaned, "event_sent": sent}
     print_result(options, result, [f"{event.alias}: {before} -> version {event.to}"], sort_keys=True)
 
 
 def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
-    """Return whether all events of the store were sent, and why the configured API cannot be used, if it cannot."""
-    from prefect.settings import get_current_settings
-
-    from cli.server_process import api_problem
+    """Return whether all events of the store were sent, and the problem of the configured API, if any."""
+    from cli.server_process import api_problem, prefect_settings
     from tasks.registry.version_events import send_unsent
 
-    if get_current_settings().api.url is None:
+    if prefect_settings().api.url is None:
         return False, None
     if (problem := api_problem()) is not None:
         return False, problem

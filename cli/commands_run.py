@@ -33,8 +33,8 @@ commands = Commands()
     Argument(
         "--fetch",
         action="store_true",
-        help="download the published data if the data folder has no CSVs; without it, only data/ of the checkout is "
-        "filled",
+        help="download the published data if the data folder has no CSVs; without this flag, only into data/ of the "
+        "checkout",
     ),
     Argument(
         "--bad-rows",

@@ -17,11 +17,11 @@ commands = Commands()
 
 @commands.add(
     "deploy",
-    Argument("--reset", action="store_true", help="replace what an operator changed on the server by our files"),
+    Argument("--reset", action="store_true", help="overwrite what an operator changed on the server by our files"),
     help="apply the pools, deployments and automations of prefect.yaml to the Prefect API",
     description="Apply work pools, deployments with their schedules and triggers, and automations to the API of "
-    "PREFECT_API_URL. A second call changes nothing. What an operator changed on the server stays, such as a pause, "
-    "and is printed. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives notifications.",
+    "PREFECT_API_URL. A second call changes nothing. An operator's changes on the server, such as a pause, stay "
+    "and are printed. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives notifications.",
     dataset=False,
     when_stopped="The deployment may be incomplete. Run the same command again to complete it.",
 )
@@ -30,7 +30,7 @@ def _deploy(options: argparse.Namespace) -> None:
 
     report = deploy_all(reset=options.reset)
     result = "deployed" if report.changed else "nothing to do"
-    rest = f", except for the {len(report.kept)} differences above" if report.kept else ""
+    rest = ", except for the differences above" if report.kept else ""
     line = f"{result}: pools, deployments and automations match prefect.yaml and cli/automations.py{rest}"
     print_result(
         options,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import httpx
 
-from cli.server_process import api_problem
+from cli.server_process import api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT
 from schemas.errors import NotDeployed
 
@@ -37,16 +37,15 @@ def enter_checkout() -> dict[str, str]:
 def deploy_all(*, reset: bool = False) -> "Report":
     """Create or update work pools, deployments and automations, and return what changed. Repeating it changes nothing.
 
-    What an operator changed on the server stays as it is, unless ``reset`` is true.
+    An operator's changes on the server stay, unless ``reset`` is true.
     The API is that of PREFECT_API_URL and PREFECT_API_AUTH_STRING, or of the profile. Raises `NotDeployed`.
     """
     from prefect.client.orchestration import get_client
-    from prefect.settings import get_current_settings
 
     from cli.automations import apply_automations
     from cli.last_deploy import Report
 
-    url = get_current_settings().api.url
+    url = prefect_settings().api.url
     if url is None:
         raise NotDeployed(
             "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `make up` starts "
@@ -123,7 +122,7 @@ def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
         name, existing = pool["name"], client.read_work_pool(pool["name"]).model_dump()
         if updates := last.updates(f"work pool {name}", existing, {"description": pool["description"], **limits}):
             client.update_work_pool(name, WorkPoolUpdate(**updates))
-    # Each pool has the first one from the start.
+    # Prefect creates the default queue with its pool.
     queues = [{"name": _DEFAULT_QUEUE, "work_pool_name": name} for name in pool_names()]
     for queue in [*queues, *_definitions()["definitions"]["work_queues"]]:
         name, pool_name = queue["name"], queue["work_pool_name"]

@@ -23,7 +23,7 @@ from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, Ve
 from tasks.runtime.fingerprint import installed_extra, installed_version
 
 MIN_FREE_BYTES = 1_000_000_000
-# Queries of Prefect's server, and a backup, become slow. Ninety days of our schedules need less.
+# Above it, queries of Prefect's server and backups become slow. Ninety days of our schedules need less.
 MAX_DATABASE_BYTES = 1_000_000_000
 MAX_CHAMPION_DAYS = 30
 
@@ -48,7 +48,7 @@ class NothingToCheck(Exception):
 class Check:
     """The result of one check. ``ok`` is None if there was nothing to check.
 
-    cure: how to fix it if ``ok`` is False. With True it belongs to a warning.
+    cure: how to fix a failure, or a warning if ``ok`` is True.
     """
 
     name: str
@@ -316,9 +316,8 @@ def database_file() -> Path | None:
     Raises `NothingToCheck` if the configured API cannot be used.
     """
     from prefect.client.orchestration import get_client
-    from prefect.settings import get_current_settings
 
-    settings = get_current_settings()
+    settings = prefect_settings()
     if settings.api.url is None:
         url = settings.server.database.connection_url
         kind, _, path = ("" if url is None else url.get_secret_value()).partition(":///")
@@ -354,9 +353,8 @@ def check_database() -> str:
 def check_schedules() -> str:
     """Count the active schedules. With a server on sqlite they are a concern: it loses events while it is busy."""
     from prefect.client.orchestration import get_client
-    from prefect.settings import get_current_settings
 
-    if get_current_settings().api.url is None:
+    if prefect_settings().api.url is None:
         raise NothingToCheck("the embedded server has none")
     file = database_file()
     with get_client(sync_client=True) as client:

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import psutil
-from filelock import BaseFileLock, FileLock
 
 from cli.server_process import (
     HOST,
@@ -29,9 +28,10 @@ from cli.server_process import (
 from cli.terminal import Progress, Screen
 from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig, python_command
 from schemas.contract import DatasetName
-from schemas.errors import ServerUnavailable
+from schemas.errors import LockHeld, LocksUnavailable, ServerUnavailable
 from schemas.references import ModelVersion
 from tasks.runtime.events import StageStarted, emit
+from tasks.runtime.locks import lock
 
 _SECONDS_TO_STOP = 5
 
@@ -84,7 +84,7 @@ def run_training_flow(
 
 
 @contextmanager
-def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | None, log: IO[bytes]) -> Iterator[None]:
+def _prefect_api(server: tuple[subprocess.Popen[bytes], str, ExitStack] | None, log: IO[bytes]) -> Iterator[None]:
     """Provide an API for the flows of this process: the configured one, or ``server``, which writes to ``log``.
 
     The server is the one that Prefect itself would embed. This process starts it for three reasons:
@@ -109,7 +109,7 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
     if server is None:
         yield
         return
-    process, url, start_lock = server
+    process, url, starting = server
     from tasks.checks.expectations import import_great_expectations
 
     threading.Thread(target=import_great_expectations, daemon=True).start()
@@ -122,7 +122,7 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, BaseFileLock] | Non
             f"The embedded Prefect server {problem}. {reported_cause(log.read(), f'in PREFECT_HOME {settings.home}')}"
             f"{more}Set PREFECT_API_URL to use your own server."
         )
-    start_lock.release()
+    starting.close()
     done = threading.Event()
     threading.Thread(target=_exit_with_server, args=(process, done), daemon=True).start()
     updates = {
@@ -160,18 +160,20 @@ def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -
     os._exit(1)
 
 
-def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFileLock]:
-    """Return the server's process, its URL, and a lock to release as soon as it answers.
+def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, ExitStack]:
+    """Return the server's process, its URL, and a stack with a lock, to close as soon as the server answers.
 
     Two servers that start at once on a new database would both create its tables, and one would fail.
     """
     import prefect
 
     settings = prefect_settings()
-    start_lock = FileLock(settings.home / ".fashion-ann-starts.lock")
+    starting = ExitStack()
+    seconds = settings.server.ephemeral.startup_timeout_seconds
     # Continue without the lock if the file system has none, or if another server takes longer than its time limit.
-    with suppress(OSError):
-        start_lock.acquire(timeout=settings.server.ephemeral.startup_timeout_seconds)
+    with suppress(LockHeld, LocksUnavailable, OSError):
+        path = settings.home / ".fashion-ann-starts.lock"
+        starting.enter_context(lock(path, waiting="waiting for another embedded server to start", seconds=seconds))
     port = free_port()
     process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
         [
@@ -190,7 +192,7 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, BaseFil
     # Not before the exit: hooks that run just before those of `atexit` send Prefect's last logs and events. Without a
     # server they would retry for a minute.
     atexit.register(stop_tree, process.pid, _SECONDS_TO_STOP)
-    return process, f"http://{HOST}:{port}/api", start_lock
+    return process, f"http://{HOST}:{port}/api", starting
 
 
 def _end_with_parent() -> None:

@@ -1,7 +1,7 @@
 """Compare the server with our files and with the last deploy, so that an operator's changes stand.
 
-A field whose value on the server is the one that was deployed last follows the files. Any other value was set by an
-operator: it is kept and reported. `deploy --reset` replaces it.
+A field follows the files while the server has the value that was deployed last. Any other value was set by an operator:
+it is kept and reported. `deploy --reset` replaces it.
 """
 
 import json
@@ -30,7 +30,7 @@ _LONGEST_VALUE = 80
 
 @dataclass
 class Report:
-    """What a deploy changed on the server, and what it kept there although a file differs. One line each."""
+    """The changes of a deploy on the server, and the differences from our files that it kept. One line each."""
 
     reset: bool = False
     changed: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class LastDeploy:
         return False
 
     def leftover(self, kind: str) -> list[str]:
-        """Return the parts that were deployed once, whose names start with ``kind``, and that no file has any more."""
+        """Return the parts of earlier deploys whose names start with ``kind`` and that no file has any more."""
         return [part for part in self._stored or {} if part.startswith(kind) and part not in self._next]
 
     def remembered(self, part: str) -> Digests:

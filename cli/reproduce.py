@@ -114,7 +114,7 @@ def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) 
             if value != now.get(name)
         ]
     if not changes and (key := manifest.stage("train").key) != trained.record.key:
-        changes = [f"what the manifest does not record: cache key of the train stage {key}, now {trained.record.key}"]
+        changes = [f"cache key of the train stage, for an unrecorded reason: {key}, now {trained.record.key}"]
     return changes
 
 

@@ -135,7 +135,7 @@ def _listens(process: psutil.Process, port: int | None) -> bool:
 
 
 def start_mark(process: psutil.Process) -> str:
-    """Return what distinguishes a process from all others with its pid. It is the same after the clock is set.
+    """Return a mark that distinguishes a process from all others with its pid, also after the clock is set.
 
     On Linux psutil adds the start time to the boot time, which moves with the clock. Other kernels record the time of
     the start.
@@ -186,9 +186,7 @@ class ApiProblem:
 
 def api_problem() -> ApiProblem | None:
     """Return why the configured API cannot be used, or None. Prefect's client would retry for a minute instead."""
-    from prefect.settings import get_current_settings
-
-    settings = get_current_settings()
+    settings = prefect_settings()
     url, auth_string = settings.api.url, settings.api.auth_string
     # /health needs no password, so it cannot check one. Cloud has no other page for this, and keys, not passwords.
     page = "health" if settings.connected_to_cloud else "admin/version"

@@ -19,7 +19,6 @@ from uuid import uuid4
 
 import httpx
 import psutil
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
 from cli.deploy import pool_names
@@ -36,9 +35,10 @@ from cli.server_process import (
     wait_until_healthy,
 )
 from schemas.config import PROJECT_ROOT, data_folder, python_command
-from schemas.errors import ServerUnavailable, ServiceFailed
+from schemas.errors import ServiceFailed
 from schemas.layout import Artifacts
 from tasks.runtime.files import atomic_write
+from tasks.runtime.locks import lock
 from tasks.runtime.log_rotation import rotate_logs
 
 SERVER = "server"
@@ -258,9 +258,9 @@ def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]
         state.port = free_port([state.port or PREFECT_DEFAULT_PORT, PREFECT_DEFAULT_PORT])
         url = f"http://{HOST}:{state.port}/api"
         command = ["server", "start", "--host", HOST, "--port", str(state.port)]
-        with _server_lock(paths) as lock:
+        with _server_lock(paths) as lock_file:
             variables = {**_environment(paths, url), **secrets}
-            child = _start(paths, state, SERVER, command, variables, url, pass_fds=(lock.fileno(),))
+            child = _start(paths, state, SERVER, command, variables, url, pass_fds=(lock_file.fileno(),))
         server = psutil.Process(child.pid)
         problem = wait_until_healthy(url, _SECONDS_TO_START, child.poll, server)
         if problem is None:
@@ -286,11 +286,10 @@ def _server_lock(paths: ServicePaths) -> IO[bytes]:
     except BlockingIOError as error:
         file.close()
         raise ServiceFailed(
-            f"The server of {paths.folder} runs, since {file.name} is locked, but {paths.state.name} lists no process "
-            "of it on this machine or in this container. Run the command where it was started, or stop it by hand."
+            f"The server of {paths.folder} is running, because {file.name} is locked. {paths.state.name} lists no "
+            "server process on this machine or in this container. Run the command where the server was started, or "
+            "stop the server by hand."
         ) from error
-    except OSError:  # the file system has no locks
-        pass
     return file
 
 
@@ -450,7 +449,7 @@ def _stop(*processes: psutil.Process) -> None:
 
 def _marked(folder: Path) -> list[psutil.Process]:
     """Return all processes that descend from our services. They inherit a variable, even if their parent is gone."""
-    marked, marker = [], str(folder.resolve())  # of one folder, through whatever link it is reached
+    marked, marker = [], str(folder.resolve())  # resolved, because a link may lead to the folder
     for process in psutil.process_iter():
         # The environment of another user's process is not readable, and a process may just have ended.
         with contextlib.suppress(psutil.Error, OSError):
@@ -519,19 +518,11 @@ def _write(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _exclusive(paths: ServicePaths) -> Iterator[None]:
     """Run one ``up`` or ``down`` at a time. A second one waits."""
-    lock = FileLock(paths.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another `fashion-ann up` or `down`, which holds {paths.lock}", file=sys.stderr)
-        try:
-            lock.acquire(timeout=_LOCK_SECONDS)
-        except Timeout as error:
-            raise ServerUnavailable(
-                f"Another `fashion-ann up` or `down` has held {paths.lock} for {_LOCK_SECONDS} s. Wait for it, or stop "
-                "it."
-            ) from error
-    try:
+    with lock(paths.lock) as held:
+        if held:
+            yield
+            return
+    waiting = f"waiting for another `fashion-ann up` or `down`, which holds {paths.lock}"
+    print(waiting, file=sys.stderr)
+    with lock(paths.lock, waiting=waiting, seconds=_LOCK_SECONDS):
         yield
-    finally:
-        lock.release()

@@ -271,8 +271,8 @@ class Screen:
         file = logging.FileHandler(self.log_path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s"))
         logging.getLogger().handlers = [file, StageLogHandler(self._style, self._progress, self._console)]
-        # Errors of Prefect's background threads, which do not concern the result: this logger has its own handler, and
-        # log records that cannot be sent are printed.
+        # Errors of Prefect's background threads do not concern the result. This logger has a handler of its own, and
+        # `logging` prints records that cannot be sent.
         for handler in logging.getLogger("prefect._internal").handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setStream(file.stream)

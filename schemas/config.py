@@ -87,8 +87,8 @@ class PromotionConfig(BaseModel):
 
     policy: Literal["better", "not_worse", "never", "ask"] = Field(
         "better",
-        description="promotion rule: significantly better than the champion, not significantly worse, or never "
-        "promote; ask: better, and approved by a person",
+        description="promotion rule: significantly better than the champion, not significantly worse, never, or better "
+        "and approved by a person",
     )
     minimum_accuracy: float = Field(0.80, ge=0, le=1, description="test accuracy below which a version is rejected")
     minimum_recall: float = Field(0.30, ge=0, le=1, description="per-class recall below which a version is rejected")

@@ -47,7 +47,7 @@ class CodeChanged(FashionAnnError):
 
 
 class TrainingDiverged(FashionAnnError):
-    """Training whose loss, or model whose predictions are not finite. Nothing is kept of it."""
+    """Training with a loss, or model with a prediction, that is not finite. Nothing of it is kept."""
 
 
 class NoGpuWorker(FashionAnnError):
@@ -86,8 +86,8 @@ class VersionNotFound(FashionAnnError):
     """Unknown version or alias."""
 
 
-class StoreInUse(FashionAnnError):
-    """Lock of a model store that another process has held for longer than the time limit."""
+class LockHeld(FashionAnnError):
+    """Lock that another process has held for longer than the time limit."""
 
 
 class NothingToRollBackTo(FashionAnnError):

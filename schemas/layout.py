@@ -38,8 +38,8 @@ VERDICTS_FOLDER = "verdicts"
 
 _VALIDATION_FOLDER = "validation"
 
-# Files and folders that systems leave wherever somebody looks or a file is removed while it is open: macOS, Windows,
-# Synology and QNAP, NFS, FUSE, SMB, desktops, LibreOffice, vim.
+# Files and folders that operating systems and programs leave: macOS, Windows, Synology and QNAP, NFS, FUSE, SMB,
+# desktops, LibreOffice, vim.
 _LITTER = re.compile(
     r"\.DS_Store|\._.*|\.AppleDouble|\.Spotlight-V100|\.Trashes|\.fseventsd|\.localized|Icon\r"
     r"|(eh)?Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|@eaDir|\.@__thumb|#recycle"

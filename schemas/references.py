@@ -207,7 +207,7 @@ class Evaluation(Reference):
 class ModelVersion(Reference):
     """One immutable version in the store. ``created`` is False if an earlier run created it from the same inputs.
 
-    waiting: it would be champion, but the promotion policy is "ask", and it has not been promoted since.
+    waiting: the promotion policy "ask" left its promotion to a person, and it has not been promoted since.
     """
 
     version: int

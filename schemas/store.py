@@ -65,10 +65,11 @@ EMPTY_LOG = LogHead()
 
 
 class AliasLogState(StoredJson):
-    """What is recorded beside an alias log.
+    """The record beside an alias log.
 
     head: the log after the last move. abandoned: the newest version whose manifest may name a head that was lost.
-    sent, sent_version: the moves, and the newest version whose verdict, that Prefect has received as events.
+    sent: the head up to which Prefect has received the moves as events. sent_version: the newest version whose verdict
+    it has received.
     """
 
     head: LogHead = EMPTY_LOG
@@ -169,7 +170,7 @@ class VersionFacts(StoredJson):
 class Manifest(VersionFacts):
     """The manifest of a version: its files with their sha256, and how it was created.
 
-    alias_log: the log just before the version, without its own promotion. None if an older version lacks it.
+    alias_log: the log just before the version, without its own promotion. None in versions of older releases.
     """
 
     version: VersionNumber

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import task
 
-from schemas.errors import StoreInUse
+from schemas.errors import LockHeld
 from schemas.layout import Artifacts
 from schemas.references import Garbage
 from tasks.registry import gc
@@ -18,7 +18,7 @@ from tasks.runtime.prefect_events import sender_of_run
 
 logger = logging.getLogger(__name__)
 
-# Longer than a run adds its version, so that only a writer that hangs is given up on.
+# A run needs less to add its version, so only a writer that hangs exceeds this time.
 SECONDS_TO_WAIT = 600
 
 
@@ -32,11 +32,11 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
     """
     for log in rotate_logs(Artifacts(artifacts_dir).service_logs):
         logger.info("%s: rotated", log)
-    # Before a version is deleted that an event describes.
+    # First, because an event describes a version that may be deleted below.
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
     try:
         plan = gc.collect(artifacts_dir, dataset, keep, seconds)
-    except StoreInUse as error:
+    except LockHeld as error:
         plan = gc.Plan((), (), (str(error),), run_active=True)
     totals: dict[str, list[int]] = defaultdict(list)
     for removal in plan.removed:

@@ -135,8 +135,8 @@ def test_servers_have_a_writable_ui_folder() -> None:
 
 @field_fault(
     "operator's decision overwritten",
-    "compose or the systemd unit deploys again with FASHION_ANN_NOTIFY unset",
-    "the variable reaches the container only if it is set, so the notifications stay",
+    "Compose or the systemd unit deploys again with FASHION_ANN_NOTIFY unset",
+    "The variable reaches the container only if it is set, so the notifications stay",
 )
 def test_unset_recipient_stays_unset_in_containers_and_units() -> None:
     # No value, not even an empty one: compose then passes the variable only if it is set.
@@ -173,7 +173,7 @@ def test_servers_start_where_prefect_reads_the_settings() -> None:
 
 
 def test_servers_home_survives_a_new_container() -> None:
-    """It has the concurrency leases of active runs."""
+    """The volume has the concurrency leases of active runs."""
     server = COMPOSE["services"]["server"]
     (volume,) = server["volumes"]
     name, _, folder = volume.partition(":")
@@ -230,8 +230,8 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 @field_fault(
     "stray files and bad values",
-    "code in an image, which has no git checkout",
-    "the build argument REVISION becomes FASHION_ANN_REVISION, and compose passes it",
+    "The code is in an image, which has no git checkout",
+    "The build argument REVISION becomes FASHION_ANN_REVISION, and compose passes it",
 )
 def test_an_image_has_the_revision_of_its_build(target: str) -> None:
     stage = _stages()[target]

@@ -116,7 +116,7 @@ def measure_predicted(
         few = {**pixel_range, "inverted_images": _inverted_images(drawn, contract)}
         for name, measurement in few.items():
             check = contract.check(name)
-            if check.fails(measurement.value) or not check.warns(measurement.value):  # between the bounds is chance
+            if check.fails(measurement.value) or not check.warns(measurement.value):  # between them it may be chance
                 measured[name] = measurement
         return measured
     known, enough = BaselineImages(profile, contract), contract.minimum_rows["test"]

@@ -108,8 +108,8 @@ def compare_unlabelled(
     """Measure how images without labels differ from the baseline, image by image.
 
     predicted: the class that a model predicts for each image. Similarity is relative to the baseline's images of these
-    classes. Every value is the end of its confidence interval on the side of correct data, so that few images or
-    a single class exceed no bound by chance.
+    classes. Every value is the end of its confidence interval on the side of correct data: few images or a single
+    class exceed no bound by chance.
     """
     fits = np.array([baseline.profile.class_fits[str(label)] for label in baseline.labels])
     expected = float(fits[np.searchsorted(baseline.labels, predicted)].mean())

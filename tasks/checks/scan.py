@@ -165,9 +165,9 @@ class _SampleBuilder:
 
 
 class PredictedImages:
-    """What the checks of images without labels need, collected batch by batch in the memory of two batches.
+    """Collect the data for checks of images without labels, batch by batch, in the memory of two batches.
 
-    The images are drawn by random keys, those with the smallest keys: which ones depends on the number of rows only.
+    The sample has the images with the smallest random keys. It depends on the number of rows only.
     """
 
     def __init__(self, contract: DatasetContract) -> None:

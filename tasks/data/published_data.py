@@ -16,7 +16,7 @@ from tasks.data.download import DEFAULT_LIMITS, Limits, SourceError
 from tasks.data.missing_data import describe_missing
 from tasks.data.sources import Source, default_sources
 from tasks.runtime.files import sha256_file, sync_to_disk, write_json
-from tasks.runtime.locks import lock, wait_for_lock
+from tasks.runtime.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def fetch_data(
         if (present := find_data(contract, data_dir)) is not None:
             return present
         data_dir.mkdir(parents=True, exist_ok=True)
-        with wait_for_lock(_lock_path(contract, data_dir), f"{data_dir}: another run is fetching; waiting for it"):
+        with lock(_lock_path(contract, data_dir), waiting=f"{data_dir}: another run is fetching; waiting for it"):
             return _fetch(contract, data_dir, default_sources(contract) if sources is None else sources, limits)
 
 

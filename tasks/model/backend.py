@@ -26,7 +26,7 @@ _BACKENDS = ("tensorflow", "jax")
 # Keras imports these if they are installed.
 _UNUSED_PACKAGES = ("matplotlib", "pandas", "sklearn")
 
-# What Keras and its backends read from the environment. "Changes weights" was measured with one epoch on a CPU.
+# The variables that Keras and its backends read. "Changes weights" was measured with one epoch on a CPU.
 #
 # | variable | decision | reason |
 # |---|---|---|
@@ -77,7 +77,7 @@ def ignored_variables() -> list[str]:
 def _pin_environment() -> None:
     for name in ignored_variables():
         del os.environ[name]
-    # No keras.json can be read or written below a file. Without it Keras uses ~/.keras, or /tmp/.keras of anybody.
+    # No keras.json can be read or written below a file. Without it Keras uses ~/.keras, or a /tmp/.keras of any user.
     os.environ["KERAS_HOME"] = os.devnull
     os.environ.update({name: value for name, value in environment().items() if value})
 

@@ -41,7 +41,7 @@ def predict_csv(
 
     images: plain or gzip, as ingest reads it, with or without the label column, at least one row.
     output: the table of `predictions_schema`, one row per image in file order, as Parquet or CSV by its suffix. An
-    existing file is replaced at the end; of a link, the file that it leads to.
+    existing file, or the target of a link, is replaced at the end.
     strict: raise `DataContractError` if the images, or the accuracy on their labels, cause a warning.
 
     Raises `WrongUsage` for an ``output`` that cannot be written, before any other work, `DataContractError` for the

@@ -48,9 +48,9 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False,
 
 
 def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
-    """Let an alias other than champion name a version, after verifying it.
+    """Point an alias other than champion at a version, after verifying it.
 
-    Raises `WrongUsage` for a name that cannot be an alias, an empty reason and an unchanged alias, and
+    Raises `WrongUsage` for a name that cannot be an alias, an empty reason or an unchanged alias. Raises
     `StoredArtifactError` for a version that does not verify.
     """
     if not _ALIAS.fullmatch(alias) or alias.lower() == CHAMPION:

@@ -68,7 +68,7 @@ def plan(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
 def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP, seconds: float = math.inf) -> Plan:
     """Delete what `plan` lists, and return it. Stage outputs stay while a run is active.
 
-    Calls `ModelStore.recover` first. Raises `StoreInUse` if another process writes to the store for ``seconds``.
+    Calls `ModelStore.recover` first. Raises `LockHeld` if another process writes to the store for ``seconds``.
     """
     if not artifacts_dir.is_dir():
         return plan(artifacts_dir, dataset, keep)
@@ -93,7 +93,7 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
         try:
             store.version(number)
         except OtherLayout:
-            continue  # deleted in its turn, like any other
+            continue  # deleted like any other version
         except (StoredArtifactError, VersionNotFound) as error:
             damaged[number] = str(error)
     kept = _kept(store, numbers, keep) | set(damaged)

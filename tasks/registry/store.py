@@ -23,7 +23,7 @@ from schemas.store import AliasEvent, Manifest, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sha256_file, sync_to_disk
-from tasks.runtime.locks import wait_for_lock
+from tasks.runtime.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ class ModelStore:
                     version.check()
                     return version
             except OtherLayout:
-                continue  # no release writes the inputs of another one
+                continue  # its inputs are of another release
             except StoredArtifactError as error:
                 # A damaged version must not prevent a new one.
                 logger.warning("%s", error)
@@ -219,11 +219,11 @@ class ModelStore:
     def lock(self, seconds: float = math.inf) -> AbstractContextManager[bool]:
         """Hold the lock of writers during the block. Logs if it waits for another writer.
 
-        Raises `StoreInUse` after ``seconds``.
+        Raises `LockHeld` after ``seconds``.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         waiting = f"{self.root}: waiting for another process that writes to the store"
-        return wait_for_lock(self.root / ".lock", waiting, seconds)
+        return lock(self.root / ".lock", waiting=waiting, seconds=seconds)
 
     def add(self, build: Callable[[Path, int], VersionFacts]) -> StoredVersion:
         """Add the next version. The caller holds `lock` and has called `recover`.

@@ -1,7 +1,7 @@
-"""Events about versions: each verdict and each move of an alias, sent once Prefect has accepted them.
+"""Send events about versions to Prefect: one per verdict and one per move of an alias.
 
-What was sent is recorded beside the alias log, after the send. A process that was killed in between sends the same
-event again, with the same id: the server stores an event of a known id once.
+After each send, the record beside the alias log is updated. A process that was killed in between sends the same event
+again, with the same id. The server stores it once.
 """
 
 import json
@@ -45,7 +45,7 @@ def send_unsent(store: ModelStore, send: Send | None) -> bool:
                 send(events)
                 store.aliases.record(sent=head_of(entries), sent_version=newest)
     except Exception as error:  # any error of the client, or a store that is in use
-        logger.warning("%s: events are not sent yet, the next run sends them: %s", store.root, error)
+        logger.warning("%s: events are not sent yet (%s). The next run sends them", store.root, error)
         return False
     return True
 

@@ -19,7 +19,7 @@ from schemas.contract import Split
 from schemas.layout import INDEX_NAME, VERDICTS_FOLDER, Artifacts, is_litter
 from tasks.checks.expectations import fresh_context
 from tasks.runtime.files import digest_of, remove_leftover
-from tasks.runtime.locks import wait_for_lock
+from tasks.runtime.locks import lock
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
@@ -59,7 +59,7 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
         }
     )
     artifacts_dir.mkdir(parents=True, exist_ok=True)
-    with wait_for_lock(artifacts_dir / f".{docs.name}.lock", f"{docs}: another run is writing pages; waiting for it"):
+    with lock(artifacts_dir / f".{docs.name}.lock", waiting=f"{docs}: another run is writing pages; waiting for it"):
         if verdict.exists() and verdict.read_text() == content and (docs / INDEX_NAME).exists():
             return docs / INDEX_NAME
         for left in artifacts_dir.glob(f".{docs.name}.????????"):  # of killed runs, since this process has the lock

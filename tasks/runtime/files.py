@@ -144,7 +144,7 @@ def remove_path(path: Path) -> None:
 
 
 def remove_leftover(path: Path) -> bool:
-    """Remove a file or folder that nobody reads, and return whether that succeeded. A failure is logged.
+    """Remove a file or folder that no reader opens, and return whether that succeeded. A failure is logged.
 
     NFS keeps files that a process has open, as ``.nfs...``, and their folder with them.
     """
@@ -157,9 +157,9 @@ def remove_leftover(path: Path) -> bool:
 
 
 def discard_folder(folder: Path, index: str) -> bool:
-    """Remove a folder that readers may open. For them it is complete or absent, whenever this process is killed.
+    """Remove a folder that readers may open, and return whether everything was removed; see `remove_leftover`.
 
-    Returns whether everything was removed; see `remove_leftover`.
+    For readers the folder is complete or absent, whenever this process is killed.
 
     index: the file without which readers use nothing in the folder; see `is_discarded`.
     """

@@ -9,10 +9,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from schemas.errors import LocksUnavailable, StoreInUse
+from schemas.errors import LockHeld, LocksUnavailable
 from schemas.layout import Artifacts
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def lock(
 
     If another process holds it: log ``waiting`` and wait, or yield False if that is None.
 
-    Raises `StoreInUse` if it is still held after ``seconds``, and `LocksUnavailable` on a file system without locks.
+    Raises `LockHeld` if it is still held after ``seconds``, and `LocksUnavailable` on a file system without locks.
     """
     opened = _open(path)
     try:
@@ -40,7 +40,7 @@ def lock(
             deadline = time.monotonic() + seconds
             while not (held := _locked(opened, path, exclusive=exclusive)):
                 if time.monotonic() > deadline:
-                    raise StoreInUse(f"{waiting}. Its lock was still held after {seconds:g} s. Try again later.")
+                    raise LockHeld(f"{waiting}. Its lock was still held after {seconds:g} s. Try again later.")
                 time.sleep(_POLL_SECONDS)
         yield held
     finally:
@@ -68,11 +68,6 @@ def _locked(opened: int, path: Path, *, exclusive: bool) -> bool:
             f"would overwrite each other's files. Mount {path.parent} with locks, or choose another folder."
         ) from error
     return True
-
-
-def wait_for_lock(path: Path, waiting: str, seconds: float = math.inf) -> AbstractContextManager[bool]:
-    """Hold the lock file ``path``; log ``waiting`` if another run holds it. Raises as `lock` does."""
-    return lock(path, waiting=waiting, seconds=seconds)
 
 
 @contextmanager

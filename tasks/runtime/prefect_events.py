@@ -15,8 +15,9 @@ def send_events(events: Sequence[dict[str, Any]]) -> None:
     Prefect's `emit_event` only queues an event, so the process could end before it is sent.
     """
     body = [Event.model_validate(event).model_dump(mode="json") for event in events]
-    with get_client(sync_client=True) as client:
-        client.request("POST", "/events", json=body)
+    if body:
+        with get_client(sync_client=True) as client:
+            client.request("POST", "/events", json=body)
 
 
 def sender_of_run() -> Callable[[Sequence[dict[str, Any]]], None] | None:

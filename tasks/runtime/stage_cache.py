@@ -26,7 +26,7 @@ from tasks.runtime.files import (
     write_json,
 )
 from tasks.runtime.fingerprint import code_digest, lock_digest
-from tasks.runtime.locks import wait_for_lock
+from tasks.runtime.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def run_stage(
     final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     emit(StageStarted(stage.name, split))
-    with wait_for_lock(folder / f".{final.name}.lock", f"{stage.name}: another run is building it; waiting for it"):
+    with lock(folder / f".{final.name}.lock", waiting=f"{stage.name}: another run is building it; waiting for it"):
         for temporary in folder.glob(f".{final.name}.*.tmp"):
             if remove_leftover(temporary):
                 logger.info("removed %s, left by a run that was killed", temporary)

@@ -39,7 +39,7 @@ Emit = Callable[[Any], None]
 class WorkerProcess:
     """A worker as its parent sees it.
 
-    scratch: its temporary files, of which TensorFlow leaves some behind. mark: the descriptor that keeps them in use.
+    scratch: its temporary files; TensorFlow leaves some behind. mark: the descriptor that keeps them in use.
     """
 
     module: str

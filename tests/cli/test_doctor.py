@@ -153,8 +153,8 @@ def test_embedded_server_needs_a_writable_home(tmp_path: Path) -> None:
 
 @field_fault(
     "environment of the machine",
-    "a newer Prefect has migrated the sqlite database of PREFECT_HOME",
-    "doctor reports the unknown revision",
+    "A newer Prefect has migrated the sqlite database of PREFECT_HOME",
+    "`doctor` reports the unknown revision",
 )
 @pytest.mark.parametrize(("revision", "known"), [("a3b9c7d2e5f1", True), ("abcdefabcdef", False)])
 def test_database_of_another_prefect_is_broken(revision: str, known: bool, tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_our_pool_with_deployments_needs_a_worker(
 
 @field_fault(
     "growth without bound",
-    "Years of flow runs fill the database of Prefect's server.",
-    "doctor warns of its size, and its exit status stays 0.",
+    "Years of flow runs fill the database of Prefect's server",
+    "`doctor` warns of its size, and its exit status stays 0",
 )
 def test_large_database_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "prefect.db"
@@ -317,8 +317,8 @@ def test_missing_champion_is_broken(store: ModelStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("days", "warned"), [(0, False), (30, False), (31, True)])
 @field_fault(
     "failure that nobody hears",
-    "No new champion for more than 30 days.",
-    "doctor warns, and its exit status stays 0.",
+    "The champion is older than 30 days",
+    "`doctor` warns, and its exit status stays 0",
 )
 def test_old_champion_is_a_warning(store: ModelStore, tmp_path: Path, days: int, warned: bool) -> None:
     created = datetime.now(UTC) - timedelta(days=days, minutes=1)

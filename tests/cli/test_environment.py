@@ -18,7 +18,7 @@ PROXY, SOCKS = "http://PROXY", "socks5://user:secret@PROXY"
 
 @pytest.fixture
 def proxy() -> Iterator[tuple[str, list[str]]]:
-    """Return the address of a proxy that serves nothing, and the list of hosts that it was asked for."""
+    """Return the address of a proxy that serves nothing, and the list of hosts that clients requested from it."""
     hosts = []
 
     class Proxy(BaseHTTPRequestHandler):
@@ -47,7 +47,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
             marks=field_fault(
                 "environment of the machine",
                 "HTTP_PROXY is set and NO_PROXY is not",
-                "loopback is reached directly, and downloads use the proxy",
+                "Loopback is reached directly, and downloads use the proxy",
             ),
         ),
         {"all_proxy": "PROXY"},
@@ -58,7 +58,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
             marks=field_fault(
                 "environment of the machine",
                 "ALL_PROXY is a SOCKS proxy, which httpx rejects for every request",
-                "it is removed, and downloads use HTTPS_PROXY, or connect directly after a warning",
+                "It is removed, and downloads use HTTPS_PROXY, or connect directly after a warning",
             ),
         ),
     ],

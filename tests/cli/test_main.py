@@ -164,7 +164,7 @@ def test_alias_names_a_version_everywhere(run: Run, store: Path, monkeypatch: py
         status, out, err = run("alias", "1", "staging", "--reason", "a test", "--json")
     moved = json.loads(out)
     assert (status, moved["from"], moved["to"], moved["event_sent"]) == (0, 2, 1, False)
-    assert err.startswith("The event is not sent yet, the next run sends it. The API at http://127.0.0.1:9/api")
+    assert err.startswith("The event is not sent yet. The next run sends it. The API at http://127.0.0.1:9/api")
     assert [row["aliases"] for row in json.loads(run("versions", "--json")[1])] == [["staging"], []]
     assert json.loads(run("show", "staging", "--json")[1])["version"] == 1
     assert "staging" in run("versions")[1]

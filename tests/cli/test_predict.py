@@ -179,11 +179,19 @@ def digits() -> Bytes:
     return np.pad(large.astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
 
 
-def case(name: str, pixels: Callable[[], npt.ArrayLike], cause: str, what: str | None = None) -> Any:
-    behaviour = "predict warns on stderr, in JSON and in the Parquet; with --strict it ends with 3 and writes nothing"
-    return pytest.param(pixels, cause, id=name, marks=field_fault("predictions unchecked", what or name, behaviour))
+def case(name: str, pixels: Callable[[], npt.ArrayLike], cause: str) -> Any:
+    return pytest.param(pixels, cause, id=name)
 
 
+_WARNS = "`predict` warns on stderr, in JSON and in the Parquet; with `--strict` it exits with 3 and writes nothing"
+
+
+@field_fault(
+    "predictions unchecked", "Images are inverted, scaled to 0 and 1, halved, or have another background", _WARNS
+)
+@field_fault("predictions unchecked", "Images are transposed, turned, mirrored, upside down or moved", _WARNS)
+@field_fault("predictions unchecked", "Images are blank, white, noise, shuffled pixels or digits of MNIST", _WARNS)
+@field_fault("predictions unchecked", "Only some of the images, or one pixel of each, are faulty", _WARNS)
 @pytest.mark.parametrize(
     ("pixels", "cause"),
     [
@@ -235,7 +243,7 @@ def test_few_correct_images_cause_no_warning(run: Run, trained: Path, caplog: An
     assert caplog.records == []
 
 
-@field_fault("predictions unchecked", "a file has images of one class", "predict does not warn")
+@field_fault("predictions unchecked", "A file has images of one class only", "`predict` does not warn")
 @pytest.mark.parametrize("label", range(10))
 def test_one_class_alone_causes_no_warning(run: Run, trained: Path, label: int) -> None:
     images = write_csv(trained.parent / "images.csv", PIXELS[label == LABELS], LABELS[label == LABELS])
@@ -243,7 +251,7 @@ def test_one_class_alone_causes_no_warning(run: Run, trained: Path, label: int) 
 
 
 @field_fault(
-    "predictions unchecked", "labels are shifted by one", "predict warns that the accuracy is below the version's"
+    "predictions unchecked", "Labels are shifted by one", "`predict` warns that the accuracy is below the version's"
 )
 def test_a_low_accuracy_is_a_warning(run: Run, trained: Path) -> None:
     images = write_csv(trained.parent / "images.csv", PIXELS, (LABELS + 1) % 10)
@@ -261,7 +269,9 @@ def test_a_low_accuracy_is_a_warning(run: Run, trained: Path) -> None:
 # --- output -----------------------------------------------------------------------------------------------------
 
 
-@field_fault("stray files and bad values", "--output is a link", "predict writes the link's target, and the link stays")
+@field_fault(
+    "stray files and bad values", "`--output` is a link", "`predict` writes the link's target, and the link stays"
+)
 def test_a_link_leads_to_the_output(run: Run, output: Path) -> None:
     folder = output.parent / "folder"
     folder.mkdir()
@@ -272,18 +282,19 @@ def test_a_link_leads_to_the_output(run: Run, output: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["latest.parquet"]
 
 
+@field_fault(
+    "stray files and bad values",
+    "`--output` is a mount point, or in a folder that is read-only",
+    "`predict` exits with 2 before any work",
+)
 @pytest.mark.parametrize(
     ("mount", "name", "message"),
     [
-        pytest.param("mount --bind file out.parquet", "out.parquet", "is a mount point", id="file",
-                     marks=field_fault("stray files and bad values", "--output is a mount point",
-                                       "predict ends with 2 before any work")),
+        pytest.param("mount --bind file out.parquet", "out.parquet", "is a mount point", id="file"),
         pytest.param("mount --bind file out.parquet", "link.parquet", "is a mount point", id="link to a file"),
-        pytest.param("mount -t tmpfs -o ro none folder", "folder/out.parquet", "can be written to", id="read-only",
-                     marks=field_fault("stray files and bad values", "--output is in a folder that is read-only",
-                                       "predict ends with 2 before any work")),
+        pytest.param("mount -t tmpfs -o ro none folder", "folder/out.parquet", "can be written to", id="read-only"),
     ],
-)  # fmt: skip
+)
 def test_an_output_that_cannot_be_replaced_is_refused(tmp_path: Path, mount: str, name: str, message: str) -> None:
     if subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
         pytest.skip("this user may not mount")

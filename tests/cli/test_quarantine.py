@@ -161,7 +161,7 @@ def test_chooses_by_the_csvs_or_by_file(run: Run, data: Path) -> None:
 @field_fault(
     "input replaced silently",
     "A quarantine file of other CSVs than those in the data folder is exported",
-    "Export exits with 3 and writes no shard, because rows would be foreign or occur twice",
+    "`quarantine export` exits with 3 and writes no shard, because rows would be foreign or occur twice",
 )
 @pytest.mark.parametrize("content", [GOOD, GOOD + b"1,1,1,1,newer\n"], ids=["corrected in the CSV", "other CSV"])
 def test_export_requires_the_csvs_of_the_file(run: Run, data: Path, content: bytes) -> None:
@@ -177,9 +177,9 @@ def test_export_requires_the_csvs_of_the_file(run: Run, data: Path, content: byt
 
 
 @field_fault(
-    "failure that nobody hears",
+    "stray files and bad values",
     "A person exports the bad rows, corrects them and follows the printed hint",
-    "The printed `--bad-rows` is enough for a run",
+    "A run with the printed `--bad-rows` accepts the data",
 )
 def test_the_printed_hint_succeeds(run: Run, data: Path) -> None:
     (data / f"{TRAIN}.csv").write_bytes(GOOD + BAD)

@@ -67,8 +67,8 @@ def test_unreadable_state_is_an_error_with_its_path(tmp_path: Path, text: str) -
 
 @field_fault(
     "identity by something that changes",
-    "state.json was written by an earlier version, and its services run",
-    "status, up and down end with one sentence that names the file and the processes",
+    "`state.json` was written by an earlier version, and its services run",
+    "`status`, `up` and `down` end with one sentence that names the file and the processes",
 )
 @pytest.mark.parametrize("command", ["status", "up", "down"])
 def test_state_of_an_earlier_version_is_reported(run: Run, tmp_path: Path, command: str) -> None:
@@ -94,8 +94,8 @@ def test_process_is_identified_by_pid_and_start() -> None:
 
 @field_fault(
     "identity by something that changes",
-    "the clock is set by ten seconds or by hours, as by NTP or after a suspend",
-    "a process that up started is still known, so no second server starts on its database",
+    "The clock is set by ten seconds or by hours, as by NTP or after a suspend",
+    "A process that `up` started is still recognized, so no second server starts on its database",
 )
 @pytest.mark.parametrize("seconds", [10, -86_400])
 @pytest.mark.skipif(platform.system() != "Linux", reason="only Linux computes start times from the clock")
@@ -111,8 +111,8 @@ def test_process_is_known_after_the_clock_was_set(seconds: int, monkeypatch: pyt
 
 @field_fault(
     "identity by something that changes",
-    "the machine restarts, and a pid is used again for a process that started as long after the boot",
-    "the process is not taken for the service",
+    "After a reboot another process has the pid and the start time after boot of a service",
+    "The process is not taken for the service",
 )
 @pytest.mark.skipif(platform.system() != "Linux", reason="only Linux counts start times from the boot")
 def test_start_of_another_boot_is_another_process() -> None:
@@ -187,8 +187,8 @@ def test_down_after_a_reboot_spares_a_reused_pid(run: Run, tmp_path: Path) -> No
 
 @field_fault(
     "identity by something that changes",
-    "the artifacts folder is reached through a link",
-    "down still finds the processes of its services",
+    "The artifacts folder is reached through a link",
+    "`down` still finds the processes of its services",
 )
 def test_down_stops_orphans_of_this_folder_only(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "services"
@@ -215,8 +215,8 @@ def test_workers_get_no_secret_of_the_server(monkeypatch: pytest.MonkeyPatch, tm
 
 @field_fault(
     "identity by something that changes",
-    "the host name changes, or another machine has the same one",
-    "a worker keeps the name that state.json records, and no other machine has it",
+    "The host name changes, or another machine has the same one",
+    "A worker keeps the name that `state.json` records, and no other machine has it",
 )
 def test_worker_names_do_not_depend_on_the_host_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = State(port=None, machine="first-host-1f2e", processes={})
@@ -227,8 +227,8 @@ def test_worker_names_do_not_depend_on_the_host_name(tmp_path: Path, monkeypatch
 
 @field_fault(
     "identity by something that changes",
-    "down runs in another container on the same volume",
-    "it ends with an error and keeps state.json, because a running server holds a lock",
+    "`down` runs in another container on the same volume",
+    "It ends with an error and keeps `state.json`, because a running server holds a lock",
 )
 def test_server_of_another_container_is_noticed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "services").mkdir()
@@ -244,8 +244,8 @@ def test_server_of_another_container_is_noticed(run: Run, tmp_path: Path) -> Non
 
 @field_fault(
     "failure that nobody hears",
-    "up or down waits for another one",
-    "one line on stderr names the lock",
+    "`up` or `down` waits for another one",
+    "One line on stderr names the lock",
 )
 def test_waiting_for_another_up_is_reported(run: Run, tmp_path: Path) -> None:
     (tmp_path / "services").mkdir()

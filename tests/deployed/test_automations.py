@@ -73,6 +73,11 @@ def complete(automation: AutomationCore) -> AutomationCore:
     return AutomationCore.model_validate(automation.model_dump(exclude={"id", "owner_resource"}))
 
 
+@field_fault(
+    "failure that nobody hears",
+    "An uploader's event has its digest in capitals, or names an unknown dataset",
+    "A message reports the rejected event with its reason",
+)
 @pytest.mark.parametrize(
     ("payload", "resource", "reason"),
     [
@@ -80,22 +85,12 @@ def complete(automation: AutomationCore) -> AutomationCore:
             {"digest": "A" * 64},
             "fashion-ann.data.fashion-mnist",
             "data_digest",
-            marks=field_fault(
-                "failure that nobody hears",
-                "an uploader's event has its digest in capitals",
-                "the refused event is notified, with its reason",
-            ),
             id="digest-in-capitals",
         ),
         pytest.param(
             {},
             "fashion-ann.data.cifar",
             "dataset",
-            marks=field_fault(
-                "failure that nobody hears",
-                "an uploader's event names an unknown dataset",
-                "the refused event is notified, with its reason",
-            ),
             id="unknown-dataset",
         ),
     ],
@@ -112,8 +107,8 @@ def test_failed_action_is_notified(
 
 @field_fault(
     "failure that nobody hears",
-    "no worker picks up scheduled runs, twice",
-    "one message per outage, whatever the number of late runs",
+    "In two outages no worker picks up scheduled runs",
+    "One message is sent per outage, for any number of late runs",
 )
 def test_late_runs_are_notified_once_per_outage(
     deployed: Deployed, messages: Messages, block: UUID, shorten: Shorten, tmp_path: Path
@@ -145,8 +140,8 @@ def fail_two_nights(deployed: Deployed) -> None:
 
 @field_fault(
     "failure that nobody hears",
-    "nightly fails every night",
-    "one message when no run was good for 26 hours, and none while it is paused",
+    "`nightly` fails every night",
+    "One message is sent when no run was good for 26 hours, and none while it is paused",
 )
 def test_nightly_without_a_good_run_is_notified_once(
     deployed: Deployed, messages: Messages, block: UUID, shorten: Shorten
@@ -167,8 +162,8 @@ def test_nightly_without_a_good_run_is_notified_once(
 
 @field_fault(
     "failure that nobody hears",
-    "the last worker of a pool is killed",
-    "one message, and none if the pool was paused before",
+    "The last worker of a pool is killed",
+    "One message is sent, and none if the pool was paused before",
 )
 def test_pool_without_a_worker_is_notified_unless_paused(
     deployed: Deployed, messages: Messages, block: UUID, shorten: Shorten

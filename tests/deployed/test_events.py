@@ -82,8 +82,8 @@ def test_nightly_runs_on_the_same_data_add_one_version(deployed: Deployed) -> No
 
 @field_fault(
     "operator's decision overwritten",
-    "A better version is trained, and the promotion policy is ask.",
-    "It waits, one message names its report, and the deployment promote-version moves the champion.",
+    "A better version is trained, and the promotion policy is `ask`",
+    "It waits, one message names its report, and the deployment `promote-version` moves the champion",
 )
 def test_waiting_version_is_notified_and_promoted(deployed: Deployed, webhook: tuple[str, Any]) -> None:
     artifacts = deployed.home / "asked"

@@ -390,8 +390,8 @@ def test_fault_ends_both_runs_and_the_next_resumes(site: Site, fault: Fault, rec
 
 @field_fault(
     "state lost by a restart",
-    "the server is killed and started again while a run holds concurrency slots",
-    "The next renewals of both leases succeed, and both runs complete.",
+    "The server is killed and started again while a run holds concurrency slots",
+    "The next renewals of both leases succeed, and both runs complete",
 )
 def test_run_with_a_slot_outlives_a_restart(site: Site, record_row: Callable[[Row], None]) -> None:
     check_fault(LOST_LEASE, site, record_row)
@@ -399,8 +399,8 @@ def test_run_with_a_slot_outlives_a_restart(site: Site, record_row: Callable[[Ro
 
 @field_fault(
     "state lost by a restart",
-    "a power cut of minutes; server and worker start again, without `deploy`",
-    "Both dead runs are marked Crashed, and the next run of `nightly` gets the slot and resumes from the checkpoint.",
+    "After a power cut of minutes, server and worker start again, without `deploy`",
+    "Both dead runs are marked Crashed, and the next run of `nightly` gets the slot and resumes from the checkpoint",
 )
 def test_power_cut_ends_both_runs_and_frees_nightly(site: Site, record_row: Callable[[Row], None]) -> None:
     check_fault(POWER_CUT, site, record_row)
@@ -428,8 +428,8 @@ def incomplete(tmp_path: Path) -> Path:
 
 @field_fault(
     "state lost by a restart",
-    "a worker returns to 37 late checks and two late runs of `nightly`",
-    "The server answers every request. One check runs, and the others end as Superseded. `nightly` trains once.",
+    "A worker returns to 37 late checks and two late runs of `nightly`",
+    "The server answers every request; one check runs, the others end as Superseded; `nightly` trains once",
 )
 def test_worker_returns_to_late_runs(site: Site, incomplete: Path, record_row: Callable[[Row], None]) -> None:
     deployed = site.deployed

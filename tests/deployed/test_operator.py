@@ -22,8 +22,8 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
 
 @field_fault(
     "operator's decision overwritten",
-    "an operator pauses the nightly schedule, a deployment and a pool, and runs `down` and `up`",
-    "all three stay paused, and the log of deploy has a line for each",
+    "An operator pauses the nightly schedule, a deployment and a pool, and runs `down` and `up`",
+    "All three stay paused, and the log of `deploy` has a line for each",
 )
 def test_up_keeps_what_an_operator_paused(checkout: Checkout) -> None:
     api = httpx.Client(base_url=checkout.up()["url"], timeout=120)

@@ -185,8 +185,8 @@ def test_two_ups_at_once_start_one_of_each(checkout: Checkout) -> None:
 
 @field_fault(
     "environment of the machine",
-    "two checkouts run up at once, choose the same port, and HTTP_PROXY is set",
-    "each has its own server, on its own port, and is reached without the proxy",
+    "Two checkouts run `up` at once, choose the same port, and HTTP_PROXY is set",
+    "Each has its own server, on its own port, and is reached without the proxy",
 )
 def test_two_checkouts_at_once_have_two_servers(checkout: Checkout, tmp_path: Path) -> None:
     other = Checkout(tmp_path / "other")
@@ -216,8 +216,8 @@ _SET_CLOCK = "sed 's/^btime .*/btime 1700000000/' /proc/stat > stat && mount --b
 
 @field_fault(
     "identity by something that changes",
-    "the clock and the host name change, a worker is killed, and later state.json is lost",
-    "up keeps what runs and restarts the worker under its old name; without state.json it starts no second server",
+    "The clock and the host name change, a worker is killed, and later state.json is lost",
+    "`up` keeps what runs and restarts the worker under its old name; without state.json it starts no second server",
 )
 def test_up_after_the_clock_was_set_and_the_host_renamed(checkout: Checkout) -> None:
     renamed = ["unshare", "--mount", "--uts", "sh", "-c", f'hostname renamed && {_SET_CLOCK} && exec "$@"', "sh"]
@@ -246,8 +246,8 @@ def test_up_after_the_clock_was_set_and_the_host_renamed(checkout: Checkout) -> 
 
 @field_fault(
     "environment of the machine",
-    "the database of the services was written by a newer Prefect",
-    "up ends with one sentence on the database, and leaves no process",
+    "The database of the services was written by a newer Prefect",
+    "`up` ends with one sentence on the database, and leaves no process",
 )
 def test_up_names_a_database_of_a_newer_prefect(checkout: Checkout) -> None:
     (checkout.services / "prefect").mkdir(parents=True)
@@ -354,8 +354,8 @@ def test_server_with_a_password_rejects_other_clients(checkout: Checkout) -> Non
 
 @field_fault(
     "cause named but not observed",
-    "a server cannot start, and the log of an earlier start ends with another error",
-    "the message quotes the exception of this start only",
+    "A server cannot start, and the log of an earlier start ends with another error",
+    "The message quotes the exception of this start only",
 )
 def test_server_that_cannot_start_is_reported_and_stopped(checkout: Checkout) -> None:
     log = checkout.services / "logs" / "server.log"

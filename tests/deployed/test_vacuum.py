@@ -1,4 +1,4 @@
-"""Prefect's vacuum on a real server: what it deletes, and after how long."""
+"""Prefect's vacuum on a real server: the runs that it deletes, and when."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -56,8 +56,8 @@ def _logs(server: Deployed, run_id: UUID) -> int:
 
 @field_fault(
     "growth without bound",
-    "a server that runs for months",
-    "A flow run that ended 91 days ago is deleted with its logs. One that ended 89 days ago stays.",
+    "A server runs for months",
+    "A flow run that ended 91 days ago is deleted with its logs; one that ended 89 days ago stays",
 )
 def test_vacuum_deletes_runs_after_90_days(server: Deployed) -> None:
     kept, deleted = (_finished_run(server, days) for days in (89, 91))

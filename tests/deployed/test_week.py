@@ -105,8 +105,8 @@ def _fill(disk: Path) -> Path:
 
 @field_fault(
     "growth without bound",
-    "a week of scheduled runs: two data changes, an absent worker, a restarted server, a full disk",
-    "one version per change of data, one message per incident; gc bounds the artifacts; a paused schedule stays paused",
+    "A week of scheduled runs: two data changes, an absent worker, a restarted server, a full disk",
+    "One version per change of data, one message per incident, bounded artifacts; a paused schedule stays paused",
 )
 def test_a_week_without_an_operator(week: Week) -> None:
     deployed = week.deployed

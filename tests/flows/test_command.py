@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from filelock import FileLock
 
 from tasks.registry.store import ModelStore
+from tasks.runtime.locks import lock
 from tests.field_faults import field_fault
 from tests.flows.conftest import Command
 from tests.sample import SAMPLE
@@ -175,7 +175,7 @@ def test_reports_a_killed_embedded_server(without_api: Command, tmp_path: Path) 
 def test_embedded_servers_start_one_after_the_other(without_api: Command, tmp_path: Path) -> None:
     """Two servers that create the tables of one database at the same time fail."""
     (tmp_path / "home").mkdir()
-    with FileLock(tmp_path / "home" / ".fashion-ann-starts.lock"):
+    with lock(tmp_path / "home" / ".fashion-ann-starts.lock"):
         process = without_api.start("train", "--epochs", "1", *FLAGS)
         wait_for(process, tmp_path / "artifacts", "logs/*")
         time.sleep(1)
@@ -290,7 +290,7 @@ def database_of_a_newer_prefect(home: Path) -> None:
             marks=field_fault(
                 "environment of the machine",
                 "PREFECT_HOME or HOME is read-only, missing or a file",
-                "one sentence names the folder and the error of the operating system",
+                "One sentence names the folder and the error of the operating system",
             ),
             id="home is a file",
         ),
@@ -301,8 +301,8 @@ def database_of_a_newer_prefect(home: Path) -> None:
             ["written to (", "Traceback"],
             marks=field_fault(
                 "environment of the machine",
-                "a newer Prefect has migrated the sqlite database of PREFECT_HOME",
-                "one sentence names the database and its unknown revision",
+                "A newer Prefect has migrated the sqlite database of PREFECT_HOME",
+                "One sentence names the database and its unknown revision",
             ),
             id="newer database",
         ),
@@ -313,8 +313,8 @@ def database_of_a_newer_prefect(home: Path) -> None:
             ["PREFECT_HOME"],
             marks=field_fault(
                 "cause named but not observed",
-                "the machine is so busy that the embedded server does not answer in time",
-                "the message names the time limit, and no folder",
+                "The machine is so busy that the embedded server does not answer in time",
+                "The message names the time limit, and no folder",
             ),
             id="busy machine",
         ),
@@ -346,7 +346,7 @@ def test_failed_start_names_the_observed_cause(
 @field_fault(
     "environment of the machine",
     "PREFECT_SERVER_API_AUTH_STRING is in .env, proxies are set, and no server runs",
-    "train uses the password for its own server, and reaches it without the proxies",
+    "`train` uses the password for its own server, and reaches it without the proxies",
 )
 def test_trains_with_a_password_in_env_file_and_proxies(without_api: Command, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("PREFECT_SERVER_API_AUTH_STRING=user:secret\n")

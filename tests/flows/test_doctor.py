@@ -55,8 +55,8 @@ def test_pool_is_broken_until_a_worker_sends_a_heartbeat() -> None:
 @pytest.mark.usefixtures("gpu_deployment")
 @field_fault(
     "failure that nobody hears",
-    "Schedules run unattended on a server with sqlite.",
-    "doctor warns and names Postgres. It does not with another database, or while all schedules are paused.",
+    "Schedules run unattended on a server with sqlite",
+    "`doctor` warns and names Postgres, but not with another database or while all schedules are paused",
 )
 def test_schedules_on_sqlite_are_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "database_file", lambda: None)

@@ -1,4 +1,4 @@
-"""What an operator changes on a real server stays through `deploy`, until `deploy --reset`."""
+"""An operator's changes on a real server stay through `deploy`, until `deploy --reset`."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -132,6 +132,7 @@ class Edit:
     line: str
 
 
+_KEPT = "`deploy` keeps and prints it; `--reset` restores our files"
 EDITS = {
     "pauses a schedule": Edit(
         pause_schedule, NIGHTLY, f"{NIGHTLY}, schedule nightly: paused on the server; prefect.yaml"
@@ -177,21 +178,12 @@ def edited(client: SyncPrefectClient) -> Edited:
     return Edited(deployed, edited, redeployed, snapshot(client), reports)
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        pytest.param(
-            edit,
-            marks=field_fault(
-                "operator's decision overwritten",
-                f"an operator {what}",
-                "deploy keeps and prints it; --reset undoes it",
-            ),
-            id=what.replace(" ", "-"),
-        )
-        for what, edit in EDITS.items()
-    ],
+@field_fault("operator's decision overwritten", "An operator pauses a schedule, deployment, work pool or queue", _KEPT)
+@field_fault("operator's decision overwritten", "An operator edits a schedule, limit, parameters or automation", _KEPT)
+@field_fault(
+    "operator's decision overwritten", "An operator disables or deletes a trigger, automation or deployment", _KEPT
 )
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_decision_stands_until_a_reset(edited: Edited, edit: Edit) -> None:
     assert edited.edited.get(edit.name) != edited.deployed[edit.name]
     assert edited.redeployed.get(edit.name) == edited.edited.get(edit.name)
@@ -260,7 +252,7 @@ def test_paused_schedule_follows_a_new_cron_and_stays_paused(client: SyncPrefect
     assert (schedule.schedule.cron, schedule.active) == ("0 4 * * *", False)  # type: ignore[union-attr]
 
 
-def test_replaced_schedule_is_not_joined_by_the_file_s(client: SyncPrefectClient, checkout: Path) -> None:
+def test_replaced_schedule_gets_no_duplicate(client: SyncPrefectClient, checkout: Path) -> None:
     replace_schedule(client)
     rewrite(checkout, r'cron: "\*/10', 'cron: "*/20')
     assert len(deploy_all().kept) == 2
@@ -310,8 +302,8 @@ def test_deleted_pool_gets_its_deployments_back(client: SyncPrefectClient, check
 
 @field_fault(
     "operator's decision overwritten",
-    "a release that recorded nothing was deployed, and a schedule paused since",
-    "the schedule stays paused and gets no twin",
+    "A release that recorded nothing was deployed, and a schedule paused since",
+    "The schedule stays paused, and no second one is created",
 )
 def test_server_without_a_record_keeps_its_schedules(client: SyncPrefectClient, checkout: Path) -> None:
     for variable in client.read_variables():

@@ -33,7 +33,7 @@ def test_flow_writes_what_the_core_function_writes(two_versions: Path, tmp_path:
     assert result.accuracy == core.accuracy
 
 
-@field_fault("predictions unchecked", "a flow predicts inverted images", "an artifact in Prefect shows the checks")
+@field_fault("predictions unchecked", "A flow predicts inverted images", "An artifact in Prefect's UI has the checks")
 @pytest.mark.usefixtures("server")
 def test_warnings_are_an_artifact(two_versions: Path, tmp_path: Path) -> None:
     images = pd.read_csv(IMAGES).drop(columns="label")

@@ -84,8 +84,8 @@ def train(artifacts: Path, **promotion: Any) -> Any:
 
 @field_fault(
     "failure that nobody hears",
-    "A version is promoted, kept, rejected, or waits for a person.",
-    "Each verdict emits one event with version, champion before, digests, accuracy and p.",
+    "A version is promoted, kept, rejected, or waits for a person",
+    "Each verdict emits one event with version, champion before, digests, accuracy and p",
 )
 def test_each_verdict_emits_an_event(verdicts: tuple[Path, list[Any]]) -> None:
     folder, states = verdicts
@@ -133,8 +133,8 @@ def test_commands_emit_events(artifacts: Path, command: Command) -> None:
 
 @field_fault(
     "failure that nobody hears",
-    "A person promotes a version while no server answers.",
-    "The move is logged. The next flow run sends its event too.",
+    "A person promotes a version while no server answers",
+    "The move is logged, and the next flow run sends its event",
 )
 def test_a_move_without_a_server_is_sent_by_the_next_run(artifacts: Path) -> None:
     set_alias(store_of(artifacts), 3, "staging", "a test")
@@ -161,8 +161,8 @@ def _promote_and_hang(artifacts: Path, url: str, when: str) -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 @field_fault(
     "state lost by a restart",
-    "SIGKILL between the move of an alias and its event, or just after the event.",
-    "The next run sends the event. The server has it once.",
+    "The process is killed between the move of an alias and its event, or just after the event",
+    "The next run sends the event; the server has it once",
 )
 def test_the_event_of_a_killed_move_is_emitted_once(artifacts: Path, server: str, when: str) -> None:
     killed_when((artifacts / "hangs").exists, _promote_and_hang, artifacts, server, when)
@@ -191,7 +191,7 @@ def test_verify_store_fails_for_damage(artifacts: Path, damage: Callable[[ModelS
 
 
 @field_fault(
-    "growth without bound", "services write logs for months", "the weekly collect-garbage run rotates their logs"
+    "growth without bound", "Services write logs for months", "The weekly collect-garbage run rotates their logs"
 )
 def test_collect_garbage_rotates_the_logs_of_services(artifacts: Path) -> None:
     log = Artifacts(artifacts).service_logs / "server.log"

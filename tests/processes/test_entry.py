@@ -1,4 +1,4 @@
-"""The command uses our packages, whatever the working directory and PYTHONPATH contain."""
+"""The command uses our packages, with any working directory and PYTHONPATH."""
 
 import os
 import subprocess
@@ -24,8 +24,8 @@ def foreign(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", ["{}", ":{}", ""], ids=["named", "after the working directory", "not set"])
 @field_fault(
     "environment of the machine",
-    "tasks.py, schemas.py or cli.py is in a folder of PYTHONPATH or in the working directory",
-    "the command and its child processes import the packages of the checkout",
+    "`tasks.py`, `schemas.py` or `cli.py` is in a folder of PYTHONPATH or in the working directory",
+    "The command and its child processes import the packages of the checkout",
 )
 def test_the_command_imports_its_own_packages(foreign: Path, path: str) -> None:
     variables = {**os.environ, "PYTHONPATH": path.format(foreign), "FASHION_ANN_ARTIFACTS_DIR": str(foreign)}

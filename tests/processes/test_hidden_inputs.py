@@ -1,4 +1,4 @@
-"""What the environment and edits of the code can change in a run: real worker processes."""
+"""The effects of the environment and of edited code on a run, with real worker processes."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from tests.field_faults import field_fault
 @pytest.mark.skipif(gpu_driver_present(), reason="compares weights of the CPU")
 @field_fault(
     "hidden input of a cached result",
-    "keras.json sets float16, epsilon 1 or channels_first; KERAS_, TF_ and oneDNN variables are set",
-    "training gives the weights of a clean machine, and the model loads with its golden predictions",
+    "`keras.json` sets float16, epsilon 1 or channels_first; KERAS_, TF_ and oneDNN variables are set",
+    "Training gives the weights of a clean machine, and the model loads with its golden predictions",
 )
 def test_the_environment_of_a_machine_changes_no_weights(
     sample_trained: TrainedModel,
@@ -75,8 +75,8 @@ def _python(checkout: Path, program: str) -> str:
 
 @field_fault(
     "hidden input of a cached result",
-    "core code and the lock are edited while a run waits, or a module is removed",
-    "cache keys are those of the code that the run imported, and the manifest records it as uncommitted",
+    "Core code and the lock are edited while a run waits, or a module is removed",
+    "Cache keys are those of the code that the run imported, and the manifest records it as uncommitted",
 )
 def test_keys_are_those_of_the_imported_code(checkout: Path) -> None:
     program = """
@@ -101,8 +101,8 @@ Path("tasks/model/checkpoint.py").unlink()
 
 @field_fault(
     "hidden input of a cached result",
-    "the network's code or the lock is edited between the start of a run and its training",
-    "the worker process refuses its job and names what changed, so nothing is stored under the earlier key",
+    "The network's code or the lock is edited between the start of a run and its training",
+    "The worker process rejects its job and names what changed, so nothing is stored under the earlier key",
 )
 @pytest.mark.parametrize(
     ("file", "edit", "expected"),

@@ -14,8 +14,8 @@ CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and 
 @pytest.mark.parametrize("kind", CLASSES)
 @field_fault(
     "cause named but not observed",
-    "a CSV becomes unreadable while a worker process reads it",
-    "each error class can be created from its message, so the user sees that message",
+    "A CSV becomes unreadable while a worker process reads it",
+    "Each error class can be created from its message, so the user sees that message",
 )
 def test_an_error_is_rebuilt_from_its_message(kind: type[FashionAnnError]) -> None:
     error = kind("a message")

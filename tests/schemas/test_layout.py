@@ -23,5 +23,5 @@ def test_files_of_the_system_are_litter(name: str) -> None:
         *("model.weights.h5.bak", "manifest.json~", ".0001.abc.tmp", ".lock", ".in-use", "eaDir", "._"[:1], ""),
     ],
 )
-def test_any_other_file_is_not(name: str) -> None:
+def test_other_files_are_no_litter(name: str) -> None:
     assert not is_litter(name)

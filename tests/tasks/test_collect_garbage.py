@@ -18,10 +18,10 @@ def collect_in_a_thread(artifacts: Path) -> Garbage:
 
 @field_fault(
     "growth without bound",
-    "The weekly garbage collection meets a process that holds the store and hangs.",
-    "It ends after a time limit, deletes nothing and names the lock. The next one deletes everything.",
+    "A process that holds the lock of the store hangs during the weekly garbage collection",
+    "The collection ends after a time limit, deletes nothing and names the lock; the next one deletes everything",
 )
-def test_a_hanging_writer_does_not_block_it(tmp_path: Path) -> None:
+def test_a_hanging_writer_does_not_block_the_collection(tmp_path: Path) -> None:
     store = ModelStore.of(tmp_path, "fashion-mnist")
     for _ in range(3):
         add_stored(store.root)

@@ -66,8 +66,8 @@ def test_evaluates_again_with_other_variables(
 
 @field_fault(
     "stray files and bad values",
-    "a trained model predicts NaN on the test split",
-    "evaluate reports it and stores no metrics",
+    "The trained model predicts NaN on the test split",
+    "`evaluate` reports it and stores no metrics",
 )
 def test_predictions_that_are_not_finite_are_not_stored(
     sample_prepared: PreparedData, sample_trained: TrainedModel, tmp_path: Path

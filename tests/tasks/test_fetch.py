@@ -35,7 +35,7 @@ def test_returns_the_csvs_and_emits_the_events_of_a_stage(tmp_path: Path) -> Non
             marks=field_fault(
                 "input replaced silently",
                 "The share of the data folder is not mounted, so the folder is empty",
-                "Train exits with 3, and downloads nothing into the folder",
+                "`train` exits with 3, and downloads nothing into the folder",
             ),
         ),
         pytest.param(
@@ -43,7 +43,7 @@ def test_returns_the_csvs_and_emits_the_events_of_a_stage(tmp_path: Path) -> Non
             marks=field_fault(
                 "input replaced silently",
                 "`--data-dir` names a folder that does not exist",
-                "Train exits with 3, and creates no folder",
+                "`train` exits with 3, and creates no folder",
             ),
         ),
         lambda folder: folder.symlink_to("gone"),
@@ -79,8 +79,8 @@ def test_published_data_is_downloaded_into_the_default_folder(default: Path, oth
 
 @field_fault(
     "input replaced silently",
-    "A person puts train.csv into data/ of the checkout instead of the contract's name",
-    "Train exits with 3 and names the intended file; only `--fetch` downloads the published data",
+    "`data/` of the checkout has train.csv instead of the name in the contract",
+    "`train` exits with 3 and names the intended file; only `--fetch` downloads the published data",
 )
 def test_a_near_name_prevents_the_download(default: Path) -> None:
     supply(default, "train.csv")
@@ -105,7 +105,7 @@ def test_announced_data_is_never_downloaded(default: Path) -> None:
 @field_fault(
     "input replaced silently",
     "A shard has an underscore where the contract has a dash",
-    "Train uses the other files, and a warning gives the intended name",
+    "`train` uses the other files, and a warning gives the intended name",
 )
 def test_a_csv_that_is_not_read_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in (TRAIN, TEST):

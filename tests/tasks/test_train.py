@@ -61,7 +61,7 @@ def test_is_trained_depends_on_all_inputs(
 @field_fault(
     "hidden input of a cached result",
     "XLA_FLAGS or TensorFlow's thread counts are set for one run",
-    "the model is trained again: they are part of the cache key, the manifest and the list of `reproduce`",
+    "The model is trained again: they are part of the cache key, the manifest and the list of `reproduce`",
 )
 def test_variables_that_may_vary_are_part_of_the_key(
     name: str,
@@ -81,7 +81,7 @@ def test_variables_that_may_vary_are_part_of_the_key(
 @field_fault(
     "hidden input of a cached result",
     "KERAS_MAX_EPOCHS, TF_ENABLE_ONEDNN_OPTS or the like is set for one run",
-    "the run reuses the model of other runs, and one warning names the variable that it ignores",
+    "The run reuses the model of other runs, and one warning names the variable that it ignores",
 )
 def test_ignored_variables_are_named(
     sample_prepared: PreparedData,

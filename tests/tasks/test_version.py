@@ -338,7 +338,7 @@ def test_a_damaged_champion_stays_and_a_removed_one_does_not(add: Any) -> None:
     assert (third.version, third.champion) == (3, True)
 
 
-def test_a_champion_of_an_older_layout_does_not_prevent_a_version(add: Any, store: ModelStore) -> None:
+def test_champion_of_an_older_layout_prevents_no_version(add: Any, store: ModelStore) -> None:
     add()
     make_older(store.version(1))
     second = add(key="b" * 64)

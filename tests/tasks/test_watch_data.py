@@ -1,4 +1,4 @@
-"""What `watch` logs for a folder without data. tests/flows/ tests its events on a real server."""
+"""The warnings of `watch` for a folder without data. tests/flows/ tests its events on a real server."""
 
 import logging
 from pathlib import Path

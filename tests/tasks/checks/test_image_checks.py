@@ -282,7 +282,7 @@ def _predicted(rows: Rows, size: int = 300) -> PredictedImages:
     return seen
 
 
-def test_images_are_drawn_whatever_the_batches(real: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_does_not_depend_on_the_batches(real: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.checks.scan.SAMPLE_ROWS", 100)
     drawn = _predicted(real).drawn
     assert len(drawn.rows) == 100

@@ -184,8 +184,8 @@ def test_rejects_a_file_without_read_permission() -> None:
 
 @field_fault(
     "identity by something that changes",
-    "a file system gives a file another inode number at each call",
-    "the CSV is read, its folder has a digest, and its output is not taken for its input",
+    "A file system gives a file another inode number at each call",
+    "The CSV is read, its folder has a digest, and its output is not taken for its input",
 )
 def test_unstable_inodes_are_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "tiny.csv"
@@ -205,8 +205,8 @@ def test_unstable_inodes_are_no_change(tmp_path: Path, monkeypatch: pytest.Monke
 )
 @field_fault(
     "identity by something that changes",
-    "a CSV is replaced by a copy with the same size and time while it is read",
-    "the same content is accepted, and other content is refused by its digest",
+    "A CSV is replaced by a copy with the same size and time while it is read",
+    "The same content is accepted, and other content is rejected by its digest",
 )
 def test_a_copy_with_the_time_of_the_original_is_compared(tmp_path: Path, content: bytes, accepted: bool) -> None:
     source, copy = tmp_path / "tiny.csv", tmp_path / "copy"

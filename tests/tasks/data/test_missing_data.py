@@ -1,4 +1,4 @@
-"""What a folder without the CSVs contains is reported with the names that were likely intended."""
+"""The description of a folder without the CSVs: its content, and the names that were likely intended."""
 
 from pathlib import Path
 

@@ -121,8 +121,8 @@ def test_each_variable_is_ignored_recorded_or_kept(name: str, fate: str, monkeyp
 
 @field_fault(
     "hidden input of a cached result",
-    "a program sets Keras to float16 and then loads a version",
-    "the settings of Keras that change predictions are pinned again",
+    "A program sets Keras to float16 and then loads a version",
+    "The settings of Keras that change predictions are pinned again",
 )
 def test_settings_of_an_imported_keras_are_pinned() -> None:
     import keras

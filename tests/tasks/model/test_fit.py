@@ -163,8 +163,8 @@ def test_resumed_training_equals_an_uninterrupted_one(
 @pytest.mark.parametrize("epochs_done", [0, 1])
 @field_fault(
     "stray files and bad values",
-    "the loss becomes NaN or infinite in an epoch",
-    "training ends in that epoch with 'diverged in epoch N', no checkpoint of it remains, and another rate trains",
+    "The loss becomes NaN or infinite in an epoch",
+    "Training ends in that epoch with 'diverged in epoch N', no checkpoint of it remains, and another rate trains",
 )
 def test_a_diverging_training_ends_without_a_checkpoint(
     epochs_done: int, fit: Callable[..., Fitted], stopped_early: Fitted, checkpoints: Path, tmp_path: Path

@@ -157,14 +157,14 @@ def test_verify_rejects_edited_model_files(store: ModelStore) -> None:
         ({"packages": {"keras": "3.14"}}, "package: keras 3.14, now 3.15"),
         ({"code_sha256": "1" * 64}, f"code of the train stage: {'1' * 64}, now "),
         ({"lock_sha256": "1" * 64}, f"lock: {'1' * 64}, now "),
-        ({"code_sha256": None, "key": "1" * 64}, "what the manifest does not record: cache key of the train stage 1"),
+        ({"code_sha256": None, "key": "1" * 64}, "cache key of the train stage, for an unrecorded reason: 1"),
         ({"prepared": "1" * 64}, f"prepared data: {'1' * 64}, now "),
     ],
 )
 @field_fault(
     "hidden input of a cached result",
     "`reproduce` runs with other variables, packages, code, lock, data or CPU",
-    "it names each recorded entry that differs, with both values",
+    "It names each recorded entry that differs, with both values",
 )
 def test_changes_since_a_version_are_listed(
     sample_prepared: PreparedData, sample_trained: TrainedModel, recorded: dict[str, Any], change: str | None

@@ -346,7 +346,7 @@ def test_a_failed_rename_leaves_the_store_intact(
     store.version(1).check()
 
 
-def test_a_version_of_an_older_layout_is_deleted_in_its_turn(tmp_path: Path, store: ModelStore) -> None:
+def test_a_version_of_an_older_layout_is_deleted(tmp_path: Path, store: ModelStore) -> None:
     for name in ("a", "b", "c"):
         add_run(tmp_path, stages=name, promoted=name == "b")
     for number in (1, 2):
@@ -358,8 +358,8 @@ def test_a_version_of_an_older_layout_is_deleted_in_its_turn(tmp_path: Path, sto
 
 @field_fault(
     "environment of the machine",
-    "a store in a lower layer of an overlay, whose folders cannot be renamed (EXDEV)",
-    "garbage collection deletes old versions and stage outputs, and leaves nothing behind",
+    "A store is in a lower layer of an overlay, whose folders cannot be renamed (EXDEV)",
+    "Garbage collection deletes old versions and stage outputs, and leaves nothing behind",
 )
 def test_folders_that_cannot_be_renamed_are_deleted(
     tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch

@@ -57,7 +57,7 @@ def _called_by_a_hook(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(
             _of_another_owner,
             marks=field_fault(
-                "stray files and bad values", "git distrusts the owner of the checkout", "the code revision is recorded"
+                "stray files and bad values", "git distrusts the owner of the checkout", "The code revision is recorded"
             ),
             id="another owner",
         ),
@@ -66,7 +66,7 @@ def _called_by_a_hook(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             marks=field_fault(
                 "stray files and bad values",
                 "GIT_DIR and GIT_INDEX_FILE name the repository of a caller, such as a hook",
-                "the revision recorded is that of the checkout, not of the caller's repository",
+                "The revision recorded is that of the checkout, not of the caller's repository",
             ),
             id="caller's variables",
         ),
@@ -101,7 +101,7 @@ def test_a_linked_worktree_has_its_own_revision(tmp_path: Path) -> None:
 )
 @field_fault(
     "stray files and bad values",
-    "the code is no checkout, lies in another repository, or git is not installed",
+    "The code is no checkout, lies in another repository, or git is not installed",
     "FASHION_ANN_REVISION is recorded; without it nothing is, and one warning names how to supply it",
 )
 def test_an_unknown_revision_is_supplied_or_warned_about(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import OtherLayout, StoredArtifactError, StoreInUse, VersionNotFound
+from schemas.errors import LockHeld, OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import MANIFEST_NAME, PROFILE_NAME, STORED_NAMES
 from tasks.registry.alias_log import AliasLog
 from tasks.registry.store import ModelStore
@@ -142,7 +142,7 @@ def test_a_stray_file_is_rejected_and_not_opened(store: ModelStore, name: str) -
 @field_fault(
     "stray files and bad values",
     "macOS, Windows or NFS leaves files in a version's folder",
-    "the version stays in service with one warning per folder; any other file is refused",
+    "The version stays in service with one warning per folder; any other file is refused",
 )
 def test_litter_in_a_version_is_logged_once(store: ModelStore, caplog: pytest.LogCaptureFixture) -> None:
     stored = add_promoted(store.root)
@@ -164,8 +164,8 @@ def test_litter_in_a_version_is_logged_once(store: ModelStore, caplog: pytest.Lo
 
 @field_fault(
     "cause named but not observed",
-    "an earlier release of this project wrote a version",
-    "it is listed as of an older layout with the missing key, not as damaged; new versions are added",
+    "An earlier release of this project wrote a version",
+    "It is listed as of an older layout with the missing key, not as damaged; new versions are added",
 )
 def test_an_older_layout_is_not_damage(store: ModelStore, caplog: pytest.LogCaptureFixture) -> None:
     make_older(add_promoted(store.root, key="a"))
@@ -270,7 +270,7 @@ def test_a_writer_with_a_time_limit_gives_up(store: ModelStore) -> None:
     with (
         store.lock(),
         ThreadPoolExecutor(1) as other,
-        pytest.raises(StoreInUse, match=f"{store.root}: waiting .* after 0.1 s"),
+        pytest.raises(LockHeld, match=f"{store.root}: waiting .* after 0.1 s"),
     ):
         other.submit(lambda: store.lock(0.1).__enter__()).result()
 
@@ -327,8 +327,8 @@ Edit = Callable[[list[bytes]], list[bytes]]
 )
 @field_fault(
     "operator's decision overwritten",
-    "The last lines of the alias log, moves by hand, are cut off.",
-    "Every writer and verify stop and name the lines that are missing. An accepted loss is not reported again.",
+    "The last lines of the alias log, moves by hand, are cut off",
+    "`verify --all` and every command that writes report the missing lines; an accepted loss is not reported again",
 )
 def test_a_cut_off_move_by_hand_is_noticed(store: ModelStore, edit: Edit, lines: int, recorded: str) -> None:
     for _ in range(2):

@@ -26,8 +26,8 @@ from tests.field_faults import field_fault
 
 @field_fault(
     "identity by something that changes",
-    "two containers with equal pids write one file on a shared volume",
-    "each has its own temporary file, and neither removes that of the other",
+    "Two containers with equal pids write one file on a shared volume",
+    "Each has its own temporary file, and neither removes that of the other",
 )
 def test_a_temporary_file_in_use_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)
@@ -52,8 +52,8 @@ def test_the_temporary_file_of_a_killed_process_is_swept(tmp_path: Path) -> None
 
 @field_fault(
     "environment of the machine",
-    "temporary files on a file system without locks",
-    "they are removed once they have not changed for a day",
+    "A killed process leaves temporary files on a file system without locks",
+    "They are removed once they have not changed for a day",
 )
 def test_without_locks_old_temporary_files_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOSYS))
@@ -69,8 +69,8 @@ def test_without_locks_old_temporary_files_are_swept(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS])
 @field_fault(
     "environment of the machine",
-    "fsync is refused for a file or a folder (EINVAL, ENOTSUP)",
-    "the file is written, with one warning that names the error",
+    "`fsync` is refused for a file or a folder (EINVAL, ENOTSUP)",
+    "The file is written, with one warning that names the error",
 )
 def test_refused_sync_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
@@ -93,8 +93,8 @@ def test_a_full_disk_at_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o027, 0o640, 0o750), (0o007, 0o660, 0o770)])
 @field_fault(
     "environment of the machine",
-    "a second user of the group reads what a user with umask 027 wrote",
-    "files and folders have the permissions that the umask leaves, not those of private temporary files",
+    "A second user of the group reads what a user with umask 027 wrote",
+    "Files and folders have the permissions that the umask leaves, not those of private temporary files",
 )
 def test_permissions_follow_the_umask(tmp_path: Path, mask: int, file: int, folder: int) -> None:
     before = os.umask(mask)
@@ -126,7 +126,7 @@ def folder(tmp_path: Path) -> Path:
 @field_fault(
     "environment of the machine",
     "overlayfs refuses to rename a folder of an image's layer (EXDEV)",
-    "garbage collection removes the folder, and a kill in between leaves it absent for readers",
+    "Garbage collection removes the folder, and a kill in between leaves it absent for readers",
 )
 def test_a_folder_that_cannot_be_renamed_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_to_rename_folders(monkeypatch)
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_renamed_is_removed(folder: Path, monkeypatch: p
 @field_fault(
     "stray files and bad values",
     "NFS keeps a file of a removed version while a process has it open",
-    "the removal is complete for readers, logged, and repeated by the next garbage collection",
+    "The removal is complete for readers, logged, and repeated by the next garbage collection",
 )
 def test_a_file_that_stays_is_logged(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from schemas.errors import LocksUnavailable
-from tasks.runtime.locks import artifacts_lock, lock, wait_for_lock
+from tasks.runtime.locks import artifacts_lock, lock
 from tests.faulty_files import refuse
 from tests.field_faults import field_fault
 
@@ -19,13 +18,13 @@ from tests.field_faults import field_fault
 def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tasks.runtime.locks")
     path = tmp_path / "lock"
-    with wait_for_lock(path, "waiting"), pytest.raises(TimeoutError), FileLock(path, timeout=0):
-        pass
+    with lock(path, waiting="waiting"), lock(path) as held:
+        assert not held
     assert caplog.messages == []
 
     def hold_until_logged() -> None:
         deadline = time.monotonic() + 10
-        with FileLock(path):
+        with lock(path):
             acquired.append(True)
             while not caplog.messages and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -35,7 +34,7 @@ def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytes
         holder = other.submit(hold_until_logged)
         while not acquired:
             time.sleep(0.01)
-        with wait_for_lock(path, "waiting"):
+        with lock(path, waiting="waiting"):
             assert caplog.messages == ["waiting"]
         holder.result()
 
@@ -43,13 +42,13 @@ def test_logs_only_if_another_holder_makes_it_wait(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 @field_fault(
     "environment of the machine",
-    "flock fails (ENOLCK, ENOSYS, EOPNOTSUPP)",
-    "one sentence names the lock file and the error; nothing is written without a lock",
+    "`flock` fails (ENOLCK, ENOSYS, EOPNOTSUPP)",
+    "One sentence names the lock file and the error; nothing is written without a lock",
 )
 def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(code))
     cause = rf"lock cannot be locked \({os.strerror(code)}\)"
-    with pytest.raises(LocksUnavailable, match=cause), wait_for_lock(tmp_path / "lock", "waiting"):
+    with pytest.raises(LocksUnavailable, match=cause), lock(tmp_path / "lock"):
         pass
     with pytest.raises(LocksUnavailable, match=r"\.in-use cannot be locked"), artifacts_lock(tmp_path):
         pass
@@ -57,8 +56,8 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
 
 @field_fault(
     "environment of the machine",
-    "another user of the group created the lock file, and only its owner may write to it",
-    "the lock works, since reading the file is enough",
+    "Another user of the group created the lock file, and only its owner may write to it",
+    "The lock works, since reading the file is enough",
 )
 def test_a_lock_file_that_is_read_only_can_be_locked() -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -16,8 +16,8 @@ def _write(log: Path, last_line: str) -> None:
 
 @field_fault(
     "growth without bound",
-    "a service logs for months and is never restarted",
-    "a log above 10 MB is emptied, three copies of its last 10 MB stay, and its process goes on appending",
+    "A service logs for months, without a restart",
+    "A log above 10 MB is emptied, three copies of its last 10 MB stay, and its process goes on appending",
 )
 def test_large_logs_are_rotated_while_they_are_written(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
