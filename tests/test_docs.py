@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from cli import command_page
 from cli.arguments import COMMON_FLAGS, DATASET, Command, config_flag
 from cli.main import COMMANDS
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
+from tests import field_faults
 
 PAGES = sorted([PROJECT_ROOT / "README.md", PROJECT_ROOT / "artifacts" / "README.md", *PROJECT_ROOT.glob("docs/*.md")])
 
@@ -53,6 +56,15 @@ def test_the_page_of_the_command_line_is_current() -> None:
     text = command_page.PAGE.read_text(encoding="utf-8")
     assert text == command_page.page(), "python -m cli.command_page > docs/cli.md"
     assert set(re.findall(r"^## (?!Flags)(.+)$", text, re.MULTILINE)) == set(FLAGS)
+
+
+def test_the_page_of_field_faults_is_current() -> None:
+    """It is collected in another process, because pytest does not run inside itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.field_faults"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
+    text = field_faults.PAGE.read_text(encoding="utf-8")
+    assert text == done.stdout, "python -m tests.field_faults > docs/field-faults.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
