@@ -48,12 +48,13 @@ class Week:
             )
 
     def night(self) -> FlowRun:
-        """Wait for the end of the next scheduled `nightly` run."""
+        """Wait for the end of the next scheduled `nightly` run. One that starts during another one is cancelled."""
         now = datetime.now(UTC)
 
         def ended() -> FlowRun | None:
             for run in self.deployed.runs_of(NIGHTLY):
-                if run.expected_start_time and run.expected_start_time > now and run.state and run.state.is_final():
+                scheduled = run.expected_start_time is not None and run.expected_start_time > now
+                if scheduled and run.state is not None and run.state.is_final() and not run.state.is_cancelled():
                     return run
             return None
 
