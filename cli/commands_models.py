@@ -34,12 +34,15 @@ def _store(options: argparse.Namespace) -> "ModelStore":
     return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset)
 
 
+def _empty(store: "ModelStore") -> str:
+    return f"No version in {store.root} yet. `fashion-ann train` creates one."
+
+
 @commands.add("versions", help="list the model versions")
 def _versions(options: argparse.Namespace) -> None:
     store = _store(options)
     versions = store.summaries()
-    empty = f"No version in {store.root} yet. `fashion-ann train` creates one."
-    print_result(options, [vars(row) for row in versions], _version_rows(versions) if versions else [empty])
+    print_result(options, [vars(row) for row in versions], _version_rows(versions) if versions else [_empty(store)])
     # After the intact versions are listed, the others decide the exit status.
     if faults := [fault for row in versions if (fault := row.damaged or row.other_layout)]:
         raise StoredArtifactError(" ".join(faults))
@@ -325,7 +328,7 @@ def _verify(options: argparse.Namespace) -> None:
                 f"version {result.version}: {result.files} files intact; golden predictions match (largest difference "
                 f"{result.golden_difference:.1g})"
             )
-    print_result(options, results, [])
+    print_result(options, results, [] if results else [_empty(store)])
     if options.all and (fault := log_fault(store)) is not None:
         faults.append(fault)
     if faults:

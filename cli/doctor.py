@@ -160,6 +160,8 @@ _TENSORFLOW_PROGRAM = (
     "names = [tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name) for gpu in gpus]\n"
     "print(json.dumps({'version': tf.__version__, 'gpus': names}))"
 )
+# Training ignores a keras.json too, and checks its own backend.
+_TENSORFLOW_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_HOME": os.devnull, "KERAS_BACKEND": "tensorflow"}
 
 
 def check_gpu(program: str = _TENSORFLOW_PROGRAM, seconds: float = 180) -> str:
@@ -168,8 +170,8 @@ def check_gpu(program: str = _TENSORFLOW_PROGRAM, seconds: float = 180) -> str:
     reinstall = f"`make clean .venv/{extra}.stamp` reinstalls it."
     try:
         done = subprocess.run(  # noqa: S603  # our own interpreter and program
-            [sys.executable, "-c", program],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            [sys.executable, "-P", "-c", program],  # -P: a tensorflow.py of the working directory is not imported
+            env={**os.environ, **_TENSORFLOW_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -8,6 +8,7 @@ from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.model.inference import TOLERANCE, run_stored_model
 from tasks.model.network import check_topology, load_network
+from tasks.registry.alias_log import alias_values
 from tasks.registry.store import ModelStore, StoredVersion
 
 
@@ -51,12 +52,14 @@ def verify_each(store: ModelStore, numbers: Iterable[int]) -> Iterator[Verified]
 
 
 def log_fault(store: ModelStore) -> str | None:
-    """Return how the alias log contradicts the versions or its record, None if it is complete."""
+    """Return how the alias log contradicts the versions or its record, None if it does not."""
     try:
-        store.history()
+        aliases, numbers = alias_values(store.history()), store.numbers()
     except StoredArtifactError as error:
         return str(error)
-    return None
+    # `gc` keeps every version that has an alias.
+    lost = [f"{alias} names version {number}" for alias, number in aliases.items() if number not in numbers]
+    return f"{store.root} lacks versions: {', '.join(lost)}. Restore their folders from a copy." if lost else None
 
 
 def load_model(version: StoredVersion) -> Any:

@@ -108,6 +108,20 @@ def test_gpu_extra_needs_a_gpu(
     assert part in check.says
 
 
+@field_fault(
+    "cause named but not observed",
+    "keras.json has an epsilon that Keras cannot import, or tensorflow.py is in the working directory",
+    "doctor imports the TensorFlow that training imports, without either",
+)
+def test_gpu_check_imports_what_training_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_HOME", "/of/a/user")
+    program = (
+        "import json, os, sys; assert '' not in sys.path\n"
+        "print(json.dumps({'version': os.environ['KERAS_HOME'], 'gpus': ['a']}))"
+    )
+    assert "TensorFlow /dev/null" in doctor.check_gpu(program, 60)
+
+
 @pytest.mark.parametrize(
     ("program", "seconds", "part"),
     [

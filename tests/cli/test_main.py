@@ -15,6 +15,7 @@ from cli.main import COMMANDS
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.cli.conftest import Run
+from tests.field_faults import field_fault
 from tests.stored import add_promoted, add_stored, event, make_older, verdict
 
 
@@ -183,6 +184,19 @@ def test_verify_exits_with_5_on_a_cut_alias_log(run: Run, store: Path, monkeypat
     status, out, err = run("verify", "--all")
     assert (status, len(out.splitlines())) == (5, 2)
     assert "has 1 lines: expected the first 2" in err
+
+
+@field_fault(
+    "failure that nobody hears",
+    "the folder of a version with an alias is lost",
+    "`verify --all` ends with 5 and names alias and version; an empty store is reported",
+)
+def test_verify_all_names_lost_versions(run: Run, store: Path) -> None:
+    assert run("verify", "--all")[:2] == (0, f"No version in {store} yet. `fashion-ann train` creates one.\n")
+    store.mkdir(parents=True)
+    ModelStore(store).aliases.append(event(1, alias="staging"))
+    status, _, err = run("verify", "--all")
+    assert (status, "lacks versions: staging names version 1." in err) == (5, True)
 
 
 def test_waiting_version_is_listed(run: Run, store: Path) -> None:
