@@ -291,7 +291,7 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
     from cli.server_process import api_problem
     from tasks.registry.version_events import send_unsent
 
-    if get_current_settings().api.url is None:
+    if not get_current_settings().api.url:
         return False, None
     if (problem := api_problem()) is not None:
         return False, problem
