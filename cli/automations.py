@@ -21,14 +21,15 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
-from prefect.events import Event, TriggerTypes
+from prefect.events import TriggerTypes
 from prefect.exceptions import ObjectNotFound
 
 from cli.deploy import pool_names
 from cli.last_deploy import LastDeploy, Report
-from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
+from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING, flow_run_event
 from schemas.errors import WrongUsage
 from tasks.registry import version_events
+from tasks.runtime.prefect_events import send_events
 
 # A URL that receives JSON, or TYPE/NAME of a notification block on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
@@ -96,7 +97,7 @@ def apply_automations(report: Report | None = None) -> None:
             MARK_DEAD,
             "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
             after={_HEARTBEAT, *_events("Running")},
-            expect={_HEARTBEAT, *_events(*_FINAL_STATES)},
+            expect={_HEARTBEAT, *_events(*_FINAL_STATES, *_WAITING)},
             within=_HEARTBEAT_TIMEOUT,
             message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
         ),
@@ -203,24 +204,12 @@ def _rearm_for_active_runs() -> None:
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=our_flows)}
         events = [
-            Event.model_validate(
-                {
-                    "event": last_events[run.state_type],
-                    "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-                    "related": [
-                        {
-                            "prefect.resource.id": f"prefect.flow.{run.flow_id}",
-                            "prefect.resource.role": "flow",
-                            "prefect.resource.name": flows[run.flow_id],
-                        }
-                    ],
-                }
-            )
+            flow_run_event(last_events[run.state_type], run, flows[run.flow_id])
             for run in client.read_flow_runs(flow_filter=our_flows, flow_run_filter=active)
             if run.state_type is not None
         ]
         if events:
-            client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
+            send_events(events)
 
 
 def _notify(block: UUID) -> AutomationCore:
