@@ -26,7 +26,7 @@ from prefect.exceptions import ObjectNotFound
 
 from cli.deploy import pool_names
 from cli.last_deploy import LastDeploy, Report
-from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
+from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING, flow_run_event
 from schemas.errors import WrongUsage
 from tasks.registry import version_events
 from tasks.runtime.prefect_events import send_events
@@ -97,7 +97,7 @@ def apply_automations(report: Report | None = None) -> None:
             MARK_DEAD,
             "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
             after={_HEARTBEAT, *_events("Running")},
-            expect={_HEARTBEAT, *_events(*_FINAL_STATES)},
+            expect={_HEARTBEAT, *_events(*_FINAL_STATES, *_WAITING)},
             within=_HEARTBEAT_TIMEOUT,
             message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
         ),
@@ -204,17 +204,7 @@ def _rearm_for_active_runs() -> None:
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=our_flows)}
         events = [
-            {
-                "event": last_events[run.state_type],
-                "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
-                "related": [
-                    {
-                        "prefect.resource.id": f"prefect.flow.{run.flow_id}",
-                        "prefect.resource.role": "flow",
-                        "prefect.resource.name": flows[run.flow_id],
-                    }
-                ],
-            }
+            flow_run_event(last_events[run.state_type], run, flows[run.flow_id])
             for run in client.read_flow_runs(flow_filter=our_flows, flow_run_filter=active)
             if run.state_type is not None
         ]

@@ -292,7 +292,7 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
     from cli.server_process import api_problem, prefect_settings
     from tasks.registry.version_events import send_unsent
 
-    if prefect_settings().api.url is None:
+    if not prefect_settings().api.url:
         return False, None
     if (problem := api_problem()) is not None:
         return False, problem

@@ -30,7 +30,8 @@ def _deploy(options: argparse.Namespace) -> None:
 
     report = deploy_all(reset=options.reset)
     result = "deployed" if report.changed else "nothing to do"
-    rest = ", except for the differences above" if report.kept else ""
+    number = len(report.kept)
+    rest = f", except for {number} difference{'' if number == 1 else 's'} above" if number else ""
     line = f"{result}: pools, deployments and automations match prefect.yaml and cli/automations.py{rest}"
     print_result(
         options,

@@ -46,7 +46,7 @@ def deploy_all(*, reset: bool = False) -> "Report":
     from cli.last_deploy import Report
 
     url = prefect_settings().api.url
-    if url is None:
+    if not url:
         raise NotDeployed(
             "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `make up` starts "
             "a server and prints its address."
@@ -225,7 +225,7 @@ def _fields_on_server(deployment: "DeploymentResponse") -> dict[str, Any]:
     same = ("description", "tags", "parameters", "paused", "enforce_parameter_schema", "job_variables")
     return {
         **{name: getattr(deployment, name) for name in same},
-        "concurrency_limit": limit and limit.limit,
+        "concurrency_limit": limit and (limit.limit if limit.active else "disabled"),
         "concurrency_options": options and options.model_dump(mode="json"),
         "work_pool": [deployment.work_pool_name, deployment.work_queue_name],
     }
@@ -234,6 +234,8 @@ def _fields_on_server(deployment: "DeploymentResponse") -> dict[str, Any]:
 def _apply_deployment(
     client: "SyncPrefectClient", last: "LastDeploy", name: str, existing: "DeploymentResponse | None", wanted: _Wanted
 ) -> None:
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
     from cli.automations import apply_automations_of
 
     if existing is None:
@@ -255,6 +257,9 @@ def _apply_deployment(
             last.report.changed.append(f"{name}: {', '.join(code)} updated")
         if updates := code | last.updates(name, fields, wanted.fields):
             client.request("PATCH", "/deployments/{id}", path_params={"id": existing.id}, json=_for_api(updates))
+        if fields["concurrency_limit"] == "disabled" and updates.get("concurrency_limit"):
+            limit = GlobalConcurrencyLimitUpdate(active=True)
+            client.update_global_concurrency_limit(f"deployment:{existing.id}", limit)
         _apply_schedules(client, last, existing, name, wanted)
     automations = []
     for trigger in wanted.triggers:

@@ -202,7 +202,7 @@ def check_gpu(program: str = _TENSORFLOW_PROGRAM, seconds: float = 180) -> str:
 @contextmanager
 def _preserve_prefect_home() -> Iterator[None]:
     """Remove Prefect's home at the end if it did not exist before: importing Prefect creates it, empty."""
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     existed = home.exists()
     try:
         yield
@@ -223,7 +223,7 @@ def server_version() -> str | None:
 def check_prefect() -> str:
     """Check that the configured API answers and has our version, or that the embedded server can start."""
     settings, client = prefect_settings(), metadata.version("prefect")
-    if settings.api.url is None:
+    if not settings.api.url:
         if not _is_writable(settings.home):
             problem = "is not a folder" if settings.home.is_file() else "cannot be written to"
             raise Broken(
@@ -294,7 +294,7 @@ def read_pools() -> list[Pool]:
 def check_pools() -> str:
     """Check that each pool of this project that has deployments has an online worker."""
     url = prefect_settings().api.url
-    if url is None:
+    if not url:
         raise NothingToCheck("the embedded server needs none")
     if api_problem() is not None:
         raise NothingToCheck(f"not checked: the API at {url} cannot be used")
@@ -320,7 +320,7 @@ def database_file() -> Path | None:
     from prefect.client.orchestration import get_client
 
     settings = prefect_settings()
-    if settings.api.url is None:
+    if not settings.api.url:
         url = settings.server.database.connection_url
         kind, _, path = ("" if url is None else url.get_secret_value()).partition(":///")
         return Path(path) if kind.startswith("sqlite") else None
@@ -356,7 +356,7 @@ def check_schedules() -> str:
     """Count the active schedules. With a server on sqlite they are a concern: it loses events while it is busy."""
     from prefect.client.orchestration import get_client
 
-    if prefect_settings().api.url is None:
+    if not prefect_settings().api.url:
         raise NothingToCheck("the embedded server has none")
     file = database_file()
     with get_client(sync_client=True) as client:

@@ -57,7 +57,7 @@ def run_training_flow(
     for name, value in project_settings().items():
         os.environ.setdefault(name, value)
     settings = prefect_settings()
-    configured = settings.api.url is not None
+    configured = bool(settings.api.url)
     if configured and (problem := api_problem()) is not None:
         raise ServerUnavailable(str(problem))
     if not configured:

@@ -17,6 +17,9 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
     # Prefect cannot be imported without a home, not even with PREFECT_HOME. Container engines set the same.
     if os.path.expanduser("~") == "~":  # noqa: PTH111  # Path.home() raises RuntimeError instead
         variables["HOME"] = os.sep
+    # Compose passes an unset variable as an empty one. Prefect would use the working directory.
+    if not variables.get("PREFECT_HOME", "set"):
+        del variables["PREFECT_HOME"]
     return exclude_loopback_from_proxies(variables)
 
 

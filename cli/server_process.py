@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 _POLL_SECONDS = 0.05
-_QUOTED_LINES, _QUOTED_CHARACTERS = 20, 2_000  # the end of a traceback, with the exception
+_QUOTED_LINES, _QUOTED_CHARACTERS = 20, 2_000  # long enough for an exception and its causes
+_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n|^  File \".*\n(?:    .*\n)*", re.MULTILINE)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -161,10 +162,10 @@ def reported_cause(output: bytes, database: str) -> str:
 
 
 def last_words(output: bytes) -> str:
-    """Return a sentence with the last lines of a process's output, which may end in a traceback."""
-    lines = [line.rstrip() for line in output.decode(errors="replace").splitlines()]
-    # Without empty lines, and those with which Python underlines code.
-    text = "\n".join([f"  {line}" for line in lines if line.strip(" ^~")][-_QUOTED_LINES:])[-_QUOTED_CHARACTERS:]
+    """Return a sentence with the last lines of a process's output. Of tracebacks it has the exceptions only."""
+    text = _TRACEBACK.sub("", "\n".join(output.decode(errors="replace").splitlines()))
+    lines = [f"  {line.rstrip()}" for line in text.split("\n") if line.strip()]
+    text = "\n".join(lines[-_QUOTED_LINES:])[-_QUOTED_CHARACTERS:]
     return f"Its last output:\n{text}\n" if text else "It printed nothing. "
 
 
@@ -195,7 +196,7 @@ def api_problem() -> ApiProblem | None:
         response = httpx.get(
             f"{url}/{page}",
             headers=authorization(None if auth_string is None else auth_string.get_secret_value()),
-            timeout=10,
+            timeout=httpx.Timeout(60, connect=10),  # a server on a busy machine needed 10 s
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return ApiProblem(

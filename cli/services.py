@@ -285,10 +285,12 @@ def _server_lock(paths: ServicePaths) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
+        where = "of it on this machine or in this container. Run the command where it was started, or stop it by hand."
+        if pids := ", ".join(str(process.pid) for process in _marked(paths.folder)):
+            where = f"of it. Run `fashion-ann down` to end the processes of its services: {pids}."
         raise ServiceFailed(
             f"The server of {paths.folder} is running, because {file.name} is locked. {paths.state.name} lists no "
-            "server process on this machine or in this container. Run the command where the server was started, or "
-            "stop the server by hand."
+            f"process {where}"
         ) from error
     return file
 
@@ -418,8 +420,14 @@ def down(artifacts_dir: Path) -> list[str]:
         state = State.read(paths.state)
         running = {name: process for name in state.processes if (process := state.alive(name)) is not None}
         services = {process.pid for process in running.values()}
+        kind = "processes of flow runs"
         if (server := running.pop(SERVER, None)) is None:
-            _server_lock(paths).close()
+            try:
+                _server_lock(paths).close()
+            except ServiceFailed:
+                if not _marked(paths.folder):
+                    raise
+                kind = "processes"  # the services are among them: state.json was lost
         # A suspended worker cannot pick up a queued run when one ends and frees its place.
         for worker in running.values():
             worker.suspend()
@@ -435,7 +443,7 @@ def down(artifacts_dir: Path) -> list[str]:
         _stop(*_marked(paths.folder))
         state.model_copy(update={"processes": {}}).write(paths.state)
     remove_prefect_toml(PROJECT_ROOT / "prefect.toml", {known.url for known in state.processes.values()})
-    stopped = [f"{len(runs)} processes of flow runs"] if runs else []
+    stopped = [f"{len(runs)} {kind}"] if runs else []
     return [*stopped, *running, *([] if server is None else [SERVER])]
 
 
@@ -475,10 +483,12 @@ def status(artifacts_dir: Path) -> Status:
         pid = process.pid if process else None
         services.append(Service(name=name, running=text == "running", says=text, pid=pid, log=paths.log(name)))
     ui = url and url.removesuffix("/api")
-    return Status(url=url, ui=ui, logs=paths.logs, services=services, note=_note(url))
+    return Status(url=url, ui=ui, logs=paths.logs, services=services, note=_note(paths, url))
 
 
-def _note(url: str | None) -> str:
+def _note(paths: ServicePaths, url: str | None) -> str:
+    if url is None and (pids := ", ".join(str(process.pid) for process in _marked(paths.folder))):
+        return f"{paths.state.name} lists none of the services' processes {pids}. Run `fashion-ann down` to end them."
     if url is None:
         return "Run `fashion-ann up` to start everything."
     export = f"export PREFECT_API_URL={url}"
@@ -487,7 +497,7 @@ def _note(url: str | None) -> str:
     path = PROJECT_ROOT / "prefect.toml"
     if path.exists() and path.read_text(encoding="utf-8") == prefect_toml(url):
         return f"`prefect` finds this server in {PROJECT_ROOT}. In other folders: {export}"
-    return f"{path} is not ours, so `prefect` does not find this server. To use it: {export}"
+    return f"{path} does not name this server, so `prefect` does not find it. To use it: {export}"
 
 
 # --- files ---

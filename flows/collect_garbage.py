@@ -6,14 +6,14 @@ from typing import Annotated
 from prefect import State, flow
 from pydantic import Field
 
-from flows.states import enable_task_logging, run_active
+from flows.states import ON_RUNNING, run_active
 from schemas.config import artifacts_folder
 from schemas.contract import DatasetName
 from schemas.references import Garbage
 from tasks.collect_garbage import collect
 
 
-@flow(name="collect-garbage", flow_run_name="{dataset} collect garbage", on_running=[enable_task_logging])
+@flow(name="collect-garbage", flow_run_name="{dataset} collect garbage", on_running=ON_RUNNING)
 def collect_garbage(
     dataset: DatasetName = "fashion-mnist", keep: Annotated[int, Field(ge=1)] = 5, artifacts_dir: Path | None = None
 ) -> Garbage | State[Garbage]:

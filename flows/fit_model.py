@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.states import enable_task_logging
+from flows.states import ON_RUNNING
 from schemas.config import DeviceChoice, TrainingConfig, TrainOn, artifacts_folder
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.locks import artifacts_lock
@@ -18,7 +18,7 @@ from tasks.train_on_worker import train_on_gpu_worker
     flow_run_name="{prepared.dataset} fit seed {training.seed}",
     persist_result=True,
     result_serializer="json",
-    on_running=[enable_task_logging],
+    on_running=ON_RUNNING,
 )
 def fit_model(
     prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"

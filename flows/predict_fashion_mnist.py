@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.states import enable_task_logging
+from flows.states import ON_RUNNING
 from schemas.config import artifacts_folder, expanded
 from schemas.contract import DatasetName
 from schemas.references import Predictions
@@ -15,7 +15,7 @@ from tasks.registry.alias_log import CHAMPION
 @flow(
     name="predict-fashion-mnist",
     flow_run_name="{dataset} predict {images.name} by {version}",
-    on_running=[enable_task_logging],
+    on_running=ON_RUNNING,
 )
 def predict_fashion_mnist(
     images: Path,

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.states import enable_task_logging
+from flows.states import ON_RUNNING
 from schemas.config import Reason, artifacts_folder
 from schemas.contract import DatasetName
 from schemas.store import AliasEvent
 from tasks.promote_version import promote
 
 
-@flow(name="promote-version", flow_run_name="{dataset} promote {version}", on_running=[enable_task_logging])
+@flow(name="promote-version", flow_run_name="{dataset} promote {version}", on_running=ON_RUNNING)
 def promote_version(
     version: int | str, reason: Reason, dataset: DatasetName = "fashion-mnist", artifacts_dir: Path | None = None
 ) -> AliasEvent:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.states import enable_task_logging
+from flows.states import ON_RUNNING
 from schemas.config import Reason, artifacts_folder
 from schemas.contract import DatasetName
 from schemas.store import AliasEvent
 from tasks.rollback_champion import rollback
 
 
-@flow(name="rollback-champion", flow_run_name="{dataset} rollback", on_running=[enable_task_logging])
+@flow(name="rollback-champion", flow_run_name="{dataset} rollback", on_running=ON_RUNNING)
 def rollback_champion(
     reason: Reason, dataset: DatasetName = "fashion-mnist", artifacts_dir: Path | None = None
 ) -> AliasEvent:

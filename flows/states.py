@@ -1,16 +1,23 @@
-"""Final states with names of their own, and the hook that enables the logging of tasks.
+"""Final states with names of their own, and the hooks that run when a flow starts.
 
 The names appear in the UI, in the output of `--watch` and in the events that automations match.
 """
 
+import atexit
 import logging
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from prefect import Flow, State
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.flows import FlowStateHook
 from prefect.states import Cancelled, Completed
 
 from schemas.references import Garbage, ModelVersion, WatchedData
+from tasks.runtime.prefect_events import send_events
 
 NOTHING_NEW = "Nothing new"
 SUPERSEDED = "Superseded"
@@ -74,3 +81,32 @@ def enable_task_logging(flow: Flow[..., object], flow_run: FlowRun, state: State
     Prefect's own setting would apply to all loggers, and httpx logs each request to the API at INFO.
     """
     logging.getLogger("tasks").setLevel(logging.DEBUG)
+
+
+def keep_suspended(flow: Flow[..., object], flow_run: FlowRun, state: State) -> None:
+    """Repeat the event of a suspension when the process of a deployed run ends.
+
+    A run that a person suspends goes on until its next task, with heartbeats. Without this it would then count as dead.
+    """
+    if flow_run.deployment_id is not None:
+        atexit.register(_repeat_suspension, flow.name, flow_run.id)
+
+
+def _repeat_suspension(flow_name: str, flow_run_id: UUID) -> None:
+    with suppress(Exception), get_client(sync_client=True) as client:
+        run = client.read_flow_run(flow_run_id)
+        if run.state is not None and run.state.is_paused():
+            send_events([flow_run_event(f"prefect.flow-run.{run.state.name}", run, flow_name)])
+
+
+def flow_run_event(event: str, run: FlowRun, flow_name: str) -> dict[str, object]:
+    """Return an event of a flow run, with the labels that our automations match."""
+    related = {
+        "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": flow_name,
+    }
+    return {"event": event, "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, "related": [related]}
+
+
+ON_RUNNING: list[FlowStateHook[..., Any]] = [enable_task_logging, keep_suspended]

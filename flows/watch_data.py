@@ -7,14 +7,14 @@ from prefect import State, flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows.states import enable_task_logging, no_new_data, superseded_check
+from flows.states import ON_RUNNING, no_new_data, superseded_check
 from schemas.config import artifacts_folder, data_folder
 from schemas.contract import DatasetName
 from schemas.references import WatchedData
 from tasks.watch_data import watch
 
 
-@flow(name="watch-data", flow_run_name="{dataset} watch", on_running=[enable_task_logging])
+@flow(name="watch-data", flow_run_name="{dataset} watch", on_running=ON_RUNNING)
 def watch_data(
     dataset: DatasetName = "fashion-mnist", data_dir: Path | None = None, artifacts_dir: Path | None = None
 ) -> WatchedData | State[WatchedData]:

@@ -155,8 +155,22 @@ def test_unreachable_api_is_broken_and_its_pools_unchecked() -> None:
             doctor.check_pools()
 
 
-def test_embedded_server_needs_a_writable_home(tmp_path: Path) -> None:
-    with temporary_settings({PREFECT_HOME: tmp_path / "home"}):
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        pytest.param(
+            "",
+            marks=field_fault(
+                "environment of the machine",
+                "PREFECT_API_URL is empty, as compose passes an unset variable",
+                "it counts as unset: doctor checks the embedded server",
+            ),
+        ),
+    ],
+)
+def test_embedded_server_needs_a_writable_home(url: str | None, tmp_path: Path) -> None:
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: tmp_path / "home"}):
         assert str(tmp_path / "home") in doctor.check_prefect()
         assert run_check("pools", doctor.check_pools) == Check("pools", None, "the embedded server needs none")
     assert not (tmp_path / "home").exists()

@@ -112,3 +112,14 @@ def test_home_is_set_if_it_cannot_be_determined(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", "/nonexistent")
     prepare_environment(os.environ)
     assert os.environ["HOME"] == "/nonexistent"
+
+
+@field_fault(
+    "environment of the machine",
+    "PREFECT_HOME is empty, as compose passes an unset variable",
+    "it counts as unset, and the working directory gets no database",
+)
+def test_empty_home_of_prefect_counts_as_unset() -> None:
+    variables = {"HOME": "/home/me", "PREFECT_HOME": ""}
+    prepare_environment(variables)
+    assert "PREFECT_HOME" not in variables

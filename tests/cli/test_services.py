@@ -227,6 +227,23 @@ def test_worker_names_do_not_depend_on_the_host_name(tmp_path: Path, monkeypatch
 
 @field_fault(
     "identity by something that changes",
+    "`state.json` is lost while the services run",
+    "`status` names their processes, `up` names `down`, and `down` ends them",
+)
+def test_down_ends_the_services_of_a_lost_state(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "services"
+    folder.mkdir()
+    with (folder / "server.lock").open("wb") as lock, waiting_process(FASHION_ANN_SERVICES=str(folder)) as server:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert str(server.pid) in run("status", "--artifacts-dir", tmp_path)[1]
+        status, _, err = run("up", "--artifacts-dir", tmp_path)
+        assert (status, f"`fashion-ann down` to end the processes of its services: {server.pid}" in err) == (1, True)
+        assert run_json(run, "down", tmp_path)[:2] == (0, {"stopped": ["1 processes"]})
+        assert server.wait(timeout=10) != 0
+
+
+@field_fault(
+    "identity by something that changes",
     "`down` runs in another container on the same volume",
     "It ends with an error and keeps `state.json`, because a running server holds a lock",
 )

@@ -1,13 +1,16 @@
 """An operator's decisions through `down` and `up`, with real processes."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from tests.deployed.test_up import Checkout
+from cli.automations import MARK_DEAD
+from tests.deployed.test_up import QUICK, Checkout
 from tests.field_faults import field_fault
 
 
@@ -47,3 +50,36 @@ def test_up_keeps_what_an_operator_paused(checkout: Checkout) -> None:
     assert api.get("/work_pools/gpu").json()["is_paused"]
     log = next(checkout.services.rglob("deploy.log")).read_text()
     assert log.count("paused on the server; prefect.yaml has it active. Kept;") == 6
+
+
+@field_fault(
+    "operator's decision overwritten",
+    "a person suspends a run in Prefect's UI while it trains",
+    "after its process ended it stays Suspended, and the automation for dead runs no longer waits for a heartbeat",
+)
+def test_suspended_run_stays_suspended(checkout: Checkout) -> None:
+    api = httpx.Client(base_url=checkout.up()["url"], timeout=120)
+    body = {"parameters": {**QUICK, "training": {**QUICK["training"], "epochs": 300}}}
+    deployment = api.get("/deployments/name/train-fashion-mnist/on-demand").json()["id"]
+    path = f"/flow_runs/{api.post(f'/deployments/{deployment}/create_flow_run', json=body).json()['id']}"
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+    def processes(module: str) -> list[psutil.Process]:
+        return [process for process in checkout.processes() if module in process.cmdline()]
+
+    wait_until(lambda: bool(processes("tasks.model.fit")))
+    suspended = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
+    api.post(f"{path}/set_state", json={"state": suspended}).raise_for_status()
+    wait_until(lambda: not processes("prefect.engine"))
+    resource = {"id": [f"prefect.{path[1:].replace('flow_runs/', 'flow-run.')}"]}
+    events = api.post("/events/filter", json={"filter": {"resource": resource, "order": "DESC"}}).json()["events"]
+    names = [event["event"] for event in events]
+    assert (names[0], names.count(names[0])) == ("prefect.flow-run.Suspended", 2)  # of the state and of the process
+    automations = {automation["name"]: automation for automation in api.post("/automations/filter", json={}).json()}
+    assert events[0]["event"] in automations[MARK_DEAD]["trigger"]["expect"]
+    assert api.get(path).json()["state"]["name"] == "Suspended"

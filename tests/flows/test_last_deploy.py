@@ -21,6 +21,7 @@ from tests.field_faults import field_fault
 from tests.flows.test_deployments import TRIGGER, remove_everything
 
 NIGHTLY, WATCH, ON_DEMAND = "train-fashion-mnist/nightly", "watch-data/scheduled", "train-fashion-mnist/on-demand"
+VERIFY = "verify-store/nightly"
 Snapshot = dict[str, Any]
 
 
@@ -41,7 +42,8 @@ def snapshot(client: SyncPrefectClient) -> Snapshot:
         limit = deployment.global_concurrency_limit
         schedules = [each.model_dump(include={"schedule", "active", "parameters"}) for each in deployment.schedules]
         fields = deployment.model_dump(include=kept)
-        values[f"{flow}/{deployment.name}"] = {**fields, "limit": limit and limit.limit, "schedules": schedules}
+        fields["limit"] = limit and (limit.limit, limit.active)
+        values[f"{flow}/{deployment.name}"] = {**fields, "schedules": schedules}
     for automation in client.read_automations():
         actions = [action.model_dump(exclude={"deployment_id", "block_document_id"}) for action in automation.actions]
         fields = automation.model_dump(include={"enabled", "description", "trigger"})
@@ -83,6 +85,11 @@ def pause_deployment(client: SyncPrefectClient) -> None:
 def change_limit(client: SyncPrefectClient) -> None:
     limit = f"deployment:{client.read_deployment_by_name(NIGHTLY).id}"
     client.update_global_concurrency_limit(limit, GlobalConcurrencyLimitUpdate(limit=3))
+
+
+def disable_limit(client: SyncPrefectClient) -> None:
+    limit = f"deployment:{client.read_deployment_by_name(VERIFY).id}"
+    client.update_global_concurrency_limit(limit, GlobalConcurrencyLimitUpdate(active=False))
 
 
 def change_parameters(client: SyncPrefectClient) -> None:
@@ -141,6 +148,7 @@ EDITS = {
     "adds a schedule": Edit(add_schedule, ON_DEMAND, f"{ON_DEMAND}, schedule "),
     "pauses a deployment": Edit(pause_deployment, ON_DEMAND, f"{ON_DEMAND}: paused on the server; prefect.yaml"),
     "changes a concurrency limit": Edit(change_limit, NIGHTLY, f"{NIGHTLY}: concurrency_limit is 3 on the server; "),
+    "disables a concurrency limit": Edit(disable_limit, VERIFY, f'{VERIFY}: concurrency_limit is "disabled" on the '),
     "changes default parameters": Edit(change_parameters, NIGHTLY, f"{NIGHTLY}: parameters is "),
     "deletes a deployment": Edit(delete_deployment, "fit-model/gpu", "fit-model/gpu: deleted on the server; "),
     "disables a trigger": Edit(disable(TRIGGER), TRIGGER, f"automation {TRIGGER}: disabled on the server; "),
