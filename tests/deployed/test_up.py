@@ -370,3 +370,32 @@ def test_server_that_cannot_start_is_reported_and_stopped(checkout: Checkout) ->
     assert "hidden" not in done.stderr
     assert checkout.processes() == []
     assert checkout.services_of("status")["services"]["server"]["says"] == "not started"
+
+
+@field_fault(
+    "operator's decision overwritten",
+    "An operator pauses the nightly schedule, a deployment and a pool, and runs `down` and `up`",
+    "All three stay paused, and the log of `deploy` has a line for each",
+)
+def test_up_keeps_what_an_operator_paused(checkout: Checkout) -> None:
+    api = httpx.Client(base_url=checkout.up()["url"], timeout=120)
+
+    def read(name: str) -> Any:
+        return api.get(f"/deployments/name/train-fashion-mnist/{name}").raise_for_status().json()
+
+    nightly, on_demand = read("nightly"), read("on-demand")
+    schedule = f"/deployments/{nightly['id']}/schedules/{nightly['schedules'][0]['id']}"
+    for path, change in (
+        (schedule, {"active": False}),
+        (f"/deployments/{on_demand['id']}", {"paused": True}),
+        ("/work_pools/gpu", {"is_paused": True}),
+    ):
+        api.patch(path, json=change).raise_for_status()
+    for command in ("up", "down", "up"):
+        done = checkout.run(command)
+        assert done.returncode == 0, done.stderr
+    assert [schedule["active"] for schedule in read("nightly")["schedules"]] == [False]
+    assert read("on-demand")["paused"]
+    assert api.get("/work_pools/gpu").json()["is_paused"]
+    log = next(checkout.services.rglob("deploy.log")).read_text()
+    assert log.count("paused on the server; prefect.yaml has it active. Kept;") == 6
