@@ -21,6 +21,17 @@ def refuse(code: int) -> Callable[..., Any]:
     return call
 
 
+def fill_disk(folder: Path) -> Path:
+    """Write a file until the disk of ``folder`` is full, and return it."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            return filler
+
+
 def refuse_to_rename_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the rename of a folder fail, as overlayfs does for one of a lower layer."""
     rename = os.rename

@@ -35,6 +35,7 @@ from tasks.registry.store import ModelStore
 from tests.deployed.conftest import Deployed, deployed_at, stop
 from tests.deployed.postgres import Postgres
 from tests.deployed.table import Row
+from tests.faulty_files import fill_disk
 from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
@@ -502,7 +503,7 @@ def test_full_disk_fails_both_runs_and_the_next_resumes(
 ) -> None:
     with suspended_run(site, small_disk / "artifacts") as run:
         happened = datetime.now(UTC)
-        filler = _fill(small_disk)
+        filler = fill_disk(small_disk)
         run.resume()
         child, parent = site.deployed.end_of(run.child.id), site.deployed.end_of(run.parent.id)
     assert (child.state_name, parent.state_name) == ("Failed", "Failed"), (child.state, parent.state)
@@ -511,16 +512,6 @@ def test_full_disk_fails_both_runs_and_the_next_resumes(
 
     filler.unlink()
     record_row(Row("disk full", site.database, _end(child, happened), _end(parent, happened), run.run_again()))
-
-
-def _fill(disk: Path) -> Path:
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            return filler
 
 
 def test_two_identical_runs_at_once_train_once(site: Site, record_row: Callable[[Row], None]) -> None:

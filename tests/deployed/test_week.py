@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 
 from tests.deployed.conftest import Deployed, deployed_at
+from tests.faulty_files import fill_disk
 from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
@@ -94,16 +95,6 @@ def week(tmp_path: Path, webhook: tuple[str, list[dict[str, str]]]) -> Iterator[
         subprocess.run(["umount", "--lazy", artifacts], check=True)
 
 
-def _fill(disk: Path) -> Path:
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            return filler
-
-
 @field_fault(
     "growth without bound",
     "A week of scheduled runs: two data changes, an absent worker, a restarted server, a full disk",
@@ -134,7 +125,7 @@ def test_a_week_without_an_operator(week: Week) -> None:
     assert week.night().state_name == "Nothing new"  # Friday
 
     assert week.messages() == []
-    filler = _fill(deployed.artifacts)  # Saturday
+    filler = fill_disk(deployed.artifacts)  # Saturday
     week.change_data(row=2)
     assert week.night().state_name == "Failed"
     deployed.wait_for(lambda: "train-fashion-mnist: failed" in week.messages())
