@@ -1,7 +1,6 @@
 """Return the CSVs of the data folder, and download the published ones if it contains none."""
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from tasks.data.data_folder import csv_references, csv_split, present_csvs, read
 from tasks.data.download import DEFAULT_LIMITS, Limits, SourceError
 from tasks.data.missing_data import describe_missing
 from tasks.data.sources import Source, default_sources
-from tasks.runtime.files import sha256_file, sync_to_disk, write_json
+from tasks.runtime.files import remove_leftover, remove_path, sha256_file, sync_to_disk, write_json
 from tasks.runtime.locks import lock
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def find_data(contract: DatasetContract, data_dir: Path) -> dict[Split, CsvSplit
         if working.exists():  # left by a run that was killed after its last rename, or in use by another run
             with suppress(OSError, LocksUnavailable), lock(_lock_path(contract, data_dir)) as held:
                 if held:
-                    shutil.rmtree(working)
+                    remove_path(working)
         return csv_references(contract, data_dir, present)
 
 
@@ -83,7 +82,8 @@ def _fetch(
         logger.info("%s: left by an interrupted fetch; fetching both splits again", paths[0])
 
     working = _working_folder(contract, data_dir)
-    shutil.rmtree(working, ignore_errors=True)  # left by a killed run
+    if working.exists():  # left by a killed run
+        remove_path(working)
     working.mkdir()
     try:
         name, fetched = _fetch_from_first_source(contract, data_dir, working, sources, limits)
@@ -91,7 +91,7 @@ def _fetch(
             raise DataUnavailable(f"{data_dir} changed during the fetch. Run again to use the files in it.")
         return _publish(contract, data_dir, working, name, fetched, present)
     finally:
-        shutil.rmtree(working, ignore_errors=True)
+        remove_leftover(working)
 
 
 def _fetch_from_first_source(
@@ -110,7 +110,7 @@ def _fetch_from_first_source(
             reason = str(error).partition("\n")[0].rstrip(".")
             logger.info("not available: %s%s", reason, "; trying the next source" if number < len(sources) else "")
             failures.append(f"({number}) {source.name}: {reason}")
-            shutil.rmtree(folder)  # frees the disk space for the next source
+            remove_path(folder)  # frees the disk space for the next source
         else:
             logger.info("fetched from %s in %.1f s", source.name, time.monotonic() - started)
             return source.name, fetched

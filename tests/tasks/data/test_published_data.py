@@ -17,6 +17,8 @@ from tasks.data.data_folder import record_path
 from tasks.data.download import Limits
 from tasks.data.published_data import fetch_data, find_data
 from tasks.data.sources import Source, idx_folder, idx_mirror
+from tests.faulty_files import unstable_inodes
+from tests.field_faults import field_fault
 from tests.tasks.data.conftest import WebServer, respond
 from tests.tasks.data.published import (
     CONTRACT,
@@ -140,6 +142,18 @@ def test_tries_sources_in_order_and_publishes_the_first(
         f"trying IDX files in {data_dir}/none",
         "not available: the folder does not exist; trying the next source",
     ]
+
+
+@field_fault(
+    "identity by something that changes",
+    "published data is fetched into a folder whose file system has unstable inodes",
+    "the files of a killed fetch and of a failed source are removed, and the next source is used",
+)
+def test_fetches_with_unstable_inodes(data_dir: Path, good: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data_dir / WORKING / "1").mkdir(parents=True)
+    with unstable_inodes(monkeypatch):
+        fetch_data(CONTRACT, data_dir, [idx_folder(data_dir / "none"), good])
+    assert_published(data_dir)
 
 
 def test_lists_the_failure_of_every_source(data_dir: Path, web: WebServer) -> None:
