@@ -259,6 +259,8 @@ def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]
         url = f"http://{HOST}:{state.port}/api"
         command = ["server", "start", "--host", HOST, "--port", str(state.port)]
         with _server_lock(paths) as lock_file:
+            if _DATABASE not in secrets:
+                _require_unused_database(paths.home / "prefect.db")
             variables = {**_environment(paths, url), **secrets}
             child = _start(paths, state, SERVER, command, variables, url, pass_fds=(lock_file.fileno(),))
         server = psutil.Process(child.pid)
@@ -293,6 +295,24 @@ def _server_lock(paths: ServicePaths) -> IO[bytes]:
             f"process {where}"
         ) from error
     return file
+
+
+def _require_unused_database(database: Path) -> None:
+    """Raise `ServiceFailed` if a process uses the sqlite database, for example a server that was started by hand.
+
+    Each connection of sqlite in WAL mode holds a shared lock on byte 128 of this file, as long as it is open.
+    """
+    try:
+        with database.with_name(f"{database.name}-shm").open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 128)
+    except BlockingIOError as error:
+        raise ServiceFailed(
+            f"A process that `fashion-ann up` did not start uses {database}, as a Prefect server with PREFECT_HOME "
+            f"{database.parent} does. Stop it, then run `fashion-ann up`: two servers would start every scheduled run "
+            "twice."
+        ) from error
+    except OSError:  # no such file, or a file system without locks
+        pass
 
 
 def _start(

@@ -227,6 +227,27 @@ def test_worker_names_do_not_depend_on_the_host_name(tmp_path: Path, monkeypatch
 
 @field_fault(
     "identity by something that changes",
+    "A server that was started by hand, as after a reboot, uses the database of the services",
+    "`up` starts no second server and names the database",
+)
+def test_up_notices_a_server_started_by_hand(run: Run, tmp_path: Path) -> None:
+    database = tmp_path / "services" / "prefect" / "prefect.db"
+    database.parent.mkdir(parents=True)
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA journal_mode=WAL');"
+        "c.execute('CREATE TABLE t (x)'); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        status, _, err = run("up", "--artifacts-dir", tmp_path)
+        server.kill()
+    assert (status, f"uses {database}" in err) == (1, True)
+
+
+@field_fault(
+    "identity by something that changes",
     "`state.json` is lost while the services run",
     "`status` names their processes, `up` names `down`, and `down` ends them",
 )
