@@ -48,6 +48,8 @@ def remove_everything() -> None:
             client.delete_deployment(deployment.id)
         for pool in ("cpu", "gpu"):
             client.delete_work_pool(pool)
+        for variable in client.read_variables():  # the records of the deploys
+            client.delete_variable_by_name(variable.name)
 
 
 @pytest.fixture(scope="module")

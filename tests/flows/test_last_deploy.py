@@ -302,10 +302,12 @@ def test_deploy_after_a_deletion_of_all_creates_all(client: SyncPrefectClient, c
     assert snapshot(client) == deployed
 
 
-def test_deleted_pool_gets_its_deployments_back(client: SyncPrefectClient, checkout: Path) -> None:
-    client.delete_work_pool("gpu")
-    deploy_all()
-    assert client.read_deployment_by_name("fit-model/gpu").work_pool_name == "gpu"
+def test_deleted_pool_gets_its_queues_and_deployments_back(client: SyncPrefectClient, checkout: Path) -> None:
+    client.delete_work_pool("cpu")
+    assert deploy_all().kept == []
+    assert client.read_work_queue_by_name("checks", "cpu").concurrency_limit == 1
+    deployment = client.read_deployment_by_name(WATCH)
+    assert (deployment.work_pool_name, deployment.work_queue_name) == ("cpu", "checks")
 
 
 @field_fault(
