@@ -117,7 +117,6 @@ def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
 
     last = LastDeploy(client, report, "work pools", _SOURCE)
     limits = {"is_paused": False, "concurrency_limit": None}
-    before = {pool.name for pool in client.read_work_pools()}
     for pool in _work_pools():
         create_pool(pool)
         name, existing = pool["name"], client.read_work_pool(pool["name"]).model_dump()
@@ -129,8 +128,6 @@ def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
         name, pool_name = queue["name"], queue["work_pool_name"]
         wanted = limits | {key: value for key, value in queue.items() if key in limits}
         part = f"work queue {pool_name}/{name}"
-        if pool_name not in before:
-            last.parts.pop(part, None)  # it was deleted with its pool, which is no decision on the queue
         try:
             existing_queue = client.read_work_queue_by_name(name, pool_name)
         except ObjectNotFound:
