@@ -173,7 +173,7 @@ def up(artifacts_dir: Path) -> Status:
     """Start what does not run, deploy, and return once every worker has reported to the server."""
     paths = ServicePaths(artifacts_dir)
     secrets = _server_secrets()
-    paths.folder.mkdir(parents=True, exist_ok=True)
+    paths.home.mkdir(parents=True, exist_ok=True)  # a file there is named now, not in a failed start's log
     with _exclusive(paths):
         state = State.read(paths.state)
         state.machine = state.machine or f"{platform.node()}-{uuid4().hex[:4]}"

@@ -24,7 +24,7 @@ from schemas.errors import ServiceFailed
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
 
-URL = "http://127.0.0.1:4200/api"
+URL = "http://127.0.0.1:2/api"  # of no server, because `down` removes the prefect.toml of this checkout that names it
 OTHER_URL = "http://127.0.0.1:1/api"
 
 
@@ -223,6 +223,18 @@ def test_worker_names_do_not_depend_on_the_host_name(tmp_path: Path, monkeypatch
     state.write(tmp_path / "state.json")
     monkeypatch.setattr(platform, "node", lambda: "renamed")
     assert services.worker_name("cpu", State.read(tmp_path / "state.json")) == "cpu-first-host-1f2e"
+
+
+@field_fault(
+    "environment of the machine",
+    "the PREFECT_HOME of the services is a file",
+    "up names it before it starts a server",
+)
+def test_up_names_a_file_in_place_of_its_home(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "services" / "prefect"
+    home.parent.mkdir()
+    home.touch()
+    assert run("up", "--artifacts-dir", tmp_path) == (1, "", f"fashion-ann up: {home}: File exists.\n")
 
 
 @field_fault(
