@@ -23,7 +23,7 @@ Kind = Literal[
     "cause named but not observed",
     "stray files and bad values",
     "growth without bound",
-    "failure that nobody hears",
+    "failure without a message",
 ]
 
 _TEXT = """# Field faults

@@ -110,8 +110,8 @@ def test_gpu_extra_needs_a_gpu(
 
 @field_fault(
     "cause named but not observed",
-    "keras.json has an epsilon that Keras cannot import, or tensorflow.py is in the working directory",
-    "doctor imports the TensorFlow that training imports, without either",
+    "`keras.json` has an invalid epsilon, or `tensorflow.py` is in the working directory",
+    "`doctor` imports the TensorFlow that training imports, without either",
 )
 def test_gpu_check_imports_what_training_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", "/of/a/user")
@@ -164,7 +164,7 @@ def test_unreachable_api_is_broken_and_its_pools_unchecked() -> None:
             marks=field_fault(
                 "environment of the machine",
                 "PREFECT_API_URL is empty, as compose passes an unset variable",
-                "it counts as unset: doctor checks the embedded server",
+                "It counts as unset: `doctor` checks the embedded server",
             ),
         ),
     ],
@@ -344,7 +344,7 @@ def test_missing_champion_is_broken(store: ModelStore, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("days", "warned"), [(0, False), (30, False), (31, True)])
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "The champion is older than 30 days",
     "`doctor` warns, and its exit status stays 0",
 )

@@ -117,7 +117,7 @@ def test_home_is_set_if_it_cannot_be_determined(monkeypatch: pytest.MonkeyPatch)
 @field_fault(
     "environment of the machine",
     "PREFECT_HOME is empty, as compose passes an unset variable",
-    "it counts as unset, and the working directory gets no database",
+    "It counts as unset, and the working directory gets no database",
 )
 def test_empty_home_of_prefect_counts_as_unset() -> None:
     variables = {"HOME": "/home/me", "PREFECT_HOME": ""}

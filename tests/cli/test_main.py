@@ -187,8 +187,8 @@ def test_verify_exits_with_5_on_a_cut_alias_log(run: Run, store: Path, monkeypat
 
 
 @field_fault(
-    "failure that nobody hears",
-    "the folder of a version with an alias is lost",
+    "failure without a message",
+    "The folder of a version with an alias is lost",
     "`verify --all` ends with 5 and names alias and version; an empty store is reported",
 )
 def test_verify_all_names_lost_versions(run: Run, store: Path) -> None:

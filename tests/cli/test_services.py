@@ -227,8 +227,8 @@ def test_worker_names_do_not_depend_on_the_host_name(tmp_path: Path, monkeypatch
 
 @field_fault(
     "environment of the machine",
-    "the PREFECT_HOME of the services is a file",
-    "up names it before it starts a server",
+    "The PREFECT_HOME of the services is a file",
+    "`up` names it before it starts a server",
 )
 def test_up_names_a_file_in_place_of_its_home(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "services" / "prefect"
@@ -293,7 +293,7 @@ def test_server_of_another_container_is_noticed(run: Run, tmp_path: Path) -> Non
 
 
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "`up` or `down` waits for another one",
     "One line on stderr names the lock",
 )

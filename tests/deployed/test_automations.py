@@ -74,7 +74,7 @@ def complete(automation: AutomationCore) -> AutomationCore:
 
 
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "An uploader's event has its digest in capitals, or names an unknown dataset",
     "A message reports the rejected event with its reason",
 )
@@ -106,7 +106,7 @@ def test_failed_action_is_notified(
 
 
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "In two outages no worker picks up scheduled runs",
     "One message is sent per outage, for any number of late runs",
 )
@@ -139,7 +139,7 @@ def fail_two_nights(deployed: Deployed) -> None:
 
 
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "`nightly` fails every night",
     "One message is sent when no run was good for 26 hours, and none while it is paused",
 )
@@ -161,7 +161,7 @@ def test_nightly_without_a_good_run_is_notified_once(
 
 
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "The last worker of a pool is killed",
     "One message is sent, and none if the pool was paused before",
 )

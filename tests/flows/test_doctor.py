@@ -54,7 +54,7 @@ def test_pool_is_broken_until_a_worker_sends_a_heartbeat() -> None:
 
 @pytest.mark.usefixtures("gpu_deployment")
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "Schedules run unattended on a server with sqlite",
     "`doctor` warns and names Postgres, but not with another database or while all schedules are paused",
 )

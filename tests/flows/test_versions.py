@@ -83,7 +83,7 @@ def train(artifacts: Path, **promotion: Any) -> Any:
 
 
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "A version is promoted, kept, rejected, or waits for a person",
     "Each verdict emits one event with version, champion before, digests, accuracy and p",
 )
@@ -132,7 +132,7 @@ def test_commands_emit_events(artifacts: Path, command: Command) -> None:
 
 
 @field_fault(
-    "failure that nobody hears",
+    "failure without a message",
     "A person promotes a version while no server answers",
     "The move is logged, and the next flow run sends its event",
 )

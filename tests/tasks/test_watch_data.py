@@ -17,7 +17,7 @@ from tests.tasks.data.published import TEST, TRAIN, supply
             (),
             "The folder is empty",
             marks=field_fault(
-                "failure that nobody hears",
+                "failure without a message",
                 "The folder that `watch-data` checks is empty, or has CSVs under other names",
                 "It logs a warning with the content and the likely names, and emits no event",
             ),

@@ -146,8 +146,8 @@ def test_tries_sources_in_order_and_publishes_the_first(
 
 @field_fault(
     "identity by something that changes",
-    "published data is fetched into a folder whose file system has unstable inodes",
-    "the files of a killed fetch and of a failed source are removed, and the next source is used",
+    "Published data is fetched into a folder whose file system has unstable inodes",
+    "The files of a killed fetch and of a failed source are removed, and the next source is used",
 )
 def test_fetches_with_unstable_inodes(data_dir: Path, good: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     (data_dir / WORKING / "1").mkdir(parents=True)
