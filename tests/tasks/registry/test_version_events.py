@@ -98,7 +98,7 @@ def test_refused_event_is_sent_later(store: ModelStore, api: Api, caplog: pytest
     api.down = True
     assert not send_unsent(store, api)
     assert not send_unsent(store, None)  # no API
-    assert "the next run sends them: no answer" in caplog.text
+    assert "events are not sent yet (no answer)" in caplog.text
     api.down = False
     assert send_unsent(store, api)
     assert api.names == ["promoted"]
