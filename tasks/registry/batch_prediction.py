@@ -1,5 +1,6 @@
 """Predict the images of a CSV with a stored version, in bounded memory."""
 
+import errno
 import json
 import logging
 import os
@@ -156,9 +157,13 @@ def _writer_for(output: Path, images: Path) -> tuple[Callable[[Path, pa.Schema],
     if writer is None:
         raise WrongUsage(f"The output {output} must end in {' or '.join(_WRITERS)}. Choose another name.")
     try:
-        target = output.resolve()
-    except RuntimeError as error:
-        raise WrongUsage(f"The output {output} must be a file; it is a link to itself. Choose another name.") from error
+        output.stat()  # since Python 3.13 `resolve` does not raise for such a link
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise WrongUsage(
+                f"The output {output} must be a file; it is a link to itself. Choose another name."
+            ) from error
+    target = output.resolve()
     if not target.parent.is_dir():
         raise WrongUsage(f"The output {output} must be in an existing folder. Create {target.parent} first.")
     if output.is_dir():
