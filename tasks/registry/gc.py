@@ -89,14 +89,16 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     store = ModelStore.of(artifacts_dir, dataset)
     numbers = store.numbers()
     damaged: dict[int, str] = {}
+    newest_waiting: set[int] = set()
     for number in numbers:
         try:
-            store.version(number)
+            if store.version(number).manifest.verdict.outcome == "waiting":
+                newest_waiting = {number}
         except OtherLayout:
             continue  # deleted like any other version
         except (StoredArtifactError, VersionNotFound) as error:
             damaged[number] = str(error)
-    kept = _kept(store, numbers, keep) | set(damaged)
+    kept = _kept(store, numbers, keep) | newest_waiting | set(damaged)
     notes = [f"Version {number} is damaged and is kept: {reason}" for number, reason in damaged.items()]
 
     removed = [_removal("leftover", path) for path in store.leftovers()]
@@ -120,9 +122,7 @@ def _kept(store: ModelStore, numbers: list[int], keep: int) -> set[int]:
     last_champions = [number for number in champions(events) if number in stored][-2:]
     # After a rollback the previous champion is no predecessor, but may be wanted back.
     previous = stored & {event.before for event in [event for event in events if event.alias == CHAMPION][-1:]}
-    # The newest version that waits for a decision.
-    waiting = [manifest.version for manifest in store.intact_manifests() if manifest.verdict.outcome == "waiting"][-1:]
-    return {*numbers[-keep:], *last_champions, *previous, *waiting, *(stored & set(alias_values(events).values()))}
+    return {*numbers[-keep:], *last_champions, *previous, *(stored & set(alias_values(events).values()))}
 
 
 def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> set[str] | None:
