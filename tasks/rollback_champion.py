@@ -1,6 +1,5 @@
 """Make the previous champion champion again."""
 
-import logging
 from pathlib import Path
 
 from prefect import task
@@ -9,10 +8,8 @@ from prefect.runtime import flow_run
 from schemas.store import AliasEvent
 from tasks.registry import champion
 from tasks.registry.store import ModelStore
-from tasks.registry.version_events import send_unsent
+from tasks.registry.version_events import finish_move
 from tasks.runtime.prefect_events import sender_of_run
-
-logger = logging.getLogger(__name__)
 
 
 @task(name="rollback", task_run_name="rollback")
@@ -20,7 +17,4 @@ def rollback(dataset: str, reason: str, artifacts_dir: Path) -> AliasEvent:
     """Run `tasks.registry.champion.rollback`, send its event, and return the logged move."""
     store = ModelStore.of(artifacts_dir, dataset)
     move = champion.rollback(store, reason, flow_run=flow_run.id)
-    for line in move.cleaned:
-        logger.warning("%s", line)
-    send_unsent(store, sender_of_run())
-    return move.event
+    return finish_move(store, move, sender_of_run())

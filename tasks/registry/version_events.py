@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from schemas.errors import StoredArtifactError, VersionNotFound
@@ -17,6 +17,9 @@ from schemas.references import CsvFile, sha256sum_digest
 from schemas.store import AliasEvent
 from tasks.registry.alias_log import CHAMPION, ROLLBACK, head_of
 from tasks.registry.store import ModelStore
+
+if TYPE_CHECKING:
+    from tasks.registry.champion import Move
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,14 @@ def send_unsent(store: ModelStore, send: Send | None) -> bool:
         logger.warning("%s: events are not sent yet (%s). The next run sends them", store.root, error)
         return False
     return True
+
+
+def finish_move(store: ModelStore, move: "Move", send: Send | None) -> AliasEvent:
+    """Log what was cleaned before a move, send the events that were not sent yet, and return the logged move."""
+    for line in move.cleaned:
+        logger.warning("%s", line)
+    send_unsent(store, send)
+    return move.event
 
 
 def unsent(store: ModelStore) -> list[dict[str, Any]]:
