@@ -57,7 +57,7 @@ _NOTIFIED_FLOWS = (
 )
 _FLOWS = (*_NOTIFIED_FLOWS, "fit-model")
 _FINAL_STATES = ("Completed", NOTHING_NEW, SUPERSEDED, WAITING, RUN_ACTIVE, "Failed", "Cancelled", "Crashed")
-_WAITING = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
+_NOT_STARTED = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _FLOW_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 _NIGHTLY_FLOW, _NIGHTLY = "train-fashion-mnist", "nightly"
@@ -97,7 +97,7 @@ def apply_automations(report: Report | None = None) -> None:
             MARK_DEAD,
             "A run emits a heartbeat every 30 s. If they stop before a final state, its process has died.",
             after={_HEARTBEAT, *_events("Running")},
-            expect={_HEARTBEAT, *_events(*_FINAL_STATES, *_WAITING)},
+            expect={_HEARTBEAT, *_events(*_FINAL_STATES, *_NOT_STARTED)},
             within=_HEARTBEAT_TIMEOUT,
             message=f"No heartbeat for {_HEARTBEAT_TIMEOUT.seconds} s: the process or its machine has probably died.",
         ),
@@ -105,7 +105,7 @@ def apply_automations(report: Report | None = None) -> None:
             MARK_NOT_STARTED,
             "A worker that dies before it starts a run that it picked up leaves the run pending, without a heartbeat.",
             after=_events(*_SUBMITTED),
-            expect=_events("Running", "Cancelling", *_FINAL_STATES, *_WAITING),
+            expect=_events("Running", "Cancelling", *_FINAL_STATES, *_NOT_STARTED),
             within=_START_TIMEOUT,
             message=f"Not running {_START_TIMEOUT.seconds} s after a worker picked it up: the worker probably died.",
         ),
@@ -211,8 +211,21 @@ def _rearm_for_active_runs() -> None:
     send_events(events)
 
 
-def _notify(block: UUID) -> AutomationCore:
+def _notification(
+    block: UUID, *, name: str, description: str, trigger: TriggerTypes, subject: str, body: str
+) -> AutomationCore:
+    """Return an automation that sends a message to the recipient ``block``, with Jinja templates."""
     return AutomationCore(
+        name=name,
+        description=description,
+        trigger=trigger,
+        actions=[SendNotification(block_document_id=block, subject=subject, body=body)],
+    )
+
+
+def _notify(block: UUID) -> AutomationCore:
+    return _notification(
+        block,
         name=NOTIFY,
         description="A run failed or crashed. A rejected version is a failed run, too. Runs that keep failing "
         "with the same message cause one notification per hour and flow.",
@@ -225,12 +238,14 @@ def _notify(block: UUID) -> AutomationCore:
             threshold=1,
             within=timedelta(hours=1),
         ),
-        actions=[SendNotification(block_document_id=block, subject=_SUBJECT, body=_BODY)],
+        subject=_SUBJECT,
+        body=_BODY,
     )
 
 
 def _notify_waiting(block: UUID) -> AutomationCore:
-    return AutomationCore(
+    return _notification(
+        block,
         name=NOTIFY_WAITING,
         description='A better version waits for approval, because the promotion policy is "ask".',
         trigger=EventTrigger(
@@ -242,7 +257,8 @@ def _notify_waiting(block: UUID) -> AutomationCore:
             threshold=1,
             within=timedelta(days=1),
         ),
-        actions=[SendNotification(block_document_id=block, subject=_WAITING_SUBJECT, body=_WAITING_BODY)],
+        subject=_WAITING_SUBJECT,
+        body=_WAITING_BODY,
     )
 
 
@@ -254,24 +270,20 @@ def notify_late(block: UUID, within: timedelta = timedelta(minutes=10)) -> Autom
         match_related=_of_flows(_FLOWS),
         for_each={"prefect.resource.id"},
         after=_events("Late"),
-        expect=_events("Running", "Cancelling", *_SUBMITTED, *_FINAL_STATES, *_WAITING) - _events("Late"),
+        expect=_events("Running", "Cancelling", *_SUBMITTED, *_FINAL_STATES, *_NOT_STARTED) - _events("Late"),
         threshold=1,
         within=within,
     )
     minutes = round(within.total_seconds() / 60)
-    return AutomationCore(
+    return _notification(
+        block,
         name=NOTIFY_LATE,
         description="No worker has picked up a run in time. The next message follows once a run has started.",
         trigger=_once_until(_events("Running"), late, _events("Late"), [_of_flows(_FLOWS)]),
-        actions=[
-            SendNotification(
-                block_document_id=block,
-                subject="{{ flow.name }}: late",
-                body="Flow run {{ event.resource.name }} of {{ flow.name }} is late by more than "
-                f"{minutes} minutes: no worker has picked it up. Check its work pool, its limits and its workers.\n"
-                "{{ flow_run | ui_url }}",
-            )
-        ],
+        subject="{{ flow.name }}: late",
+        body="Flow run {{ event.resource.name }} of {{ flow.name }} is late by more than "
+        f"{minutes} minutes: no worker has picked it up. Check its work pool, its limits and its workers.\n"
+        "{{ flow_run | ui_url }}",
     )
 
 
@@ -294,19 +306,15 @@ def notify_no_nightly(block: UUID, within: timedelta = timedelta(hours=26)) -> A
     )
     missing = CompoundTrigger(require="all", triggers=[overdue, _one_of(bad, nightly)], within=within)
     hours = round(within.total_seconds() / 3600)
-    return AutomationCore(
+    return _notification(
+        block,
         name=NOTIFY_NO_NIGHTLY,
         description=f"Neither Completed, {NOTHING_NEW} nor {WAITING}. The next message follows after a good run.",
         trigger=_once_until(good, missing, bad, nightly),
-        actions=[
-            SendNotification(
-                block_document_id=block,
-                subject=f"{_NIGHTLY}: no good run for {hours} hours",
-                body=f"No run of {_NIGHTLY_FLOW}/{_NIGHTLY} has ended as Completed, {NOTHING_NEW} or {WAITING} for "
-                f"{hours} hours. "
-                "Its last runs were late, or failed, crashed or were cancelled.\n{{ flow | ui_url }}",
-            )
-        ],
+        subject=f"{_NIGHTLY}: no good run for {hours} hours",
+        body=f"No run of {_NIGHTLY_FLOW}/{_NIGHTLY} has ended as Completed, {NOTHING_NEW} or {WAITING} for "
+        f"{hours} hours. "
+        "Its last runs were late, or failed, crashed or were cancelled.\n{{ flow | ui_url }}",
     )
 
 
@@ -340,7 +348,8 @@ def notify_no_worker(block: UUID, within: timedelta = timedelta(minutes=5)) -> A
     A paused pool is not reported, because the server gives it another status. Nor is one that never had a worker.
     """
     minutes = round(within.total_seconds() / 60)
-    return AutomationCore(
+    return _notification(
+        block,
         name=NOTIFY_NO_WORKER,
         description="The server marks a pool as not ready if its workers have sent no heartbeat for 90 s.",
         trigger=EventTrigger(
@@ -354,21 +363,17 @@ def notify_no_worker(block: UUID, within: timedelta = timedelta(minutes=5)) -> A
             threshold=1,
             within=within,
         ),
-        actions=[
-            SendNotification(
-                block_document_id=block,
-                subject="work pool {{ event.resource.name }}: no worker",
-                body=f"Work pool {{{{ event.resource.name }}}} has had no online worker for {minutes} minutes. Its "
-                "runs wait. Start a worker, for example with `fashion-ann up`, or pause the pool.\n"
-                "{{ work_pool | ui_url }}",
-            )
-        ],
+        subject="work pool {{ event.resource.name }}: no worker",
+        body=f"Work pool {{{{ event.resource.name }}}} has had no online worker for {minutes} minutes. Its "
+        "runs wait. Start a worker, for example with `fashion-ann up`, or pause the pool.\n"
+        "{{ work_pool | ui_url }}",
     )
 
 
 def report_failed_actions(block: UUID) -> AutomationCore:
     """Return the automation that reports each failed action of our automations, which the server only logs."""
-    return AutomationCore(
+    return _notification(
+        block,
         name=REPORT_FAILED_ACTIONS,
         description="For example, an event of new data with an invalid digest starts no run.",
         trigger=EventTrigger(
@@ -385,14 +390,9 @@ def report_failed_actions(block: UUID) -> AutomationCore:
             threshold=1,
             within=timedelta(0),
         ),
-        actions=[
-            SendNotification(
-                block_document_id=block,
-                subject="{{ event.resource.name }}: action failed",
-                body="Automation {{ event.resource.name }} was triggered, but its action "
-                "{{ event.payload.action_type }} failed: {{ event.payload.reason }}\n{{ event | ui_url }}",
-            )
-        ],
+        subject="{{ event.resource.name }}: action failed",
+        body="Automation {{ event.resource.name }} was triggered, but its action "
+        "{{ event.payload.action_type }} failed: {{ event.payload.reason }}\n{{ event | ui_url }}",
     )
 
 
