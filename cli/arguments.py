@@ -143,6 +143,11 @@ def read_bad_rows(text: str) -> BadRows:
     return budget
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 version" or "2 versions"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def print_result(options: argparse.Namespace, result: Any, lines: Iterable[str], *, sort_keys: bool = False) -> None:
     """Print ``result`` as JSON with ``--json``, else ``lines``. JSON values may be paths."""
     if options.json:

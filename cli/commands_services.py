@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cli.arguments import Argument, Commands, data_dir, print_result
+from cli.arguments import Argument, Commands, counted, data_dir, print_result
 from schemas.config import artifacts_folder, data_folder
 from schemas.errors import DoctorFailed, NotRunning
 
@@ -30,8 +30,7 @@ def _deploy(options: argparse.Namespace) -> None:
 
     report = deploy_all(reset=options.reset)
     result = "deployed" if report.changed else "nothing to do"
-    number = len(report.kept)
-    rest = f", except for {number} difference{'' if number == 1 else 's'} above" if number else ""
+    rest = f", except for {counted(len(report.kept), 'difference')} above" if report.kept else ""
     line = f"{result}: pools, deployments and automations match prefect.yaml and cli/automations.py{rest}"
     print_result(
         options,

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from cli.arguments import counted
 from cli.deploy import pool_names
 from cli.server_process import api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT
@@ -302,7 +303,7 @@ def check_pools() -> str:
     if not pools:
         return "no work pools: `fashion-ann train` needs none, deployments do"
     counts = ", ".join(
-        f"{pool.name}: {_counted(pool.deployments, 'deployment')}, {_counted(pool.online, 'worker')} online"
+        f"{pool.name}: {counted(pool.deployments, 'deployment')}, {counted(pool.online, 'worker')} online"
         for pool in pools
     )
     ours = pool_names()
@@ -362,17 +363,13 @@ def check_schedules() -> str:
     with get_client(sync_client=True) as client:
         deployments = [deployment for deployment in client.read_deployments() if not deployment.paused]
     active = sum(schedule.active for deployment in deployments for schedule in deployment.schedules)
-    line = _counted(active, "active schedule")
+    line = counted(active, "active schedule")
     if active and file is not None:
         raise Concern(
             f"{line} on the sqlite database {file}",
             "Use Postgres for unattended runs: set PREFECT_API_DATABASE_CONNECTION_URL (docs/deployed.md).",
         )
     return line
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- files ---
@@ -448,7 +445,7 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
             damage[number] = _line(error)
     log = store.aliases.path
     leftovers = len(store.leftovers()) + (log.exists() and not (log.read_bytes() or b"\n").endswith(b"\n"))
-    note = f"; {_counted(leftovers, 'leftover')}: of a running or a killed run, the next one cleans up"
+    note = f"; {counted(leftovers, 'leftover')}: of a running or a killed run, the next one cleans up"
     suffix = note if leftovers else ""
     if damage:
         # Report the champion's damage first: it is the version in use.
@@ -476,7 +473,7 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
         raise Broken(f"{error}{suffix}", "Restore the log from a copy.") from error
     current = f"champion {champion}" if champion is not None else "no champion"
     unread = f"{len(other_layout)} of another layout, the others" if other_layout else "all"
-    return f"{_counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"
+    return f"{counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"
 
 
 def check_champion(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
@@ -492,7 +489,7 @@ def check_champion(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> st
     if created is None:
         raise NothingToCheck("no champion")
     days = (datetime.now(UTC) - datetime.fromisoformat(created)).days
-    line = f"version {number}, created {_counted(days, 'day')} ago"
+    line = f"version {number}, created {counted(days, 'day')} ago"
     if days > MAX_CHAMPION_DAYS:
         raise Concern(
             f"{line}, expected at most {MAX_CHAMPION_DAYS} days",
