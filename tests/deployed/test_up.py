@@ -429,9 +429,14 @@ def test_suspended_run_stays_suspended(checkout: Checkout) -> None:
     api.post(f"{path}/set_state", json={"state": suspended}).raise_for_status()
     wait_until(lambda: not processes("prefect.engine"))
     resource = {"id": [f"prefect.{path[1:].replace('flow_runs/', 'flow-run.')}"]}
-    events = api.post("/events/filter", json={"filter": {"resource": resource, "order": "DESC"}}).json()["events"]
-    names = [event["event"] for event in events]
-    assert (names[0], names.count(names[0])) == ("prefect.flow-run.Suspended", 2)  # of the state and of the process
+
+    def event_names() -> list[str]:  # newest first
+        body = {"filter": {"resource": resource, "order": "DESC"}}
+        return [event["event"] for event in api.post("/events/filter", json=body).json()["events"]]
+
+    # One event of the state and one of the process that ended. The server stores events some time after it took them.
+    wait_until(lambda: event_names().count("prefect.flow-run.Suspended") == 2)
+    assert event_names()[0] == "prefect.flow-run.Suspended"
     automations = {automation["name"]: automation for automation in api.post("/automations/filter", json={}).json()}
-    assert events[0]["event"] in automations[MARK_DEAD]["trigger"]["expect"]
+    assert "prefect.flow-run.Suspended" in automations[MARK_DEAD]["trigger"]["expect"]
     assert api.get(path).json()["state"]["name"] == "Suspended"
