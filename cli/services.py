@@ -37,7 +37,7 @@ from cli.server_process import (
 from schemas.config import PROJECT_ROOT, data_folder, python_command
 from schemas.errors import ServiceFailed
 from schemas.layout import Artifacts
-from tasks.runtime.files import atomic_write
+from tasks.runtime.files import PRIVATE_FILE, PRIVATE_FOLDER, atomic_write
 from tasks.runtime.locks import lock
 from tasks.runtime.log_rotation import rotate_logs
 
@@ -114,7 +114,8 @@ class State(BaseModel):
 
     def write(self, path: Path) -> None:
         """Replace ``state.json`` atomically."""
-        _write(path, self.model_dump_json(indent=2) + "\n")
+        with atomic_write(path, mode=PRIVATE_FILE) as temporary:
+            temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def alive(self, name: str) -> psutil.Process | None:
         """Return the process of a service, None if it does not run."""
@@ -152,6 +153,13 @@ class ServicePaths:
         # The services' own PREFECT_HOME: two servers on one sqlite database would mix their deployments.
         self.home = self.folder / "prefect"
 
+    def create(self) -> None:
+        """Create the folders. Prefect's home has files of Prefect with other permissions, so others get no access."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        for folder in (self.home, self.logs):
+            folder.mkdir(exist_ok=True)
+
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
@@ -173,7 +181,7 @@ def up(artifacts_dir: Path) -> Status:
     """Start what does not run, deploy, and return once every worker has reported to the server."""
     paths = ServicePaths(artifacts_dir)
     secrets = _server_secrets()
-    paths.home.mkdir(parents=True, exist_ok=True)  # a file there is named now, not in a failed start's log
+    paths.create()  # a file there is named now, not in a failed start's log
     with _exclusive(paths):
         state = State.read(paths.state)
         state.machine = state.machine or f"{platform.node()}-{uuid4().hex[:4]}"
@@ -325,8 +333,7 @@ def _start(
     pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `prefect COMMAND` and record it in ``state.json`` before any later step can fail."""
-    paths.logs.mkdir(parents=True, exist_ok=True)
-    with paths.log(name).open("ab") as log:
+    with _append(paths.log(name)) as log:
         logged = log.tell()
         child = subprocess.Popen(  # noqa: S603  # our own interpreter
             python_command("prefect", *command),
@@ -344,6 +351,11 @@ def _start(
     state.processes[name] = Process(pid=child.pid, started=started, url=url, logged=logged)
     state.write(paths.state)
     return child
+
+
+def _append(log: Path) -> IO[bytes]:
+    log.touch(PRIVATE_FILE)
+    return log.open("ab")
 
 
 def _output(paths: ServicePaths, name: str, logged: int) -> bytes:
@@ -366,7 +378,7 @@ def _failure(paths: ServicePaths, name: str, problem: str, logged: int, database
 
 def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
     """Deploy pools, deployments and automations in a subprocess, where Prefect's settings name this server."""
-    with paths.log("deploy").open("ab") as log:
+    with _append(paths.log("deploy")) as log:
         logged = log.tell()
         try:
             done = subprocess.run(  # noqa: S603  # our own interpreter and program

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from schemas.layout import Artifacts
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, subscribe
+from tasks.runtime.files import PRIVATE_FILE
 
 _LOGS_KEPT = 20
 _SECONDS_BETWEEN_EPOCH_LINES = 10
@@ -231,6 +232,7 @@ class Screen:
 
     def __init__(self, artifacts_dir: Path, progress: Progress, *, quiet: bool) -> None:
         self.log_path = new_log(Artifacts(artifacts_dir).logs)
+        self.log_path.touch(PRIVATE_FILE)
         self.log = self.log_path.open("a+b", buffering=0)
         # Like Python's own stderr: a character that the terminal cannot encode is escaped and ends no run.
         terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")

@@ -16,7 +16,7 @@ from schemas.layout import QUARANTINE_NAME, Artifacts
 from schemas.references import CsvSplit, ParquetSplit
 from tasks.data.csv_to_parquet import IngestFacts, ingest_csv, quarantined_share, require_budget
 from tasks.data.quarantine import quarantine_path
-from tasks.runtime.files import atomic_write, sha256_file
+from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
 from tasks.runtime.stage_cache import Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
         if facts.quarantined:
             # The stage's copy is verified with the stage. The other one may get lost.
+            (folder / QUARANTINE_NAME).touch(PRIVATE_FILE)
             shutil.copyfile(quarantine, folder / QUARANTINE_NAME)
         logger.debug("%s: %d rows to Parquet", csv.name, facts.rows)
         return {**asdict(facts), "sha256": sha256_file(folder / name)}
@@ -56,7 +57,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         # Lost, damaged, or with the same rows under other file names.
         if not quarantine.exists() or sha256_file(quarantine) != sha256_file(own):
             quarantine.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(quarantine) as temporary:
+            with atomic_write(quarantine, mode=PRIVATE_FILE) as temporary:
                 shutil.copyfile(own, temporary)
         require_budget(csv, facts, bad_rows, quarantine)
         message = "%s: %s, --bad-rows allows %s. The bad rows are in %s. The first: %s"

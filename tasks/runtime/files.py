@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from schemas.layout import is_litter
 from tasks.runtime.locks import abandoned, create_in_use
 
 logger = logging.getLogger(__name__)
+
+# Most permissions of rejected rows, logs and the state of services: they may quote data. A stricter umask takes more.
+PRIVATE_FILE, PRIVATE_FOLDER = 0o640, 0o750
 
 # Errors of file systems that cannot sync a file or a folder. Any other error is a failure to write.
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -79,12 +83,14 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield an empty temporary file beside ``path``. Rename it to ``path`` when the block ends without an error.
 
     An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
+
+    mode: most permissions of the file, from which the umask takes some.
     """
-    with _replacing(path, Path.touch) as temporary:
+    with _replacing(path, partial(Path.touch, mode=mode)) as temporary:
         yield temporary
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -138,6 +139,8 @@ def test_up_starts_what_is_missing_and_down_stops_all(checkout: Checkout) -> Non
     assert set(first["services"]) == {"server", "worker-cpu", "worker-gpu"}
     assert {process.pid for process in checkout.processes()} == set(_pids(first).values())
     assert all(Path(service["log"]).parent == Path(first["logs"]) for service in first["services"].values())
+    logs = [checkout.services / "state.json", *Path(first["logs"]).iterdir()]
+    assert {oct(stat.S_IMODE(path.stat().st_mode) & ~0o640) for path in logs} == {"0o0"}
     assert _pids(checkout.up()) == _pids(first)
 
     _kill(_pids(first)["server"])
