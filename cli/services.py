@@ -22,6 +22,7 @@ import psutil
 from pydantic import BaseModel, Field, ValidationError
 
 from cli.deploy import pool_names
+from cli.placeholders import require_chosen
 from cli.server_process import (
     HOST,
     authorization,
@@ -181,6 +182,7 @@ def up(artifacts_dir: Path) -> Status:
     """Start what does not run, deploy, and return once every worker has reported to the server."""
     paths = ServicePaths(artifacts_dir)
     secrets = _server_secrets()
+    require_chosen(secrets)
     paths.create()  # a file there is named now, not in a failed start's log
     with _exclusive(paths):
         state = State.read(paths.state)
