@@ -5,13 +5,14 @@ be set.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from schemas.errors import FashionAnnError, WrongUsage
 
-# In the example, and in the commands of the docs. Compared without punctuation and case.
+# In the example, and in the commands of the docs. Compared without dots, hyphens, underscores and case.
 _PLACEHOLDERS = {"", "changeme", "password"}
 _AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 _DATABASE_URLS = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
@@ -25,7 +26,7 @@ def require_chosen(variables: Mapping[str, str], required: Sequence[str] = ()) -
             raise WrongUsage(f"{name} is not set: set it to a value of your own, then start again.")
     for name in (*_AUTH_STRINGS, *_DATABASE_URLS, _PASSWORD):
         password = _password(name, variables[name]) if name in variables else None
-        if password is not None and "".join(filter(str.isalnum, password)).lower() in _PLACEHOLDERS:
+        if password is not None and re.sub("[._-]", "", password).lower() in _PLACEHOLDERS:
             raise WrongUsage(
                 f"{name} has a placeholder or nothing as its password: set one of your own, then start again."
             )

@@ -3,12 +3,14 @@
 import json
 import re
 import subprocess
+from importlib.metadata import requires
 
 import pytest
 
 from benchmarks import licences
 from benchmarks.audit import interpret
 from schemas.config import PROJECT_ROOT
+from tasks.runtime.fingerprint import installed_version
 
 INSTALL = (
     r"\b(?:pip3?|pipx|uvx|conda|easy_install|uv (?:pip|tool|add|run))\s(?:-\S+ )*(?:install|add|sync|--with)\b|\buvx\b"
@@ -105,3 +107,25 @@ def test_an_audit_that_did_not_happen_is_no_success(output: str, errors: str, st
     received, lines = interpret(output, errors)
     assert received == status
     assert lines[-1] == line
+
+
+def test_page_names_the_parsers_that_are_installed() -> None:
+    import h5py
+    import orjson
+    import pyarrow as pa
+    import pydantic_core
+    import yaml
+
+    page = (PROJECT_ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = {row.split("|")[2].split(",")[0].strip(): row for row in page.splitlines() if row.startswith("| ")}
+    assert rows["HDF5"].split("|")[2:4] == [f" HDF5, in h5py {h5py.__version__} ", f" {h5py.version.hdf5_version} "]
+    assert rows["Arrow"].split("|")[3] == f" {pa.__version__} "
+    assert f"PyYAML {yaml.__version__}" in rows["libyaml"]
+    assert f" {orjson.__version__}, {pydantic_core.__version__} " in rows["orjson and pydantic-core (Rust)"]
+    tensorflow = next(name for name in ("tensorflow-cpu", "tensorflow") if installed_version(name))
+    (bound,) = re.findall(r"h5py<(\d+\.\d+)", " ".join(requires(tensorflow) or []))
+    assert f"requires h5py below {bound}" in rows["HDF5"]
+
+
+def test_no_parser_of_images_or_xml_is_locked() -> None:
+    assert not {name for name, _ in licences.locked_packages()} & {"pillow", "lxml", "matplotlib", "opencv-python"}

@@ -46,6 +46,7 @@ def test_a_placeholder_is_refused_with_its_variable(name: str, value: str) -> No
     ("name", "value"),
     [
         (AUTH, "user:secret"),
+        (AUTH, "user:!#%&"),
         (CLIENT, "prefect:a:password"),
         (DATABASE, "sqlite+aiosqlite:////var/lib/prefect.db"),
         (DATABASE, "postgresql+asyncpg://prefect@/prefect?host=/var/run/postgresql"),
