@@ -70,9 +70,9 @@ def test_example_has_a_placeholder_for_every_password() -> None:
 
 @pytest.mark.parametrize("module", ["cli.placeholders", "cli.main up"])
 def test_a_placeholder_starts_nothing(module: str, tmp_path: Path) -> None:
+    (tmp_path / "services").touch()  # without the check nothing could start here either
     variables = {**os.environ, "FASHION_ANN_ARTIFACTS_DIR": str(tmp_path), AUTH: "user:CHANGE-ME"}
     command = [sys.executable, "-m", *module.split()]
     done = subprocess.run(command, cwd=PROJECT_ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 2
     assert f"{AUTH} has a placeholder or nothing as its password" in done.stderr.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
