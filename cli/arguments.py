@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from cli.environment import absolute_path
 from schemas.config import BadRows, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetName
 from schemas.errors import WrongUsage
@@ -29,10 +30,21 @@ class Argument:
         self.settings = settings
 
 
+def path_argument(text: str) -> str:
+    """Return the value of an argument that is a path, for ``type``: commands run in the checkout."""
+    try:
+        return absolute_path(text)
+    except WrongUsage as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def data_dir(purpose: str) -> Argument:
     """Return ``--data-dir``; ``purpose`` opens its help text."""
     return Argument(
-        "--data-dir", metavar="D", help=f"{purpose} (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout)"
+        "--data-dir",
+        type=path_argument,
+        metavar="D",
+        help=f"{purpose} (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout)",
     )
 
 
@@ -45,6 +57,7 @@ DATASET = Argument(
 COMMON_FLAGS = (
     Argument(
         "--artifacts-dir",
+        type=path_argument,
         metavar="D",
         help="folder that runs write to (default: $FASHION_ANN_ARTIFACTS_DIR, then artifacts/ of the checkout)",
     ),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cli.arguments import Argument, Commands, data_dir, print_result
+from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from cli.contract_page import contract_json, contract_text
 from schemas.config import artifacts_folder, data_folder, expanded
 from schemas.contract import SPLITS, contract_of
@@ -67,6 +67,7 @@ def _list_lines(files: Iterable["QuarantineFile"]) -> Iterator[str]:
             "file",
             metavar="FILE",
             nargs="?",
+            type=path_argument,
             help="a quarantine file (default: those of the CSVs that are in the data folder now)",
         ),
         Argument("--split", choices=SPLITS, help="export one split (default: both)"),

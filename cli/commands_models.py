@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.arguments import Argument, Commands, data_dir, print_result
+from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, VERDICT_NAME, Artifacts
@@ -178,7 +178,12 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     "compare",
     Argument("before", metavar="V", help="a number, or an alias such as champion"),
     Argument("after", metavar="W", help="another number or alias"),
-    Argument("--output", metavar="FILE.html", help="the page (default: comparisons/V-W.html in the artifacts folder)"),
+    Argument(
+        "--output",
+        type=path_argument,
+        metavar="FILE.html",
+        help="the page (default: comparisons/V-W.html in the artifacts folder)",
+    ),
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
     description="Print counts, and write the images to an HTML page. Uses the test predictions stored with each "

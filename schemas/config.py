@@ -21,12 +21,13 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_path() -> str:
-    """Return PYTHONPATH for child processes: the checkout, then the folders that the user set.
+    """Return PYTHONPATH for child processes: the checkout, then the absolute folders that the user set.
 
-    The names of our packages are common words, so a folder that the user set may contain a ``tasks.py``.
+    The names of our packages are common words, so a folder that the user set may contain a ``tasks.py``. A relative or
+    empty entry is in the working directory, from which nothing is imported.
     """
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *filter(None, folders)]))
+    folders = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *folders]))
 
 
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch

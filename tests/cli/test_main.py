@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from cli.arguments import path_argument
 from cli.contract_page import PAGE
 from cli.main import COMMANDS
 from schemas.config import PROJECT_ROOT, TrainingConfig
@@ -152,6 +153,25 @@ def test_gc_reports_a_read_only_store(run: Run, store: Path, monkeypatch: pytest
     assert (status, out) == (1, "")
     assert err == f"fashion-ann gc: {store / 'versions' / '0001'}: Read-only file system.\n"
     assert run("gc", "--keep", "1", "--dry-run")[0] == 0
+
+
+def test_paths_are_those_of_the_callers_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", "by-variable")
+    assert str(tmp_path / "by-variable" / "models") in run("versions")[1]
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / "by-flag" / "models") in run("versions", "--artifacts-dir", "./by-flag")[1]
+
+
+def test_every_argument_for_a_path_is_made_absolute() -> None:
+    """The commands run in the checkout, so a relative path would name another file there."""
+    paths = {"D", "FILE", "FILE.html", "OUT", "IMAGES"}
+    other = {"V", "W", "N", "X", "R", "NAME"}
+    for command in COMMANDS.values():
+        for argument in (argument for group in command.arguments for argument in group):
+            metavar = argument.settings.get("metavar")
+            assert metavar is None or metavar in paths | other, metavar
+            assert (argument.settings.get("type") is path_argument) == (metavar in paths), argument.names
 
 
 def test_alias_names_a_version_everywhere(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
