@@ -70,7 +70,8 @@ COMMON_FLAGS = (
 class Command:
     """A command. ``arguments`` are its own ones, in groups of which at most one argument may be given.
 
-    ``when_stopped`` is printed after an interrupt. Without ``dataset`` the command has no ``--dataset``.
+    ``when_stopped`` is printed after an interrupt. Without ``dataset`` the command has no ``--dataset``. A command that
+    writes files requires separate folders for data and artifacts.
     """
 
     run: Run
@@ -78,16 +79,17 @@ class Command:
     help: str
     description: str
     dataset: bool
+    writes: bool
     when_stopped: str
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add all arguments to the parser, and ``run``, ``prog`` and ``when_stopped`` to the options it returns."""
+        """Add all arguments to the parser, and those of ``set_defaults`` to the options that it returns."""
         common = [(flag,) for flag in (*COMMON_FLAGS, *([DATASET] if self.dataset else []))]
         for group in (*common, *self.arguments):
             target = parser if len(group) == 1 else parser.add_mutually_exclusive_group()
             for entry in group:
                 target.add_argument(*entry.names, **entry.settings)
-        parser.set_defaults(run=self.run, prog=parser.prog, when_stopped=self.when_stopped)
+        parser.set_defaults(run=self.run, prog=parser.prog, writes=self.writes, when_stopped=self.when_stopped)
 
 
 class Commands(dict[str, Command]):
@@ -100,6 +102,7 @@ class Commands(dict[str, Command]):
         help: str,
         description: str | None = None,
         dataset: bool = True,
+        writes: bool = True,
         when_stopped: str = "Nothing was changed.",
     ) -> Callable[[Run], Run]:
         """Return a decorator of the function that runs the command; a tuple of arguments excludes one another."""
@@ -107,7 +110,7 @@ class Commands(dict[str, Command]):
 
         def register(run: Run) -> Run:
             text = description or f"{help[0].upper()}{help[1:]}."
-            self[name] = Command(run, groups, help, text, dataset, when_stopped)
+            self[name] = Command(run, groups, help, text, dataset, writes, when_stopped)
             return run
 
         return register

@@ -17,7 +17,7 @@ from typing import NoReturn
 from cli import commands_data, commands_models, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
-from schemas.config import PROJECT_ROOT
+from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.errors import FashionAnnError
 
 COMMANDS = commands_run.commands | commands_data.commands | commands_models.commands | commands_services.commands
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"{options.prog}: warning: {warning}", file=sys.stderr)
         # Prefect and other libraries read settings from the working directory, and settings can name code to import.
         os.chdir(PROJECT_ROOT)
+        if options.writes:
+            separate_folders(options.artifacts_dir, getattr(options, "data_dir", None))
         options.run(options)
     except (KeyboardInterrupt, Terminated) as stopped:
         # A second signal must not interrupt the shutdown.
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command. Parsed options have ``run``, ``prog`` and ``when_stopped``."""
+    """Return the parser of every command. Parsed options have ``run``, ``prog``, ``writes`` and ``when_stopped``."""
     # No abbreviations: a new flag with the same first letters would change what they mean.
     parser = argparse.ArgumentParser(
         prog="fashion-ann",

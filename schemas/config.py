@@ -112,6 +112,23 @@ def data_folder(given: str | Path | None = None) -> Path:
     return _folder(given, "FASHION_ANN_DATA_DIR", _DATA_FOLDER)
 
 
+def separate_folders(artifacts_dir: str | Path | None = None, data_dir: str | Path | None = None) -> tuple[Path, Path]:
+    """Return `artifacts_folder` and `data_folder`. Raises `WrongUsage` if one is inside the other, or both are one.
+
+    Runs write to folders below the artifacts folder, such as data/, and garbage collection deletes there.
+    """
+    artifacts, data = artifacts_folder(artifacts_dir), data_folder(data_dir)
+    places = {"artifacts": Path(os.path.realpath(artifacts)), "data": Path(os.path.realpath(data))}
+    for outer, inner in (("artifacts", "data"), ("data", "artifacts")):
+        if places[inner].is_relative_to(places[outer]):
+            raise WrongUsage(
+                f"The {inner} folder {places[inner]} is inside the {outer} folder {places[outer]}. Expected separate "
+                "folders, because `fashion-ann gc` deletes in the artifacts folder. Name others with --data-dir and "
+                "--artifacts-dir, or with FASHION_ANN_DATA_DIR and FASHION_ANN_ARTIFACTS_DIR."
+            )
+    return artifacts, data
+
+
 def is_default_data_folder(folder: Path) -> bool:
     """Return whether ``folder`` is data/ of the checkout. If that is a link, it names another folder, and none is."""
     return os.path.realpath(folder) == str(PROJECT_ROOT / _DATA_FOLDER)
