@@ -14,7 +14,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
-from pydantic import BaseModel, Field, Json, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker, StoredArtifactError
@@ -31,47 +31,32 @@ _LARGEST_RESULT = 1_000_000  # bytes; a result has a few thousand
 _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
 
 
-class _Serializer(BaseModel):
-    type: Literal["json"]
-    jsonlib: Literal["json"]
-    object_decoder: Literal["prefect.serializers.prefect_json_object_decoder"]
-
-
-class _Metadata(BaseModel):
-    serializer: _Serializer
-
-
 class _Result(BaseModel):
+    """The content of the file that Prefect writes for the result of fit-model, with its JSON serializer."""
+
     class_name: Literal["schemas.references.TrainedModel"] = Field(alias="__class__")
     data: TrainedModel
-
-
-class _ResultRecord(BaseModel):
-    """The file that Prefect's JSON serializer writes for the result of fit-model."""
-
-    metadata: _Metadata
-    result: Json[_Result]
 
 
 def read_result(path: Path) -> TrainedModel:
     """Return the result of a run of fit-model, which Prefect stored in ``path``.
 
-    Prefect would run the serializer that the file names, and would import the classes in its JSON. This reads JSON of
-    one class only, and raises `StoredArtifactError` for anything else.
+    If the file names a serializer, such as pickle, Prefect would run it. It would also import any class in the JSON.
+    This reads JSON of one class only, and raises `StoredArtifactError` for anything else.
     """
     try:
         if path.is_symlink() or not path.is_file():
             raise FileNotFoundError(None, "no such file")
         with path.open("rb") as file:
             content = file.read(_LARGEST_RESULT)
-        return _ResultRecord.model_validate_json(content).result.data
+        return _Result.model_validate_json(content).data
     except (OSError, ValidationError) as error:
         received = getattr(error, "strerror", None)
         if isinstance(error, ValidationError):
             fault = error.errors(include_url=False)[0]
             received = f"{'.'.join(map(str, fault['loc'])) or 'content'} {str(fault['input'])[:40]!r}: {fault['msg']}"
         raise StoredArtifactError(
-            f"{path}: expected the result of {DEPLOYMENT} as JSON, received {received}. Nothing was loaded from it. "
+            f"{path}: expected the JSON of a {TrainedModel.__name__}, received {received}. Nothing was loaded from it. "
             "Remove the file, and run again."
         ) from error
 
