@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.arguments import Argument, Commands, data_dir, print_result
+from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, VERDICT_NAME, Artifacts
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cli.server_process import ApiProblem
     from schemas.store import AliasEvent, Manifest
     from tasks.registry.champion import Move
+    from tasks.registry.gc import Plan
     from tasks.registry.store import ModelStore, VersionSummary
 
 commands = Commands()
@@ -38,7 +39,7 @@ def _empty(store: "ModelStore") -> str:
     return f"No version in {store.root} yet. `fashion-ann train` creates one."
 
 
-@commands.add("versions", help="list the model versions")
+@commands.add("versions", help="list the model versions", writes=False)
 def _versions(options: argparse.Namespace) -> None:
     store = _store(options)
     versions = store.summaries()
@@ -62,7 +63,7 @@ def _version_rows(versions: Iterable["VersionSummary"]) -> Iterator[str]:
         yield f"{row.version:>7}  {facts}  {', '.join(marks)}".rstrip()
 
 
-@commands.add("show", _VERSION, help="show the details of a version")
+@commands.add("show", _VERSION, help="show the details of a version", writes=False)
 def _show(options: argparse.Namespace) -> None:
     store = _store(options)
     version = store.version(options.version)
@@ -92,7 +93,9 @@ def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
         yield f"  {entry['sha256']}  {entry['bytes']:>9}  {shown['path']}/{name}"
 
 
-@commands.add("why", _VERSION, help="show why a version was promoted or not, and the cache key of each stage")
+@commands.add(
+    "why", _VERSION, help="show why a version was promoted or not, and the cache key of each stage", writes=False
+)
 def _why(options: argparse.Namespace) -> None:
     store = _store(options)
     version = store.version(options.version)
@@ -130,6 +133,7 @@ def _why_lines(manifest: "Manifest", verdict: dict[str, Any], events: Iterable["
     help="print the path of a version's report after checking its digest",
     description="Print the path of the HTML report: verdict, metrics, most confident errors, data, provenance and "
     "the commands that reproduce the version.",
+    writes=False,
 )
 def _report(options: argparse.Namespace) -> None:
     version = _store(options).version(options.version)
@@ -178,7 +182,12 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     "compare",
     Argument("before", metavar="V", help="a number, or an alias such as champion"),
     Argument("after", metavar="W", help="another number or alias"),
-    Argument("--output", metavar="FILE.html", help="the page (default: comparisons/V-W.html in the artifacts folder)"),
+    Argument(
+        "--output",
+        type=path_argument,
+        metavar="FILE.html",
+        help="the page (default: comparisons/V-W.html in the artifacts folder)",
+    ),
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
     description="Print counts, and write the images to an HTML page. Uses the test predictions stored with each "
@@ -310,6 +319,7 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
         Argument("--all", action="store_true", help="verify every version"),
     ),
     help="hash every file, load the model in a fresh process and repeat its golden predictions",
+    writes=False,
 )
 def _verify(options: argparse.Namespace) -> None:
     from tasks.registry.verify import log_fault, verify_each
@@ -347,18 +357,25 @@ def _verify(options: argparse.Namespace) -> None:
     Argument("--dry-run", action="store_true", help="list what would be deleted, and delete nothing"),
     help="delete old versions and unreferenced artifacts",
     description="Keep versions with an alias, the champion's predecessor, the newest N, damaged versions, and "
-    "the artifacts that all of these were built from. Delete every other version, stage output and checkpoint, and "
-    "temporary files of killed runs.",
+    "the artifacts that all of these were built from. List and delete every other version, stage output and "
+    "checkpoint, and temporary files of killed runs. A folder stays if it contains a file that no run wrote.",
     when_stopped="Each deletion is complete. Run it again to delete the rest.",
 )
 def _gc(options: argparse.Namespace) -> None:
     from tasks.registry.gc import collect, plan
 
-    do = plan if options.dry_run else collect
-    result = do(artifacts_folder(options.artifacts_dir), options.dataset, options.keep)
-    lines = [f"{entry.kind:<10}  {entry.bytes:>13,}  {entry.path}" for entry in result.removed]
+    def list_removals(planned: "Plan") -> None:
+        for entry in planned.removed:
+            line = f"{entry.kind:<10}  {entry.bytes:>13,}  {entry.path}"
+            print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    artifacts_dir = artifacts_folder(options.artifacts_dir)
+    if options.dry_run:
+        list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
+    else:
+        result = collect(artifacts_dir, options.dataset, options.keep, announce=list_removals)
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"
     counts = {"bytes": result.bytes, "dry_run": options.dry_run}
-    print_result(options, {**asdict(result), **counts}, [*lines, *result.notes, total])
+    print_result(options, {**asdict(result), **counts}, [*result.notes, total])

@@ -23,6 +23,7 @@ commands = Commands()
     "PREFECT_API_URL. A second call changes nothing. An operator's changes on the server, such as a pause, stay "
     "and are printed. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives notifications.",
     dataset=False,
+    writes=False,
     when_stopped="The deployment may be incomplete. Run the same command again to complete it.",
 )
 def _deploy(options: argparse.Namespace) -> None:
@@ -45,6 +46,7 @@ def _deploy(options: argparse.Namespace) -> None:
     help="check Python, lock, GPU, Prefect, pools, database, schedules, disk, data, store and champion",
     description="Check the requirements of a run, one line each, with a fix for each failure. Changes nothing. "
     "Exit status 1 if a check fails. Warnings leave it at 0.",
+    writes=False,
 )
 def _doctor(options: argparse.Namespace) -> None:
     from cli.doctor import examine
@@ -85,6 +87,7 @@ def _up(options: argparse.Namespace) -> None:
     description="Stop active flow runs, which become crashed, then the workers, then the server. History, "
     "schedules, results and logs are kept for the next `fashion-ann up`.",
     dataset=False,
+    writes=False,
     when_stopped="Run it again to stop the rest.",
 )
 def _down(options: argparse.Namespace) -> None:
@@ -100,6 +103,7 @@ def _down(options: argparse.Namespace) -> None:
     help="show which services of `up` are running",
     description="Print one line per service. Exit status 1 if one is not running. Changes nothing.",
     dataset=False,
+    writes=False,
 )
 def _status(options: argparse.Namespace) -> None:
     from cli.services import status

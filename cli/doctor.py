@@ -18,7 +18,7 @@ from pathlib import Path
 from cli.arguments import counted
 from cli.deploy import pool_names
 from cli.server_process import api_problem, prefect_settings
-from schemas.config import PROJECT_ROOT
+from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from tasks.runtime.fingerprint import installed_extra, installed_version
@@ -76,7 +76,7 @@ def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.na
             run_check("pools", check_pools),
             run_check("database", check_database),
             run_check("schedules", check_schedules),
-            run_check("disk", lambda: check_disk(artifacts_dir)),
+            run_check("disk", lambda: check_disk(separate_folders(artifacts_dir, data_dir)[0])),
             run_check("data", lambda: check_data(data_dir, contract_of(dataset))),
             run_check("store", lambda: check_store(artifacts_dir, dataset)),
             run_check("champion", lambda: check_champion(artifacts_dir, dataset)),

@@ -66,7 +66,7 @@ def prefect_settings() -> "Settings":
             problem = f"{error.title}: {'; '.join(faults)}"
         raise ServerUnavailable(
             f"Prefect's settings cannot be read: {problem}. They are in variables PREFECT_.., in .env and prefect.toml "
-            "of the working directory, and in the file of the profiles (PREFECT_PROFILES_PATH)."
+            "of the checkout, and in the file of the profiles (PREFECT_PROFILES_PATH)."
         ) from error
     finally:
         logging.disable(logging.NOTSET)

@@ -215,9 +215,7 @@ def _require_same_data(state: State) -> None:
 
 def _server_secrets() -> dict[str, str]:
     """Return the server's password and database, from any place in the checkout where Prefect reads settings."""
-    # Prefect reads its settings files when it is imported. The services start in this folder, too.
-    with contextlib.chdir(PROJECT_ROOT):
-        server = prefect_settings().server
+    server = prefect_settings().server
     secrets = {}
     if server.api.auth_string is not None:
         secrets[_AUTH] = server.api.auth_string.get_secret_value()

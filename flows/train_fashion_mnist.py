@@ -14,8 +14,7 @@ from schemas.config import (
     TrainingConfig,
     TrainOn,
     WorkerSeconds,
-    artifacts_folder,
-    data_folder,
+    separate_folders,
 )
 from schemas.contract import DatasetName
 from schemas.references import ModelVersion
@@ -57,7 +56,7 @@ def train_fashion_mnist(
     bad_rows: number or share ("0.5%") of a split's rows that may be bad. They are quarantined.
     fetch: download the published data into any folder without CSVs, not only into data/ of the checkout.
     """
-    artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
+    artifacts, data_home = separate_folders(artifacts_dir, data_dir)
     with pipeline_session(artifacts, prestart_trainer=train_on == "here"):
         csvs = fetch_csvs(dataset, data_home, opted_in=fetch, announced=data_digest is not None)
         if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):

@@ -36,7 +36,7 @@ VERSIONS_FOLDER = "versions"
 INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
 
-_VALIDATION_FOLDER = "validation"
+VALIDATION_FOLDER = "validation"
 
 # Files and folders that operating systems and programs leave: macOS, Windows, Synology and QNAP, NFS, FUSE, SMB,
 # desktops, LibreOffice, vim.
@@ -46,6 +46,22 @@ _LITTER = re.compile(
     r"|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.smbdelete.*|\.Trash-\d+|\.directory|\.~lock\..*#|\..*\.sw[a-p]",
     re.IGNORECASE,
 )
+
+
+# Temporary names, see `tasks.runtime.files.temporary_name`.
+_TEMPORARY = re.compile(r"\.(?P<of>.+)\.[0-9a-f]+\.tmp")
+_SHORT_KEY = re.compile(r"[0-9a-f]{16}")
+
+
+def name_of_temporary(name: str) -> str | None:
+    """Return the name whose content is in a temporary file or folder, None if ``name`` is not temporary."""
+    match = _TEMPORARY.fullmatch(name)
+    return match and match["of"]
+
+
+def is_short_key(name: str) -> bool:
+    """Return whether ``name`` has the form that `short_key` returns."""
+    return _SHORT_KEY.fullmatch(name) is not None
 
 
 def is_litter(name: str) -> bool:
@@ -70,7 +86,7 @@ def labels_name(split: str) -> str:
 
 def validation_folder(parquet: Path) -> Path:
     """Return the folder of the verdicts on a Parquet file: it is stored with the data."""
-    return parquet.parent / _VALIDATION_FOLDER
+    return parquet.parent / VALIDATION_FOLDER
 
 
 class Artifacts:
@@ -102,4 +118,4 @@ class Artifacts:
     def stage_folders(self) -> Iterator[Path]:
         """Yield the folders that hold stage outputs, one folder per key; those of validate after the data."""
         yield from (self.ingested, self.prepared, self.trained, self.evaluated)
-        yield from sorted(self.ingested.glob(f"*/{_VALIDATION_FOLDER}"))
+        yield from sorted(self.ingested.glob(f"*/{VALIDATION_FOLDER}"))

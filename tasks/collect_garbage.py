@@ -35,7 +35,7 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
     # First, because an event describes a version that may be deleted below.
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
     try:
-        plan = gc.collect(artifacts_dir, dataset, keep, seconds)
+        plan = gc.collect(artifacts_dir, dataset, keep, seconds, _log_removals)
     except LockHeld as error:
         plan = gc.Plan((), (), (str(error),), run_active=True)
     totals: dict[str, list[int]] = defaultdict(list)
@@ -57,3 +57,8 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
         notes=plan.notes,
         run_active=plan.run_active,
     )
+
+
+def _log_removals(plan: gc.Plan) -> None:
+    for removal in plan.removed:
+        logger.info("to be deleted: %s %s, %d bytes", removal.kind, removal.path, removal.bytes)

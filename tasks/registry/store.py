@@ -18,7 +18,15 @@ from functools import cache
 from pathlib import Path
 
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
-from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts, is_litter
+from schemas.layout import (
+    ALIAS_LOG_NAME,
+    MANIFEST_NAME,
+    PROFILE_NAME,
+    VERSIONS_FOLDER,
+    Artifacts,
+    is_litter,
+    name_of_temporary,
+)
 from schemas.store import AliasEvent, Manifest, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
@@ -49,14 +57,18 @@ class StoredVersion:
 
         Litter of the system is logged and ignored: no reader opens a file that the manifest does not name.
         """
+        if litter := self.check_names():
+            _warn_of_litter(self.folder, ", ".join(litter))
+        for name in self.manifest.files:
+            self.path(name)
+
+    def check_names(self) -> list[str]:
+        """Return the names of litter. Raises `StoredArtifactError` for another file that the manifest does not name."""
         unnamed = sorted({entry.name for entry in self.folder.glob("*")} - {MANIFEST_NAME, *self.manifest.files})
         for name in unnamed:
             if not is_litter(name):
                 raise StoredArtifactError(f"{self.folder / name} is not named by the manifest. Remove it.")
-        if unnamed:
-            _warn_of_litter(self.folder, ", ".join(unnamed))
-        for name in self.manifest.files:
-            self.path(name)
+        return unnamed
 
     def path(self, name: str) -> Path:
         """Return the path of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
@@ -253,7 +265,12 @@ class ModelStore:
         In this order, because a folder whose removal has begun counts as a version again without its temporary file.
         """
         discarded = [folder for folder in self._folders() if is_discarded(folder, MANIFEST_NAME)]
-        return [*sorted(discarded), *sorted(self._versions.glob(".*.tmp"))]
+        temporaries = [
+            path
+            for path in self._versions.glob(".*.tmp")
+            if _VERSION_FOLDER.fullmatch((name_of_temporary(path.name) or "").removesuffix(f".{MANIFEST_NAME}"))
+        ]
+        return [*sorted(discarded), *sorted(temporaries)]
 
     def recover(self, *, restore: bool = False) -> list[str]:
         """Complete or undo what a killed writer left. Return what was done, for people. The caller holds `lock`.

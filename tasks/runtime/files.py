@@ -133,6 +133,12 @@ def is_mount_point(path: Path) -> bool:
     return any(mount.mountpoint == str(path) for mount in psutil.disk_partitions(all=True))
 
 
+def contains_mount_point(folder: Path) -> bool:
+    """Return whether something is mounted on ``folder`` or below it."""
+    real = folder.resolve()
+    return any(Path(mount.mountpoint).is_relative_to(real) for mount in psutil.disk_partitions(all=True))
+
+
 def remove_path(path: Path) -> None:
     """Remove a file, a link or a whole folder, if it exists. The target of a link stays."""
     if not path.is_dir() or path.is_symlink():

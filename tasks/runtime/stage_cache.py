@@ -126,17 +126,27 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
     Raises `StoredArtifactError` if the record or a file is missing or was changed.
     """
-    path = folder / RECORD_NAME
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        expected = record.pop("record_sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error!r}).") from error
-    if (actual := digest_of(record)) != expected:
-        raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
+    record = read_record(folder)
     for name, entry in record["files"].items():
         file = folder / name
         actual = sha256_file(file) if file.is_file() else "no file"
         if actual != entry["sha256"]:
             raise StoredArtifactError(f"{file}: expected sha256 {entry['sha256']}, received {actual}.")
+    return record
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a finished stage, after verifying its digest. The files that it lists are not verified.
+
+    Raises `StoredArtifactError` if the record is missing or was changed.
+    """
+    path = folder / RECORD_NAME
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        expected = record.pop("record_sha256")
+        actual = digest_of(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error!r}).") from error
+    if actual != expected:
+        raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
     return record

@@ -23,6 +23,7 @@ from tasks.runtime.locks import lock
 from tests.field_faults import field_fault
 from tests.flows.conftest import Command
 from tests.sample import SAMPLE
+from tests.traps import set_traps
 
 # The default floor is for 60,000 images. A model of 1,000 images is below it.
 NO_FLOOR = ("--minimum-accuracy", "0", "--minimum-recall", "0")
@@ -345,14 +346,30 @@ def test_failed_start_names_the_observed_cause(
 
 @field_fault(
     "environment of the machine",
-    "PREFECT_SERVER_API_AUTH_STRING is in .env, proxies are set, and no server runs",
+    "PREFECT_SERVER_API_AUTH_STRING is in a Prefect profile, proxies are set, and no server runs",
     "`train` uses the password for its own server, and reaches it without the proxies",
 )
-def test_trains_with_a_password_in_env_file_and_proxies(without_api: Command, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("PREFECT_SERVER_API_AUTH_STRING=user:secret\n")
+def test_trains_with_a_password_in_a_profile_and_proxies(without_api: Command, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "profiles.toml").write_text(
+        'active = "mine"\n[profiles.mine]\nPREFECT_SERVER_API_AUTH_STRING = "user:secret"\n'
+    )
     nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "https_proxy": "127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
     other = {"PREFECT_API_AUTH_STRING": "another:server"}
     done = Command({**without_api.environment, **nowhere, **other}).run("train", "--epochs", "1", "--quiet", *FLAGS)
     assert done.returncode == 0, done.stderr
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("warning: batch_size 64")
+
+
+def test_trains_where_the_working_directory_has_traps(without_api: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "trapped"
+    folder.mkdir()
+    marks = set_traps(folder)
+    command = [Path(sys.executable).with_name("fashion-ann"), "train", "--epochs", "1", "--quiet", *FLAGS]
+    variables = {**without_api.environment, "FASHION_ANN_ARTIFACTS_DIR": "../artifacts"}
+    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True)
+    assert [mark.name for mark in marks.iterdir()] == []
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("created version 1")
+    assert ModelStore.of(tmp_path / "artifacts", "fashion-mnist").numbers() == [1]

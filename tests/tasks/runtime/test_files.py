@@ -12,6 +12,7 @@ import pytest
 from tasks.runtime.files import (
     atomic_folder,
     atomic_write,
+    contains_mount_point,
     describe_files,
     discard_folder,
     is_discarded,
@@ -166,3 +167,9 @@ def test_a_folder_with_unstable_inodes_is_removed(folder: Path, monkeypatch: pyt
         remove_path(folder)
     assert not folder.exists()
     assert folder.parent.exists()
+
+
+def test_finds_mount_points_below_a_folder(tmp_path: Path) -> None:
+    assert contains_mount_point(Path("/proc"))
+    assert contains_mount_point(Path("/"))
+    assert not contains_mount_point(tmp_path)
