@@ -22,6 +22,7 @@ PREDICTIONS_NAME = "test_predictions.parquet"
 MANIFEST_NAME = "manifest.json"
 VERDICT_NAME = "verdict.json"
 REPORT_NAME = "report.html"
+BOM_NAME = "bom.cdx.json"  # CycloneDX; missing in versions of older releases
 # Every version has these; its manifest may name more.
 STORED_NAMES = frozenset(
     {TOPOLOGY_NAME, WEIGHTS_NAME, GOLDEN_NAME, METRICS_NAME, PREDICTIONS_NAME, VERDICT_NAME, REPORT_NAME}

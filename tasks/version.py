@@ -29,6 +29,7 @@ from schemas.layout import (
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import VersionFacts
 from tasks.registry.alias_log import CHAMPION, alias_event
+from tasks.registry.bom import write_bom
 from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
 from tasks.registry.provenance import collect_facts
 from tasks.registry.store import ModelStore, StoredVersion
@@ -85,6 +86,7 @@ def version(
         facts = collect_facts(
             data, prepared, trained, evaluation, config, promotion, verdict, event, key, _seconds_since_start()
         )
+        write_bom(folder, number, facts)
         images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
         write_report(folder, number, facts.as_json(), images, contract_of(prepared.dataset))
         return facts

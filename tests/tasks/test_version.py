@@ -112,7 +112,7 @@ def test_the_first_version_becomes_champion(add: Any, store: ModelStore) -> None
     assert added.path == store.root / "versions" / "0001"
     assert {path.name for path in added.path.iterdir()} == {
         *("topology.json", "model.weights.h5", "metrics.json", "profile.json", "report.html"),
-        *("golden.json", "verdict.json", "test_predictions.parquet", "manifest.json"),
+        *("golden.json", "verdict.json", "test_predictions.parquet", "manifest.json", "bom.cdx.json"),
     }
     assert store.aliases_of(1) == ["champion"]
 
