@@ -5,6 +5,7 @@ from collections.abc import MutableMapping
 from urllib.parse import urlsplit
 
 from schemas.config import python_path
+from tasks.registry.signatures import SIGNING_VARIABLE, VERIFY_VARIABLE
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # A URL with 0.0.0.0 reaches this machine, too.
@@ -20,6 +21,10 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
     # Compose passes an unset variable as an empty one. Prefect would use the working directory.
     if not variables.get("PREFECT_HOME", "set"):
         del variables["PREFECT_HOME"]
+    # Workers and their flow runs have another working directory.
+    for name in (SIGNING_VARIABLE, VERIFY_VARIABLE):
+        if variables.get(name):
+            variables[name] = os.path.abspath(os.path.expanduser(variables[name]))  # noqa: PTH100, PTH111  # never raises
     return exclude_loopback_from_proxies(variables)
 
 

@@ -20,6 +20,7 @@ PREDICTIONS_NAME = "test_predictions.parquet"
 
 # Further files of a version's folder.
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"  # Ed25519 signature of the manifest's bytes; the manifest does not name it
 VERDICT_NAME = "verdict.json"
 REPORT_NAME = "report.html"
 BOM_NAME = "bom.cdx.json"  # CycloneDX; missing in versions of older releases

@@ -1,10 +1,11 @@
-"""Proxies and HOME in the environment of this process."""
+"""Proxies, HOME and key files in the environment of this process."""
 
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
@@ -123,3 +124,10 @@ def test_empty_home_of_prefect_counts_as_unset() -> None:
     variables = {"HOME": "/home/me", "PREFECT_HOME": ""}
     prepare_environment(variables)
     assert "PREFECT_HOME" not in variables
+
+
+def test_key_files_are_absolute_for_workers() -> None:
+    variables = {"FASHION_ANN_SIGNING_KEY": "~nobody-here/key.pem", "FASHION_ANN_VERIFY_KEY": "", "HOME": "/home/a"}
+    prepare_environment(variables)
+    assert variables["FASHION_ANN_SIGNING_KEY"] == str(Path.cwd() / "~nobody-here" / "key.pem")
+    assert variables["FASHION_ANN_VERIFY_KEY"] == ""
