@@ -42,7 +42,7 @@ def write_bom(folder: Path, number: int, facts: VersionFacts) -> None:
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": "supervised"},
-                "task": "image classification",
+                "task": "classification",
                 "datasets": data_refs,
             }
         },

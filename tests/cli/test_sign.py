@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.registry.signatures import fingerprint, verify_key
+from cli.doctor import check_store, run_check
+from tasks.registry.signatures import fingerprint, signing_key, verify_key
 from tasks.registry.store import ModelStore
 from tests.cli.conftest import Run
 from tests.keys import write_keys
@@ -112,6 +113,17 @@ def test_a_wrong_trusted_key_accepts_nothing(
     status, out, err = run(command, *arguments.get(command, []))
     assert (status, out) == (2, "")
     assert "FASHION_ANN_VERIFY_KEY: expected a PEM file" in err
+
+
+def test_doctor_reports_a_champion_that_is_not_accepted(private: Path, store: ModelStore) -> None:
+    artifacts = store.root.parent.parent
+    check = run_check("store", lambda: check_store(artifacts))
+    assert check.ok is False
+    assert check.says.startswith("Version 2 is not accepted")
+    key = signing_key(str(private))
+    assert key is not None
+    store.sign(2, key)
+    assert check_store(artifacts).startswith("3 versions, all intact, champion 2")
 
 
 def test_show_describes_also_what_is_not_accepted(

@@ -246,17 +246,26 @@ def test_another_key_replaces_the_signature(
         store.version(1).accept()
 
 
-def test_a_killed_sign_leaves_nothing_in_the_version(store: ModelStore, keys: tuple[Path, Path]) -> None:
-    """The signature is written beside the version, and then renamed into it."""
-    folder = add_stored(store.root).folder
-    leftover = folder.with_name(f".{folder.name}.0.tmp")
-    leftover.write_bytes(bytes(10))
-    assert store.leftovers() == [leftover]
-    sign(store, 1, keys[0]).accept()
-    with store.lock():
-        store.recover()
+def test_a_stopped_sign_leaves_the_version_as_it_was(
+    store: ModelStore, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed process leaves is beside the version, where the next writer removes it."""
+    add_stored(store.root)
+    before = sign(store, 1, keys[0])
+    left: list[Path] = []
+
+    def stop(path: Path) -> None:
+        left.extend(store.leftovers())
+        before.accept()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.registry.store.sync_to_disk", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sign(store, 1, write_keys(keys[0].parent, "new")[0])
+    assert len(left) == 1
     assert store.leftovers() == []
-    assert [path.name for path in folder.parent.iterdir()] == ["0001"]
+    before.accept()
 
 
 def test_a_damaged_version_is_not_signed(store: ModelStore, keys: tuple[Path, Path]) -> None:
