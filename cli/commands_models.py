@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
-from schemas.layout import METRICS_NAME, REPORT_NAME, VERDICT_NAME, Artifacts
+from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
@@ -73,7 +73,14 @@ def _show(options: argparse.Namespace) -> None:
         "metrics": json.loads(version.read(METRICS_NAME)),
         "aliases": store.aliases_of(version.number),
         "path": str(version.folder),
+        "signed": version.signature() is not None,
+        "signed_by": None,
+        "not_accepted": None,
     }
+    try:
+        shown["signed_by"] = version.signer()
+    except StoredArtifactError as error:  # no command uses such a version, but a person may look at it
+        shown["not_accepted"] = str(error)
     print_result(options, shown, _show_lines(shown), sort_keys=True)
 
 
@@ -89,6 +96,8 @@ def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
     for row in shown["metrics"]["per_class"]:
         scores = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
         yield f"  {row['name']:<12} {scores}  {row['rows']} rows"
+    signed_by = f" by {shown['signed_by']}" if shown["signed_by"] else ""
+    yield f"  {shown['not_accepted'] or ('signed' if shown['signed'] else 'not signed') + signed_by}"
     for name, entry in shown["files"].items():
         yield f"  {entry['sha256']}  {entry['bytes']:>9}  {shown['path']}/{name}"
 
@@ -311,6 +320,36 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
 
 
 @commands.add(
+    "sign",
+    _VERSION,
+    Argument(
+        "--key",
+        metavar="FILE",
+        help="PEM file with a private Ed25519 key and without a password (default: $FASHION_ANN_SIGNING_KEY)",
+    ),
+    help="sign the manifest of a version",
+    description="Check every file of version V, then sign its manifest, which covers them. An earlier signature is "
+    "replaced. With FASHION_ANN_VERIFY_KEY commands use only versions that its key accepts.",
+)
+def _sign(options: argparse.Namespace) -> None:
+    from tasks.registry.signatures import fingerprint, signing_key
+
+    key = signing_key(options.key)
+    if key is None:
+        raise WrongUsage("Expected a key: give --key FILE, or set FASHION_ANN_SIGNING_KEY.")
+    store = _store(options)
+    version = store.sign(store.resolve(options.version), key)
+    signer = fingerprint(key.public_key())
+    result = {
+        "version": version.number,
+        "manifest_sha256": version.manifest.manifest_sha256,
+        "signature": version.folder / SIGNATURE_NAME,
+        "signed_by": signer,
+    }
+    print_result(options, result, [f"version {version.number}: signed with the key {signer}"], sort_keys=True)
+
+
+@commands.add(
     "verify",
     (
         Argument(
@@ -336,7 +375,7 @@ def _verify(options: argparse.Namespace) -> None:
         if not options.json:
             print(
                 f"version {result.version}: {result.files} files intact; golden predictions match (largest difference "
-                f"{result.golden_difference:.1g})"
+                f"{result.golden_difference:.1g})" + (f"; signed by {result.signed_by}" if result.signed_by else "")
             )
     print_result(options, results, [] if results else [_empty(store)])
     if options.all and (fault := log_fault(store)) is not None:

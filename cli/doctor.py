@@ -21,7 +21,7 @@ from cli.server_process import api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
-from tasks.runtime.fingerprint import installed_extra, installed_version
+from tasks.runtime.fingerprint import installed_extra, installed_version, locked_packages
 
 MIN_FREE_BYTES = 1_000_000_000
 # Above it, queries of Prefect's server and backups become slow. Ninety days of our schedules need less.
@@ -143,15 +143,7 @@ def check_lock(lock: Path | None = None) -> str:
 
 def locked_versions(lock: str) -> dict[str, str]:
     """Return name and version of each requirement of a lock whose marker applies to this platform."""
-    from packaging.requirements import Requirement
-
-    lines = (line.partition(" --hash=")[0].strip() for line in lock.replace("\\\n", " ").splitlines())
-    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {
-        requirement.name: next(iter(requirement.specifier)).version
-        for requirement in requirements
-        if requirement.marker is None or requirement.marker.evaluate()
-    }
+    return {name: version for name, (version, _) in locked_packages(lock).items()}
 
 
 # In a subprocess, because TensorFlow prints to stderr when it is imported and may hang in a driver.
@@ -471,6 +463,8 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
         store.history()
     except StoredArtifactError as error:
         raise Broken(f"{error}{suffix}", "Restore the log from a copy.") from error
+    if champion is not None:
+        store.version(champion).signer()
     current = f"champion {champion}" if champion is not None else "no champion"
     unread = f"{len(other_layout)} of another layout, the others" if other_layout else "all"
     return f"{counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"

@@ -11,7 +11,7 @@ from schemas.errors import WrongUsage
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # Variables with one path.
-_PATH = re.compile(r"((FASHION_ANN|PREFECT)_(\w+_)?|SSL_CERT_)(HOME|DIR|DIRECTORY|FILE|PATH)|TMPDIR")
+_PATH = re.compile(r"((FASHION_ANN|PREFECT)_(\w+_)?|SSL_CERT_)(HOME|DIR|DIRECTORY|FILE|PATH|KEY)|TMPDIR")
 # A URL with 0.0.0.0 reaches this machine, too.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
 

@@ -1,7 +1,7 @@
 """Entry point of the command line: `fashion-ann COMMAND`. Results go to stdout, progress and errors to stderr.
 
 Exit status: 0 success; 1 any other error; 2 wrong usage; 3 the data breaks the contract; 4 the new version was
-rejected; 5 a stored artifact is damaged, or of another layout; 130 interrupted; 143 terminated.
+rejected; 5 a stored artifact is damaged, unsigned or of another layout; 130 interrupted; 143 terminated.
 """
 
 import argparse

@@ -36,7 +36,7 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     damaged.
     """
     manifest = version.manifest
-    version.check()
+    version.accept()
     dataset = manifest.dataset
     config = TrainingConfig.model_validate(manifest.configuration)
     with artifacts_lock(artifacts_dir):

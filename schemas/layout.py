@@ -20,8 +20,10 @@ PREDICTIONS_NAME = "test_predictions.parquet"
 
 # Further files of a version's folder.
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"  # Ed25519 signature of the manifest's bytes; the manifest does not name it
 VERDICT_NAME = "verdict.json"
 REPORT_NAME = "report.html"
+BOM_NAME = "bom.cdx.json"  # CycloneDX; missing in versions of older releases
 # Every version has these; its manifest may name more.
 STORED_NAMES = frozenset(
     {TOPOLOGY_NAME, WEIGHTS_NAME, GOLDEN_NAME, METRICS_NAME, PREDICTIONS_NAME, VERDICT_NAME, REPORT_NAME}

@@ -171,9 +171,11 @@ class Manifest(VersionFacts):
     """The manifest of a version: its files with their sha256, and how it was created.
 
     alias_log: the log just before the version, without its own promotion. None in versions of older releases.
+    text: the bytes of manifest.json, which a signature covers. Not a key of the JSON object.
     """
 
     version: VersionNumber
     alias_log: LogHead | None = None
     files: dict[FileName, StoredFile]
     manifest_sha256: Digest
+    text: bytes = Field(b"", exclude=True, repr=False)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from schemas.layout import MANIFEST_NAME, STORED_NAMES
 from schemas.store import AliasEvent, VersionFacts
 from tasks.registry.store import ModelStore, StoredVersion
@@ -82,9 +84,13 @@ def add_stored(
     promoted: bool = False,
     key: str = "key",
     write: Callable[[Path], object] = fill,
+    signer: Ed25519PrivateKey | None = None,
     **changed: Any,
 ) -> StoredVersion:
-    """Add a version whose promotion, if any, is not logged yet. ``write`` may write some of its files."""
+    """Add a version whose promotion, if any, is not logged yet. ``write`` may write some of its files.
+
+    signer: signs it.
+    """
     store = ModelStore(root)
 
     def build(folder: Path, number: int) -> VersionFacts:
@@ -95,7 +101,7 @@ def add_stored(
         return facts(**{"made_from": key, "test_accuracy": accuracy, "verdict": verdict(moved), **changed})
 
     with store.lock():
-        return store.add(build)
+        return store.add(build, signer)
 
 
 def make_older(stored: StoredVersion) -> None:

@@ -17,7 +17,7 @@ def write_manifest(folder: Path, number: int, facts: VersionFacts, alias_log: Lo
     content = {**facts.as_json(), **added}
     content["manifest_sha256"] = digest_of(content)
     write_json(folder / MANIFEST_NAME, content)
-    return Manifest.model_validate(content)
+    return Manifest.model_validate({**content, "text": pretty_json(content)})
 
 
 def read_manifest(folder: Path, number: int) -> Manifest:
@@ -49,7 +49,7 @@ def read_manifest(folder: Path, number: int) -> Manifest:
     if not unchanged:
         raise StoredArtifactError(f"{path} was edited: expected the text written for sha256 {expected}, {received}.")
     try:
-        manifest = Manifest.parse(content, str(path))
+        manifest = Manifest.parse({**content, "text": text}, str(path))
         if missing := STORED_NAMES - set(manifest.files):
             raise StoredArtifactError(f"{path} does not name {', '.join(sorted(missing))}, which every version has.")
     except StoredArtifactError as error:

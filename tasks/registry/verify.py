@@ -13,11 +13,11 @@ from tasks.registry.store import ModelStore, StoredVersion
 
 
 def verify(version: StoredVersion) -> float:
-    """Check every file, load the model in a fresh process and repeat its golden predictions.
+    """Check signature and files, load the model in a fresh process and repeat its golden predictions.
 
     Returns their largest difference. Raises `StoredArtifactError` with the file, the expected and the actual value.
     """
-    version.check()
+    version.accept()
     check_topology(version.folder / TOPOLOGY_NAME)
     difference = run_stored_model(version.folder).golden_difference
     if difference > TOLERANCE:
@@ -29,13 +29,19 @@ def verify(version: StoredVersion) -> float:
 
 @dataclass(frozen=True)
 class Verified:
-    """The result for one version. ``fault`` is None for an intact one, which has the other values."""
+    """The result for one version. ``fault`` is None for an intact one, which has the other values.
+
+    signed: whether it has a signature. signed_by: the fingerprint of the key of FASHION_ANN_VERIFY_KEY, None without
+    the variable.
+    """
 
     version: int
     path: str
     files: int
     golden_difference: float | None
     fault: str | None
+    signed: bool = False
+    signed_by: str | None = None
 
 
 def verify_each(store: ModelStore, numbers: Iterable[int]) -> Iterator[Verified]:
@@ -44,7 +50,8 @@ def verify_each(store: ModelStore, numbers: Iterable[int]) -> Iterator[Verified]
         path = str(store.folder(number))
         try:
             version = store.version(number)
-            yield Verified(number, path, len(version.manifest.files), verify(version), None)
+            difference, signed, signed_by = verify(version), version.signature() is not None, version.signer()
+            yield Verified(number, path, len(version.manifest.files), difference, None, signed, signed_by)
         except VersionNotFound:
             continue
         except StoredArtifactError as error:
@@ -65,9 +72,10 @@ def log_fault(store: ModelStore) -> str | None:
 def load_model(version: StoredVersion) -> Any:
     """Return the `keras.Model` of a version: float32 (N, pixels) in [0, 1] to float32 (N, classes), not compiled.
 
-    Sets up the backend for seed 0. Raises `StoredArtifactError` if a file was changed, before Keras is imported.
+    Sets up the backend for seed 0. Raises `StoredArtifactError` as `StoredVersion.accept` does, before Keras is
+    imported.
     """
-    version.check()
+    version.accept()
     from tasks.model.backend import set_up_backend
 
     set_up_backend(seed=0)

@@ -1,4 +1,4 @@
-"""Proxies and HOME in the environment of this process."""
+"""Proxies, HOME and key files in the environment of this process."""
 
 import os
 import threading
@@ -129,7 +129,7 @@ def test_empty_home_of_prefect_counts_as_unset() -> None:
 
 def test_paths_in_variables_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_API_SSL_CERT_FILE", "FASHION_ANN_DATA_DIR", "TMPDIR")
+    names = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_API_SSL_CERT_FILE", "FASHION_ANN_SIGNING_KEY", "TMPDIR")
     others = {"PREFECT_PROFILE": "mine", "PREFECT_API_URL": "x", "FASHION_ANN_NOTIFY": "a/b", "PATH": "bin"}
     kept = {"PREFECT_LOCAL_STORAGE_PATH": "~/x", "SSL_CERT_FILE": "/etc/ca.pem", "FASHION_ANN_ARTIFACTS_DIR": ""}
     variables = {**dict.fromkeys(names, "here/x"), **others, **kept, "HOME": "/home/me"}

@@ -18,10 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from schemas.layout import MANIFEST_NAME, SIGNATURE_NAME
 from tasks.registry.store import ModelStore
+from tasks.runtime.files import digest_of, sha256_file, write_json
 from tasks.runtime.locks import lock
 from tests.field_faults import field_fault
 from tests.flows.conftest import Command
+from tests.keys import write_keys
 from tests.sample import SAMPLE
 from tests.traps import set_traps
 
@@ -373,3 +376,36 @@ def test_trains_where_the_working_directory_has_traps(without_api: Command, tmp_
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("created version 1")
     assert ModelStore.of(tmp_path / "artifacts", "fashion-mnist").numbers() == [1]
+
+
+def test_only_signed_versions_are_used(command: Command, tmp_path: Path) -> None:
+    """Train with a key, then change the weights and write every digest again: only the signature reveals it."""
+    (private, public), (strange, _) = write_keys(tmp_path), write_keys(tmp_path, "other")
+    trusting = Command({**command.environment, "FASHION_ANN_VERIFY_KEY": str(public)})
+    signing = Command({**trusting.environment, "FASHION_ANN_SIGNING_KEY": str(private)})
+    other = Command({**trusting.environment, "FASHION_ANN_SIGNING_KEY": str(strange)})
+    refused = other.run("train", "--epochs", "1", "--quiet", *FLAGS)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "expected one key pair" in refused.stderr
+    assert not list((tmp_path / "artifacts").glob("prepared/*"))
+
+    assert signing.run("train", "--epochs", "1", "--quiet", *FLAGS).returncode == 0
+    verified = trusting.run("verify", "--json")
+    assert verified.returncode == 0, verified.stderr
+    (result,) = json.loads(verified.stdout)
+    assert (result["signed"], len(result["signed_by"])) == (True, 64)
+    predict = ("predict", str(SAMPLE / "fashion-mnist_test.csv.gz"), "--output", str(tmp_path / "out.csv"))
+    assert trusting.run(*predict).returncode == 0
+
+    stored = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(1)
+    content, weights = stored.manifest.as_json(), stored.folder / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes() + b"0")
+    content["files"][weights.name] = {"sha256": sha256_file(weights), "bytes": weights.stat().st_size}
+    del content["manifest_sha256"]
+    write_json(stored.folder / MANIFEST_NAME, {**content, "manifest_sha256": digest_of(content)})
+    ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(1).check()
+    done = trusting.run(*predict)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "Version 1 is not accepted" in done.stderr
+    assert str(stored.folder / SIGNATURE_NAME) in done.stderr
+    assert result["signed_by"] in done.stderr
