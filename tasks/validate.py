@@ -6,11 +6,11 @@ from pathlib import Path
 
 from prefect import task
 
-from schemas.contract import contract_of
+from schemas.contract import DatasetContract, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.layout import RESULT_NAME, SKETCHES_NAME, validation_folder
 from schemas.references import CheckResult, ParquetSplit, ValidatedSplit
-from tasks.checks.image_profile import read_profile
+from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.near_duplicates import Sketches
 from tasks.checks.suite import validate_parquet
 from tasks.registry.store import ModelStore
@@ -36,7 +36,7 @@ def validate(
     contract = contract_of(dataset)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
     train_csv = (data if train is None else train.data).source.sha256
-    baseline = ModelStore.of(artifacts_dir, dataset).baseline_profile(train_csv)
+    baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset), train_csv, contract)
     record, facts = run_stage(
         validation_folder(data.path),
         STAGE,
@@ -55,7 +55,7 @@ def validate(
             contract,
             data.split,
             exact_rows=exact_rows,
-            champion=None if baseline is None else read_profile(baseline),
+            champion=champion,
             train=None if train is None else (Sketches.load(train.record.path / SKETCHES_NAME), train.data.path),
         ).write(folder),
     )
@@ -88,3 +88,15 @@ def validate(
         warnings=tuple(facts["warnings"]),
         duplicates=facts["duplicates"],
     )
+
+
+def _champion_profile(
+    store: ModelStore, train_csv: str, contract: DatasetContract
+) -> tuple[bytes | None, ImageProfile | None]:
+    """Return `ModelStore.baseline_profile` as bytes and parsed. Logs one that cannot be read."""
+    content = store.baseline_profile(train_csv)
+    try:
+        return content, None if content is None else read_profile(content, contract)
+    except ValueError as error:
+        logger.warning("drift from the champion's train data is not measured: %s", error)
+        return None, None

@@ -16,16 +16,20 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts, is_litter
-from schemas.store import AliasEvent, Manifest, VersionFacts
+from schemas.store import AliasEvent, Manifest, StoredJson, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
-from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sha256_file, sync_to_disk
+from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sync_to_disk
 from tasks.runtime.locks import lock
+from tasks.runtime.stored_file import check_stored, read_json, read_stored
 
 logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content", bound=StoredJson)
 
 # Each number has one spelling, that of `ModelStore.folder`.
 _VERSION_FOLDER = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
@@ -60,19 +64,27 @@ class StoredVersion:
 
     def path(self, name: str) -> Path:
         """Return the path of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
-        path = self.folder / name
-        if name not in self.manifest.files:
-            raise StoredArtifactError(f"{path} is not named by the manifest, so it was not opened.")
-        expected = self.manifest.files[name].sha256
-        if path.is_symlink() or not path.is_file():
-            raise StoredArtifactError(f"{path}: expected a file with sha256 {expected}, received none.")
-        if (actual := sha256_file(path)) != expected:
-            raise StoredArtifactError(f"{path}: expected sha256 {expected}, received {actual}.")
-        return path
+        check_stored(self.folder / name, self._sha256(name))
+        return self.folder / name
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
-        return self.path(name).read_bytes()
+        """Return the bytes of a file after checking their digest. Raises `StoredArtifactError` as `check` does."""
+        return read_stored(self.folder / name, self._sha256(name))
+
+    def read_json(self, name: str, model: type[Content]) -> Content:
+        """Return a JSON file after checking its digest. Raises `StoredArtifactError` if it has another shape, too."""
+        path = self.folder / name
+        return model.parse(read_json(path, self._sha256(name)), str(path))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each file by its name."""
+        return {name: entry.sha256 for name, entry in self.manifest.files.items()}
+
+    def _sha256(self, name: str) -> str:
+        if name not in self.manifest.files:
+            raise StoredArtifactError(f"{self.folder / name} is not named by the manifest, so it was not opened.")
+        return self.manifest.files[name].sha256
 
 
 @cache  # a command may check a version more than once
@@ -119,7 +131,10 @@ class ModelStore:
         return sorted(int(folder.name) for folder in self._folders() if not is_discarded(folder, MANIFEST_NAME))
 
     def _folders(self) -> list[Path]:
-        if not self._versions.is_dir():
+        # Also before a version is added: a link would lead the writer out of the store.
+        if self._versions.is_symlink() or (self._versions.exists() and not self._versions.is_dir()):
+            raise StoredArtifactError(f"{self._versions}: expected a folder, received a link or a file.")
+        if not self._versions.exists():
             return []
         return [folder for folder in self._versions.iterdir() if _VERSION_FOLDER.fullmatch(folder.name)]
 
