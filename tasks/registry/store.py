@@ -113,15 +113,16 @@ class VersionSummary:
 class ModelStore:
     """The versions of one dataset and their aliases, in the folder ``root``, which may not exist yet."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, dataset: str | None = None) -> None:
         self.root = root
+        self._dataset = dataset  # None: not checked
         self.aliases = AliasLog(root / ALIAS_LOG_NAME)
         self._versions = root / VERSIONS_FOLDER
 
     @classmethod
     def of(cls, artifacts_dir: Path, dataset: str) -> "ModelStore":
         """Return the store of a dataset."""
-        return cls(Artifacts(artifacts_dir).store(dataset))
+        return cls(Artifacts(artifacts_dir).store(dataset), dataset)
 
     def folder(self, number: int) -> Path:
         return self._versions / f"{number:04d}"
@@ -145,7 +146,12 @@ class ModelStore:
         """
         number = name if isinstance(name, int) else self.resolve(name)
         folder = self.folder(number)
-        return StoredVersion(number, folder, read_manifest(folder, number))
+        manifest = read_manifest(folder, number)
+        if self._dataset not in (None, manifest.dataset):
+            raise StoredArtifactError(
+                f"{folder / MANIFEST_NAME} describes a version of {manifest.dataset}, expected {self._dataset}."
+            )
+        return StoredVersion(number, folder, manifest)
 
     def resolve(self, name: str) -> int:
         """Return the number of a version named "3", "0003", "v3" or by an alias. Raises `VersionNotFound`."""

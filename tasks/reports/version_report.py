@@ -187,16 +187,16 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
     """
     dataset, version, champion = manifest["dataset"], manifest["version"], manifest["parent"]
     about = [] if dataset == FASHION_MNIST.name else ["--dataset", dataset]
-    flags = {key: manifest["configuration"][key] for key in TrainingConfig.model_fields}
+    flags = {key: manifest["configuration"].get(key) for key in TrainingConfig.model_fields}
     if bad_rows := max(manifest["data"][split]["quarantined"] for split in SPLITS):
         flags["bad_rows"] = bad_rows
     # A GPU adds in a different order, so only a CPU repeats the weights of a CPU.
     if manifest["device"]["kind"] == "cpu":
         flags["device"] = "cpu"
     flags |= {
-        "promotion_policy" if key == "policy" else key: manifest["promotion"][key]
+        "promotion_policy" if key == "policy" else key: value
         for key, default in PromotionConfig().model_dump().items()
-        if manifest["promotion"][key] != default
+        if (value := manifest["promotion"].get(key, default)) != default
     }
     options = [
         word for key, value in flags.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))
