@@ -165,8 +165,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_result(options: argparse.Namespace, result: Any, lines: Iterable[str], *, sort_keys: bool = False) -> None:
-    """Print ``result`` as JSON with ``--json``, else ``lines``. JSON values may be paths."""
+    """Print ``result`` as JSON with ``--json``, else ``lines``, one per line. JSON values may be paths."""
     if options.json:
-        lines = [json.dumps(result, indent=2, sort_keys=sort_keys, default=os.fspath)]
+        print(json.dumps(result, indent=2, sort_keys=sort_keys, default=os.fspath))
+        return
     for line in lines:
-        print(line)
+        print(line.replace("\n", "\\n"))  # a stored text may not look like a line of ours

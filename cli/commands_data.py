@@ -27,7 +27,7 @@ GROUP_HELP = {"quarantine": "list rejected rows, or export them to correct"}
 )
 def _contract(options: argparse.Namespace) -> None:
     contract = contract_of(options.dataset)
-    print_result(options, contract_json(contract), [contract_text(contract).rstrip()])
+    print_result(options, contract_json(contract), contract_text(contract).rstrip().splitlines())
 
 
 @commands.add(

@@ -1,7 +1,6 @@
 """The commands for stored versions: list, inspect, compare, promote, alias, verify, reproduce and collect garbage."""
 
 import argparse
-import json
 import sys
 import tempfile
 import webbrowser
@@ -14,6 +13,7 @@ from cli.arguments import Argument, Commands, data_dir, path_argument, print_res
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
+from schemas.store import StoredMetrics, Verdict
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
@@ -70,7 +70,7 @@ def _show(options: argparse.Namespace) -> None:
     version.check()
     shown = {
         **version.manifest.as_json(),
-        "metrics": json.loads(version.read(METRICS_NAME)),
+        "metrics": version.read_json(METRICS_NAME, StoredMetrics).as_json(),
         "aliases": store.aliases_of(version.number),
         "path": str(version.folder),
         "signed": version.signature() is not None,
@@ -109,7 +109,7 @@ def _why(options: argparse.Namespace) -> None:
     store = _store(options)
     version = store.version(options.version)
     version.check()
-    verdict = json.loads(version.read(VERDICT_NAME))
+    verdict = version.read_json(VERDICT_NAME, Verdict).as_json()
     events = [event for event in store.aliases.read() if version.number in (event.to, event.before)]
     result = {
         "version": version.number,

@@ -150,7 +150,7 @@ def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -
     if done.wait(0 if killed else _SECONDS_TO_STOP):
         return
     if sys.stderr.isatty():
-        sys.stderr.write("\n\x1b[?25h")  # show the cursor, which the live view may have hidden
+        os.write(sys.stderr.fileno(), b"\n\x1b[?25h")  # show the cursor, which the live view may have hidden
     cause = " (SIGKILL, as the system sends when memory runs out)" if killed else ""
     sys.stderr.write(
         f"fashion-ann: The embedded Prefect server ended with status {process.returncode} while it was in use{cause}. "

@@ -19,12 +19,18 @@ from cli.arguments import Terminated
 from cli.environment import prepare_environment
 from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.errors import FashionAnnError
+from tasks.runtime.control_characters import escaping_output
 
 COMMANDS = commands_run.commands | commands_data.commands | commands_models.commands | commands_services.commands
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status. ``arguments`` defaults to those of the process."""
+    with escaping_output():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     # Imports create half a million objects that stay. Collecting every 700 allocations, the default, took a fifth of
     # the start-up time and two seconds at exit.
     gc.set_threshold(100_000)

@@ -1,6 +1,5 @@
 """Version: add the evaluated model to the store as an immutable version, and decide whether it becomes champion."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -27,13 +26,14 @@ from schemas.layout import (
     images_name,
 )
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
-from schemas.store import VersionFacts
+from schemas.store import Verdict, VersionFacts
 from tasks.registry.alias_log import CHAMPION, alias_event
 from tasks.registry.bom import write_bom
 from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
 from tasks.registry.provenance import collect_facts
 from tasks.registry.signatures import SIGNING_VARIABLE, training_key, verify_key
 from tasks.registry.store import ModelStore, StoredVersion
+from tasks.registry.verify import check_version
 from tasks.registry.version_events import send_unsent
 from tasks.reports.version_report import commands, write_report
 from tasks.reports.version_summary import summarize_version
@@ -156,17 +156,19 @@ def _champion(store: ModelStore) -> Champion | None:
     number = store.aliases.champion()
     if number is None:
         return None
-    fault = origin = None
+    fault = origin = digests = None
     try:
         champion = store.version(number)
         origin = data_origin({split: champion.manifest.data.split(split).origin for split in SPLITS})
-        champion.accept()
+        check_version(champion)
     except VersionNotFound:
         logger.warning("the champion, version %d, was removed: the verdict is decided without a champion", number)
         return None
     except StoredArtifactError as error:
         fault = str(error)
-    return Champion(number, store.folder(number), fault, origin)
+    else:
+        digests = champion.digests
+    return Champion(number, store.folder(number), fault, origin, digests)
 
 
 def _seconds_since_start() -> float | None:
@@ -178,7 +180,7 @@ def _seconds_since_start() -> float | None:
 def _publish(stored: StoredVersion, *, champion: bool, created: bool) -> None:
     manifest, number = stored.manifest, stored.number
     dataset, name = manifest.dataset, f"v{number:04d}"
-    verdict = json.loads(stored.read(VERDICT_NAME))
+    verdict = stored.read_json(VERDICT_NAME, Verdict).as_json()
     name_flow_run(f"{dataset} {name} seed {manifest.seed}", (dataset, name, verdict["outcome"]))
     publish_markdown(
         f"{dataset}-version",

@@ -44,6 +44,12 @@ def data_facts(train_csv: str = DIGEST, file: str = "images.csv") -> dict[str, A
     return {**splits, "split_rows": {"train": 5, "validation": 1, "test": 6}}
 
 
+def metrics(accuracy: float) -> dict[str, Any]:
+    """Return metrics.json of a model with this accuracy in its only class."""
+    row = {"label": 0, "name": "Coat", "rows": 6, "precision": 1.0, "recall": accuracy, "f1": accuracy}
+    return {"test_accuracy": accuracy, "per_class": [row]}
+
+
 def verdict(moved: AliasEvent | None) -> dict[str, Any]:
     event = None if moved is None else moved.as_json()
     return {"outcome": "kept" if event is None else "promoted", "reason": "a test", "event": event}
@@ -94,7 +100,7 @@ def add_stored(
     store = ModelStore(root)
 
     def build(folder: Path, number: int) -> VersionFacts:
-        (folder / "metrics.json").write_text(json.dumps({"test_accuracy": accuracy}))
+        write_json(folder / "metrics.json", metrics(accuracy))
         write(folder)
         fill(folder)
         moved = event(number, store.aliases.champion()) if promoted else None

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 from schemas.contract import DatasetContract
+from tasks.runtime.stored_file import parse_json
 
 Images = npt.NDArray[np.uint8]  # (N, pixels)
 Labels = npt.NDArray[np.uint8]  # (N,)
@@ -66,8 +68,25 @@ def write_profile(path: Path, profile: ImageProfile) -> None:
     path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
-def read_profile(content: bytes) -> ImageProfile:
-    return ImageProfile(**json.loads(content))
+def read_profile(content: bytes, contract: DatasetContract | None = None) -> ImageProfile:
+    """Return a profile that `write_profile` wrote. Raises ValueError for another shape, also than the contract's."""
+    parse_json(content)  # stricter than the next parser, which alone accepts an object for a dataclass
+    try:
+        profile = TypeAdapter(ImageProfile).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+    labels, pixels = {str(label) for label in range(len(profile.class_rows))}, len(profile.varying)
+    if contract is not None and (len(labels), pixels) != (contract.classes, contract.pixels):
+        raise ValueError(f"expected {contract.classes} classes of {contract.pixels} pixels")
+    present = set(profile.mean_images)
+    if not present or present - labels or any(len(image) != pixels for image in profile.mean_images.values()):
+        raise ValueError(f"expected mean images of {pixels} pixels for labels below {len(labels)}")
+    # Profiles of older releases lack these two.
+    if any(by_label.keys() != present for by_label in (profile.class_histograms, profile.class_fits) if by_label):
+        raise ValueError("expected a histogram and a fit for each mean image")
+    if any(len(shares) != _BINS + 1 for shares in (profile.histogram, *profile.class_histograms.values())):
+        raise ValueError(f"expected histograms of {_BINS + 1} shares")
+    return profile
 
 
 def baseline_profile(contract: DatasetContract) -> ImageProfile | None:

@@ -56,8 +56,8 @@ def predict_csv(
         csv = reading.enter_context(open_csv(images, contract, label_optional=True))
         stored = ModelStore.of(artifacts_dir, dataset).version(version)
         stored.signer()  # before any of its files is parsed
-        model = load_model(stored)
         checks = PredictionChecks(stored, contract)
+        model = load_model(stored)
         schema = predictions_schema(contract, stored.manifest)
         start = 0
         sweep_temporaries(target)

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import (
@@ -31,17 +31,20 @@ from schemas.layout import (
     is_litter,
     name_of_temporary,
 )
-from schemas.store import AliasEvent, Manifest, VersionFacts
+from schemas.store import AliasEvent, Manifest, StoredJson, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.registry.signatures import SIGNATURE_BYTES, VERIFY_VARIABLE, fingerprint, is_signed, verify_key
-from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sha256_file, sync_to_disk, temporary_name
+from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sync_to_disk, temporary_name
 from tasks.runtime.locks import lock
+from tasks.runtime.stored_file import check_stored, read_json, read_stored
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content", bound=StoredJson)
 
 # Each number has one spelling, that of `ModelStore.folder`.
 _VERSION_FOLDER = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
@@ -128,19 +131,27 @@ class StoredVersion:
 
     def path(self, name: str) -> Path:
         """Return the path of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
-        path = self.folder / name
-        if name not in self.manifest.files:
-            raise StoredArtifactError(f"{path} is not named by the manifest, so it was not opened.")
-        expected = self.manifest.files[name].sha256
-        if path.is_symlink() or not path.is_file():
-            raise StoredArtifactError(f"{path}: expected a file with sha256 {expected}, received none.")
-        if (actual := sha256_file(path)) != expected:
-            raise StoredArtifactError(f"{path}: expected sha256 {expected}, received {actual}.")
-        return path
+        check_stored(self.folder / name, self._sha256(name))
+        return self.folder / name
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
-        return self.path(name).read_bytes()
+        """Return the bytes of a file after checking their digest. Raises `StoredArtifactError` as `check` does."""
+        return read_stored(self.folder / name, self._sha256(name))
+
+    def read_json(self, name: str, model: type[Content]) -> Content:
+        """Return a JSON file after checking its digest. Raises `StoredArtifactError` if it has another shape, too."""
+        path = self.folder / name
+        return model.parse(read_json(path, self._sha256(name)), str(path))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each file by its name."""
+        return {name: entry.sha256 for name, entry in self.manifest.files.items()}
+
+    def _sha256(self, name: str) -> str:
+        if name not in self.manifest.files:
+            raise StoredArtifactError(f"{self.folder / name} is not named by the manifest, so it was not opened.")
+        return self.manifest.files[name].sha256
 
 
 @cache  # a command may check a version more than once
@@ -169,15 +180,16 @@ class VersionSummary:
 class ModelStore:
     """The versions of one dataset and their aliases, in the folder ``root``, which may not exist yet."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, dataset: str | None = None) -> None:
         self.root = root
+        self._dataset = dataset  # None: not checked
         self.aliases = AliasLog(root / ALIAS_LOG_NAME)
         self._versions = root / VERSIONS_FOLDER
 
     @classmethod
     def of(cls, artifacts_dir: Path, dataset: str) -> "ModelStore":
         """Return the store of a dataset."""
-        return cls(Artifacts(artifacts_dir).store(dataset))
+        return cls(Artifacts(artifacts_dir).store(dataset), dataset)
 
     def folder(self, number: int) -> Path:
         return self._versions / f"{number:04d}"
@@ -187,7 +199,10 @@ class ModelStore:
         return sorted(int(folder.name) for folder in self._folders() if not is_discarded(folder, MANIFEST_NAME))
 
     def _folders(self) -> list[Path]:
-        if not self._versions.is_dir():
+        # Also before a version is added: a link would lead the writer out of the store.
+        if self._versions.is_symlink() or (self._versions.exists() and not self._versions.is_dir()):
+            raise StoredArtifactError(f"{self._versions}: expected a folder, received a link or a file.")
+        if not self._versions.exists():
             return []
         return [folder for folder in self._versions.iterdir() if _VERSION_FOLDER.fullmatch(folder.name)]
 
@@ -198,7 +213,12 @@ class ModelStore:
         """
         number = name if isinstance(name, int) else self.resolve(name)
         folder = self.folder(number)
-        return StoredVersion(number, folder, read_manifest(folder, number))
+        manifest = read_manifest(folder, number)
+        if self._dataset not in (None, manifest.dataset):
+            raise StoredArtifactError(
+                f"{folder / MANIFEST_NAME} describes a version of {manifest.dataset}, expected {self._dataset}."
+            )
+        return StoredVersion(number, folder, manifest)
 
     def resolve(self, name: str) -> int:
         """Return the number of a version named "3", "0003", "v3" or by an alias. Raises `VersionNotFound`."""

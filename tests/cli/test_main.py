@@ -17,7 +17,7 @@ from schemas.config import PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
-from tests.stored import add_promoted, add_stored, event, make_older, verdict
+from tests.stored import add_promoted, add_stored, event, make_older, metrics, verdict
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_prints_versions_as_json(run: Run, store: Path, tmp_path: Path) -> None:
     assert (row["version"], row["aliases"], row["test_accuracy"]) == (1, ["champion"], 0.9)
     status, out, _ = run("show", "champion", "--json")
     assert status == 0
-    assert json.loads(out)["metrics"] == {"test_accuracy": 0.9}
+    assert json.loads(out)["metrics"] == metrics(0.9)
     # The flag overrides the variable, and each dataset has its own store.
     assert json.loads(run("versions", "--json", "--artifacts-dir", tmp_path / "other")[1]) == []
     assert json.loads(run("versions", "--json", "--dataset", "digits")[1]) == []
