@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,13 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Yield an empty temporary file beside ``path``. Rename it to ``path`` when the block ends without an error.
 
-    An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
+    The umask reduces ``mode``. An error removes the temporary file. `sweep_temporaries` removes those of killed
+    processes.
     """
-    with _replacing(path, Path.touch) as temporary:
+    with _replacing(path, partial(Path.touch, mode=mode)) as temporary:
         yield temporary
 
 
