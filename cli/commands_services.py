@@ -1,6 +1,7 @@
 """The commands for Prefect and this machine: `deploy`, `doctor`, `up`, `down` and `status`."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -67,16 +68,28 @@ def _check_lines(checks: list["Check"]) -> Iterator[str]:
 
 @commands.add(
     "up",
+    Argument(
+        "--no-auth",
+        action="store_true",
+        help="start a server without a password: each program and each user of this machine can run commands as you",
+    ),
     help="start a Prefect server and one worker per pool on this machine, and deploy to it",
-    description="Start a server on 127.0.0.1, pools, deployments, automations and one worker per pool. Running "
-    "services are left as they are. They keep running after this command and its terminal end.",
+    description="Start a server on 127.0.0.1, pools, deployments, automations and one worker per pool. The server "
+    "requires a password, which is random unless PREFECT_SERVER_API_AUTH_STRING is set. Running services are left as "
+    "they are. They keep running after this command and its terminal end.",
     dataset=False,
     when_stopped="Started services keep running. `fashion-ann up` starts the rest, `fashion-ann down` stops them.",
 )
 def _up(options: argparse.Namespace) -> None:
     from cli.services import up
 
-    status = up(artifacts_folder(options.artifacts_dir))
+    status = up(artifacts_folder(options.artifacts_dir), no_auth=options.no_auth)
+    if status.access and not status.access.password:
+        print(
+            f"{options.prog}: warning: {status.url} requires no password: each program and each user of this machine "
+            "can run commands as you. `fashion-ann down`, then `fashion-ann up` starts it with one.",
+            file=sys.stderr,
+        )
     run = "  prefect deployment run 'train-fashion-mnist/on-demand' --watch"
     print_result(options, status.model_dump(mode="json"), [*_status_lines(status), run])
 
@@ -120,5 +133,9 @@ def _status_lines(status: "Status") -> Iterator[str]:
         yield f"{service.name:<11}  {service.says:<11}  {pid:<15}  {service.log}".rstrip()
     if status.ui is not None:
         yield f"UI    {status.ui}"
+    if status.password_file is not None:
+        yield f"login with the content of {status.password_file}, which is user:password"
+    if status.access is not None:
+        yield f"access: {status.access}"
     yield f"logs  {status.logs}"
     yield status.note

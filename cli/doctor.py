@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cli.arguments import counted
 from cli.deploy import pool_names
-from cli.server_process import api_problem, prefect_settings
+from cli.server_process import access_of, api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
@@ -214,7 +214,7 @@ def server_version() -> str | None:
 
 
 def check_prefect() -> str:
-    """Check that the configured API answers and has our version, or that the embedded server can start."""
+    """Check that the configured API answers, has our version and a password, or that the embedded server can start."""
     settings, client = prefect_settings(), metadata.version("prefect")
     if not settings.api.url:
         if not _is_writable(settings.home):
@@ -238,7 +238,16 @@ def check_prefect() -> str:
             f"the server at {settings.api.url} has version {server}, this client {client}",
             f"Install the server from the same lock, with prefect=={client}.",
         )
-    return f"server at {settings.api.url}" + (f", also {server}" if server else "")
+    line = f"server at {settings.api.url}" + (f", also {server}" if server else "")
+    if server is None or (access := access_of(settings.api.url)) is None:
+        return line
+    if not access.password or access.origins == ["*"]:
+        raise Concern(
+            f"{line}; {access}",
+            "Whoever reaches it can run commands as its workers' user. Start it with PREFECT_SERVER_API_AUTH_STRING "
+            "and PREFECT_SERVER_CORS_ALLOWED_ORIGINS, or with `fashion-ann down` and `fashion-ann up`.",
+        )
+    return f"{line}; {access}"
 
 
 def _unknown_revision(database: Path) -> str | None:

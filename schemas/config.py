@@ -35,6 +35,8 @@ def python_path() -> str:
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 # Where training runs: in the process of the main flow, or on a worker of the gpu pool.
 TrainOn = Literal["here", "gpu"]
+# Where a worker of the gpu pool stores the result of its flow run.
+RESULT_FOLDER_VARIABLE = "PREFECT_LOCAL_STORAGE_PATH"
 # Digest of the CSVs of both splits, computed by `tasks.data.data_folder.digest_of_csvs`.
 DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Bad rows of a split that are quarantined before the split is rejected: a number, or a share of its rows such as 0.5%.

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from pydantic import BaseModel, Field, ValidationError
 
-from schemas.config import DeviceChoice, TrainingConfig
+from schemas.config import RESULT_FOLDER_VARIABLE, DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker, StoredArtifactError
 from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel
@@ -102,7 +102,7 @@ def train_on_gpu_worker(
             },
             # Do not wait here: Prefect's timeout would include the training, and would leave the run in the queue.
             timeout=0,
-            job_variables={"env.PREFECT_LOCAL_STORAGE_PATH": str(returned)},
+            job_variables={"env": {RESULT_FOLDER_VARIABLE: str(returned)}},
         )
         if not isinstance(started, FlowRun):
             raise TypeError(f"Prefect was expected to return the flow run, it returned {started!r}.")

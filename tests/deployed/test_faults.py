@@ -32,7 +32,7 @@ from cli.server_process import has_ended
 from schemas.config import PROJECT_ROOT
 from tasks.model import fit
 from tasks.registry.store import ModelStore
-from tests.deployed.conftest import Deployed, deployed_at, stop
+from tests.deployed.conftest import Deployed, csrf_headers, deployed_at, stop
 from tests.deployed.postgres import Postgres
 from tests.deployed.table import Row
 from tests.faulty_files import fill_disk
@@ -458,10 +458,10 @@ def test_worker_returns_to_late_runs(site: Site, incomplete: Path, record_row: C
 def _answered_requests(url: str) -> Iterator[list[str]]:
     """Send requests during the block, and yield a list that receives those that failed or took 30 s."""
     failures: list[str] = []
-    done = threading.Event()
+    headers, done = csrf_headers(url), threading.Event()
 
     def send() -> None:
-        with httpx.Client(timeout=30) as client:
+        with httpx.Client(timeout=30, headers=headers) as client:
             while not done.wait(0.3):
                 for path in ("flow_runs/count", "work_pools/filter"):
                     try:
