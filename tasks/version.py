@@ -150,10 +150,7 @@ def _champion(store: ModelStore) -> Champion | None:
         champion = store.version(number)
         origin = data_origin({split: champion.manifest.data.split(split).origin for split in SPLITS})
         champion.check()
-    except VersionNotFound:
-        logger.warning("the champion, version %d, was removed: the verdict is decided without a champion", number)
-        return None
-    except StoredArtifactError as error:
+    except (StoredArtifactError, VersionNotFound) as error:
         fault = str(error)
     return Champion(number, store.folder(number), fault, origin)
 
