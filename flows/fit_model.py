@@ -42,4 +42,5 @@ def fit_where_asked(
         return train_on_gpu_worker(prepared, training, artifacts_dir, device, gpu_worker_seconds)
     if is_trained(prepared, training, artifacts_dir, device):
         return train(prepared, training, artifacts_dir, device)  # a subflow for a reused model would cost one second
-    return fit_model(prepared, training, artifacts_dir, device)
+    # Nothing deletes persisted results, and a retry of this run reuses the trained model.
+    return fit_model.with_options(persist_result=False)(prepared, training, artifacts_dir, device)
