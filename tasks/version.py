@@ -161,10 +161,7 @@ def _champion(store: ModelStore) -> Champion | None:
         champion = store.version(number)
         origin = data_origin({split: champion.manifest.data.split(split).origin for split in SPLITS})
         check_version(champion)
-    except VersionNotFound:
-        logger.warning("the champion, version %d, was removed: the verdict is decided without a champion", number)
-        return None
-    except StoredArtifactError as error:
+    except (StoredArtifactError, VersionNotFound) as error:
         fault = str(error)
     else:
         digests = champion.digests

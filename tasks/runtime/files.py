@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -82,6 +83,14 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
+def without_temporary_names(text: str) -> str:
+    """Return a message with each `temporary_name` replaced by the final name.
+
+    Messages about one incident, such as a full disk, are then equal, and cause one notification.
+    """
+    return re.sub(r"\.([^/]+)\.[0-9a-f]{32}\.tmp", r"\1", text)
+
+
 @contextmanager
 def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield an empty temporary file beside ``path``. Rename it to ``path`` when the block ends without an error.
@@ -111,13 +120,18 @@ def _replacing(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
         create(temporary)
         return temporary
 
-    temporary, mark = create_in_use(create_temporary)
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        os.close(mark)
-        remove_path(temporary)
+        temporary, mark = create_in_use(create_temporary)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            os.close(mark)
+            remove_path(temporary)
+    except OSError as error:
+        if isinstance(error.filename, str | Path):
+            error.filename = without_temporary_names(str(error.filename))
+        raise
 
 
 def sweep_temporaries(path: Path) -> None:

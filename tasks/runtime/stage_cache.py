@@ -25,6 +25,7 @@ from tasks.runtime.files import (
     digest_of,
     discard_folder,
     remove_leftover,
+    without_temporary_names,
     write_json,
 )
 from tasks.runtime.fingerprint import code_digest, lock_digest
@@ -154,8 +155,8 @@ def _build_output(
         if error.filename is not None:
             raise
         # numpy and pyarrow leave out the file name, mostly on a full disk.
-        message = f"{identity['stage']} could not write to {final.parent}: {error.strerror or error}."
-        raise StageNotWritten(message) from error
+        reason = without_temporary_names(error.strerror or str(error))
+        raise StageNotWritten(f"{identity['stage']} could not write to {final.parent}: {reason}.") from error
     return record
 
 

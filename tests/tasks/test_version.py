@@ -327,7 +327,7 @@ def test_changed_weights_add_no_version(add: Any, sample_trained: TrainedModel, 
     assert (store.numbers(), store.leftovers()) == ([], [])
 
 
-def test_a_damaged_champion_stays_and_a_removed_one_does_not(add: Any) -> None:
+def test_no_version_replaces_a_damaged_champion(add: Any) -> None:
     first = add()
     with (first.path / "report.html").open("a") as report:
         report.write("x")
@@ -335,9 +335,20 @@ def test_a_damaged_champion_stays_and_a_removed_one_does_not(add: Any) -> None:
     assert not second.champion
     assert "version 1, the champion, cannot be measured" in second.verdict
     assert "report.html" in second.verdict
-    shutil.rmtree(first.path)
-    third = add(key="c" * 64)
-    assert (third.version, third.champion) == (3, True)
+
+
+@field_fault(
+    "input replaced silently",
+    "The champion's folder is removed by hand, and published data is trained on",
+    "The new version is kept, its reason names the missing champion, and it is promoted by hand only",
+)
+def test_no_version_replaces_a_removed_champion(add: Any, store: ModelStore) -> None:
+    shutil.rmtree(add().path)
+    second = add(key="b" * 64, fetched=("train", "test"))
+    assert not second.champion
+    assert "version 1, the champion, cannot be measured. There is no version 1" in second.verdict
+    promote(store, 2, "the first one is gone")
+    assert add(key="b" * 64).champion
 
 
 def test_champion_of_an_older_layout_prevents_no_version(add: Any, store: ModelStore) -> None:

@@ -5,6 +5,8 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,21 @@ def test_a_full_disk_at_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
         write_json(tmp_path / "a.json", {})
+
+
+@field_fault(
+    "failure without a message",
+    "The disk is full for several runs of a schedule",
+    "The errors are equal and name the final file, so that they cause one notification",
+)
+@pytest.mark.parametrize("write", [atomic_write, atomic_folder])
+def test_errors_name_no_temporary_file(tmp_path: Path, write: Callable[[Path], AbstractContextManager[Path]]) -> None:
+    with pytest.raises(FileNotFoundError) as not_created, write(tmp_path / "missing" / "out"):
+        raise AssertionError("the folder exists")
+    with pytest.raises(OSError, match="No space left") as not_written, write(tmp_path / "out") as temporary:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary / "part"))
+    named = [not_created.value.filename, Path(not_written.value.filename)]
+    assert named == [str(tmp_path / "missing" / "out"), tmp_path / "out" / "part"]
 
 
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o027, 0o640, 0o750), (0o007, 0o660, 0o770)])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import StoredArtifactError
+from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME
 from tasks.runtime.files import atomic_write, digest_of
 from tasks.runtime.fingerprint import code_digest
@@ -76,6 +76,14 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         run_stage(tmp_path, STAGE, {}, fail)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_an_error_text_names_no_temporary_folder(tmp_path: Path) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        raise OSError(f"Failed to open local file '{folder / 'x'}'")  # as pyarrow does, without a file name
+
+    with pytest.raises(StageNotWritten, match=r"Failed to open local file '.*/[0-9a-f]+/x'\.$"):
+        run_stage(tmp_path, STAGE, {}, build)
 
 
 def test_parsing_disturbed_by_a_thread_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
