@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -123,7 +124,8 @@ def train_on_gpu_worker(
         )
     result = returned / Path(key).name
     trained = read_result(result)
-    result.replace(earlier)
+    with suppress(OSError):  # the folder of another user; a retry then trains again
+        result.replace(earlier)
     return trained
 
 

@@ -80,6 +80,7 @@ def test_the_working_directory_is_data_not_code(
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_API_URL": "",  # `make up` may have written a prefect.toml into the checkout
         "FASHION_ANN_ARTIFACTS_DIR": "../artifacts",
         "FASHION_ANN_DATA_DIR": str(SAMPLE),
     }
