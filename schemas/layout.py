@@ -110,6 +110,8 @@ class Artifacts:
         self.logs = root / "logs"
         self.services = root / "services"
         self.service_logs = self.services / "logs"
+        # Results and exceptions that Prefect stores for the flow runs of workers whose PREFECT_HOME is beside the logs.
+        self.flow_results = self.services / "prefect" / "storage"
         self.lock = root / ".in-use"
         self.stores = root / "models"
 
