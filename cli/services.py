@@ -573,7 +573,7 @@ def status(artifacts_dir: Path) -> Status:
         ui=ui,
         logs=paths.logs,
         services=services,
-        access=access_of(url) if url and server else None,
+        access=access_of(url, server.environ().get(_ORIGINS, "").split(",")) if url and server else None,
         password_file=paths.password if server and _requires(server, paths.password) else None,
         note=_note(paths, url),
     )
