@@ -84,7 +84,7 @@ def _up(options: argparse.Namespace) -> None:
     from cli.services import up
 
     status = up(artifacts_folder(options.artifacts_dir), no_auth=options.no_auth)
-    if status.access and not status.access.password:
+    if options.no_auth or (status.access and not status.access.password):
         print(
             f"{options.prog}: warning: {status.url} requires no password: each program and each user of this machine "
             "can run commands as you. `fashion-ann down`, then `fashion-ann up` starts it with one.",

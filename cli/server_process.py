@@ -11,7 +11,7 @@ import tempfile
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -75,12 +75,21 @@ def prefect_settings() -> "Settings":
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    ours, password = settings_of_up(PROJECT_ROOT / "prefect.toml"), settings.api.auth_string
+    ours, secret = settings_of_up(PROJECT_ROOT / "prefect.toml"), settings.api.auth_string
+    password = secret and secret.get_secret_value()
     # The password is for the server of `up` only. Prefect would send it to the one of PREFECT_API_URL, too.
-    if password and password.get_secret_value() == ours.get("auth_string") and settings.api.url != ours.get("url"):
+    if password and password == ours.get("auth_string") and not _same(settings.api.url, ours.get("url", "")):
         settings.api.auth_string = None
         os.environ["PREFECT_API_AUTH_STRING"] = ""
     return settings
+
+
+def _same(url: str | None, other: str) -> bool:
+    """Return whether two addresses are of the same server, also under different names of this machine."""
+    with suppress(httpx.InvalidURL):
+        one, two = httpx.URL(url or ""), httpx.URL(other)
+        return one.port == two.port and (one.host == two.host or (is_loopback(one.host) and is_loopback(two.host)))
+    return False
 
 
 def settings_of_up(path: Path) -> dict[str, str]:
@@ -274,13 +283,16 @@ def ui_origins(url: str) -> list[str]:
     return [f"{address.scheme}://{host}{port}" for host in dict.fromkeys(hosts)]
 
 
-def access_of(url: str) -> Access | None:
-    """Return who can use the server with the API ``url``, None if it does not answer. Changes nothing on it."""
+def access_of(url: str, origins: Iterable[str] = ()) -> Access | None:
+    """Return who can use the server with the API ``url``, None if it does not answer. Changes nothing on it.
+
+    origins: origins other than those of the UI that the server may allow.
+    """
     page, preflight = f"{url}/flows/filter", {"Access-Control-Request-Method": "POST"}
     with suppress(httpx.HTTPError), httpx.Client(timeout=10) as client:
         allowed = {
             origin: client.options(page, headers={**preflight, "Origin": origin}).headers.get(_ALLOW_ORIGIN)
-            for origin in (_FOREIGN_ORIGIN, *ui_origins(url))
+            for origin in (_FOREIGN_ORIGIN, *ui_origins(url), *origins)
         }
         return Access(
             password=client.get(f"{url}/admin/version").status_code == httpx.codes.UNAUTHORIZED,

@@ -469,8 +469,8 @@ def _ensure_worker(
     if (process := state.alive(name)) is not None:
         # A `down` that was killed may have left it suspended.
         process.resume()
-        password = variables.get(_CLIENT_AUTH)
-        if state.processes[name].url == url and process.environ().get(_CLIENT_AUTH) == password:
+        password = variables.get(_CLIENT_AUTH) or ""
+        if state.processes[name].url == url and process.environ().get(_CLIENT_AUTH, "") == password:
             return None
         # The server had to change its port, or has a password now. This worker would be rejected for ever.
         _stop(process)
@@ -585,7 +585,7 @@ def status(artifacts_dir: Path) -> Status:
         ui=ui,
         logs=paths.logs,
         services=services,
-        access=access_of(url) if url and server else None,
+        access=access_of(url, server.environ().get(_ORIGINS, "").split(",")) if url and server else None,
         password_file=paths.password if server and _requires(server, paths.password) else None,
         note=_note(paths, url),
     )

@@ -16,7 +16,7 @@ import yaml
 from cli import services
 from cli.automations import NOTIFY_VARIABLE
 from cli.deploy import pool_names
-from cli.server_process import project_settings
+from cli.server_process import project_settings, ui_origins
 from schemas.config import artifacts_folder, data_folder
 from tests.field_faults import field_fault
 
@@ -202,6 +202,18 @@ def test_servers_start_where_prefect_reads_the_settings() -> None:
     assert "working_dir" not in COMPOSE["services"]["server"]
     (folder,) = _unit("fashion-ann-server.service")["WorkingDirectory"]
     assert _unit("fashion-ann-server.service")["ExecStart"][0].startswith(f"{folder}/.venv/")
+
+
+def test_servers_are_closed_like_that_of_up() -> None:
+    """`test_servers_start_where_prefect_reads_the_settings` proves that they read these settings."""
+    settings = project_settings()
+    origins = ",".join(ui_origins(COMPOSE["services"]["server"]["environment"]["PREFECT_SERVER_UI_API_URL"]))
+    assert settings["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == origins
+    assert settings["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "True"
+    required = COMPOSE["services"]["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
+    assert required.startswith("${PREFECT_SERVER_API_AUTH_STRING:?")
+    checks = _unit("fashion-ann-server.service")["ExecStartPre"]
+    assert '/usr/bin/test -n "${PREFECT_SERVER_API_AUTH_STRING}"' in checks
 
 
 def test_servers_home_survives_a_new_container() -> None:

@@ -205,7 +205,8 @@ def test_deploy_restricts_the_pools_of_an_earlier_version(checkout: Checkout, ap
     assert (restricted["base_job_template"], restricted["concurrency_limit"]) == (wanted, 3)
 
 
-def test_other_server_does_not_get_the_password(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("same", "received"), [(False, None), (True, "Basic YWRtaW46c2VjcmV0")])
+def test_other_server_does_not_get_the_password(tmp_path: Path, same: bool, received: str | None) -> None:
     headers: list[str | None] = []
 
     class Other(BaseHTTPRequestHandler):
@@ -217,12 +218,13 @@ def test_other_server_does_not_get_the_password(tmp_path: Path) -> None:
             return
 
     checkout = Checkout(tmp_path / "checkout")
-    write_prefect_toml(checkout.folder / "prefect.toml", "http://127.0.0.1:9/api", "admin:secret")
     with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = checkout.run("deploy", PREFECT_API_URL=f"http://127.0.0.1:{server.server_port}/api")
+        port = server.server_port if same else 9
+        write_prefect_toml(checkout.folder / "prefect.toml", f"http://127.0.0.1:{port}/api", "admin:secret")
+        done = checkout.run("deploy", PREFECT_API_URL=f"http://localhost:{server.server_port}/api")
         server.shutdown()
-    assert (done.returncode, headers) == (1, [None])
+    assert (done.returncode, headers) == (1, [received])
 
 
 @pytest.mark.parametrize(
