@@ -325,6 +325,7 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
     Argument(
         "--key",
         metavar="FILE",
+        type=path_argument,
         help="PEM file with a private Ed25519 key and without a password (default: $FASHION_ANN_SIGNING_KEY)",
     ),
     help="sign the manifest of a version",

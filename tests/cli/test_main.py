@@ -165,6 +165,7 @@ WRITERS = {
     "promote": ["1", "--reason", "a test"],
     "rollback": ["--reason", "a test"],
     "alias": ["1", "staging", "--reason", "a test"],
+    "sign": ["1", "--key", "key.pem"],
     "reproduce": ["1"],
     "gc": [],
     "up": [],
