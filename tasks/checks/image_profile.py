@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from schemas.contract import DatasetContract
 from tasks.runtime.stored_file import parse_json
@@ -18,6 +18,11 @@ Labels = npt.NDArray[np.uint8]  # (N,)
 Floats = npt.NDArray[np.float32]
 
 _BINS = 16
+
+# Bounds of stored values.
+Pixel = Annotated[float, Field(ge=0, le=255)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,13 @@ class ImageProfile:
     """
 
     class_rows: Sequence[int]
-    mean_images: Mapping[str, Sequence[float]]
-    histogram: Sequence[float]
-    varying: Sequence[float]
-    label_agreement: float
-    label_relation: float
-    class_histograms: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    class_fits: Mapping[str, float] = field(default_factory=dict)
+    mean_images: Mapping[str, Sequence[Pixel]]
+    histogram: Sequence[Share]
+    varying: Sequence[Share]
+    label_agreement: Share
+    label_relation: Correlation
+    class_histograms: Mapping[str, Sequence[Share]] = field(default_factory=dict)
+    class_fits: Mapping[str, Correlation] = field(default_factory=dict)
 
 
 def profile_images(images: Images, labels: Labels, contract: DatasetContract) -> ImageProfile:
@@ -81,8 +86,9 @@ def read_profile(content: bytes, contract: DatasetContract | None = None) -> Ima
     present = set(profile.mean_images)
     if not present or present - labels or any(len(image) != pixels for image in profile.mean_images.values()):
         raise ValueError(f"expected mean images of {pixels} pixels for labels below {len(labels)}")
-    # Profiles of older releases lack these two.
-    if any(by_label.keys() != present for by_label in (profile.class_histograms, profile.class_fits) if by_label):
+    # Profiles of older releases lack both.
+    by_class = [set(profile.class_histograms), set(profile.class_fits)]
+    if by_class not in ([present, present], [set(), set()]):
         raise ValueError("expected a histogram and a fit for each mean image")
     if any(len(shares) != _BINS + 1 for shares in (profile.histogram, *profile.class_histograms.values())):
         raise ValueError(f"expected histograms of {_BINS + 1} shares")

@@ -1,13 +1,16 @@
 import ast
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME
-from tasks.runtime.files import atomic_write, digest_of
+from schemas.references import StageRecord
+from tasks.runtime.files import atomic_write, digest_of, write_json
 from tasks.runtime.fingerprint import code_digest
 from tasks.runtime.stage_cache import Stage, read_stage, run_stage
 
@@ -66,6 +69,36 @@ def test_a_damaged_output_is_rebuilt(tmp_path: Path, damage: str) -> None:
     again, _ = run_stage(tmp_path, STAGE, {}, write())
     assert not again.reused
     assert output.read_text() == "made"
+
+
+@pytest.mark.parametrize(
+    "change", [{"facts": {"length": "4"}}, {"facts": None}, {"key": "0" * 64}, {"files": {"/etc/passwd": {}}}]
+)
+def test_a_record_that_was_sealed_again_is_rebuilt(tmp_path: Path, change: dict[str, Any]) -> None:
+    def parse(record: StageRecord, facts: dict[str, Any]) -> int:
+        return TypeAdapter(int).validate_python(facts["length"], strict=True)
+
+    record, _ = run_stage(tmp_path, STAGE, {}, write(), parse)
+    assert run_stage(tmp_path, STAGE, {}, write(), parse)[0].reused
+    path = record.path / RECORD_NAME
+    content = {**json.loads(path.read_bytes()), **change}
+    del content["record_sha256"]
+    write_json(path, {**content, "record_sha256": digest_of(content)})
+    again, facts = run_stage(tmp_path, STAGE, {}, write(), parse)
+    assert (again.reused, facts) == (False, {"length": 4})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b"NaN", b"pipe", b"link"])
+def test_what_is_no_record_is_rebuilt(tmp_path: Path, content: bytes) -> None:
+    path = run_stage(tmp_path, STAGE, {}, write())[0].path / RECORD_NAME
+    path.unlink()
+    if content == b"pipe":
+        os.mkfifo(path)
+    elif content == b"link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(content)
+    assert not run_stage(tmp_path, STAGE, {}, write())[0].reused
 
 
 def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
