@@ -8,20 +8,33 @@ The cursor of a failed statement stays in the traceback until Python's garbage c
 and waits while the same connection waits for the write lock. The owner of the lock needs the event loop to commit, so
 the server answers no request until sqlite's timeout of 60 s (docs/decisions.md). A transaction that begins as IMMEDIATE
 waits instead.
+
+Some of Prefect's transactions read in a second one before they end, for example when a work queue is paused. The inner
+one stays DEFERRED: it would wait for the lock of the outer one, which waits for it.
 """
 
+from contextvars import ContextVar
 from typing import Any
 
 from prefect.server.utilities.messaging.memory import Consumer, Publisher, break_topic, ephemeral_subscription
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 __all__ = ["Consumer", "Publisher", "break_topic", "ephemeral_subscription"]
 
 
+# The connection whose transaction took the write lock last in this task, or in one that started it.
+_writer: ContextVar[Connection | None] = ContextVar("writer", default=None)
+
+
 @event.listens_for(Engine, "before_cursor_execute", retval=True)
 def take_write_lock(
-    connection: object, cursor: object, statement: str, parameters: Any, context: object, executemany: bool
+    connection: Connection, cursor: object, statement: str, parameters: Any, context: object, executemany: bool
 ) -> tuple[str, Any]:
-    """Return the statement, with the start of a deferred transaction replaced by that of an immediate one."""
-    return ("BEGIN IMMEDIATE" if statement == "BEGIN DEFERRED" else statement), parameters
+    """Return the statement, with the start of an outer deferred transaction replaced by that of an immediate one."""
+    if statement in ("BEGIN DEFERRED", "BEGIN IMMEDIATE"):
+        outer = _writer.get()
+        if outer is None or not outer.in_transaction():
+            _writer.set(connection)
+            statement = "BEGIN IMMEDIATE"
+    return statement, parameters

@@ -33,3 +33,21 @@ async def _increment_twice_at_once(path: Path) -> int:
 def test_transactions_that_read_first_take_turns(tmp_path: Path) -> None:
     assert isinstance(importlib.import_module(PREFECT_MESSAGING_BROKER.value()), BrokerModule)
     assert asyncio.run(_increment_twice_at_once(tmp_path / "prefect.db")) == 2
+
+
+async def _read_in_a_second_transaction(path: Path) -> int:
+    database = AioSqliteConfiguration(f"sqlite+aiosqlite:///{path}")
+    engine = await database.engine()
+    async with await database.session(engine) as session, database.begin_transaction(session):
+        await session.execute(sa.text("CREATE TABLE bucket (count INTEGER)"))
+    for _ in range(2):
+        async with await database.session(engine) as outer, database.begin_transaction(outer):
+            await outer.execute(sa.text("INSERT INTO bucket VALUES (0)"))
+            async with await database.session(engine) as inner, database.begin_transaction(inner):
+                count = (await inner.execute(sa.text("SELECT COUNT(*) FROM bucket"))).scalar_one()
+    await engine.dispose()
+    return int(count)
+
+
+def test_a_transaction_within_another_does_not_wait_for_it(tmp_path: Path) -> None:
+    assert asyncio.run(asyncio.wait_for(_read_in_a_second_transaction(tmp_path / "prefect.db"), 30)) == 1
