@@ -116,9 +116,12 @@ class StoredVersion:
         path = self.folder / SIGNATURE_NAME
         if not os.path.lexists(path):
             return None
-        if path.is_symlink() or not path.is_file() or path.stat().st_size != SIGNATURE_BYTES:
-            raise StoredArtifactError(f"{path}: expected a file of {SIGNATURE_BYTES} bytes. Remove it.")
-        return path.read_bytes()
+        signature = read_stored(path, largest=SIGNATURE_BYTES)
+        if len(signature) != SIGNATURE_BYTES:
+            raise StoredArtifactError(
+                f"{path}: expected {SIGNATURE_BYTES} bytes, received {len(signature)}. Remove it."
+            )
+        return signature
 
     def require_dataset(self) -> None:
         """Raise `StoredArtifactError` if the version was created for another dataset than that of the store."""

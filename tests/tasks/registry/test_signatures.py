@@ -291,7 +291,7 @@ def test_a_damaged_version_is_not_signed(store: ModelStore, keys: tuple[Path, Pa
 def test_what_is_no_signature_is_rejected_also_without_a_key(store: ModelStore, make: Callable[[Path], object]) -> None:
     stored = add_stored(store.root)
     make(stored.folder / SIGNATURE_NAME)
-    with pytest.raises(StoredArtifactError, match=r"manifest\.json\.sig: expected a file of 64 bytes"):
+    with pytest.raises(StoredArtifactError, match=r"manifest\.json\.sig: expected (a file|.*64 bytes), received"):
         stored.check()
 
 
