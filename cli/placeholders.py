@@ -14,8 +14,8 @@ from schemas.errors import FashionAnnError, WrongUsage
 
 # In the example, and in the commands of the docs. Compared without dots, hyphens, underscores and case.
 _PLACEHOLDERS = {"", "changeme", "password"}
-_AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
-_DATABASE_URLS = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
+DATABASE_URLS = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
 _PASSWORD = "POSTGRES_PASSWORD"  # noqa: S105  # a name
 
 
@@ -24,7 +24,7 @@ def require_chosen(variables: Mapping[str, str], required: Sequence[str] = ()) -
     for name in required:
         if name not in variables:
             raise WrongUsage(f"{name} is not set: set it to a value of your own, then start again.")
-    for name in (*_AUTH_STRINGS, *_DATABASE_URLS, _PASSWORD):
+    for name in (*AUTH_STRINGS, *DATABASE_URLS, _PASSWORD):
         password = _password(name, variables[name]) if name in variables else None
         if password is not None and re.sub("[._-]", "", password).lower() in _PLACEHOLDERS:
             raise WrongUsage(
@@ -34,10 +34,10 @@ def require_chosen(variables: Mapping[str, str], required: Sequence[str] = ()) -
 
 def _password(name: str, value: str) -> str | None:
     """Return the password in a value, None if it has none: an sqlite database, or Postgres without a password."""
-    if name in _AUTH_STRINGS:
+    if name in AUTH_STRINGS:
         return value.partition(":")[2]
     try:
-        return urlsplit(value).password if name in _DATABASE_URLS else value
+        return urlsplit(value).password if name in DATABASE_URLS else value
     except ValueError:  # no URL, which Prefect reports
         return None
 

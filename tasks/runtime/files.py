@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Most permissions of rejected rows, logs and the state of services: they may quote data. A stricter umask takes more.
 PRIVATE_FILE, PRIVATE_FOLDER = 0o640, 0o750
+SECRET_FILE = 0o600  # of passwords
 
 # Errors of file systems that cannot sync a file or a folder. Any other error is a failure to write.
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from cli.services import write_prefect_toml
+from cli.prefect_toml import write_prefect_toml
 from tests.deployed.test_up import Checkout
 
 OPEN_TO_ALL = {("GET", "/health"), ("GET", "/ready")}
