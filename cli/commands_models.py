@@ -78,7 +78,7 @@ def _show(options: argparse.Namespace) -> None:
         "not_accepted": None,
     }
     try:
-        shown["signed_by"] = version.signer()
+        shown["signed_by"] = version.check_signature()
     except StoredArtifactError as error:  # no command uses such a version, but a person may look at it
         shown["not_accepted"] = str(error)
     print_result(options, shown, _show_lines(shown), sort_keys=True)

@@ -473,7 +473,7 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
     except StoredArtifactError as error:
         raise Broken(f"{error}{suffix}", "Restore the log from a copy.") from error
     if champion is not None:
-        store.version(champion).signer()
+        store.version(champion).check_signature()
     current = f"champion {champion}" if champion is not None else "no champion"
     unread = f"{len(other_layout)} of another layout, the others" if other_layout else "all"
     return f"{counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"

@@ -73,10 +73,10 @@ def prefect_settings() -> "Settings":
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    of_up, secret = settings_of_up(PROJECT_ROOT / "prefect.toml"), settings.api.auth_string
+    secret, of_up = settings.api.auth_string, {"url": "", **settings_of_up(PROJECT_ROOT / "prefect.toml")}
     password = secret and secret.get_secret_value()
     # The password is for the server of `up` only. Prefect would also send it to the server of PREFECT_API_URL.
-    if password and password == of_up.get("auth_string") and not _is_same_server(settings.api.url, of_up.get("url", "")):
+    if password and password == of_up.get("auth_string") and not _is_same_server(settings.api.url, of_up["url"]):
         settings.api.auth_string = None
         os.environ["PREFECT_API_AUTH_STRING"] = ""
     return settings
