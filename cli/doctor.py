@@ -244,7 +244,7 @@ def check_prefect() -> str:
     if not access.password or access.origins == ["*"]:
         raise Concern(
             f"{line}; {access}",
-            "Whoever reaches it can run commands as its workers' user. Start it with PREFECT_SERVER_API_AUTH_STRING "
+            "Anyone who reaches it can run commands as its workers' user. Start it with PREFECT_SERVER_API_AUTH_STRING "
             "and PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS, or with `fashion-ann down` and `fashion-ann up`.",
         )
     return f"{line}; {access}"

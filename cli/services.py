@@ -173,7 +173,7 @@ class ServicePaths:
         self.home = self.folder / "prefect"
 
     def create(self) -> None:
-        """Create the folders. Prefect's home has files of Prefect with other permissions, so others get no access."""
+        """Create the folders, closed to other users: Prefect's files in its home have weaker permissions."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
         for folder in (self.home, self.logs):
@@ -211,7 +211,7 @@ def up(artifacts_dir: Path, *, no_auth: bool = False) -> Status:
         state = State.read(paths.state)
         state.machine = state.machine or f"{platform.node()}-{uuid4().hex[:4]}"
         rotate_logs(paths.logs)
-        # A server that runs without a password keeps running: its workers have none.
+        # A server that runs without a password keeps running, because its workers have none.
         open_server = (server := state.alive(SERVER)) is not None and not server.environ().get(_AUTH)
         made = None if no_auth or open_server or _AUTH in settings else _password(paths.password)
         if made is not None:
@@ -248,7 +248,7 @@ def _server_settings(no_auth: bool) -> dict[str, str]:
     """
     settings = prefect_settings()
     server, variables = settings.server, {_LISTEN: settings.server.api.host}
-    # If only clients have a password of the user, they send it to this server, too.
+    # A password that the user set only for clients is sent to this server, too.
     password, client = server.api.auth_string, settings.api.auth_string
     if client and client.get_secret_value() != settings_of_up(PROJECT_ROOT / "prefect.toml").get("auth_string"):
         password = password or (None if no_auth else client)
@@ -471,7 +471,7 @@ def _ensure_worker(
         password = variables.get(_CLIENT_AUTH) or ""
         if state.processes[name].url == url and process.environ().get(_CLIENT_AUTH, "") == password:
             return None
-        # The server had to change its port, or has a password now. This worker would be rejected for ever.
+        # The server has another port or password now. It would not get this worker's requests, or reject them.
         _stop(process)
     earlier = _last_heartbeat(client, pool, state)
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool, state)]

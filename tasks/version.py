@@ -102,7 +102,7 @@ def version(
     with store.lock():
         for line in store.recover():
             logger.warning("%s", line)
-        # With both keys an unsigned version, which anyone could have written, does not replace the signed one.
+        # An unsigned version, which any writer of the store could have added, does not replace the signed one.
         stored = store.find_by_inputs(key, accepted=private_key is not None)
         created = stored is None
         if stored is None:

@@ -180,7 +180,7 @@ def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> 
 def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str]:
     """Yield outputs, locks, checkpoints and temporary files that belong to none of ``keys``. No run may be active.
 
-    For an output that cannot be deleted, yield a sentence with the reason instead.
+    For an output that must stay, yield a sentence with the reason instead.
     """
     artifacts = Artifacts(artifacts_dir)
     removed: set[Path] = set()
