@@ -413,7 +413,7 @@ def _gc(options: argparse.Namespace) -> None:
     if options.dry_run:
         list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
     else:
-        result = collect(artifacts_dir, options.dataset, options.keep, announce=list_removals)
+        result = collect(artifacts_dir, options.dataset, options.keep, on_plan=list_removals)
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"

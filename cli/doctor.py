@@ -126,10 +126,10 @@ def check_lock(lock: Path | None = None) -> str:
     """Check that each package that the lock names for this platform is installed in the locked version."""
     extra = installed_extra()
     lock = lock or PROJECT_ROOT / "requirements" / f"{extra}.lock"
-    pinned = locked_versions(lock.read_text(encoding="utf-8"))
+    pinned = locked_packages(lock.read_text(encoding="utf-8"))
     differing = [
         f"{name} {installed or 'is missing'} (expected {version})"
-        for name, version in pinned.items()
+        for name, (version, _) in pinned.items()
         if (installed := installed_version(name)) != version
     ]
     if differing:
@@ -139,11 +139,6 @@ def check_lock(lock: Path | None = None) -> str:
             f"`make clean .venv/{extra}.stamp` rebuilds .venv from the lock.",
         )
     return f"{len(pinned)} packages match {lock.name}"
-
-
-def locked_versions(lock: str) -> dict[str, str]:
-    """Return name and version of each requirement of a lock whose marker applies to this platform."""
-    return {name: version for name, (version, _) in locked_packages(lock).items()}
 
 
 # In a subprocess, because TensorFlow prints to stderr when it is imported and may hang in a driver.

@@ -248,20 +248,20 @@ def api_problem() -> ApiProblem | None:
 class Access(BaseModel):
     """Who can use a server, as its answers show.
 
-    Pages of ``origins`` can read its answers; "*" stands for any page. ``listens`` are the sockets of its port on this
-    machine.
+    Pages of ``origins`` can read its answers; "*" stands for any page. ``addresses`` are those of this machine at which
+    it listens.
     """
 
     password: bool
     csrf: bool
     origins: list[str]
-    listens: list[str]
+    addresses: list[str]
 
     def __str__(self) -> str:
         return (
             f"{'password required' if self.password else 'NO PASSWORD'}, "
             f"CSRF protection {'on' if self.csrf else 'OFF'}, origins: {', '.join(self.origins) or 'none'}, "
-            f"listens on: {', '.join(self.listens) or 'no port of this machine'}"
+            f"listens on: {', '.join(self.addresses) or 'no port of this machine'}"
         )
 
 
@@ -288,13 +288,13 @@ def access_of(url: str, origins: Iterable[str] = ()) -> Access | None:
             password=client.get(f"{url}/admin/version").status_code == httpx.codes.UNAUTHORIZED,
             csrf=client.post(page, json={}).status_code == httpx.codes.FORBIDDEN,
             origins=["*"] if allowed.pop(_FOREIGN_ORIGIN) else [origin for origin, answer in allowed.items() if answer],
-            listens=_listeners(httpx.URL(url)),
+            addresses=_listeners(httpx.URL(url)),
         )
     return None
 
 
 def _listeners(url: httpx.URL) -> list[str]:
-    """Return the addresses on which a process listens on the port of ``url``, if that is a port of this machine."""
+    """Return the addresses at which a process listens on the port of ``url``, none if ``url`` is another machine's."""
     ours = {address.address for interface in psutil.net_if_addrs().values() for address in interface}
     if not is_loopback(url.host) and url.host not in ours:
         return []
