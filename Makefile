@@ -57,8 +57,8 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The licences of all locked packages, and their known vulnerabilities. Needs a network for the latter, and is no part of
-# .ci/run: its result changes when the code does not.
+# The licences of all locked packages, and their known vulnerabilities. The latter need a network. Not part of .ci/run,
+# because the result changes when the code does not.
 audit: $(VENV)/dev.stamp $(VENV)/audit/done.stamp
 	$(BIN)/python -m benchmarks.licences
 	$(VENV)/audit/bin/python -m benchmarks.audit
@@ -90,7 +90,7 @@ $(VENV)/uv.stamp: requirements/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# pip-audit in an environment of its own: it needs pip, and its packages are none of the project's.
+# pip-audit has an environment of its own, because it needs pip and packages that the project does not need.
 $(VENV)/audit/done.stamp: requirements/audit.lock $(VENV)/uv.stamp
 	$(PYTHON) -m venv $(VENV)/audit
 	$(BIN)/uv pip install --quiet --python $(VENV)/audit/bin/python --require-hashes -r $<

@@ -3,7 +3,7 @@
 A `cli.py`, `flows.py`, `schemas.py` or `tasks.py` in a folder of PYTHONPATH would be imported instead of our package.
 """
 
-# Both are part of the running interpreter. `main` removes the caller's folder before any other import.
+# The interpreter has already imported both. `main` removes the caller's folder before any other import.
 import os
 import sys
 

@@ -31,7 +31,7 @@ class Argument:
 
 
 def path_argument(text: str) -> str:
-    """Return the value of an argument that is a path, for ``type``: commands run in the checkout."""
+    """Return an absolute path, as the ``type`` of an argument: commands run in the checkout."""
     try:
         return absolute_path(text)
     except WrongUsage as error:
@@ -70,8 +70,8 @@ COMMON_FLAGS = (
 class Command:
     """A command. ``arguments`` are its own ones, in groups of which at most one argument may be given.
 
-    ``when_stopped`` is printed after an interrupt. Without ``dataset`` the command has no ``--dataset``. A command that
-    writes files requires separate folders for data and artifacts.
+    ``when_stopped`` is printed after an interrupt. Without ``dataset`` the command has no ``--dataset``. With
+    ``writes`` it requires separate folders for data and artifacts.
     """
 
     run: Run
@@ -83,7 +83,7 @@ class Command:
     when_stopped: str
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add all arguments to the parser, and those of ``set_defaults`` to the options that it returns."""
+        """Add all arguments to the parser. Parsed options have those of ``set_defaults``, too."""
         common = [(flag,) for flag in (*COMMON_FLAGS, *([DATASET] if self.dataset else []))]
         for group in (*common, *self.arguments):
             target = parser if len(group) == 1 else parser.add_mutually_exclusive_group()
@@ -170,4 +170,4 @@ def print_result(options: argparse.Namespace, result: Any, lines: Iterable[str],
         print(json.dumps(result, indent=2, sort_keys=sort_keys, default=os.fspath))
         return
     for line in lines:
-        print(line.replace("\n", "\\n"))  # a stored text may not look like a line of ours
+        print(line.replace("\n", "\\n"))  # a newline in a stored text could imitate another line

@@ -78,8 +78,8 @@ def _show(options: argparse.Namespace) -> None:
         "not_accepted": None,
     }
     try:
-        shown["signed_by"] = version.signer()
-    except StoredArtifactError as error:  # no command uses such a version, but a person may look at it
+        shown["signed_by"] = version.check_signature()
+    except StoredArtifactError as error:  # shown, because a person decides whether to sign it
         shown["not_accepted"] = str(error)
     print_result(options, shown, _show_lines(shown), sort_keys=True)
 
@@ -329,15 +329,15 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
         help="PEM file with a private Ed25519 key and without a password (default: $FASHION_ANN_SIGNING_KEY)",
     ),
     help="sign the manifest of a version",
-    description="Check every file of version V, then sign its manifest, which covers them. An earlier signature is "
-    "replaced. With FASHION_ANN_VERIFY_KEY commands use only versions that its key accepts.",
+    description="Check every file of version V, then sign its manifest, which lists their digests. An earlier "
+    "signature is replaced. With FASHION_ANN_VERIFY_KEY commands use only versions with a signature by that key.",
 )
 def _sign(options: argparse.Namespace) -> None:
     from tasks.registry.signatures import fingerprint, signing_key
 
     key = signing_key(options.key)
     if key is None:
-        raise WrongUsage("Expected a key: give --key FILE, or set FASHION_ANN_SIGNING_KEY.")
+        raise WrongUsage("Expected a private key, received none: give --key FILE, or set FASHION_ANN_SIGNING_KEY.")
     store = _store(options)
     version = store.sign(store.resolve(options.version), key)
     signer = fingerprint(key.public_key())
@@ -413,7 +413,7 @@ def _gc(options: argparse.Namespace) -> None:
     if options.dry_run:
         list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
     else:
-        result = collect(artifacts_dir, options.dataset, options.keep, announce=list_removals)
+        result = collect(artifacts_dir, options.dataset, options.keep, on_plan=list_removals)
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"

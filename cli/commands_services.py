@@ -132,10 +132,10 @@ def _status_lines(status: "Status") -> Iterator[str]:
         pid = "" if service.pid is None else f"process {service.pid}"
         yield f"{service.name:<11}  {service.says:<11}  {pid:<15}  {service.log}".rstrip()
     if status.ui is not None:
-        yield f"UI    {status.ui}"
+        yield f"UI      {status.ui}"
     if status.password_file is not None:
-        yield f"login with the content of {status.password_file}, which is user:password"
+        yield f"login   user:password in {status.password_file}"
     if status.access is not None:
-        yield f"access: {status.access}"
-    yield f"logs  {status.logs}"
+        yield f"access  {status.access}"
+    yield f"logs    {status.logs}"
     yield status.note

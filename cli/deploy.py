@@ -89,7 +89,7 @@ def pool_names() -> tuple[str, ...]:
 def base_job_template() -> dict[str, Any]:
     """Return the template of all pools: that of Prefect, reduced to the job variables that the deployments use.
 
-    The server refuses other variables, and workers ignore them: a flow run has no command of its own.
+    The server rejects other variables, and workers ignore them. A flow run can therefore not choose a command.
     """
     from prefect.workers.process import ProcessWorker
 

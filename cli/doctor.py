@@ -126,10 +126,10 @@ def check_lock(lock: Path | None = None) -> str:
     """Check that each package that the lock names for this platform is installed in the locked version."""
     extra = installed_extra()
     lock = lock or PROJECT_ROOT / "requirements" / f"{extra}.lock"
-    pinned = locked_versions(lock.read_text(encoding="utf-8"))
+    pinned = locked_packages(lock.read_text(encoding="utf-8"))
     differing = [
         f"{name} {installed or 'is missing'} (expected {version})"
-        for name, version in pinned.items()
+        for name, (version, _) in pinned.items()
         if (installed := installed_version(name)) != version
     ]
     if differing:
@@ -139,11 +139,6 @@ def check_lock(lock: Path | None = None) -> str:
             f"`make clean .venv/{extra}.stamp` rebuilds .venv from the lock.",
         )
     return f"{len(pinned)} packages match {lock.name}"
-
-
-def locked_versions(lock: str) -> dict[str, str]:
-    """Return name and version of each requirement of a lock whose marker applies to this platform."""
-    return {name: version for name, (version, _) in locked_packages(lock).items()}
 
 
 # In a subprocess, because TensorFlow prints to stderr when it is imported and may hang in a driver.
@@ -244,8 +239,8 @@ def check_prefect() -> str:
     if not access.password or access.origins == ["*"]:
         raise Concern(
             f"{line}; {access}",
-            "Whoever reaches it can run commands as its workers' user. Start it with PREFECT_SERVER_API_AUTH_STRING "
-            "and PREFECT_SERVER_CORS_ALLOWED_ORIGINS, or with `fashion-ann down` and `fashion-ann up`.",
+            "Anyone who reaches it can run commands as its workers' user. Start it with PREFECT_SERVER_API_AUTH_STRING "
+            "and PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS, or with `fashion-ann down` and `fashion-ann up`.",
         )
     return f"{line}; {access}"
 
@@ -473,7 +468,7 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
     except StoredArtifactError as error:
         raise Broken(f"{error}{suffix}", "Restore the log from a copy.") from error
     if champion is not None:
-        store.version(champion).signer()
+        store.version(champion).check_signature()
     current = f"champion {champion}" if champion is not None else "no champion"
     unread = f"{len(other_layout)} of another layout, the others" if other_layout else "all"
     return f"{counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"

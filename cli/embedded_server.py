@@ -87,7 +87,7 @@ def run_training_flow(
 
 @dataclass(frozen=True)
 class _Server:
-    """An embedded server. ``starting`` has a lock, to close as soon as the server answers."""
+    """An embedded server. ``starting`` holds a lock until it is closed, as soon as the server answers."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -171,10 +171,9 @@ def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -
 
 
 def _start_server(log: IO[bytes]) -> _Server:
-    """Return the server, which starts in its own process and requires a random password, unless one is configured.
+    """Start the server in its own process and return it. It requires the configured password, else a random one.
 
-    The lock is needed because two servers that start at once on a new database would both create its tables, and one
-    would fail.
+    Two servers that start at once on a new database would both create its tables, and one would fail: hence the lock.
     """
     import prefect
 
@@ -197,7 +196,9 @@ def _start_server(log: IO[bytes]) -> _Server:
         env={
             **os.environ,
             "PREFECT_SERVER_API_AUTH_STRING": password,
-            **{"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
         },
         stdout=log,
         stderr=log,

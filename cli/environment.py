@@ -10,7 +10,7 @@ from schemas.config import python_path
 from schemas.errors import WrongUsage
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-# Variables with one path.
+# Variables whose value is one path.
 _PATH = re.compile(r"((FASHION_ANN|PREFECT)_(\w+_)?|SSL_CERT_)(HOME|DIR|DIRECTORY|FILE|PATH|KEY)|TMPDIR")
 # A URL with 0.0.0.0 reaches this machine, too.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
@@ -35,7 +35,7 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
 
 
 def absolute_path(path: str) -> str:
-    """Return the same path for another working directory. An empty one, and one with a leading ``~``, stay as they are.
+    """Return the path as an absolute one. An empty path, and one with a leading ``~``, stay as they are.
 
     Raises `WrongUsage` if the path is relative and the working directory was removed.
     """

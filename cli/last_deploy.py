@@ -87,7 +87,7 @@ class LastDeploy:
         return updates
 
     def adopt(self, part: str, server: Fields) -> None:
-        """Treat fields of the server as deployed by us if no deploy has stored them: earlier versions had none."""
+        """Count fields of the server as deployed if no deploy has recorded them, as earlier releases did not."""
         self.parts[part] = _digests(server) | self.parts.get(part, {})
 
     def removes(self, part: str, server: Fields) -> bool:

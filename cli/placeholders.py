@@ -1,7 +1,7 @@
-"""Reject passwords that nobody chose, such as those of fashion-ann.env.example.
+"""Reject placeholders in place of passwords, such as those of fashion-ann.env.example.
 
-Units and containers run `python -m cli.placeholders [REQUIRED ..]` before Prefect starts. REQUIRED: variables that must
-be set.
+Units and containers run `python -m cli.placeholders [REQUIRED ..]` before Prefect starts. REQUIRED are variables that
+must be set.
 """
 
 import os
@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from schemas.errors import FashionAnnError, WrongUsage
 
-# In the example, and in the commands of the docs. Compared without dots, hyphens, underscores and case.
+# Those of the example and of the commands in the docs. Compared without dots, hyphens, underscores and case.
 _PLACEHOLDERS = {"", "changeme", "password"}
-_AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
-_DATABASE_URLS = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
+DATABASE_URLS = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
 _PASSWORD = "POSTGRES_PASSWORD"  # noqa: S105  # a name
 
 
@@ -23,22 +23,23 @@ def require_chosen(variables: Mapping[str, str], required: Sequence[str] = ()) -
     """Raise `WrongUsage` for a required variable that is not set, and for a placeholder in any variable."""
     for name in required:
         if name not in variables:
-            raise WrongUsage(f"{name} is not set: set it to a value of your own, then start again.")
-    for name in (*_AUTH_STRINGS, *_DATABASE_URLS, _PASSWORD):
+            raise WrongUsage(f"{name} was expected, and is not set. Set it to a value of your own, then start again.")
+    for name in (*AUTH_STRINGS, *DATABASE_URLS, _PASSWORD):
         password = _password(name, variables[name]) if name in variables else None
         if password is not None and re.sub("[._-]", "", password).lower() in _PLACEHOLDERS:
             raise WrongUsage(
-                f"{name} has a placeholder or nothing as its password: set one of your own, then start again."
+                f"{name} was expected with a password, received a placeholder or none. Set one of your own, then start "
+                "again."
             )
 
 
 def _password(name: str, value: str) -> str | None:
     """Return the password in a value, None if it has none: an sqlite database, or Postgres without a password."""
-    if name in _AUTH_STRINGS:
+    if name in AUTH_STRINGS:
         return value.partition(":")[2]
     try:
-        return urlsplit(value).password if name in _DATABASE_URLS else value
-    except ValueError:  # no URL, which Prefect reports
+        return urlsplit(value).password if name in DATABASE_URLS else value
+    except ValueError:  # not a URL; Prefect reports it
         return None
 
 

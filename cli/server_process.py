@@ -22,6 +22,7 @@ import httpx
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from cli.prefect_toml import settings_of_up
 from schemas.config import PROJECT_ROOT
 from schemas.errors import ServerUnavailable
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from prefect.settings import Settings
 
 HOST = "127.0.0.1"
-SETTINGS_HEADER = (
-    "# Written by `fashion-ann up`, removed by `fashion-ann down`: for Prefect's commands in this folder.\n"
-)
 _FOREIGN_ORIGIN, _ALLOW_ORIGIN = "http://origin.invalid", "Access-Control-Allow-Origin"
 _POLL_SECONDS = 0.05
 _QUOTED_LINES, _QUOTED_CHARACTERS = 20, 2_000  # long enough for an exception and its causes
@@ -75,29 +73,21 @@ def prefect_settings() -> "Settings":
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    ours, secret = settings_of_up(PROJECT_ROOT / "prefect.toml"), settings.api.auth_string
+    secret, of_up = settings.api.auth_string, {"url": "", **settings_of_up(PROJECT_ROOT / "prefect.toml")}
     password = secret and secret.get_secret_value()
-    # The password is for the server of `up` only. Prefect would send it to the one of PREFECT_API_URL, too.
-    if password and password == ours.get("auth_string") and not _same(settings.api.url, ours.get("url", "")):
+    # The password is for the server of `up` only. Prefect would also send it to the server of PREFECT_API_URL.
+    if password and password == of_up.get("auth_string") and not _is_same_server(settings.api.url, of_up["url"]):
         settings.api.auth_string = None
         os.environ["PREFECT_API_AUTH_STRING"] = ""
     return settings
 
 
-def _same(url: str | None, other: str) -> bool:
-    """Return whether two addresses are of the same server, also under different names of this machine."""
+def _is_same_server(url: str | None, other: str) -> bool:
+    """Return whether two URLs lead to the same server, also under different names of this machine."""
     with suppress(httpx.InvalidURL):
         one, two = httpx.URL(url or ""), httpx.URL(other)
         return one.port == two.port and (one.host == two.host or (is_loopback(one.host) and is_loopback(two.host)))
     return False
-
-
-def settings_of_up(path: Path) -> dict[str, str]:
-    """Return ``url`` and ``auth_string`` of a prefect.toml that `up` wrote, nothing of one that others wrote."""
-    with suppress(FileNotFoundError, PermissionError, tomllib.TOMLDecodeError):
-        if (text := path.read_text(encoding="utf-8")).startswith(SETTINGS_HEADER):
-            return dict(tomllib.loads(text).get("api", {}))
-    return {}
 
 
 def require_home(home: Path) -> None:
@@ -245,7 +235,7 @@ def api_problem() -> ApiProblem | None:
         return ApiProblem(
             f"the API at {url} expects a user and password (status 401), {received} received",
             "Set PREFECT_API_AUTH_STRING=user:password, as in the server's PREFECT_SERVER_API_AUTH_STRING. "
-            "`fashion-ann status` prints the command for the server of `fashion-ann up`.",
+            "For a server of `fashion-ann up`, `fashion-ann status` prints the command.",
         )
     if response.status_code != httpx.codes.OK:
         return ApiProblem(
@@ -258,20 +248,20 @@ def api_problem() -> ApiProblem | None:
 class Access(BaseModel):
     """Who can use a server, as its answers show.
 
-    Pages of ``origins`` can read its answers; "*" stands for any page. ``listens`` are the sockets of its port on this
-    machine.
+    Pages of ``origins`` can read its answers; "*" stands for any page. ``addresses`` are those of this machine at which
+    it listens.
     """
 
     password: bool
     csrf: bool
     origins: list[str]
-    listens: list[str]
+    addresses: list[str]
 
     def __str__(self) -> str:
         return (
             f"{'password required' if self.password else 'NO PASSWORD'}, "
             f"CSRF protection {'on' if self.csrf else 'OFF'}, origins: {', '.join(self.origins) or 'none'}, "
-            f"listens on: {', '.join(self.listens) or 'no port of this machine'}"
+            f"listens on: {', '.join(self.addresses) or 'no port of this machine'}"
         )
 
 
@@ -286,7 +276,7 @@ def ui_origins(url: str) -> list[str]:
 def access_of(url: str, origins: Iterable[str] = ()) -> Access | None:
     """Return who can use the server with the API ``url``, None if it does not answer. Changes nothing on it.
 
-    origins: origins other than those of the UI that the server may allow.
+    origins: further ones to try, beside those of the UI.
     """
     page, preflight = f"{url}/flows/filter", {"Access-Control-Request-Method": "POST"}
     with suppress(httpx.HTTPError), httpx.Client(timeout=10) as client:
@@ -298,13 +288,13 @@ def access_of(url: str, origins: Iterable[str] = ()) -> Access | None:
             password=client.get(f"{url}/admin/version").status_code == httpx.codes.UNAUTHORIZED,
             csrf=client.post(page, json={}).status_code == httpx.codes.FORBIDDEN,
             origins=["*"] if allowed.pop(_FOREIGN_ORIGIN) else [origin for origin, answer in allowed.items() if answer],
-            listens=_listeners(httpx.URL(url)),
+            addresses=_listeners(httpx.URL(url)),
         )
     return None
 
 
 def _listeners(url: httpx.URL) -> list[str]:
-    """Return the addresses on which a process listens on the port of ``url``, if that is a port of this machine."""
+    """Return the addresses at which a process listens on the port of ``url``, none if ``url`` is another machine's."""
     ours = {address.address for interface in psutil.net_if_addrs().values() for address in interface}
     if not is_loopback(url.host) and url.host not in ours:
         return []

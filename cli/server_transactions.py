@@ -1,13 +1,13 @@
-"""Prefect's message broker, for a server whose sqlite transactions take the write lock at their start.
+"""Provide Prefect's message broker, and make sqlite transactions of the server take the write lock at their start.
 
-pyproject.toml names this module as the broker, because Prefect imports it in every server and nowhere else. Prefect
-begins most sqlite transactions as DEFERRED. One that reads first and writes later fails at once with "database is
-locked" if another transaction has written in between, as triggers of automations do for each event of a flow run.
+pyproject.toml names this module as the broker, because Prefect imports the broker in every server and nowhere else.
+Prefect begins most sqlite transactions as DEFERRED. One that reads first and writes later fails at once with "database
+is locked" if another transaction has written in between. Triggers of automations do so for each event of a flow run.
 
 The cursor of a failed statement stays in the traceback until Python's garbage collection. That runs in the event loop,
-and waits while the same connection waits for the write lock. The owner of the lock needs the event loop to commit, so
-the server answers no request until sqlite's timeout of 60 s (docs/decisions.md). A transaction that begins as IMMEDIATE
-waits instead.
+and waits while the same connection waits for the write lock. The owner of the lock needs the event loop to commit. The
+server therefore answers no request until sqlite's timeout of 60 s (docs/decisions.md). A transaction that begins as
+IMMEDIATE waits for the lock instead of failing.
 
 Some of Prefect's transactions read in a second one before they end, for example when a work queue is paused. The inner
 one stays DEFERRED: it would wait for the lock of the outer one, which waits for it.

@@ -7,7 +7,6 @@ system reuses pids.
 
 import contextlib
 import fcntl
-import json
 import os
 import platform
 import secrets
@@ -26,10 +25,10 @@ import psutil
 from pydantic import BaseModel, Field, ValidationError
 
 from cli.deploy import pool_names
-from cli.placeholders import require_chosen
+from cli.placeholders import AUTH_STRINGS, DATABASE_URLS, require_chosen
+from cli.prefect_toml import remove_prefect_toml, settings_of_up, write_prefect_toml
 from cli.server_process import (
     HOST,
-    SETTINGS_HEADER,
     Access,
     access_of,
     environment,
@@ -39,7 +38,6 @@ from cli.server_process import (
     project_settings,
     reported_cause,
     restore_sigint,
-    settings_of_up,
     start_mark,
     ui_origins,
     wait_or_kill,
@@ -48,7 +46,7 @@ from cli.server_process import (
 from schemas.config import PROJECT_ROOT, data_folder, python_command
 from schemas.errors import ServiceFailed, WrongUsage
 from schemas.layout import Artifacts
-from tasks.runtime.files import PRIVATE_FILE, PRIVATE_FOLDER, atomic_write
+from tasks.runtime.files import PRIVATE_FILE, PRIVATE_FOLDER, SECRET_FILE, atomic_write
 from tasks.runtime.locks import lock
 from tasks.runtime.log_rotation import rotate_logs
 
@@ -59,15 +57,15 @@ SERVER = "server"
 PREFECT_DEFAULT_PORT = 4200
 
 _MARKER = "FASHION_ANN_SERVICES"
-_AUTH, _CLIENT_AUTH = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
+_AUTH, _CLIENT_AUTH = AUTH_STRINGS
 _LISTEN = "PREFECT_SERVER_API_HOST"
 _ORIGINS = "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"
 _CSRF = "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"
-_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
+_DATABASE = DATABASE_URLS[0]
 _DATA_DIR = "FASHION_ANN_DATA_DIR"
 _ALL_ADDRESSES = "0.0.0.0"  # noqa: S104  # used only if the user sets it
 # Settings of the server that a flow run must not see.
-SERVER_SECRETS = (_AUTH, _DATABASE, "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+SERVER_SECRETS = (_AUTH, *DATABASE_URLS)
 
 # The first start creates the database, which took 13 s on an idle machine.
 _SECONDS_TO_START = 180
@@ -175,7 +173,7 @@ class ServicePaths:
         self.home = self.folder / "prefect"
 
     def create(self) -> None:
-        """Create the folders. Prefect's home has files of Prefect with other permissions, so others get no access."""
+        """Create the folders, closed to other users: Prefect's files in its home have weaker permissions."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
         for folder in (self.home, self.logs):
@@ -213,7 +211,7 @@ def up(artifacts_dir: Path, *, no_auth: bool = False) -> Status:
         state = State.read(paths.state)
         state.machine = state.machine or f"{platform.node()}-{uuid4().hex[:4]}"
         rotate_logs(paths.logs)
-        # A server that runs without a password keeps running: its workers have none.
+        # A server that runs without a password keeps running, because its workers have none.
         open_server = (server := state.alive(SERVER)) is not None and not server.environ().get(_AUTH)
         made = None if no_auth or open_server or _AUTH in settings else _password(paths.password)
         if made is not None:
@@ -250,7 +248,7 @@ def _server_settings(no_auth: bool) -> dict[str, str]:
     """
     settings = prefect_settings()
     server, variables = settings.server, {_LISTEN: settings.server.api.host}
-    # If only clients have a password of the user, they send it to this server, too.
+    # A password that the user set only for clients is sent to this server, too.
     password, client = server.api.auth_string, settings.api.auth_string
     if client and client.get_secret_value() != settings_of_up(PROJECT_ROOT / "prefect.toml").get("auth_string"):
         password = password or (None if no_auth else client)
@@ -275,11 +273,12 @@ def _server_settings(no_auth: bool) -> dict[str, str]:
 def _password(path: Path) -> str:
     """Return the "user:password" in ``path``, where the first call writes a random one. Only its owner may read it."""
     with contextlib.suppress(FileNotFoundError):
-        path.chmod(0o600)
+        path.chmod(SECRET_FILE)
         if text := path.read_text(encoding="utf-8").strip():
             return text
     text = f"admin:{secrets.token_urlsafe(24)}"
-    _write(path, f"{text}\n", 0o600)
+    with atomic_write(path, mode=SECRET_FILE) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
     return text
 
 
@@ -472,7 +471,7 @@ def _ensure_worker(
         password = variables.get(_CLIENT_AUTH) or ""
         if state.processes[name].url == url and process.environ().get(_CLIENT_AUTH, "") == password:
             return None
-        # The server had to change its port, or has a password now. This worker would be rejected for ever.
+        # The server has another port or password now. It would not get this worker's requests, or reject them.
         _stop(process)
     earlier = _last_heartbeat(client, pool, state)
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool, state)]
@@ -580,22 +579,29 @@ def status(artifacts_dir: Path) -> Status:
         services.append(Service(name=name, running=text == "running", says=text, pid=pid, log=paths.log(name)))
     ui = url and url.removesuffix("/api")
     server = state.alive(SERVER)
+    variables = _environment_of(server) if server else {}
     return Status(
         url=url,
         ui=ui,
         logs=paths.logs,
         services=services,
-        access=access_of(url, server.environ().get(_ORIGINS, "").split(",")) if url and server else None,
-        password_file=paths.password if server and _requires(server, paths.password) else None,
+        access=access_of(url, variables.get(_ORIGINS, "").split(",")) if url and server else None,
+        password_file=paths.password if _AUTH in variables and variables[_AUTH] == _read(paths.password) else None,
         note=_note(paths, url),
     )
 
 
-def _requires(server: psutil.Process, password_file: Path) -> bool:
-    """Return whether the server requires the password in the file. Only its owner can read both."""
-    with contextlib.suppress(OSError, psutil.Error):
-        return server.environ().get(_AUTH) == password_file.read_text(encoding="utf-8").strip()
-    return False
+def _environment_of(process: psutil.Process) -> dict[str, str]:
+    """Return the variables of a process, none if this user may not read them."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ()
+    return {}
+
+
+def _read(password_file: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return password_file.read_text(encoding="utf-8").strip()
+    return None
 
 
 def _note(paths: ServicePaths, url: str | None) -> str:
@@ -612,32 +618,6 @@ def _note(paths: ServicePaths, url: str | None) -> str:
     if settings_of_up(path).get("url") == url:
         return f"`prefect` finds this server in {PROJECT_ROOT}. In other folders: {export}"
     return f"{path} does not name this server, so `prefect` does not find it. To use it: {export}"
-
-
-# --- files ---
-
-
-def prefect_toml(url: str, password: str | None = None) -> str:
-    """Return the settings file with which `prefect` in the checkout finds the server and its password."""
-    auth = "" if password is None else f"auth_string = {json.dumps(password, ensure_ascii=False)}\n"
-    return f"{SETTINGS_HEADER}[api]\nurl = {json.dumps(url)}\n{auth}"
-
-
-def write_prefect_toml(path: Path, url: str, password: str | None = None) -> None:
-    """Write prefect.toml, which only its owner may read, unless the user wrote that file."""
-    if not path.exists() or settings_of_up(path):
-        _write(path, prefect_toml(url, password), 0o600)
-
-
-def remove_prefect_toml(path: Path, urls: set[str]) -> None:
-    """Remove prefect.toml if it names one of the stopped servers."""
-    if settings_of_up(path).get("url") in urls:
-        path.unlink()
-
-
-def _write(path: Path, text: str, mode: int = 0o666) -> None:
-    with atomic_write(path, mode=mode) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -42,6 +42,6 @@ def fit_where_asked(
         return train_on_gpu_worker(prepared, training, artifacts_dir, device, gpu_worker_seconds)
     if is_trained(prepared, training, artifacts_dir, device):
         return train(prepared, training, artifacts_dir, device)  # a subflow for a reused model would cost one second
-    # Nothing deletes persisted results, a retry of this run reuses the trained model, and reading a result back would
-    # run the serializer that its file names.
+    # Not persisted, because a retry of this run reuses the trained model, and nothing would delete the result. Prefect
+    # also reads a result with the serializer that its file names.
     return fit_model.with_options(persist_result=False)(prepared, training, artifacts_dir, device)

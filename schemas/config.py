@@ -115,7 +115,7 @@ def data_folder(given: str | Path | None = None) -> Path:
 
 
 def separate_folders(artifacts_dir: str | Path | None = None, data_dir: str | Path | None = None) -> tuple[Path, Path]:
-    """Return `artifacts_folder` and `data_folder`. Raises `WrongUsage` if one is inside the other, or both are one.
+    """Return `artifacts_folder` and `data_folder`. Raises `WrongUsage` if one contains the other, or they are equal.
 
     Runs write to folders below the artifacts folder, such as data/, and garbage collection deletes there.
     """

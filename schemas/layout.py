@@ -56,7 +56,7 @@ _SHORT_KEY = re.compile(r"[0-9a-f]{16}")
 
 
 def name_of_temporary(name: str) -> str | None:
-    """Return the name whose content is in a temporary file or folder, None if ``name`` is not temporary."""
+    """Return the final name of a temporary file or folder, None if ``name`` is not temporary."""
     match = _TEMPORARY.fullmatch(name)
     return match and match["of"]
 
@@ -110,7 +110,7 @@ class Artifacts:
         self.logs = root / "logs"
         self.services = root / "services"
         self.service_logs = self.services / "logs"
-        # Results and exceptions that Prefect stores for the flow runs of workers whose PREFECT_HOME is beside the logs.
+        # Prefect stores results and exceptions of flow runs there, if the worker's PREFECT_HOME is beside the logs.
         self.flow_results = self.services / "prefect" / "storage"
         self.lock = root / ".in-use"
         self.stores = root / "models"

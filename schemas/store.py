@@ -213,7 +213,7 @@ class Manifest(VersionFacts):
 
 
 class ClassRecall(StoredJson):
-    """One class in metrics.json, as far as checks of predictions read it."""
+    """The part of a class in metrics.json that checks of predictions read."""
 
     recall: Share
     rows: Annotated[int, Field(ge=0, lt=10**12)]
@@ -230,7 +230,7 @@ class ClassMetrics(ClassRecall):
 
 
 class StoredMetrics(StoredJson):
-    """metrics.json, as far as it is shown."""
+    """The part of metrics.json that is shown."""
 
     per_class: Annotated[list[ClassMetrics], Field(min_length=1)]
 
@@ -240,7 +240,7 @@ class Paired(StoredJson):
 
 
 class PairedVerdict(StoredJson):
-    """verdict.json, as far as events report it."""
+    """The part of verdict.json that events contain."""
 
     paired: Paired | None = None
 
@@ -253,7 +253,7 @@ class VerdictRule(StoredJson):
 
 
 class Verdict(PairedVerdict):
-    """verdict.json, as far as it is shown."""
+    """The part of verdict.json that is shown."""
 
     outcome: Literal["promoted", "kept", "waiting", "refused"]
     reason: str

@@ -30,7 +30,7 @@ SECONDS_OF_RESULTS = 7_776_000
 def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECONDS_TO_WAIT) -> Garbage:
     """Run `tasks.registry.gc.collect`, and publish what it deleted. While a run is active, some or all garbage stays.
 
-    The logs of `fashion-ann up` are rotated, too, and old results of flow runs are deleted.
+    Logs of `fashion-ann up` are also rotated, and old results of flow runs deleted.
 
     seconds: how long to wait for a process that writes to the store.
     """

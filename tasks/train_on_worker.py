@@ -22,6 +22,7 @@ from schemas.errors import GpuTrainingFailed, NoGpuWorker, StoredArtifactError
 from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.files import digest_of
+from tasks.runtime.stored_file import read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +44,14 @@ def read_result(path: Path) -> TrainedModel:
     """Return the result of a run of fit-model, which Prefect stored in ``path``.
 
     If the file names a serializer, such as pickle, Prefect would run it. It would also import any class in the JSON.
-    This reads JSON of one class only, and raises `StoredArtifactError` for anything else.
+    This function reads JSON of one class only, and raises `StoredArtifactError` for anything else.
     """
+    content = read_stored(path, largest=_LARGEST_RESULT)
     try:
-        if path.is_symlink() or not path.is_file():
-            raise FileNotFoundError(None, "no such file")
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_RESULT)
         return _Result.model_validate_json(content).data
-    except (OSError, ValidationError) as error:
-        received = getattr(error, "strerror", None)
-        if isinstance(error, ValidationError):
-            fault = error.errors(include_url=False)[0]
-            received = f"{'.'.join(map(str, fault['loc'])) or 'content'} {str(fault['input'])[:40]!r}: {fault['msg']}"
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        received = f"{'.'.join(map(str, fault['loc'])) or 'content'} {str(fault['input'])[:40]!r}: {fault['msg']}"
         raise StoredArtifactError(
             f"{path}: expected the JSON of a {TrainedModel.__name__}, received {received}. Nothing was loaded from it. "
             "Remove the file, and run again."

@@ -67,7 +67,7 @@ def version(
     """
     emit(StageStarted("version", None))
     store = ModelStore.of(artifacts_dir, prepared.dataset)
-    signer, signatures_required = training_key(), verify_key() is not None
+    private_key, signature_required = training_key(), verify_key() is not None
     key = stage_key(
         STAGE,
         {
@@ -85,7 +85,7 @@ def version(
         champion = _champion(store)
         origin = data_origin({split: validated.data.origin for split, validated in data.items()})
         verdict = decide(measure_candidate(prepared, evaluation, champion, origin), promotion)
-        if signatures_required and signer is None and verdict["outcome"] == "promoted":
+        if signature_required and private_key is None and verdict["outcome"] == "promoted":
             waiting = f"Waiting for a signature, because {SIGNING_VARIABLE} is not set:"
             verdict |= {"outcome": "waiting", "reason": verdict["reason"].replace("Promoted:", waiting)}
         write_json(folder / VERDICT_NAME, verdict)
@@ -102,11 +102,11 @@ def version(
     with store.lock():
         for line in store.recover():
             logger.warning("%s", line)
-        # With both keys an unsigned version, which anyone could have written, does not replace the signed one.
-        stored = store.find_by_inputs(key, accepted=signer is not None)
+        # An unsigned version, which any writer of the store could have added, does not replace the signed one.
+        stored = store.find_by_inputs(key, accepted=private_key is not None)
         created = stored is None
         if stored is None:
-            stored = store.add(build, signer)
+            stored = store.add(build, private_key)
             # If the process is killed before the next line, the next `recover` logs the promotion.
             if stored.manifest.verdict.event is not None:
                 store.aliases.append(stored.manifest.verdict.event)

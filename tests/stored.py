@@ -90,12 +90,12 @@ def add_stored(
     promoted: bool = False,
     key: str = "key",
     write: Callable[[Path], object] = fill,
-    signer: Ed25519PrivateKey | None = None,
+    private_key: Ed25519PrivateKey | None = None,
     **changed: Any,
 ) -> StoredVersion:
     """Add a version whose promotion, if any, is not logged yet. ``write`` may write some of its files.
 
-    signer: signs it.
+    private_key: signs it.
     """
     store = ModelStore(root)
 
@@ -107,7 +107,7 @@ def add_stored(
         return facts(**{"made_from": key, "test_accuracy": accuracy, "verdict": verdict(moved), **changed})
 
     with store.lock():
-        return store.add(build, signer)
+        return store.add(build, private_key)
 
 
 def make_older(stored: StoredVersion) -> None:

@@ -21,5 +21,7 @@ def test_row_of_the_security_page_names_its_tests(row: str) -> None:
 
 
 def test_security_page_has_rows_for_every_party() -> None:
-    for party in ("web page", "another user", "client with the password", "worker", "writer of the artifacts folder"):
+    users = ("web page", "another user", "client with the password", "worker", "operator")
+    writers = ("writer of the store", "signed version", "stage outputs", "public key")
+    for party in (*users, *writers):
         assert any(party in row.split("|")[1] for row in ROWS), party

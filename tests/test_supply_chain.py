@@ -1,4 +1,4 @@
-"""Installations are locked by hash, licences are listed, and an audit that did not happen is no success."""
+"""Installations are locked by hash, licences are listed, and an audit without a database is not a success."""
 
 import json
 import re

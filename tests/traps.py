@@ -1,4 +1,4 @@
-"""A working directory whose files leave a mark if a command imports, runs or obeys them."""
+"""Traps: files in a working directory that leave a mark if a command imports or reads them."""
 
 from pathlib import Path
 

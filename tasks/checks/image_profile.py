@@ -74,8 +74,8 @@ def write_profile(path: Path, profile: ImageProfile) -> None:
 
 
 def read_profile(content: bytes, contract: DatasetContract | None = None) -> ImageProfile:
-    """Return a profile that `write_profile` wrote. Raises ValueError for another shape, also than the contract's."""
-    parse_json(content)  # stricter than the next parser, which alone accepts an object for a dataclass
+    """Return a profile that `write_profile` wrote. Raises ValueError for another shape than that or the contract's."""
+    parse_json(content)  # stricter than pydantic, which does not reject repeated keys and deep nesting
     try:
         profile = TypeAdapter(ImageProfile).validate_json(content, strict=True)
     except ValidationError as error:

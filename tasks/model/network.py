@@ -1,7 +1,7 @@
 """Build the network, evaluate it, and load a stored one safely: input, Dense 128 ReLU, Dropout, Dense softmax.
 
-A stored network is built from code, not from its files. The files are compared with that code before Keras is imported
-and before anything that they declare is allocated: whoever writes them could also write matching digests.
+A stored network is built from code, not from its files. Before Keras is imported, and before memory of a declared size
+is allocated, the files are compared with that code: anyone who can write them can write matching digests, too.
 """
 
 import io

@@ -88,8 +88,8 @@ def _schema(contract: DatasetContract) -> pa.Schema:
 def read_predictions(path: Path, contract: DatasetContract, sha256: str | None = None) -> StoredPredictions:
     """Read the file that `write_predictions` wrote, which has the digest ``sha256`` if one is given.
 
-    Raises `StoredArtifactError` for other columns, sizes or values. Columns and sizes are those of the footer, so a
-    file that declares more than it contains is rejected before it is read.
+    Raises `StoredArtifactError` for other columns, sizes or values. Columns and sizes are compared with the footer
+    first: a file that declares more than it contains is rejected before it is read.
     """
     with open_stored(path, sha256) as opened:
         if sha256 is not None:

@@ -154,7 +154,9 @@ class AliasLog:
         """Return the complete lines, and the incomplete line after them."""
         *lines, tail = self._content().split(b"\n")
         if any(len(line) > _LONGEST_LINE for line in (*lines, tail)):
-            raise StoredArtifactError(f"{self.path} has a line of more than {_LONGEST_LINE} bytes.")
+            raise StoredArtifactError(
+                f"{self.path}: expected lines of at most {_LONGEST_LINE} bytes, received a longer one."
+            )
         return ([*lines, tail], b"") if _is_complete(tail) else (lines, tail)
 
     def _content(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Write the bill of materials of a version: a CycloneDX 1.6 document for vulnerability and licence scanners."""
+"""Write the bill of materials of a version: a CycloneDX 1.6 document for scanners of vulnerabilities and licences."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -5,7 +5,7 @@ decision, and damaged ones. A folder is renamed to a temporary name before its d
 absent, whenever the process is killed.
 
 The artifacts folder may contain files of the user. A folder is deleted only if its name is that of a stage output or a
-version, its own record confirms that, and it contains no file that the record does not list.
+version, and its own record confirms that. It must contain no file that the record does not list.
 """
 
 import math
@@ -88,13 +88,14 @@ def collect(
     dataset: str,
     keep: int = DEFAULT_KEEP,
     seconds: float = math.inf,
-    announce: Callable[[Plan], None] = lambda plan: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> Plan:
     """Delete what `plan` lists, and return it. Stage outputs stay while a run is active.
 
-    announce: receives the plan before anything is deleted.
+    on_plan: receives the plan before anything is deleted.
 
-    Calls `ModelStore.recover` first. Raises `LockHeld` if another process writes to the store for ``seconds``.
+    Calls `ModelStore.recover` before the first deletion. Raises `LockHeld` if another process writes to the store for
+    ``seconds``.
     """
     if not artifacts_dir.is_dir():
         return plan(artifacts_dir, dataset, keep)
@@ -102,7 +103,7 @@ def collect(
     # A run takes these two locks in the other order. This cannot deadlock: it does not wait for the second one.
     with store.lock(seconds), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
         planned = _plan(artifacts_dir, dataset, keep, with_stages=exclusive)
-        announce(planned)
+        on_plan(planned)
         # Before any deletion, because it raises for a log that does not match the versions.
         cleaned = [f"{line}." for line in store.recover()]
         # Versions first: if the process is killed here, the next one finds their stage outputs without a reference.
@@ -180,7 +181,7 @@ def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> 
 def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str]:
     """Yield outputs, locks, checkpoints and temporary files that belong to none of ``keys``. No run may be active.
 
-    For an output that cannot be deleted, yield a sentence with the reason instead.
+    For an output that must stay, yield a sentence with the reason instead.
     """
     artifacts = Artifacts(artifacts_dir)
     removed: set[Path] = set()

@@ -22,7 +22,7 @@ SIGNING_VARIABLE = "FASHION_ANN_SIGNING_KEY"
 VERIFY_VARIABLE = "FASHION_ANN_VERIFY_KEY"
 SIGNATURE_BYTES = 64
 
-# An Ed25519 key has less than 200 bytes.
+# A PEM file with an Ed25519 key has less than 200 bytes.
 _LARGEST_KEY_FILE = 64 * 1024
 
 
@@ -38,7 +38,7 @@ def signing_key(given: str | None = None) -> "Ed25519PrivateKey | None":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     expected = "expected a PEM file with a private Ed25519 key and without a password"
-    key = _read_key(source, given, expected, others_may_not=0o004)
+    key = _read_key(source, given, expected, forbidden_mode=0o004)
     if isinstance(key, Ed25519PrivateKey):
         return key
     raise WrongUsage(f"{source}: {expected}, received {given} with a key of type {type(key).__name__}.")
@@ -55,10 +55,10 @@ def verify_key() -> "Ed25519PublicKey | None":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     expected = "expected a PEM file with a public Ed25519 key"
-    key = _read_key(VERIFY_VARIABLE, given, expected, others_may_not=0o002)
+    key = _read_key(VERIFY_VARIABLE, given, expected, forbidden_mode=0o002)
     if isinstance(key, Ed25519PublicKey):
         return key
-    # Readers need no secret.
+    # Commands that only verify need no private key.
     fix = f" Use the output of `openssl pkey -in {given} -pubout`." if isinstance(key, Ed25519PrivateKey) else ""
     raise WrongUsage(f"{VERIFY_VARIABLE}: {expected}, received {given} with a key of type {type(key).__name__}.{fix}")
 
@@ -92,8 +92,8 @@ def is_signed(text: bytes, signature: bytes, key: "Ed25519PublicKey") -> bool:
     return True
 
 
-def _read_key(source: str, given: str, expected: str, others_may_not: int) -> object:
-    """Return the key in a PEM file, of any type. Logs a warning if other users have a permission of the mask."""
+def _read_key(source: str, given: str, expected: str, forbidden_mode: int) -> object:
+    """Return the key of any type in a PEM file. Logs a warning if its mode has bits of ``forbidden_mode``."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
@@ -114,7 +114,7 @@ def _read_key(source: str, given: str, expected: str, others_may_not: int) -> ob
     for load in (lambda: load_pem_private_key(pem, None), lambda: load_pem_public_key(pem)):
         with suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key: object = load()
-            if mode & others_may_not:
+            if mode & forbidden_mode:
                 _warn_of_mode(path, stat.filemode(mode))
             return key
     raise WrongUsage(f"{source}: {expected}, received {path} without a key.")

@@ -82,20 +82,11 @@ class StoredVersion:
                 raise StoredArtifactError(f"{self.folder / name} is not named by the manifest. Remove it.")
         return unnamed
 
-    def accept(self) -> str | None:
-        """Check the signature as `signer` does, then every file. Return the fingerprint of the key.
-
-        Everything that uses a version, instead of describing it, calls this.
-        """
-        signer = self.signer()
-        self.check()
-        return signer
-
-    def signer(self) -> str | None:
+    def check_signature(self) -> str | None:
         """Return the fingerprint of the key of FASHION_ANN_VERIFY_KEY, None without the variable.
 
-        Raises `StoredArtifactError` unless the manifest, with the number and the dataset of this folder, has a
-        signature by that key.
+        Everything that uses a version calls this, not what only describes it. Raises `StoredArtifactError` unless the
+        manifest, with the number and the dataset of this folder, has a signature by that key.
         """
         key = verify_key()
         if key is None:
@@ -112,13 +103,19 @@ class StoredVersion:
         return fingerprint(key)
 
     def signature(self) -> bytes | None:
-        """Return the signature of the manifest, unchecked, None if there is none. Raises `StoredArtifactError`."""
+        """Return the signature of the manifest without checking it, None if there is none.
+
+        Raises `StoredArtifactError` for anything but a file of the size of a signature.
+        """
         path = self.folder / SIGNATURE_NAME
         if not os.path.lexists(path):
             return None
-        if path.is_symlink() or not path.is_file() or path.stat().st_size != SIGNATURE_BYTES:
-            raise StoredArtifactError(f"{path}: expected a file of {SIGNATURE_BYTES} bytes. Remove it.")
-        return path.read_bytes()
+        signature = read_stored(path, largest=SIGNATURE_BYTES)
+        if len(signature) != SIGNATURE_BYTES:
+            raise StoredArtifactError(
+                f"{path}: expected {SIGNATURE_BYTES} bytes, received {len(signature)}. Remove it."
+            )
+        return signature
 
     def require_dataset(self) -> None:
         """Raise `StoredArtifactError` if the version was created for another dataset than that of the store."""
@@ -139,7 +136,7 @@ class StoredVersion:
         return read_stored(self.folder / name, self._sha256(name))
 
     def read_json(self, name: str, model: type[Content]) -> Content:
-        """Return a JSON file after checking its digest. Raises `StoredArtifactError` if it has another shape, too."""
+        """Return a JSON file after checking its digest. Raises `StoredArtifactError`, also for its shape."""
         path = self.folder / name
         return model.parse(read_json(path, self._sha256(name)), str(path))
 
@@ -284,7 +281,7 @@ class ModelStore:
                     continue  # removed by `gc`
                 version = self.version(number)
                 if version.manifest.data.train.csv_sha256 != train_csv_sha256:
-                    version.signer()
+                    version.check_signature()
                     return version.read(PROFILE_NAME)
         except FashionAnnError as error:
             logger.warning("drift from the champion's train data is not measured: %s", error)
@@ -293,14 +290,14 @@ class ModelStore:
     def find_by_inputs(self, key: str, *, accepted: bool = False) -> StoredVersion | None:
         """Return the newest intact version that was created from the inputs with this cache key, if any.
 
-        accepted: only one whose signature is accepted, see `StoredVersion.signer`.
+        accepted: only one whose signature is accepted, see `StoredVersion.check_signature`.
         """
         for number in reversed(self.numbers()):
             try:
                 version = self.version(number)
                 if version.manifest.made_from == key:
                     if accepted:
-                        version.signer()
+                        version.check_signature()
                     version.check()
                     return version
             except OtherLayout:
@@ -436,7 +433,7 @@ class ModelStore:
                     f"was lost or shortened. {_RESTORE_LOG}"
                 )
             if not restore:
-                version.signer()  # the log must not get a promotion that anyone could have written
+                version.check_signature()  # any writer of the store could have written an unsigned promotion
             missing.append(event)
             entries.append((event, chain(event.as_json(), head_of(entries).sha256)))
         for source, head in heads:

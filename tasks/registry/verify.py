@@ -20,7 +20,8 @@ def check_version(version: StoredVersion) -> None:
 
     Raises `StoredArtifactError`, before Keras is imported.
     """
-    version.accept()
+    version.check_signature()
+    version.check()
     manifest, topology = version.manifest, version.folder / TOPOLOGY_NAME
     received = read_network(topology, version.digests)
     dropout = manifest.configuration.get("dropout", received.dropout)
@@ -70,7 +71,7 @@ def verify_each(store: ModelStore, numbers: Iterable[int]) -> Iterator[Verified]
         path = str(store.folder(number))
         try:
             version = store.version(number)
-            difference, signed, signed_by = verify(version), version.signature() is not None, version.signer()
+            difference, signed, signed_by = verify(version), version.signature() is not None, version.check_signature()
             yield Verified(number, path, len(version.manifest.files), difference, None, signed, signed_by)
         except VersionNotFound:
             continue

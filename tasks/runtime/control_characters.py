@@ -21,7 +21,7 @@ def escaped(text: str) -> str:
 
 
 class EscapingStream:
-    """A text stream that escapes what is written to it. Everything else is done by the stream that it wraps."""
+    """A text stream that escapes what is written to it. The wrapped stream does everything else."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -35,7 +35,7 @@ class EscapingStream:
 
 
 def escaping(stream: IO[str]) -> IO[str]:
-    """Return `EscapingStream` of a stream."""
+    """Return a stream that writes to ``stream`` as `EscapingStream` does."""
     return cast(IO[str], EscapingStream(stream))
 
 
@@ -47,7 +47,7 @@ def escaping_output() -> Iterator[None]:
 
 
 def escape_log_records() -> None:
-    """Escape the log records of our stages and of Prefect in this process, whatever their handlers do with them."""
+    """Escape the log records of our stages and of Prefect in this process, for all handlers."""
     create = logging.getLogRecordFactory()
     if getattr(create, "escapes", False):
         return

@@ -22,8 +22,9 @@ from tasks.runtime.locks import abandoned, create_in_use
 
 logger = logging.getLogger(__name__)
 
-# Most permissions of rejected rows, logs and the state of services: they may quote data. A stricter umask takes more.
+# Most permissions of rejected rows, logs and the state of services, which may quote data. The umask removes more.
 PRIVATE_FILE, PRIVATE_FOLDER = 0o640, 0o750
+SECRET_FILE = 0o600  # of passwords
 
 # Errors of file systems that cannot sync a file or a folder. Any other error is a failure to write.
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -97,7 +98,7 @@ def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
 
     An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
 
-    mode: most permissions of the file, from which the umask takes some.
+    mode: permissions of the file before the umask removes some.
     """
     with _replacing(path, partial(Path.touch, mode=mode)) as temporary:
         yield temporary

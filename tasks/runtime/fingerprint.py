@@ -139,7 +139,7 @@ def installed_lock() -> bytes:
 
 
 def locked_packages(lock: str) -> dict[str, tuple[str, list[str]]]:
-    """Return name, version and sha256 digests of each requirement of a lock whose marker applies to this platform."""
+    """Return version and sha256 digests of each package of a lock for this platform, by its name."""
     from packaging.requirements import Requirement
 
     packages = {}

@@ -48,7 +48,7 @@ class Stage:
 
 
 class _Record(StoredJson):
-    """stage.json, as far as it is read."""
+    """The part of stage.json that is read."""
 
     stage: str
     key: str
@@ -84,7 +84,7 @@ def run_stage(
     folder: holds the outputs of this stage, one folder per key.
     inputs: everything but code that the output depends on, as JSON: digests of data, parameters. No paths.
     build: writes the output into the empty folder that it receives and returns facts about it, as JSON.
-    parse: receives what this function returns. If it raises for an earlier output, that output is built again.
+    parse: receives the return values. If it raises an error for an earlier output, that output is built again.
 
     Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains. Raises
     `StageNotWritten` for an OSError that names no file.

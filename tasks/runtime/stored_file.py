@@ -1,6 +1,6 @@
-"""Read stored files. Whoever can write to the artifacts folder may have replaced any of them by anything.
+"""Read stored files. Anyone who can write to the artifacts folder may have replaced them.
 
-A reader opens regular files of a bounded size only: no link leads out of the store, no pipe blocks, and no file fills
+A reader opens only regular files of a bounded size: no link leads out of the store, no pipe blocks, and no file fills
 the memory.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 
 from schemas.errors import StoredArtifactError
 
-# The largest JSON file that a run writes, the metrics of 10,000 epochs, has half of it. Parsed, JSON can take 25 times
-# its size.
+# The largest JSON file that a run writes, the metrics of 10,000 epochs, has half of this size. Parsed JSON can take 25
+# times as much memory.
 LARGEST_JSON = 4_000_000
-# Any other file, which is hashed and read in parts: two seconds.
+# Any other file is hashed and read in parts, which takes two seconds for this size.
 LARGEST_FILE = 2_000_000_000
 _DEEPEST_JSON = 50
 
@@ -43,7 +43,7 @@ def largest_size(name: str) -> int:
 def open_stored(path: Path, sha256: str | None = None, largest: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file of at most ``largest`` bytes, by default `largest_size`. ``sha256`` is named in errors only.
 
-    Raises `StoredArtifactError` for a missing file, a link, anything else that is no file, and a larger file.
+    Raises `StoredArtifactError` for a missing file, a link, a folder, a pipe or a device, and for a larger file.
     """
     largest = largest_size(path.name) if largest is None else largest
     expected = "a file" if sha256 is None else f"a file with sha256 {sha256}"
@@ -59,7 +59,7 @@ def open_stored(path: Path, sha256: str | None = None, largest: int | None = Non
         raise StoredArtifactError(f"{path}: expected {expected}, received {_KINDS.get(kind, 'something else')}.")
     with os.fdopen(opened, "rb") as file:
         if (size := os.fstat(opened).st_size) > largest:
-            raise StoredArtifactError(f"{path} has {size} bytes; expected at most {largest}.")
+            raise StoredArtifactError(f"{path}: expected at most {largest} bytes, received {size}.")
         yield file
 
 
@@ -96,8 +96,8 @@ def _require_digest(path: Path, actual: str, expected: str) -> None:
 def parse_json(content: bytes) -> Any:
     """Return the value of a JSON text in UTF-8.
 
-    Raises ValueError for repeated keys, numbers that are not finite and deep nesting too: programs differ in how they
-    read these.
+    Also raises ValueError for repeated keys, numbers that are not finite and deep nesting, which programs read
+    differently.
     """
     try:
         value = json.loads(
@@ -111,7 +111,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def read_json(path: Path, sha256: str | None = None) -> Any:
-    """Return the value of a stored JSON file. Raises `StoredArtifactError` as `read_stored` does, or for other text."""
+    """Return the value of a stored JSON file. Raises `StoredArtifactError` as `read_stored` does, and for no JSON."""
     content = read_stored(path, sha256)
     try:
         return parse_json(content)
@@ -120,7 +120,7 @@ def read_json(path: Path, sha256: str | None = None) -> Any:
 
 
 def _reject_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:

@@ -24,6 +24,7 @@ from cli import doctor
 from cli.doctor import Check, NothingToCheck, Pool, examine, run_check
 from schemas.config import PROJECT_ROOT
 from tasks.registry.store import ModelStore
+from tasks.runtime.fingerprint import locked_packages
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
 from tests.sample import SAMPLE
@@ -82,8 +83,9 @@ def test_lock_check_names_at_most_three_packages(tmp_path: Path) -> None:
 
 
 def test_reads_the_committed_lock() -> None:
-    pinned = doctor.locked_versions((PROJECT_ROOT / "requirements" / "cpu.lock").read_text())
-    assert pinned["prefect"] == "3.8.8"
+    pinned = locked_packages((PROJECT_ROOT / "requirements" / "cpu.lock").read_text())
+    version, digests = pinned["prefect"]
+    assert (version, {len(digest) for digest in digests}) == ("3.8.8", {64})
     assert len(pinned) > 100
     assert "pywin32" not in pinned or sys.platform == "win32"
 

@@ -1,4 +1,4 @@
-"""Passwords that nobody chose do not start anything."""
+"""Nothing starts with a placeholder as its password."""
 
 import os
 import re
@@ -38,7 +38,9 @@ EXAMPLE = (PROJECT_ROOT / "deploy" / "systemd" / "fashion-ann.env.example").read
     ],
 )
 def test_a_placeholder_is_refused_with_its_variable(name: str, value: str) -> None:
-    with pytest.raises(WrongUsage, match=rf"^{name} has a placeholder or nothing as its password: [^.]+\.$"):
+    with pytest.raises(
+        WrongUsage, match=rf"^{name} was expected with a password, received a placeholder or none\. [^.]+\.$"
+    ):
         require_chosen({"PREFECT_API_URL": "http://127.0.0.1:4200/api", name: value})
 
 
@@ -60,7 +62,7 @@ def test_a_chosen_value_is_accepted(name: str, value: str) -> None:
 
 
 def test_a_required_variable_must_be_set() -> None:
-    with pytest.raises(WrongUsage, match=f"^{AUTH} is not set: "):
+    with pytest.raises(WrongUsage, match=f"^{AUTH} was expected, and is not set"):
         require_chosen({CLIENT: "user:secret"}, required=[CLIENT, AUTH])
 
 
@@ -75,4 +77,4 @@ def test_a_placeholder_starts_nothing(module: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", *module.split()]
     done = subprocess.run(command, cwd=PROJECT_ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"{AUTH} has a placeholder or nothing as its password" in done.stderr.splitlines()[-1]
+    assert f"{AUTH} was expected with a password, received a placeholder" in done.stderr.splitlines()[-1]

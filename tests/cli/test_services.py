@@ -1,4 +1,4 @@
-"""State file, process identity and prefect.toml of `up`, `down` and `status`. No service is started."""
+"""State file and process identity of `up`, `down` and `status`. No service is started."""
 
 import fcntl
 import json
@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,6 @@ from tests.cli.conftest import Run
 from tests.field_faults import field_fault
 
 URL = "http://127.0.0.1:2/api"  # of no server, because `down` removes the prefect.toml of this checkout that names it
-OTHER_URL = "http://127.0.0.1:1/api"
 
 
 def this_process() -> Process:
@@ -131,35 +129,6 @@ def test_zombie_is_not_alive() -> None:
             os.sched_yield()
         assert recorded.alive() is None
     assert recorded.alive() is None
-
-
-def test_prefect_toml_is_replaced_and_removed(tmp_path: Path) -> None:
-    path = tmp_path / "prefect.toml"
-    services.write_prefect_toml(path, OTHER_URL)
-    services.write_prefect_toml(path, URL)
-    assert tomllib.loads(path.read_text()) == {"api": {"url": URL}}
-    services.remove_prefect_toml(path, {OTHER_URL})
-    assert path.exists()
-    services.remove_prefect_toml(path, {URL})
-    assert not path.exists()
-
-
-def test_prefect_toml_with_a_password_is_for_its_owner(tmp_path: Path) -> None:
-    path = tmp_path / "prefect.toml"
-    services.write_prefect_toml(path, URL)
-    path.chmod(0o644)
-    services.write_prefect_toml(path, URL, password := 'us"er:pass\\wörd')
-    assert tomllib.loads(path.read_text(encoding="utf-8")) == {"api": {"url": URL, "auth_string": password}}
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize("text", ["[api]\nurl = 'http://elsewhere/api'\n", ""])
-def test_prefect_toml_of_the_user_is_kept(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "prefect.toml"
-    path.write_text(text)
-    services.write_prefect_toml(path, URL)
-    services.remove_prefect_toml(path, {URL})
-    assert path.read_text() == text
 
 
 def run_json(run: Run, command: str, artifacts: Path) -> tuple[int, Any, str]:

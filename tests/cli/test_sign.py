@@ -90,7 +90,7 @@ def test_sign_prints_json(run: Run, private: Path, store: ModelStore, monkeypatc
         "signature": str(version.folder / "manifest.json.sig"),
         "signed_by": trusted(),
     }
-    assert version.accept() == trusted()
+    assert version.check_signature() == trusted()
 
 
 def test_sign_without_a_key_exits_with_2(run: Run, store: ModelStore, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from cli.services import write_prefect_toml
+from cli.prefect_toml import write_prefect_toml
 from tests.deployed.test_up import Checkout
 
 OPEN_TO_ALL = {("GET", "/health"), ("GET", "/ready")}
@@ -115,7 +115,7 @@ def test_only_the_owner_reads_the_password(checkout: Checkout) -> None:
 def test_status_and_doctor_report_access(checkout: Checkout, api: httpx.Client) -> None:
     status, port = checkout.services_of("status"), api.base_url.port
     origins = [f"http://127.0.0.1:{port}", f"http://localhost:{port}"]
-    expected = {"password": True, "csrf": True, "origins": origins, "listens": [f"127.0.0.1:{port}"]}
+    expected = {"password": True, "csrf": True, "origins": origins, "addresses": [f"127.0.0.1:{port}"]}
     assert status["access"] == expected
     assert status["password_file"] == str(checkout.services / "password")
     (check,) = (check for check in json.loads(checkout.run("doctor", "--json").stdout) if check["name"] == "prefect")

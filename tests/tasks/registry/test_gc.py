@@ -493,17 +493,17 @@ def test_litter_of_the_system_keeps_nothing(tmp_path: Path) -> None:
     assert [removal.path.name for removal in collect(tmp_path, DATASET).removed] == [KEY]
 
 
-def test_the_plan_is_announced_before_any_deletion(tmp_path: Path, store: ModelStore) -> None:
+def test_the_plan_is_received_before_any_deletion(tmp_path: Path, store: ModelStore) -> None:
     for name in ("a", "b", "c"):
         add_run(tmp_path, stages=name)
     store.folder(4).with_name(".0004.77.tmp").mkdir()
-    announced = []
+    received = []
 
-    def announce(planned: Plan) -> None:
-        announced.append(planned.removed)
+    def on_plan(planned: Plan) -> None:
+        received.append(planned.removed)
         assert all(removal.path.exists() for removal in planned.removed)
 
     planned = plan(tmp_path, DATASET, 1)
-    assert collect(tmp_path, DATASET, 1, announce=announce).removed == planned.removed
-    assert announced == [planned.removed]
+    assert collect(tmp_path, DATASET, 1, on_plan=on_plan).removed == planned.removed
+    assert received == [planned.removed]
     assert len(planned.removed) > 3

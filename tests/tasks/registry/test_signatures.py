@@ -167,7 +167,7 @@ def test_the_signature_covers_the_bytes_of_the_manifest(store: ModelStore, keys:
     der = subprocess.run(
         ["openssl", "pkey", "-pubin", "-in", public, "-outform", "DER"], capture_output=True, check=True
     )
-    assert store.version(1).accept() == hashlib.sha256(der.stdout).hexdigest()
+    assert store.version(1).check_signature() == hashlib.sha256(der.stdout).hexdigest()
 
 
 def test_a_signature_is_required_only_with_the_variable(
@@ -175,19 +175,19 @@ def test_a_signature_is_required_only_with_the_variable(
 ) -> None:
     stored = add_stored(store.root)
     with pytest.raises(StoredArtifactError, match="received no signature") as caught:
-        stored.accept()
+        stored.check_signature()
     key = verify_key()
     assert key is not None
     for part in ("Version 1 ", str(stored.folder / SIGNATURE_NAME), fingerprint(key), "fashion-ann sign 1 --key"):
         assert part in str(caught.value)
     stored.check()
     monkeypatch.delenv("FASHION_ANN_VERIFY_KEY")
-    assert stored.accept() is None
+    assert stored.check_signature() is None
 
 
 def test_an_added_version_is_signed_at_once(store: ModelStore, keys: tuple[Path, Path]) -> None:
-    stored = add_stored(store.root, signer=signing_key(str(keys[0])))
-    assert stored.accept() == store.version(1).accept() is not None
+    stored = add_stored(store.root, private_key=signing_key(str(keys[0])))
+    assert stored.check_signature() == store.version(1).check_signature() is not None
     assert SIGNATURE_NAME not in stored.manifest.files
 
 
@@ -206,12 +206,12 @@ def test_a_resealed_version_is_not_accepted(
 ) -> None:
     add_stored(store.root)
     stored = sign(store, 1, keys[0])
-    stored.accept()
+    stored.check_signature()
     forge(stored.folder)
     resealed = store.version(1)
     resealed.check()
     with pytest.raises(StoredArtifactError, match="Version 1 is not accepted"):
-        resealed.accept()
+        resealed.check_signature()
 
 
 def test_a_signed_version_counts_only_in_its_place(store: ModelStore, keys: tuple[Path, Path]) -> None:
@@ -222,11 +222,11 @@ def test_a_signed_version_counts_only_in_its_place(store: ModelStore, keys: tupl
         store.version(2)
     reseal(store.folder(2), version=2)
     with pytest.raises(StoredArtifactError, match="another signature"):
-        store.version(2).accept()
+        store.version(2).check_signature()
     digits = ModelStore(store.root.with_name("digits"))
     shutil.copytree(first.folder, digits.folder(1))
     with pytest.raises(StoredArtifactError, match="expected a version of digits, received one of fashion-mnist"):
-        digits.version(1).accept()
+        digits.version(1).check_signature()
     with pytest.raises(StoredArtifactError, match="expected a version of digits"):
         sign(digits, 1, keys[0])
 
@@ -238,12 +238,12 @@ def test_another_key_replaces_the_signature(
     add_stored(store.root)
     sign(store, 1, private)
     with pytest.raises(StoredArtifactError, match="another signature"):
-        store.version(1).accept()
+        store.version(1).check_signature()
     sign(store, 1, keys[0])
-    assert store.version(1).accept() is not None
+    assert store.version(1).check_signature() is not None
     monkeypatch.setenv("FASHION_ANN_VERIFY_KEY", str(public))
     with pytest.raises(StoredArtifactError, match="another signature"):
-        store.version(1).accept()
+        store.version(1).check_signature()
 
 
 def test_a_stopped_sign_leaves_the_version_as_it_was(
@@ -256,7 +256,7 @@ def test_a_stopped_sign_leaves_the_version_as_it_was(
 
     def stop(path: Path) -> None:
         left.extend(store.leftovers())
-        before.accept()
+        before.check_signature()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -265,7 +265,7 @@ def test_a_stopped_sign_leaves_the_version_as_it_was(
             sign(store, 1, write_keys(keys[0].parent, "new")[0])
     assert len(left) == 1
     assert store.leftovers() == []
-    before.accept()
+    before.check_signature()
 
 
 def test_a_damaged_version_is_not_signed(store: ModelStore, keys: tuple[Path, Path]) -> None:
@@ -291,7 +291,7 @@ def test_a_damaged_version_is_not_signed(store: ModelStore, keys: tuple[Path, Pa
 def test_what_is_no_signature_is_rejected_also_without_a_key(store: ModelStore, make: Callable[[Path], object]) -> None:
     stored = add_stored(store.root)
     make(stored.folder / SIGNATURE_NAME)
-    with pytest.raises(StoredArtifactError, match=r"manifest\.json\.sig: expected a file of 64 bytes"):
+    with pytest.raises(StoredArtifactError, match=r"manifest\.json\.sig: expected (a file|.*64 bytes), received"):
         stored.check()
 
 
@@ -299,7 +299,7 @@ def test_an_unsigned_promotion_is_not_logged(
     store: ModelStore, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anyone who can write to the store can write a version whose manifest records its promotion."""
-    add_promoted(store.root, signer=signing_key(str(keys[0])))
+    add_promoted(store.root, private_key=signing_key(str(keys[0])))
     add_stored(store.root, promoted=True)
     with store.lock(), pytest.raises(StoredArtifactError, match="Version 2 is not accepted"):
         store.recover()
@@ -321,7 +321,7 @@ def test_unaccepted_versions_are_no_baseline(store: ModelStore, keys: tuple[Path
 
 
 def test_a_signing_run_reuses_only_accepted_versions(store: ModelStore, keys: tuple[Path, Path]) -> None:
-    add_stored(store.root, key="inputs", signer=signing_key(str(keys[0])))
+    add_stored(store.root, key="inputs", private_key=signing_key(str(keys[0])))
     add_stored(store.root, key="inputs")
     found = [store.find_by_inputs("inputs", accepted=accepted) for accepted in (False, True)]
     assert [version and version.number for version in found] == [2, 1]

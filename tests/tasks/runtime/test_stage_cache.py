@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME
 from schemas.references import StageRecord
-from tasks.runtime.files import atomic_write, digest_of, write_json
+from tasks.runtime.files import atomic_write, describe_files, digest_of, write_json
 from tasks.runtime.fingerprint import code_digest
 from tasks.runtime.stage_cache import Stage, read_stage, run_stage
 
@@ -155,3 +155,16 @@ def test_a_replaced_file_is_whole_or_unchanged(tmp_path: Path) -> None:
         temporary.write_text(json.dumps("after"))
     assert path.read_text() == '"after"'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_resealed_output_is_reused(tmp_path: Path) -> None:
+    """Digests detect accidents. Anyone who can write to the folder can write them again."""
+    record, _ = run_stage(tmp_path, STAGE, {}, write())
+    (record.path / "output.txt").write_text("faked")
+    content = json.loads((record.path / RECORD_NAME).read_bytes())
+    del content["record_sha256"]
+    (record.path / RECORD_NAME).unlink()
+    content["files"] = describe_files(record.path)
+    write_json(record.path / RECORD_NAME, {**content, "record_sha256": digest_of(content)})
+    again, _ = run_stage(tmp_path, STAGE, {}, _unreachable)
+    assert (again.reused, again.digest == record.digest) == (True, False)
