@@ -39,6 +39,8 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     manifest = version.manifest
     check_version(version)
     dataset = manifest.dataset
+    if unknown := manifest.configuration.keys() - TrainingConfig.model_fields.keys():
+        raise StoredArtifactError(f"Version {version.number} was trained with unknown settings: {sorted(unknown)}.")
     config = TrainingConfig.model_validate(manifest.configuration)
     with artifacts_lock(artifacts_dir):
         train_copy, test_copy = (_copy_data(manifest, artifacts_dir, split, scratch) for split in SPLITS)

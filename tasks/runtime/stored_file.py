@@ -75,9 +75,9 @@ def read_stored(path: Path, sha256: str | None = None, largest: int | None = Non
     return content
 
 
-def check_stored(path: Path, sha256: str) -> None:
+def check_stored(path: Path, sha256: str, largest: int | None = None) -> None:
     """Check the digest of a stored file, which is read in parts. Raises `StoredArtifactError` as `read_stored` does."""
-    with open_stored(path, sha256) as file:
+    with open_stored(path, sha256, largest) as file:
         require_digest(path, file, sha256)
 
 
