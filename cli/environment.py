@@ -10,8 +10,10 @@ from schemas.config import python_path
 from schemas.errors import WrongUsage
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-# Variables with one path.
-_PATH = re.compile(r"((FASHION_ANN|PREFECT)_(\w+_)?|SSL_CERT_)(HOME|DIR|DIRECTORY|FILE|PATH|KEY)|TMPDIR")
+# Variables with one path. Prefect's BASE_PATH is a part of URLs, its SEARCH_PATH names schemas of Postgres.
+_PATH = re.compile(
+    r"FASHION_ANN_\w+_(DIR|KEY)|PREFECT_(\w+_)?(HOME|DIRECTORY|FILE|(?<!BASE_)(?<!SEARCH_)PATH)|SSL_CERT_(DIR|FILE)|TMPDIR"
+)
 # A URL with 0.0.0.0 reaches this machine, too.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
 

@@ -131,6 +131,7 @@ def test_paths_in_variables_become_absolute(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     names = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_API_SSL_CERT_FILE", "FASHION_ANN_SIGNING_KEY", "TMPDIR")
     others = {"PREFECT_PROFILE": "mine", "PREFECT_API_URL": "x", "FASHION_ANN_NOTIFY": "a/b", "PATH": "bin"}
+    others |= {"PREFECT_API_KEY": "pnu_1", "PREFECT_SERVER_API_BASE_PATH": "api", "PREFECT_X_SEARCH_PATH": "public"}
     kept = {"PREFECT_LOCAL_STORAGE_PATH": "~/x", "SSL_CERT_FILE": "/etc/ca.pem", "FASHION_ANN_ARTIFACTS_DIR": ""}
     variables = {**dict.fromkeys(names, "here/x"), **others, **kept, "HOME": "/home/me"}
     prepare_environment(variables)
