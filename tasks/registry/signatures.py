@@ -38,7 +38,7 @@ def signing_key(given: str | None = None) -> "Ed25519PrivateKey | None":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     expected = "expected a PEM file with a private Ed25519 key and without a password"
-    key = _read_key(source, given, expected, others_may_not=0o004)
+    key = _read_key(source, given, expected, Ed25519PrivateKey, others_may_not=0o004)
     if isinstance(key, Ed25519PrivateKey):
         return key
     raise WrongUsage(f"{source}: {expected}, received {given} with a key of type {type(key).__name__}.")
@@ -55,7 +55,7 @@ def verify_key() -> "Ed25519PublicKey | None":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     expected = "expected a PEM file with a public Ed25519 key"
-    key = _read_key(VERIFY_VARIABLE, given, expected, others_may_not=0o002)
+    key = _read_key(VERIFY_VARIABLE, given, expected, Ed25519PublicKey, others_may_not=0o002)
     if isinstance(key, Ed25519PublicKey):
         return key
     # Readers need no secret.
@@ -92,8 +92,8 @@ def is_signed(text: bytes, signature: bytes, key: "Ed25519PublicKey") -> bool:
     return True
 
 
-def _read_key(source: str, given: str, expected: str, others_may_not: int) -> object:
-    """Return the key in a PEM file, of any type. Logs a warning if other users have a permission of the mask."""
+def _read_key(source: str, given: str, expected: str, kind: type, others_may_not: int) -> object:
+    """Return the key in a PEM file, of any type. For one of ``kind``, log a warning if others have a permission."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
@@ -114,7 +114,7 @@ def _read_key(source: str, given: str, expected: str, others_may_not: int) -> ob
     for load in (lambda: load_pem_private_key(pem, None), lambda: load_pem_public_key(pem)):
         with suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key: object = load()
-            if mode & others_may_not:
+            if isinstance(key, kind) and mode & others_may_not:
                 _warn_of_mode(path, stat.filemode(mode))
             return key
     raise WrongUsage(f"{source}: {expected}, received {path} without a key.")
