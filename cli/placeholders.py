@@ -8,12 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from schemas.errors import FashionAnnError, WrongUsage
 
-# In the example, and in the commands of the docs. Compared without dots, hyphens, underscores and case.
+# In the example, and in the commands of the docs. Compared without case and these characters, as in "<Change me>".
 _PLACEHOLDERS = {"", "changeme", "password"}
+_IGNORED = re.compile(r"[\s._'\"<>-]")
 _AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 _DATABASE_URLS = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
 _PASSWORD = "POSTGRES_PASSWORD"  # noqa: S105  # a name
@@ -26,7 +27,7 @@ def require_chosen(variables: Mapping[str, str], required: Sequence[str] = ()) -
             raise WrongUsage(f"{name} is not set: set it to a value of your own, then start again.")
     for name in (*_AUTH_STRINGS, *_DATABASE_URLS, _PASSWORD):
         password = _password(name, variables[name]) if name in variables else None
-        if password is not None and re.sub("[._-]", "", password).lower() in _PLACEHOLDERS:
+        if password is not None and _IGNORED.sub("", password).lower() in _PLACEHOLDERS:
             raise WrongUsage(
                 f"{name} has a placeholder or nothing as its password: set one of your own, then start again."
             )
@@ -36,10 +37,13 @@ def _password(name: str, value: str) -> str | None:
     """Return the password in a value, None if it has none: an sqlite database, or Postgres without a password."""
     if name in _AUTH_STRINGS:
         return value.partition(":")[2]
+    if name not in _DATABASE_URLS:
+        return value
     try:
-        return urlsplit(value).password if name in _DATABASE_URLS else value
+        password = urlsplit(value).password
     except ValueError:  # no URL, which Prefect reports
         return None
+    return password and unquote(password)
 
 
 def main() -> None:
