@@ -201,6 +201,8 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str
     for folder in artifacts.stage_folders():
         if folder.parent in removed or not folder.is_dir():
             continue  # a validation is removed together with its data
+        if folder.name == VALIDATION_FOLDER and (folder.is_symlink() or folder.parent.is_symlink()):
+            continue  # of another artifacts folder
         for path in sorted(folder.iterdir()):
             if (key := _key_of(path)) is None:
                 continue

@@ -441,6 +441,15 @@ def _link(folder: Path) -> None:
     folder.symlink_to(elsewhere)
 
 
+def _link_to_data(artifacts: Path) -> None:
+    """Link to data in another artifacts folder. It has a validation that no version refers to."""
+    *_, validation = stage_folders(artifacts.with_name("elsewhere"), "other")
+    validation.mkdir(parents=True)
+    write_record(validation, _key("other"))
+    (artifacts / "data").mkdir(exist_ok=True)
+    (artifacts / "data" / "july").symlink_to(validation.parents[1])
+
+
 USERS = {
     "CSVs in data/": _user_folder("data", "fashion-mnist_train.csv", "fashion-mnist_test.csv"),
     "folder of CSVs in data/": _user_folder("data/july", "fashion-mnist_train.csv"),
@@ -458,6 +467,7 @@ USERS = {
     "folder in place of a validation": _stage_with(_user_folder(f"validation/{KEY}", "july.csv")),
     "link in an output": _stage_with(lambda folder: (folder / "july").symlink_to(folder.parent)),
     "link to an output": _stage_with(_link),
+    "link to the data of another artifacts folder": _link_to_data,
     "record of another output": _stage_with(lambda folder: write_record(folder, "f" * 64, "train.parquet")),
     "record that was edited": _stage_with(lambda folder: (folder / "stage.json").write_text('{"record_sha256": "0"}')),
     "record without files": _stage_with(lambda folder: (folder / "stage.json").unlink()),
