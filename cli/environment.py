@@ -14,6 +14,9 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _PATH = re.compile(
     r"FASHION_ANN_\w+_(DIR|KEY)|PREFECT_(\w+_)?(HOME|DIRECTORY|FILE|(?<!BASE_)(?<!SEARCH_)PATH)|SSL_CERT_(DIR|FILE)|TMPDIR"
 )
+_DATABASE_URL = re.compile(r"PREFECT_(API|SERVER)_DATABASE_CONNECTION_URL")
+# One with a relative path. `:memory:` and URIs with `file:` are none.
+_SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:|file:)([^?]+)")
 # A URL with 0.0.0.0 reaches this machine, too.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
 
@@ -27,6 +30,8 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
     variables["PYTHONSAFEPATH"] = "1"  # also for the processes that Prefect starts
     for name in filter(_PATH.fullmatch, list(variables)):
         variables[name] = absolute_path(variables[name])
+    for name in filter(_DATABASE_URL.fullmatch, list(variables)):
+        variables[name] = _SQLITE_FILE.sub(lambda url: url[1] + absolute_path(url[2]), variables[name])
     # Prefect cannot be imported without a home, not even with PREFECT_HOME. Container engines set the same.
     if os.path.expanduser("~") == "~":  # noqa: PTH111  # Path.home() raises RuntimeError instead
         variables["HOME"] = os.sep

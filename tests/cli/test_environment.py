@@ -139,6 +139,24 @@ def test_paths_in_variables_become_absolute(tmp_path: Path, monkeypatch: pytest.
     assert {name: variables[name] for name in {**others, **kept}} == {**others, **kept}
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("sqlite+aiosqlite:///runs.db", "sqlite+aiosqlite:///{}/runs.db"),
+        ("sqlite+aiosqlite:///a b/runs.db?timeout=9", "sqlite+aiosqlite:///{}/a b/runs.db?timeout=9"),
+        *[(url, url) for url in ("sqlite+aiosqlite:////srv/runs.db", "sqlite+aiosqlite:///:memory:")],
+        *[(url, url) for url in ("sqlite+aiosqlite:///file::memory:?uri=true", "postgresql+asyncpg://me:x@db/prefect")],
+    ],
+)
+def test_a_sqlite_file_in_a_url_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, used: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables = {"PREFECT_API_DATABASE_CONNECTION_URL": given, "HOME": "/home/me"}
+    prepare_environment(variables)
+    assert variables["PREFECT_API_DATABASE_CONNECTION_URL"] == used.format(tmp_path)
+
+
 def test_child_processes_import_nothing_from_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", "mine", "/absolute"]))
     variables = {"HOME": "/home/me"}
