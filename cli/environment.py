@@ -10,8 +10,13 @@ from schemas.config import python_path
 from schemas.errors import WrongUsage
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-# Variables whose value is one path.
-_PATH = re.compile(r"((FASHION_ANN|PREFECT)_(\w+_)?|SSL_CERT_)(HOME|DIR|DIRECTORY|FILE|PATH|KEY)|TMPDIR")
+# Variables whose value is one path. Prefect's BASE_PATH is a part of URLs, its SEARCH_PATH names schemas of Postgres.
+_PATH = re.compile(
+    r"FASHION_ANN_\w+_(DIR|KEY)|PREFECT_(\w+_)?(HOME|DIRECTORY|FILE|(?<!BASE_)(?<!SEARCH_)PATH)|SSL_CERT_(DIR|FILE)|TMPDIR"
+)
+_DATABASE_URL = re.compile(r"PREFECT_(API|SERVER)_DATABASE_CONNECTION_URL")
+# One with a relative path. `:memory:` and URIs with `file:` are none.
+_SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:|file:)([^?]+)")
 # A URL with 0.0.0.0 reaches this machine, too.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
 
@@ -25,6 +30,8 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
     variables["PYTHONSAFEPATH"] = "1"  # also for the processes that Prefect starts
     for name in filter(_PATH.fullmatch, list(variables)):
         variables[name] = absolute_path(variables[name])
+    for name in filter(_DATABASE_URL.fullmatch, list(variables)):
+        variables[name] = _SQLITE_FILE.sub(lambda url: url[1] + absolute_path(url[2]), variables[name])
     # Prefect cannot be imported without a home, not even with PREFECT_HOME. Container engines set the same.
     if os.path.expanduser("~") == "~":  # noqa: PTH111  # Path.home() raises RuntimeError instead
         variables["HOME"] = os.sep

@@ -176,6 +176,8 @@ class ServicePaths:
         """Create the folders, closed to other users: Prefect's files in its home have weaker permissions."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        with contextlib.suppress(PermissionError):  # the folder of another user
+            self.folder.chmod(self.folder.stat().st_mode & ~(0o777 ^ PRIVATE_FOLDER))  # of an earlier version
         for folder in (self.home, self.logs):
             folder.mkdir(exist_ok=True)
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import LockHeld
 from schemas.layout import Artifacts
@@ -26,7 +27,7 @@ SECONDS_TO_WAIT = 600
 SECONDS_OF_RESULTS = 7_776_000
 
 
-@task(name="collect", task_run_name="collect")
+@task(name="collect", task_run_name="collect", cache_policy=NO_CACHE)
 def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECONDS_TO_WAIT) -> Garbage:
     """Run `tasks.registry.gc.collect`, and publish what it deleted. While a run is active, some or all garbage stays.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import TrainingDiverged
@@ -28,7 +29,7 @@ _SHOWN_METRICS = (
 )
 
 
-@task(name="evaluate", task_run_name="evaluate")
+@task(name="evaluate", task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
     """Load the model in a fresh process, compare its golden predictions and predict the test split.
 

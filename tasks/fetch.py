@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import Split, contract_of
 from schemas.references import CsvSplit
@@ -15,7 +16,7 @@ from tasks.runtime.events import StageFinished, StageStarted, emit
 logger = logging.getLogger(__name__)
 
 
-@task(name="fetch", task_run_name="fetch")
+@task(name="fetch", task_run_name="fetch", cache_policy=NO_CACHE)
 def fetch(dataset: str, data_dir: Path, opted_in: bool = False, announced: bool = False) -> dict[Split, CsvSplit]:
     """Return the CSVs of ``dataset`` in ``data_dir``, or download the published ones if there are none.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
 from schemas.config import BadRows
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 STAGE = Stage("ingest", core=("tasks.data.csv_to_parquet",))
 
 
-@task(name="ingest", task_run_name="ingest {csv.split}")
+@task(name="ingest", task_run_name="ingest {csv.split}", cache_policy=NO_CACHE)
 def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows = 0) -> ParquetSplit:
     """Convert the CSVs of a split to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``.
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from schemas.references import Predictions
 from tasks.registry.batch_prediction import predict_csv
 from tasks.runtime.prefect_artifacts import publish_table
 
 
-@task(name="predict", task_run_name="predict")
+@task(name="predict", task_run_name="predict", cache_policy=NO_CACHE)
 def predict(
     images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
 ) -> Predictions:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 STAGE = Stage("prepare", core=("tasks.data.splits",))
 
 
-@task(name="prepare", task_run_name="prepare")
+@task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE)
 def prepare(
     train: ValidatedSplit, test: ValidatedSplit, dataset: str, validation_size: int, seed: int, artifacts_dir: Path
 ) -> PreparedData:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from schemas.store import AliasEvent
@@ -12,7 +13,7 @@ from tasks.registry.version_events import finish_move
 from tasks.runtime.prefect_events import sender_of_run
 
 
-@task(name="rollback", task_run_name="rollback")
+@task(name="rollback", task_run_name="rollback", cache_policy=NO_CACHE)
 def rollback(dataset: str, reason: str, artifacts_dir: Path) -> AliasEvent:
     """Run `tasks.registry.champion.rollback`, send its event, and return the logged move."""
     store = ModelStore.of(artifacts_dir, dataset)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from schemas.config import DeviceChoice, TrainingConfig
@@ -31,7 +32,7 @@ _EPOCH_LINE = "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accurac
 _EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "seconds")
 
 
-@task(name="train", task_run_name="train seed {config.seed}")
+@task(name="train", task_run_name="train seed {config.seed}", cache_policy=NO_CACHE)
 def train(
     prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
 ) -> TrainedModel:

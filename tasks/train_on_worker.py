@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
@@ -58,7 +59,7 @@ def read_result(path: Path) -> TrainedModel:
         ) from error
 
 
-@task(name="train-on-gpu-worker")
+@task(name="train-on-gpu-worker", cache_policy=NO_CACHE)
 def train_on_gpu_worker(
     prepared: PreparedData,
     training: TrainingConfig,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
 from schemas.contract import DatasetContract, contract_of
@@ -44,7 +45,7 @@ class _Facts:
         return tuple(CheckResult(**check) for check in self.checks if check["result"] != "broken")
 
 
-@task(name="validate", task_run_name="validate {data.split}")
+@task(name="validate", task_run_name="validate {data.split}", cache_policy=NO_CACHE)
 def validate(
     data: ParquetSplit, dataset: str, artifacts_dir: Path, train: ValidatedSplit | None = None
 ) -> ValidatedSplit:

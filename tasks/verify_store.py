@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import StoredArtifactError
 from schemas.references import VerifiedStore
@@ -14,7 +15,7 @@ from tasks.runtime.prefect_artifacts import publish_table
 logger = logging.getLogger(__name__)
 
 
-@task(name="verify", task_run_name="verify")
+@task(name="verify", task_run_name="verify", cache_policy=NO_CACHE)
 def verify_versions(dataset: str, artifacts_dir: Path) -> VerifiedStore:
     """Load every version and repeat its golden predictions. Raises `StoredArtifactError` after the last one."""
     store = ModelStore.of(artifacts_dir, dataset)

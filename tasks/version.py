@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 STAGE = Stage("version", core=("tasks.registry.promotion",))
 
 
-@task(name="version", task_run_name="version")
+@task(name="version", task_run_name="version", cache_policy=NO_CACHE)
 def version(
     data: dict[Split, ValidatedSplit],
     prepared: PreparedData,

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 EVENT = "fashion-ann.data.updated"
 
 
-@task(name="watch")
+@task(name="watch", cache_policy=NO_CACHE)
 def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     """Emit `EVENT` if the CSVs of ``data_dir`` differ from those announced last.
 

@@ -82,6 +82,15 @@ def test_a_stage_imports_no_stage(path: Path) -> None:
     assert [name for name in _of_project(_imports(path)) if _package(name) == "tasks"] == []
 
 
+def test_no_task_reads_a_stored_result() -> None:
+    # By default a task reads a record in PREFECT_HOME before it runs, and the record names its serializer: pickle, say.
+    tasks = [
+        line for path in MODULES for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("@task")
+    ]
+    assert len(tasks) >= 7
+    assert [line for line in tasks if "cache_policy=NO_CACHE" not in line] == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_slow_libraries_are_imported_where_used(path: Path) -> None:
     assert not _libraries(_imports(path, top_level=True)) & HEAVY

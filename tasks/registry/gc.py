@@ -20,6 +20,7 @@ from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound, Wr
 from schemas.layout import (
     MANIFEST_NAME,
     RECORD_NAME,
+    SIGNATURE_NAME,
     VALIDATION_FOLDER,
     Artifacts,
     is_litter,
@@ -32,6 +33,7 @@ from tasks.registry.store import ModelStore
 from tasks.runtime.files import contains_mount_point, discard_folder, is_discarded, remove_leftover
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stage_cache import read_record
+from tasks.runtime.stored_file import read_json
 
 Kind = Literal["version", "stage", "checkpoint", "leftover"]
 
@@ -39,7 +41,7 @@ DEFAULT_KEEP = 5
 
 _CHECKPOINT = re.compile(r"[0-9a-f]{64}\.npz")
 _QUARANTINE = re.compile(r"[a-z]+-[0-9a-f]+\.parquet")
-_RETURNED = re.compile(r"[0-9a-f]+")
+_RETURNED = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")  # as Prefect names a result, and as its main flow renames it
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,12 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     newest_waiting: set[int] = set()
     for number in numbers:
         try:
-            version = store.version(number)
-            version.check_names()
-            if version.manifest.verdict.outcome == "waiting":
-                newest_waiting = {number}
-        except OtherLayout:
-            continue  # deleted like any other version
+            with suppress(OtherLayout):  # deleted like any other version
+                version = store.version(number)
+                version.signature()
+                if version.manifest.verdict.outcome == "waiting":
+                    newest_waiting = {number}
+            _require_own_files(store.folder(number))
         except (StoredArtifactError, VersionNotFound) as error:
             damaged[number] = str(error)
     kept = _kept(store, numbers, keep) | newest_waiting | set(damaged)
@@ -148,6 +150,18 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     else:
         notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
     return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes), run_active=not with_stages)
+
+
+def _require_own_files(folder: Path) -> None:
+    """Raise `StoredArtifactError` if a version contains anything but the files that its manifest, of any layout, names.
+
+    The digest of the manifest was checked.
+    """
+    files = read_json(folder / MANIFEST_NAME).get("files")
+    named = {MANIFEST_NAME, SIGNATURE_NAME, *(files if isinstance(files, dict) else ())}
+    for path in sorted(folder.iterdir()):
+        if not is_litter(path.name) and (path.name not in named or path.is_symlink() or not path.is_file()):
+            raise StoredArtifactError(f"{path} is not named by the manifest as a file. Move it away first.")
 
 
 def _kept(store: ModelStore, numbers: list[int], keep: int) -> set[int]:
@@ -188,6 +202,8 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str
     for folder in artifacts.stage_folders():
         if folder.parent in removed or not folder.is_dir():
             continue  # a validation is removed together with its data
+        if folder.name == VALIDATION_FOLDER and (folder.is_symlink() or folder.parent.is_symlink()):
+            continue  # of another artifacts folder
         for path in sorted(folder.iterdir()):
             if (key := _key_of(path)) is None:
                 continue

@@ -38,7 +38,7 @@ def signing_key(given: str | None = None) -> "Ed25519PrivateKey | None":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     expected = "expected a PEM file with a private Ed25519 key and without a password"
-    key = _read_key(source, given, expected, forbidden_mode=0o004)
+    key = _read_key(source, given, expected, Ed25519PrivateKey, forbidden_mode=0o004)
     if isinstance(key, Ed25519PrivateKey):
         return key
     raise WrongUsage(f"{source}: {expected}, received {given} with a key of type {type(key).__name__}.")
@@ -55,7 +55,7 @@ def verify_key() -> "Ed25519PublicKey | None":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     expected = "expected a PEM file with a public Ed25519 key"
-    key = _read_key(VERIFY_VARIABLE, given, expected, forbidden_mode=0o002)
+    key = _read_key(VERIFY_VARIABLE, given, expected, Ed25519PublicKey, forbidden_mode=0o002)
     if isinstance(key, Ed25519PublicKey):
         return key
     # Commands that only verify need no private key.
@@ -92,8 +92,8 @@ def is_signed(text: bytes, signature: bytes, key: "Ed25519PublicKey") -> bool:
     return True
 
 
-def _read_key(source: str, given: str, expected: str, forbidden_mode: int) -> object:
-    """Return the key of any type in a PEM file. Logs a warning if its mode has bits of ``forbidden_mode``."""
+def _read_key(source: str, given: str, expected: str, kind: type, forbidden_mode: int) -> object:
+    """Return the key of any type in a PEM file. Log a warning if one of ``kind`` has a mode with ``forbidden_mode``."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
@@ -114,7 +114,7 @@ def _read_key(source: str, given: str, expected: str, forbidden_mode: int) -> ob
     for load in (lambda: load_pem_private_key(pem, None), lambda: load_pem_public_key(pem)):
         with suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key: object = load()
-            if mode & forbidden_mode:
+            if isinstance(key, kind) and mode & forbidden_mode:
                 _warn_of_mode(path, stat.filemode(mode))
             return key
     raise WrongUsage(f"{source}: {expected}, received {path} without a key.")

@@ -131,11 +131,30 @@ def test_paths_in_variables_become_absolute(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     names = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_API_SSL_CERT_FILE", "FASHION_ANN_SIGNING_KEY", "TMPDIR")
     others = {"PREFECT_PROFILE": "mine", "PREFECT_API_URL": "x", "FASHION_ANN_NOTIFY": "a/b", "PATH": "bin"}
+    others |= {"PREFECT_API_KEY": "pnu_1", "PREFECT_SERVER_API_BASE_PATH": "api", "PREFECT_X_SEARCH_PATH": "public"}
     kept = {"PREFECT_LOCAL_STORAGE_PATH": "~/x", "SSL_CERT_FILE": "/etc/ca.pem", "FASHION_ANN_ARTIFACTS_DIR": ""}
     variables = {**dict.fromkeys(names, "here/x"), **others, **kept, "HOME": "/home/me"}
     prepare_environment(variables)
     assert {name: variables[name] for name in names} == dict.fromkeys(names, f"{tmp_path}/here/x")
     assert {name: variables[name] for name in {**others, **kept}} == {**others, **kept}
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("sqlite+aiosqlite:///runs.db", "sqlite+aiosqlite:///{}/runs.db"),
+        ("sqlite+aiosqlite:///a b/runs.db?timeout=9", "sqlite+aiosqlite:///{}/a b/runs.db?timeout=9"),
+        *[(url, url) for url in ("sqlite+aiosqlite:////srv/runs.db", "sqlite+aiosqlite:///:memory:")],
+        *[(url, url) for url in ("sqlite+aiosqlite:///file::memory:?uri=true", "postgresql+asyncpg://me:x@db/prefect")],
+    ],
+)
+def test_a_sqlite_file_in_a_url_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, used: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables = {"PREFECT_API_DATABASE_CONNECTION_URL": given, "HOME": "/home/me"}
+    prepare_environment(variables)
+    assert variables["PREFECT_API_DATABASE_CONNECTION_URL"] == used.format(tmp_path)
 
 
 def test_child_processes_import_nothing_from_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:

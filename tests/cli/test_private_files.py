@@ -97,10 +97,13 @@ def test_others_cannot_read(
         assert stat.S_IMODE(write(tmp_path).stat().st_mode) == mode
 
 
+@pytest.mark.parametrize("earlier", [None, 0o777], ids=["new", "of an earlier version"])
 @pytest.mark.parametrize(("mask", "mode"), [(0, 0o750), (0o027, 0o750), (0o077, 0o700)], ids=oct)
-def test_folder_of_the_services_is_closed_to_others(tmp_path: Path, mask: int, mode: int) -> None:
+def test_folder_of_the_services_is_closed_to_others(tmp_path: Path, mask: int, mode: int, earlier: int | None) -> None:
     paths = ServicePaths(tmp_path / "artifacts")
     with umask(mask):
+        if earlier is not None:
+            paths.folder.mkdir(earlier, parents=True)
         paths.create()
         paths.create()
     assert stat.S_IMODE(paths.folder.stat().st_mode) == mode

@@ -208,7 +208,7 @@ def test_unreferenced_artifacts_are_deleted(tmp_path: Path) -> None:
     for name in ("train-1.parquet", ".train-2.parquet.77.tmp"):
         (tmp_path / "quarantine" / name).write_bytes(b"bad rows")
     (tmp_path / "returned").mkdir()
-    (tmp_path / "returned" / "0123").write_text("{}")
+    (tmp_path / "returned" / _key("returned")).write_text("{}")
 
     done = collect(tmp_path, DATASET, keep=1)
 
@@ -253,7 +253,7 @@ def test_stage_outputs_are_kept_while_a_run_is_active(tmp_path: Path) -> None:
     add_run(tmp_path, stages="new")
     (tmp_path / "trained" / ".0123456789abcdef.77.tmp").mkdir()
     (tmp_path / "returned").mkdir()
-    (tmp_path / "returned" / "0123").write_text("{}")
+    (tmp_path / "returned" / _key("returned")).write_text("{}")
     with artifacts_lock(tmp_path) as held, artifacts_lock(tmp_path) as second:
         assert held
         assert second
@@ -262,7 +262,7 @@ def test_stage_outputs_are_kept_while_a_run_is_active(tmp_path: Path) -> None:
     assert "a run is active" in " ".join(done.notes)
     assert all(folder.exists() for folder in stage_folders(tmp_path, "old"))
     assert (tmp_path / "trained" / ".0123456789abcdef.77.tmp").exists()
-    assert (tmp_path / "returned" / "0123").exists()
+    assert (tmp_path / "returned" / _key("returned")).exists()
     collect(tmp_path, DATASET, keep=1)
     assert not any(folder.exists() for folder in stage_folders(tmp_path, "old"))
 
@@ -441,6 +441,15 @@ def _link(folder: Path) -> None:
     folder.symlink_to(elsewhere)
 
 
+def _link_to_data(artifacts: Path) -> None:
+    """Link to data in another artifacts folder. It has a validation that no version refers to."""
+    *_, validation = stage_folders(artifacts.with_name("elsewhere"), "other")
+    validation.mkdir(parents=True)
+    write_record(validation, _key("other"))
+    (artifacts / "data").mkdir(exist_ok=True)
+    (artifacts / "data" / "july").symlink_to(validation.parents[1])
+
+
 USERS = {
     "CSVs in data/": _user_folder("data", "fashion-mnist_train.csv", "fashion-mnist_test.csv"),
     "folder of CSVs in data/": _user_folder("data/july", "fashion-mnist_train.csv"),
@@ -449,7 +458,7 @@ USERS = {
     "folder named like a key, with a stage.json": _user_folder(f"evaluated/{KEY}", "stage.json", "images.csv"),
     "hidden files": _user_folder("data", ".cache.tmp", ".mine.lock", f".{KEY}", ".july.0a.tmp"),
     "files beside the checkpoints": _user_folder("checkpoints", "mine.npz", ".mine.npz.0a.tmp"),
-    "files beside returned results": _user_folder("returned", "notes.txt", "0123/notes.txt"),
+    "files beside returned results": _user_folder("returned", "notes.txt", "2026", f"{'0' * 64}/notes.txt"),
     "hidden file beside the quarantine": _user_folder("quarantine", ".mine.tmp", ".mine.parquet.0a.tmp"),
     "hidden folder beside the versions": _user_folder(f"models/{DATASET}/versions", ".mine.tmp", ".mine.0a.tmp/x"),
     "file in an output": _stage_with(lambda folder: (folder / "july.csv").write_bytes(b"1")),
@@ -458,6 +467,7 @@ USERS = {
     "folder in place of a validation": _stage_with(_user_folder(f"validation/{KEY}", "july.csv")),
     "link in an output": _stage_with(lambda folder: (folder / "july").symlink_to(folder.parent)),
     "link to an output": _stage_with(_link),
+    "link to the data of another artifacts folder": _link_to_data,
     "record of another output": _stage_with(lambda folder: write_record(folder, "f" * 64, "train.parquet")),
     "record that was edited": _stage_with(lambda folder: (folder / "stage.json").write_text('{"record_sha256": "0"}')),
     "record without files": _stage_with(lambda folder: (folder / "stage.json").unlink()),
@@ -479,13 +489,22 @@ def test_what_no_stage_wrote_is_kept(tmp_path: Path, create: Callable[[Path], No
     assert bool(reasons) == any(KEY in path and f".{KEY}" not in path for path in before)
 
 
-def test_a_version_with_a_file_of_the_user_is_kept(tmp_path: Path, store: ModelStore) -> None:
+@pytest.mark.parametrize("older", [False, True], ids=["", "of an older layout"])
+@pytest.mark.parametrize("name", ["notes.txt", "notes/july.txt", "report.html/notes.txt"])
+def test_a_version_with_a_file_of_the_user_is_kept(tmp_path: Path, store: ModelStore, name: str, older: bool) -> None:
     for _ in range(3):
         add_run(tmp_path)
-    (store.folder(1) / "notes.txt").write_text("mine")
+    mine = store.folder(1) / name
+    if mine.parent.is_file():
+        mine.parent.unlink()
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    if older:
+        make_older(store.version(1))
     done = collect(tmp_path, DATASET, keep=1)
     assert [removal.path for removal in done.removed] == [store.folder(2)]
-    assert "notes.txt is not named by the manifest" in " ".join(done.notes)
+    assert mine.read_text() == "mine"
+    assert f"{store.folder(1) / Path(name).parts[0]} is not named by the manifest" in " ".join(done.notes)
 
 
 def test_litter_of_the_system_keeps_nothing(tmp_path: Path) -> None:

@@ -117,10 +117,14 @@ def test_what_is_no_file_is_rejected_at_once(tmp_path: Path, monkeypatch: pytest
         verify_key()
 
 
-def test_the_other_half_of_a_pair_is_rejected(keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_half_of_a_pair_is_rejected(
+    keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     private, public = keys
+    public.chmod(0o644)  # as public keys have it, so no advice to change it
     with pytest.raises(WrongUsage, match=r"with a key of type .*Public"):
         signing_key(str(public))
+    assert caplog.text == ""
     monkeypatch.setenv("FASHION_ANN_VERIFY_KEY", str(private))
     with pytest.raises(WrongUsage, match=r"openssl pkey -in .* -pubout"):
         verify_key()
