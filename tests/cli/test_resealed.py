@@ -1,5 +1,6 @@
 """Files of a version that someone replaced, with matching digests: status 5 that names the file, and nothing else."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -116,7 +117,8 @@ def _fifo(path: Path) -> None:
 
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as opened:
-        opened.bind(os.path.relpath(path))  # a path of a socket has at most 107 bytes
+        with contextlib.chdir(path.parent):  # a path of a socket has at most 107 bytes
+            opened.bind(path.name)
 
 
 def _sparse(path: Path) -> None:
