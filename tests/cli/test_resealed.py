@@ -116,9 +116,9 @@ def _fifo(path: Path) -> None:
 
 
 def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as opened:
-        with contextlib.chdir(path.parent):  # a path of a socket has at most 107 bytes
-            opened.bind(path.name)
+    # In its folder, because a path of a socket has at most 107 bytes.
+    with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(path.parent):
+        opened.bind(path.name)
 
 
 def _sparse(path: Path) -> None:
