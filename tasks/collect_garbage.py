@@ -38,7 +38,8 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
     for log in rotate_logs(Artifacts(artifacts_dir).service_logs):
         logger.info("%s: rotated", log)
     for result in Artifacts(artifacts_dir).flow_results.glob("*"):
-        if time.time() - result.lstat().st_mtime > SECONDS_OF_RESULTS:
+        if result.is_file() and time.time() - result.lstat().st_mtime > SECONDS_OF_RESULTS:
+            logger.info("to be deleted: result of a flow run %s", result)
             remove_leftover(result)
     # First, because an event describes a version that may be deleted below.
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())

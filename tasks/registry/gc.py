@@ -136,17 +136,17 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     removed = [_removal("leftover", path) for path in store.leftovers()]
     removed += [_removal("version", store.folder(number)) for number in numbers if number not in kept]
     keys = _referenced_keys(artifacts_dir, store, kept) if with_stages else None
-    if keys is not None:
+    if isinstance(keys, str):
+        notes.append(
+            f"Stage outputs are kept, because the stages of a version are unknown: {keys} Restore it from a copy, or "
+            "remove its folder by hand, and run gc again."
+        )
+    elif keys is not None:
         for entry in _unreferenced(artifacts_dir, keys):
             if isinstance(entry, Removal):
                 removed.append(entry)
             else:
                 notes.append(entry)
-    elif with_stages:
-        notes.append(
-            "Stage outputs are kept: the manifest of a kept version cannot be read, so its stages are unknown. Restore "
-            "it from a copy, or remove its folder by hand, and run gc again."
-        )
     else:
         notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
     return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes), run_active=not with_stages)
@@ -173,8 +173,8 @@ def _kept(store: ModelStore, numbers: list[int], keep: int) -> set[int]:
     return {*numbers[-keep:], *last_champions, *previous, *(stored & set(alias_values(events).values()))}
 
 
-def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> set[str] | None:
-    """Return the short keys of all stages in the lineage of kept versions, or None if a manifest cannot be read.
+def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> set[str] | str:
+    """Return the short keys of all stages in the lineage of kept versions, or why a manifest cannot be read.
 
     All datasets share the stage outputs: every version of another store counts as kept.
     """
@@ -187,8 +187,8 @@ def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> 
             keys |= {short_key(entry.key) for entry in owner.version(number).manifest.lineage}
         except OtherLayout:
             continue  # this release cannot use its stage outputs
-        except (StoredArtifactError, VersionNotFound):
-            return None
+        except (StoredArtifactError, VersionNotFound) as error:
+            return str(error)
     return keys
 
 

@@ -47,5 +47,7 @@ def test_old_results_of_flow_runs_are_deleted(tmp_path: Path) -> None:
     for days in (89, 91):
         (results / str(days)).touch()
         os.utime(results / str(days), (time.time() - days * 86_400,) * 2)
+    (results / "mine").mkdir()
+    os.utime(results / "mine", (0, 0))
     collect_in_a_thread(tmp_path)
-    assert [path.name for path in results.iterdir()] == ["89"]
+    assert sorted(path.name for path in results.iterdir()) == ["89", "mine"]
