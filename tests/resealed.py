@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from schemas.layout import MANIFEST_NAME
 from schemas.store import AliasEvent
 from tasks.registry.store import ModelStore
@@ -40,3 +42,18 @@ def three_versions(version: Path, artifacts: Path) -> ModelStore:
         for move in moves:
             store.aliases.append(move)
     return store
+
+
+def declare_pages(path: Path, column: int) -> None:
+    """Let the first page of a Parquet's column declare the largest size that its header has room for."""
+    content = bytearray(path.read_bytes())
+    place: int = pq.ParquetFile(path).metadata.row_group(0).column(column).data_page_offset + 1  # after a field's head
+    while content[place] & 128:  # the kind of the page
+        place += 1
+    first = place = place + 2
+    while content[place] & 128:
+        content[place] = 255
+        place += 1
+    content[place] = 127
+    content[first] -= 1  # an odd number is negative
+    path.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,86 @@ def batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Itera
 def row_count(file: pq.ParquetFile) -> int:
     """Return the sum of the row groups, which `batches` reads, rather than the footer's total."""
     return sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+
+
+def page_bytes(file: pq.ParquetFile, content: BinaryIO, group: int, column: int) -> int:
+    """Return the sum of the sizes that the pages of a column chunk declare, uncompressed.
+
+    Arrow allocates these sizes, and compares them with those in the footer of ``file`` only afterwards. ``content`` are
+    the bytes of the same file. Raises ValueError for pages that do not fill the chunk.
+    """
+    chunk = file.metadata.row_group(group).column(column)
+    start, size = chunk.data_page_offset, chunk.total_compressed_size
+    if chunk.has_dictionary_page:
+        start = min(start, chunk.dictionary_page_offset)
+    if start < 0 or size < 0:
+        raise ValueError(f"column {column} is outside of the file")
+    content.seek(start)
+    pages, place, total = content.read(size), 0, 0
+    while place < len(pages):
+        header = _Header(pages, place)
+        uncompressed, compressed = header.numbers.get(2, -1), header.numbers.get(3, -1)
+        if uncompressed < 0 or compressed < 0:
+            raise ValueError(f"column {column} has a page without a size")
+        place, total = header.end + compressed, total + uncompressed
+    if place != size:
+        raise ValueError(f"column {column} has {place} bytes of pages, its footer declares {size}")
+    return total
+
+
+class _Header:
+    """The header of a page in Thrift's compact protocol, which pyarrow does not return.
+
+    numbers: its integers by field. end: the place after it. Raises ValueError for anything else.
+    """
+
+    def __init__(self, pages: bytes, place: int) -> None:
+        self._pages, self.end = pages, place
+        self.numbers: dict[int, int] = {}
+        self._struct(self.numbers)
+
+    def _byte(self) -> int:
+        if self.end >= len(self._pages):
+            raise ValueError("the header of a page is incomplete")
+        self.end += 1
+        return self._pages[self.end - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("the header of a page has a number of more than 64 bits")
+
+    def _struct(self, numbers: dict[int, int], depth: int = 0) -> None:
+        if depth > 4:
+            raise ValueError("the header of a page has too many levels")
+        field = 0
+        while head := self._byte():
+            delta, kind = head >> 4, head & 15
+            field = field + delta if delta else self._signed()
+            match kind:
+                case 1 | 2:  # a boolean, whose value is its kind
+                    pass
+                case 3:
+                    self._byte()
+                case 4 | 5 | 6:
+                    numbers[field] = self._signed()
+                case 8:
+                    length = self._varint()
+                    self.end += length
+                case 12:
+                    self._struct({}, depth + 1)
+                case _:
+                    raise ValueError(f"the header of a page has a field of type {kind}")
+
+    def _signed(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
 
 
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Bytes]]:

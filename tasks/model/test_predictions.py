@@ -7,7 +7,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
-from tasks.data.parquet import row_count
+from tasks.data.parquet import page_bytes, row_count
 from tasks.data.splits import unscaled_images
 from tasks.runtime.stored_file import open_stored, require_digest
 
 _DIGEST_BYTES = 16
 _LARGEST_FOOTER = 1_000_000
-_OVERHEAD = 1_000_000  # of the pages of a column
+_OVERHEAD = 100_000  # of the pages of a column
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def _schema(contract: DatasetContract) -> pa.Schema:
 def read_predictions(path: Path, contract: DatasetContract, sha256: str | None = None) -> StoredPredictions:
     """Read the file that `write_predictions` wrote, which has the digest ``sha256`` if one is given.
 
-    Raises `StoredArtifactError` for other columns, sizes or values. Columns and sizes are compared with the footer
-    first: a file that declares more than it contains is rejected before it is read.
+    Raises `StoredArtifactError` for other columns, sizes or values. Columns and sizes are those of the footer and of
+    the pages: a file that declares more than it contains is rejected before it is read.
     """
     with open_stored(path, sha256) as opened:
         if sha256 is not None:
@@ -100,7 +100,7 @@ def read_predictions(path: Path, contract: DatasetContract, sha256: str | None =
             file = pq.ParquetFile(
                 opened, pre_buffer=False, thrift_string_size_limit=_LARGEST_FOOTER, thrift_container_size_limit=10_000
             )
-            _require_sizes(file, _schema(contract), size)
+            _require_sizes(file, opened, _schema(contract), size)
             table = file.read()
             predictions = StoredPredictions(
                 images=table["image"].to_pylist(),
@@ -118,7 +118,7 @@ def read_predictions(path: Path, contract: DatasetContract, sha256: str | None =
     return predictions
 
 
-def _require_sizes(file: pq.ParquetFile, schema: pa.Schema, size: int) -> None:
+def _require_sizes(file: pq.ParquetFile, content: BinaryIO, schema: pa.Schema, size: int) -> None:
     """Raise ValueError for other columns than those of ``schema``, and for more data than fits a file of ``size``."""
     received = file.schema_arrow
     if not received.equals(schema, check_metadata=False):
@@ -130,11 +130,12 @@ def _require_sizes(file: pq.ParquetFile, schema: pa.Schema, size: int) -> None:
     for group in range(file.num_row_groups):
         group_rows = file.metadata.row_group(group).num_rows
         for column in range(len(schema)):
-            chunk = file.metadata.row_group(group).column(column)
-            if chunk.num_values != group_rows or chunk.total_uncompressed_size > 20 * group_rows + _OVERHEAD:
-                raise ValueError(
-                    f"column {column} declares {chunk.total_uncompressed_size} bytes for {group_rows} rows"
-                )
+            chunk, largest = file.metadata.row_group(group).column(column), 20 * group_rows + _OVERHEAD
+            declared = max(chunk.total_compressed_size, chunk.total_uncompressed_size)
+            if chunk.num_values == group_rows and declared <= largest:
+                declared = page_bytes(file, content, group, column)
+            if chunk.num_values != group_rows or declared > largest:
+                raise ValueError(f"column {column} declares {declared} bytes for {group_rows} rows")
 
 
 def shared_rows(one: StoredPredictions, other: StoredPredictions) -> npt.NDArray[np.int64]:

@@ -196,12 +196,17 @@ class ModelStore:
         return sorted(int(folder.name) for folder in self._folders() if not is_discarded(folder, MANIFEST_NAME))
 
     def _folders(self) -> list[Path]:
-        # Also before a version is added: a link would lead the writer out of the store.
-        if self._versions.is_symlink() or (self._versions.exists() and not self._versions.is_dir()):
-            raise StoredArtifactError(f"{self._versions}: expected a folder, received a link or a file.")
+        self._require_folders()
         if not self._versions.exists():
             return []
         return [folder for folder in self._versions.iterdir() if _VERSION_FOLDER.fullmatch(folder.name)]
+
+    def _require_folders(self) -> None:
+        """Raise `StoredArtifactError` for what is no folder. The folder of the stores may be a link to another disk."""
+        for folder in (self.root.parent, self.root, self._versions):
+            linked = folder == self._versions and folder.is_symlink()  # it would lead a writer out of the store
+            if linked or (os.path.lexists(folder) and not folder.is_dir()):
+                raise StoredArtifactError(f"{folder}: expected a folder, received a link or a file.")
 
     def version(self, name: int | str) -> StoredVersion:
         """Return a version by its number or by a name that `resolve` takes.
@@ -312,6 +317,7 @@ class ModelStore:
 
         Raises `LockHeld` after ``seconds``.
         """
+        self._require_folders()
         self.root.mkdir(parents=True, exist_ok=True)
         waiting = f"{self.root}: waiting for another process that writes to the store"
         return lock(self.root / ".lock", waiting=waiting, seconds=seconds)

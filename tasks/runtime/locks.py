@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from schemas.errors import LockHeld, LocksUnavailable
+from schemas.errors import LockHeld, LocksUnavailable, StoredArtifactError
 from schemas.layout import Artifacts
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,18 @@ def lock(
 
 
 def _open(path: Path) -> int:
-    """Open a lock file. That of another user may be readable only, which is enough except on NFS."""
+    """Open a lock file. That of another user may be readable only, which is enough except on NFS.
+
+    Raises `StoredArtifactError` for anything else there: through a link a file could be created anywhere.
+    """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        if not path.is_file():
-            raise
-        return os.open(path, os.O_RDONLY)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if path.is_file() and not path.is_symlink():
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        if os.path.lexists(path):
+            raise StoredArtifactError(f"{path}: expected a lock file ({error.strerror}). Remove it.") from error
+        raise
 
 
 def _locked(opened: int, path: Path, *, exclusive: bool) -> bool:

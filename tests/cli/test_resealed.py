@@ -181,6 +181,29 @@ def test_linked_versions_are_rejected(store: ModelStore, run: Run, tmp_path: Pat
         assert (status, str(versions) in err) == (5, True), (command, err)
 
 
+@pytest.mark.parametrize("kind", ["a socket", "a folder", "a link"])
+def test_a_lock_that_is_no_file_is_rejected(store: ModelStore, run: Run, kind: str) -> None:
+    path = store.root / ".lock"
+    path.unlink(missing_ok=True)
+    KINDS[kind](path)
+    for command in ("promote", "alias", "rollback"):
+        status, err = run(command)
+        assert (status, f"{path}: expected a lock file" in err) == (5, True), (command, err)
+
+
+@pytest.mark.parametrize("parent", [0, 1], ids=["models", "models/fashion-mnist"])
+@pytest.mark.parametrize("make", [KINDS[kind] for kind in ("a pipe", "a link to itself", "a terabyte")])
+def test_a_store_that_is_no_folder_is_rejected(
+    store: ModelStore, run: Run, make: Callable[[Path], object], parent: int
+) -> None:
+    place = [store.root.parent, store.root][parent]
+    shutil.rmtree(place)
+    make(place)
+    for command in COMMANDS:
+        status, err = run(command)
+        assert (status, f"{place}: expected a folder" in err) == (5, True), (command, err)
+
+
 def _set(*place: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     def change(content: Any) -> None:
         for key in place[:-1]:

@@ -1,11 +1,14 @@
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.data.parquet import batches, blocks, column_bytes, select_rows
+from tasks.data.parquet import batches, blocks, column_bytes, page_bytes, select_rows
+from tests.resealed import declare_pages
 
 
 @pytest.mark.parametrize("group_rows", [3, 10, 11, 25, 100])
@@ -41,3 +44,29 @@ def test_selects_the_rows_that_are_in_a_block() -> None:
     block = np.arange(20, dtype=np.uint8).reshape(2, 10)
     assert select_rows(block, 30, np.array([3, 29, 30, 33, 39, 40])).tolist() == [[0, 3, 9], [10, 13, 19]]
     assert select_rows(block, 30, np.array([], np.int64)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}], ids=str)
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_sum_of_the_sizes_that_pages_declare(tmp_path: Path, options: dict[str, Any], compression: str) -> None:
+    path = tmp_path / "a.parquet"
+    values = np.random.default_rng(0).integers(0, 2**40, 5000)
+    pq.write_table(pa.table({"a": values}), path, compression=compression, data_page_size=1000, **options)
+    with path.open("rb") as content:
+        file = pq.ParquetFile(content)
+        total = file.metadata.row_group(0).column(0).total_uncompressed_size
+        # That of the footer contains the headers.
+        assert 0.9 * total < page_bytes(file, content, 0, 0) < total
+
+
+def test_pages_that_declare_more_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": pa.array(range(200), pa.uint8())}), path, use_dictionary=False)
+    declare_pages(path, 0)
+    with path.open("rb") as content:
+        file = pq.ParquetFile(content)
+        assert page_bytes(file, content, 0, 0) == 8191
+        with pytest.raises(ValueError, match="header of a page"):
+            page_bytes(file, BytesIO(b"\xff" * 1000), 0, 0)
+        with pytest.raises(ValueError, match="its footer declares"):
+            page_bytes(file, BytesIO(), 0, 0)

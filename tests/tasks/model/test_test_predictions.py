@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from schemas.contract import DatasetContract
+from schemas.errors import StoredArtifactError
 from tasks.data.splits import scale_pixels
 from tasks.model.test_predictions import (
     StoredPredictions,
@@ -14,6 +15,7 @@ from tasks.model.test_predictions import (
     shared_rows,
     write_predictions,
 )
+from tests.resealed import declare_pages
 
 
 def _predictions(images: str, labels: list[int]) -> StoredPredictions:
@@ -33,6 +35,16 @@ def test_written_predictions_are_read_unchanged(tmp_path: Path, tiny_contract: D
     assert read.images == written.images
     assert np.array_equal(read.labels, written.labels)
     assert np.array_equal(read.probabilities, written.probabilities)
+
+
+def test_rejects_a_page_that_declares_more_than_the_footer(tmp_path: Path, tiny_contract: DatasetContract) -> None:
+    path, rows = tmp_path / "predictions.parquet", 20_000
+    written = StoredPredictions([b"0" * 16] * rows, np.zeros(rows, np.int32), np.ones((rows, 3), np.float32))
+    write_predictions(path, written, tiny_contract)
+    read_predictions(path, tiny_contract)
+    declare_pages(path, 1)  # Arrow would allocate that
+    with pytest.raises(StoredArtifactError, match=r"column 1 declares 1[0-9]{6} bytes for 20000 rows"):
+        read_predictions(path, tiny_contract)
 
 
 @pytest.mark.parametrize(
