@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract
-from tasks.data.splits import unscaled_images
 
 _DIGEST_BYTES = 16
 
@@ -48,11 +47,6 @@ class StoredPredictions:
 def image_digest(image: npt.NDArray[np.uint8]) -> bytes:
     """Return the 16-byte blake2b digest of one image, uint8 (pixels,)."""
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST_BYTES).digest()
-
-
-def image_digests(images: npt.NDArray[np.float32], contract: DatasetContract) -> list[bytes]:
-    """Return the `image_digest` of each image, float32 (N, pixels) in [0, 1]."""
-    return [image_digest(image) for image in unscaled_images(images, contract)]
 
 
 def write_predictions(path: Path, predictions: StoredPredictions, contract: DatasetContract) -> None:

@@ -13,7 +13,6 @@ from schemas.errors import DataContractError, WrongUsage
 from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
-from tasks.data.splits import unscaled_images
 from tasks.data.statistics import mcnemar
 from tasks.model.test_predictions import image_digest, read_predictions, shared_rows
 from tasks.registry.store import ModelStore
@@ -178,10 +177,9 @@ def _image_sources(
     for manifest in manifests:
         key = manifest.stage("prepare").key
         try:
-            images = np.load(output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test"), mmap_mode="r")
+            yield np.load(output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test"), mmap_mode="r")
         except (OSError, ValueError):
             continue
-        yield unscaled_images(images, contract)
     for name in dict.fromkeys(entry.file for manifest in manifests for entry in manifest.data.test.csv_files):
         try:
             with open_csv(data_dir / name, contract) as csv:
