@@ -1,6 +1,6 @@
 # Entry points for people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-tasks test-browser test-deployed postgresql chromium fuzz check bench pictures lock clean
+.PHONY: run up down status test test-tasks test-browser test-deployed postgresql chromium fuzz check audit bench pictures lock clean
 
 # The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
@@ -57,6 +57,12 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The licences of all locked packages, and their known vulnerabilities. Needs a network for the latter, and is no part of
+# .ci/run: its result changes when the code does not.
+audit: $(VENV)/dev.stamp $(VENV)/audit/done.stamp
+	$(BIN)/python -m benchmarks.licences
+	$(VENV)/audit/bin/python -m benchmarks.audit
+
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
 
@@ -72,6 +78,9 @@ lock: $(VENV)/uv.stamp
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets -c requirements/cpu.lock -o requirements/dev.lock
+	$(COMPILE) pyproject.toml --extra datasets -c requirements/dev.lock -o requirements/datasets.lock
+	$(COMPILE) pyproject.toml --extra jax -c requirements/dev.lock -c requirements/gpu.lock -o requirements/jax.lock
+	$(COMPILE) requirements/audit.in -c requirements/dev.lock -o requirements/audit.lock
 
 clean:
 	rm -rf $(VENV)
@@ -79,6 +88,12 @@ clean:
 $(VENV)/uv.stamp: requirements/uv.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# pip-audit in an environment of its own: it needs pip, and its packages are none of the project's.
+$(VENV)/audit/done.stamp: requirements/audit.lock $(VENV)/uv.stamp
+	$(PYTHON) -m venv $(VENV)/audit
+	$(BIN)/uv pip install --quiet --python $(VENV)/audit/bin/python --require-hashes -r $<
 	@touch $@
 
 # Installs the project last and editable: commands run the code of the checkout.

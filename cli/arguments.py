@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from cli.environment import absolute_path
 from schemas.config import BadRows, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetName
 from schemas.errors import WrongUsage
@@ -29,10 +30,21 @@ class Argument:
         self.settings = settings
 
 
+def path_argument(text: str) -> str:
+    """Return the value of an argument that is a path, for ``type``: commands run in the checkout."""
+    try:
+        return absolute_path(text)
+    except WrongUsage as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def data_dir(purpose: str) -> Argument:
     """Return ``--data-dir``; ``purpose`` opens its help text."""
     return Argument(
-        "--data-dir", metavar="D", help=f"{purpose} (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout)"
+        "--data-dir",
+        type=path_argument,
+        metavar="D",
+        help=f"{purpose} (default: $FASHION_ANN_DATA_DIR, then data/ of the checkout)",
     )
 
 
@@ -45,6 +57,7 @@ DATASET = Argument(
 COMMON_FLAGS = (
     Argument(
         "--artifacts-dir",
+        type=path_argument,
         metavar="D",
         help="folder that runs write to (default: $FASHION_ANN_ARTIFACTS_DIR, then artifacts/ of the checkout)",
     ),
@@ -57,7 +70,8 @@ COMMON_FLAGS = (
 class Command:
     """A command. ``arguments`` are its own ones, in groups of which at most one argument may be given.
 
-    ``when_stopped`` is printed after an interrupt. Without ``dataset`` the command has no ``--dataset``.
+    ``when_stopped`` is printed after an interrupt. Without ``dataset`` the command has no ``--dataset``. A command that
+    writes files requires separate folders for data and artifacts.
     """
 
     run: Run
@@ -65,16 +79,17 @@ class Command:
     help: str
     description: str
     dataset: bool
+    writes: bool
     when_stopped: str
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add all arguments to the parser, and ``run``, ``prog`` and ``when_stopped`` to the options it returns."""
+        """Add all arguments to the parser, and those of ``set_defaults`` to the options that it returns."""
         common = [(flag,) for flag in (*COMMON_FLAGS, *([DATASET] if self.dataset else []))]
         for group in (*common, *self.arguments):
             target = parser if len(group) == 1 else parser.add_mutually_exclusive_group()
             for entry in group:
                 target.add_argument(*entry.names, **entry.settings)
-        parser.set_defaults(run=self.run, prog=parser.prog, when_stopped=self.when_stopped)
+        parser.set_defaults(run=self.run, prog=parser.prog, writes=self.writes, when_stopped=self.when_stopped)
 
 
 class Commands(dict[str, Command]):
@@ -87,6 +102,7 @@ class Commands(dict[str, Command]):
         help: str,
         description: str | None = None,
         dataset: bool = True,
+        writes: bool = True,
         when_stopped: str = "Nothing was changed.",
     ) -> Callable[[Run], Run]:
         """Return a decorator of the function that runs the command; a tuple of arguments excludes one another."""
@@ -94,7 +110,7 @@ class Commands(dict[str, Command]):
 
         def register(run: Run) -> Run:
             text = description or f"{help[0].upper()}{help[1:]}."
-            self[name] = Command(run, groups, help, text, dataset, when_stopped)
+            self[name] = Command(run, groups, help, text, dataset, writes, when_stopped)
             return run
 
         return register
@@ -149,8 +165,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_result(options: argparse.Namespace, result: Any, lines: Iterable[str], *, sort_keys: bool = False) -> None:
-    """Print ``result`` as JSON with ``--json``, else ``lines``. JSON values may be paths."""
+    """Print ``result`` as JSON with ``--json``, else ``lines``, one per line. JSON values may be paths."""
     if options.json:
-        lines = [json.dumps(result, indent=2, sort_keys=sort_keys, default=os.fspath)]
+        print(json.dumps(result, indent=2, sort_keys=sort_keys, default=os.fspath))
+        return
     for line in lines:
-        print(line)
+        print(line.replace("\n", "\\n"))  # a stored text may not look like a line of ours

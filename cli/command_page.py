@@ -26,7 +26,7 @@ errors to stderr.
 | 2 | wrong usage: an unknown command, flag or value |
 | 3 | the data breaks the contract |
 | 4 | the new version was rejected |
-| 5 | a stored artifact is damaged, or of another layout |
+| 5 | a stored artifact is damaged, unsigned or of another layout |
 | 130 | interrupted by Ctrl-C |
 | 143 | terminated by SIGTERM |
 """

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cli.arguments import Argument, Commands, data_dir, print_result
+from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from cli.contract_page import contract_json, contract_text
 from schemas.config import artifacts_folder, data_folder, expanded
 from schemas.contract import SPLITS, contract_of
@@ -23,10 +23,11 @@ GROUP_HELP = {"quarantine": "list rejected rows, or export them to correct"}
     "contract",
     help="print the data contract: required format and checks",
     description="Print the data contract of a dataset, as in docs/contract.md.",
+    writes=False,
 )
 def _contract(options: argparse.Namespace) -> None:
     contract = contract_of(options.dataset)
-    print_result(options, contract_json(contract), [contract_text(contract).rstrip()])
+    print_result(options, contract_json(contract), contract_text(contract).rstrip().splitlines())
 
 
 @commands.add(
@@ -34,6 +35,7 @@ def _contract(options: argparse.Namespace) -> None:
     help="list the quarantine files of the artifacts folder",
     description="Print split, number of rows, path, source files and first problem of each quarantine file.",
     dataset=False,
+    writes=False,
 )
 def _list(options: argparse.Namespace) -> None:
     from tasks.data.quarantine import list_quarantine
@@ -65,6 +67,7 @@ def _list_lines(files: Iterable["QuarantineFile"]) -> Iterator[str]:
     (
         Argument(
             "file",
+            type=path_argument,
             metavar="FILE",
             nargs="?",
             help="a quarantine file (default: those of the CSVs that are in the data folder now)",

@@ -1,7 +1,6 @@
 """The commands for stored versions: list, inspect, compare, promote, alias, verify, reproduce and collect garbage."""
 
 import argparse
-import json
 import sys
 import tempfile
 import webbrowser
@@ -10,15 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.arguments import Argument, Commands, data_dir, print_result
+from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
-from schemas.layout import METRICS_NAME, REPORT_NAME, VERDICT_NAME, Artifacts
+from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
+from schemas.store import StoredMetrics, Verdict
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
     from schemas.store import AliasEvent, Manifest
     from tasks.registry.champion import Move
+    from tasks.registry.gc import Plan
     from tasks.registry.store import ModelStore, VersionSummary
 
 commands = Commands()
@@ -38,7 +39,7 @@ def _empty(store: "ModelStore") -> str:
     return f"No version in {store.root} yet. `fashion-ann train` creates one."
 
 
-@commands.add("versions", help="list the model versions")
+@commands.add("versions", help="list the model versions", writes=False)
 def _versions(options: argparse.Namespace) -> None:
     store = _store(options)
     versions = store.summaries()
@@ -62,17 +63,24 @@ def _version_rows(versions: Iterable["VersionSummary"]) -> Iterator[str]:
         yield f"{row.version:>7}  {facts}  {', '.join(marks)}".rstrip()
 
 
-@commands.add("show", _VERSION, help="show the details of a version")
+@commands.add("show", _VERSION, help="show the details of a version", writes=False)
 def _show(options: argparse.Namespace) -> None:
     store = _store(options)
     version = store.version(options.version)
     version.check()
     shown = {
         **version.manifest.as_json(),
-        "metrics": json.loads(version.read(METRICS_NAME)),
+        "metrics": version.read_json(METRICS_NAME, StoredMetrics).as_json(),
         "aliases": store.aliases_of(version.number),
         "path": str(version.folder),
+        "signed": version.signature() is not None,
+        "signed_by": None,
+        "not_accepted": None,
     }
+    try:
+        shown["signed_by"] = version.signer()
+    except StoredArtifactError as error:  # no command uses such a version, but a person may look at it
+        shown["not_accepted"] = str(error)
     print_result(options, shown, _show_lines(shown), sort_keys=True)
 
 
@@ -88,16 +96,20 @@ def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
     for row in shown["metrics"]["per_class"]:
         scores = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
         yield f"  {row['name']:<12} {scores}  {row['rows']} rows"
+    signed_by = f" by {shown['signed_by']}" if shown["signed_by"] else ""
+    yield f"  {shown['not_accepted'] or ('signed' if shown['signed'] else 'not signed') + signed_by}"
     for name, entry in shown["files"].items():
         yield f"  {entry['sha256']}  {entry['bytes']:>9}  {shown['path']}/{name}"
 
 
-@commands.add("why", _VERSION, help="show why a version was promoted or not, and the cache key of each stage")
+@commands.add(
+    "why", _VERSION, help="show why a version was promoted or not, and the cache key of each stage", writes=False
+)
 def _why(options: argparse.Namespace) -> None:
     store = _store(options)
     version = store.version(options.version)
     version.check()
-    verdict = json.loads(version.read(VERDICT_NAME))
+    verdict = version.read_json(VERDICT_NAME, Verdict).as_json()
     events = [event for event in store.aliases.read() if version.number in (event.to, event.before)]
     result = {
         "version": version.number,
@@ -130,6 +142,7 @@ def _why_lines(manifest: "Manifest", verdict: dict[str, Any], events: Iterable["
     help="print the path of a version's report after checking its digest",
     description="Print the path of the HTML report: verdict, metrics, most confident errors, data, provenance and "
     "the commands that reproduce the version.",
+    writes=False,
 )
 def _report(options: argparse.Namespace) -> None:
     version = _store(options).version(options.version)
@@ -178,7 +191,12 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     "compare",
     Argument("before", metavar="V", help="a number, or an alias such as champion"),
     Argument("after", metavar="W", help="another number or alias"),
-    Argument("--output", metavar="FILE.html", help="the page (default: comparisons/V-W.html in the artifacts folder)"),
+    Argument(
+        "--output",
+        type=path_argument,
+        metavar="FILE.html",
+        help="the page (default: comparisons/V-W.html in the artifacts folder)",
+    ),
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
     description="Print counts, and write the images to an HTML page. Uses the test predictions stored with each "
@@ -302,6 +320,37 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
 
 
 @commands.add(
+    "sign",
+    _VERSION,
+    Argument(
+        "--key",
+        metavar="FILE",
+        type=path_argument,
+        help="PEM file with a private Ed25519 key and without a password (default: $FASHION_ANN_SIGNING_KEY)",
+    ),
+    help="sign the manifest of a version",
+    description="Check every file of version V, then sign its manifest, which covers them. An earlier signature is "
+    "replaced. With FASHION_ANN_VERIFY_KEY commands use only versions that its key accepts.",
+)
+def _sign(options: argparse.Namespace) -> None:
+    from tasks.registry.signatures import fingerprint, signing_key
+
+    key = signing_key(options.key)
+    if key is None:
+        raise WrongUsage("Expected a key: give --key FILE, or set FASHION_ANN_SIGNING_KEY.")
+    store = _store(options)
+    version = store.sign(store.resolve(options.version), key)
+    signer = fingerprint(key.public_key())
+    result = {
+        "version": version.number,
+        "manifest_sha256": version.manifest.manifest_sha256,
+        "signature": version.folder / SIGNATURE_NAME,
+        "signed_by": signer,
+    }
+    print_result(options, result, [f"version {version.number}: signed with the key {signer}"], sort_keys=True)
+
+
+@commands.add(
     "verify",
     (
         Argument(
@@ -310,6 +359,7 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
         Argument("--all", action="store_true", help="verify every version"),
     ),
     help="hash every file, load the model in a fresh process and repeat its golden predictions",
+    writes=False,
 )
 def _verify(options: argparse.Namespace) -> None:
     from tasks.registry.verify import log_fault, verify_each
@@ -326,7 +376,7 @@ def _verify(options: argparse.Namespace) -> None:
         if not options.json:
             print(
                 f"version {result.version}: {result.files} files intact; golden predictions match (largest difference "
-                f"{result.golden_difference:.1g})"
+                f"{result.golden_difference:.1g})" + (f"; signed by {result.signed_by}" if result.signed_by else "")
             )
     print_result(options, results, [] if results else [_empty(store)])
     if options.all and (fault := log_fault(store)) is not None:
@@ -347,18 +397,25 @@ def _verify(options: argparse.Namespace) -> None:
     Argument("--dry-run", action="store_true", help="list what would be deleted, and delete nothing"),
     help="delete old versions and unreferenced artifacts",
     description="Keep versions with an alias, the champion's predecessor, the newest N, damaged versions, and "
-    "the artifacts that all of these were built from. Delete every other version, stage output and checkpoint, and "
-    "temporary files of killed runs.",
+    "the artifacts that all of these were built from. List and delete every other version, stage output and "
+    "checkpoint, and temporary files of killed runs. A folder stays if it contains a file that no run wrote.",
     when_stopped="Each deletion is complete. Run it again to delete the rest.",
 )
 def _gc(options: argparse.Namespace) -> None:
     from tasks.registry.gc import collect, plan
 
-    do = plan if options.dry_run else collect
-    result = do(artifacts_folder(options.artifacts_dir), options.dataset, options.keep)
-    lines = [f"{entry.kind:<10}  {entry.bytes:>13,}  {entry.path}" for entry in result.removed]
+    def list_removals(planned: "Plan") -> None:
+        for entry in planned.removed:
+            line = f"{entry.kind:<10}  {entry.bytes:>13,}  {entry.path}"
+            print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    artifacts_dir = artifacts_folder(options.artifacts_dir)
+    if options.dry_run:
+        list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
+    else:
+        result = collect(artifacts_dir, options.dataset, options.keep, announce=list_removals)
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"
     counts = {"bytes": result.bytes, "dry_run": options.dry_run}
-    print_result(options, {**asdict(result), **counts}, [*lines, *result.notes, total])
+    print_result(options, {**asdict(result), **counts}, [*result.notes, total])

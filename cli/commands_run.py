@@ -10,6 +10,7 @@ from cli.arguments import (
     Terminated,
     config_arguments,
     data_dir,
+    path_argument,
     print_result,
     read_bad_rows,
     read_config,
@@ -105,12 +106,14 @@ def _version_lines(version: "ModelVersion", dataset: str) -> Iterator[str]:
     "predict",
     Argument(
         "images",
+        type=path_argument,
         metavar="IMAGES",
         help="a CSV or .csv.gz as for train, with any number of rows; the column "
         f"{FASHION_MNIST.label_column} is optional and adds the accuracy",
     ),
     Argument(
         "--output",
+        type=path_argument,
         metavar="OUT",
         required=True,
         help="file ending in .parquet or .csv; replaces an existing file, and is left unchanged by a failure",

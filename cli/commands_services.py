@@ -1,6 +1,7 @@
 """The commands for Prefect and this machine: `deploy`, `doctor`, `up`, `down` and `status`."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ commands = Commands()
     "PREFECT_API_URL. A second call changes nothing. An operator's changes on the server, such as a pause, stay "
     "and are printed. FASHION_ANN_NOTIFY, a URL or TYPE/NAME of a block, receives notifications.",
     dataset=False,
+    writes=False,
     when_stopped="The deployment may be incomplete. Run the same command again to complete it.",
 )
 def _deploy(options: argparse.Namespace) -> None:
@@ -45,6 +47,7 @@ def _deploy(options: argparse.Namespace) -> None:
     help="check Python, lock, GPU, Prefect, pools, database, schedules, disk, data, store and champion",
     description="Check the requirements of a run, one line each, with a fix for each failure. Changes nothing. "
     "Exit status 1 if a check fails. Warnings leave it at 0.",
+    writes=False,
 )
 def _doctor(options: argparse.Namespace) -> None:
     from cli.doctor import examine
@@ -65,16 +68,28 @@ def _check_lines(checks: list["Check"]) -> Iterator[str]:
 
 @commands.add(
     "up",
+    Argument(
+        "--no-auth",
+        action="store_true",
+        help="start a server without a password: each program and each user of this machine can run commands as you",
+    ),
     help="start a Prefect server and one worker per pool on this machine, and deploy to it",
-    description="Start a server on 127.0.0.1, pools, deployments, automations and one worker per pool. Running "
-    "services are left as they are. They keep running after this command and its terminal end.",
+    description="Start a server on 127.0.0.1, pools, deployments, automations and one worker per pool. The server "
+    "requires a password, which is random unless PREFECT_SERVER_API_AUTH_STRING is set. Running services are left as "
+    "they are. They keep running after this command and its terminal end.",
     dataset=False,
     when_stopped="Started services keep running. `fashion-ann up` starts the rest, `fashion-ann down` stops them.",
 )
 def _up(options: argparse.Namespace) -> None:
     from cli.services import up
 
-    status = up(artifacts_folder(options.artifacts_dir))
+    status = up(artifacts_folder(options.artifacts_dir), no_auth=options.no_auth)
+    if options.no_auth or (status.access and not status.access.password):
+        print(
+            f"{options.prog}: warning: {status.url} requires no password: each program and each user of this machine "
+            "can run commands as you. `fashion-ann down`, then `fashion-ann up` starts it with one.",
+            file=sys.stderr,
+        )
     run = "  prefect deployment run 'train-fashion-mnist/on-demand' --watch"
     print_result(options, status.model_dump(mode="json"), [*_status_lines(status), run])
 
@@ -85,6 +100,7 @@ def _up(options: argparse.Namespace) -> None:
     description="Stop active flow runs, which become crashed, then the workers, then the server. History, "
     "schedules, results and logs are kept for the next `fashion-ann up`.",
     dataset=False,
+    writes=False,
     when_stopped="Run it again to stop the rest.",
 )
 def _down(options: argparse.Namespace) -> None:
@@ -100,6 +116,7 @@ def _down(options: argparse.Namespace) -> None:
     help="show which services of `up` are running",
     description="Print one line per service. Exit status 1 if one is not running. Changes nothing.",
     dataset=False,
+    writes=False,
 )
 def _status(options: argparse.Namespace) -> None:
     from cli.services import status
@@ -116,5 +133,9 @@ def _status_lines(status: "Status") -> Iterator[str]:
         yield f"{service.name:<11}  {service.says:<11}  {pid:<15}  {service.log}".rstrip()
     if status.ui is not None:
         yield f"UI    {status.ui}"
+    if status.password_file is not None:
+        yield f"login with the content of {status.password_file}, which is user:password"
+    if status.access is not None:
+        yield f"access: {status.access}"
     yield f"logs  {status.logs}"
     yield status.note

@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 
 from cli.server_process import api_problem, prefect_settings
-from schemas.config import PROJECT_ROOT
+from schemas.config import PROJECT_ROOT, RESULT_FOLDER_VARIABLE
 from schemas.errors import NotDeployed
 
 if TYPE_CHECKING:
@@ -86,20 +86,39 @@ def pool_names() -> tuple[str, ...]:
     return tuple(pool["name"] for pool in _work_pools())
 
 
+def base_job_template() -> dict[str, Any]:
+    """Return the template of all pools: that of Prefect, reduced to the job variables that the deployments use.
+
+    The server refuses other variables, and workers ignore them: a flow run has no command of its own.
+    """
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    used = [spec["work_pool"].get("job_variables", {}) for spec in _definitions()["deployments"]]
+    names = {name for variables in used for name in variables} | {"env"}
+    environment = {name for variables in used for name in variables.get("env", {})} | {RESULT_FOLDER_VARIABLE}
+    properties = {name: template["variables"]["properties"][name] for name in sorted(names)}
+    properties["env"] |= {
+        "properties": {name: {"type": "string"} for name in sorted(environment)},
+        "additionalProperties": False,
+    }
+    return {
+        "job_configuration": {name: template["job_configuration"][name] for name in sorted(names)},
+        "variables": {"type": "object", "properties": properties, "additionalProperties": False},
+    }
+
+
 def create_pool(pool: dict[str, Any]) -> None:
     """Create a work pool, or keep an existing one as it is: an operator may have paused or limited it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
 
-    if pool["type"] != ProcessWorker.type:
+    if pool["type"] != "process":
         raise NotDeployed(f"prefect.yaml: work pool {pool['name']} is of type {pool['type']}, expected process.")
     with get_client(sync_client=True) as client:
         try:
-            client.create_work_pool(
-                WorkPoolCreate(**pool, base_job_template=ProcessWorker.get_default_base_job_template())
-            )
+            client.create_work_pool(WorkPoolCreate(**pool, base_job_template=base_job_template()))
         except ObjectAlreadyExists as error:
             if (existing := client.read_work_pool(pool["name"]).type) != pool["type"]:
                 raise NotDeployed(
@@ -120,7 +139,9 @@ def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
     for pool in _work_pools():
         create_pool(pool)
         name, existing = pool["name"], client.read_work_pool(pool["name"]).model_dump()
-        if updates := last.updates(f"work pool {name}", existing, {"description": pool["description"], **limits}):
+        wanted = {"description": pool["description"], "base_job_template": base_job_template(), **limits}
+        last.adopt(f"work pool {name}", {"base_job_template": existing["base_job_template"]})
+        if updates := last.updates(f"work pool {name}", existing, wanted):
             client.update_work_pool(name, WorkPoolUpdate(**updates))
     # Prefect creates the default queue with its pool.
     queues = [{"name": _DEFAULT_QUEUE, "work_pool_name": name} for name in pool_names()]

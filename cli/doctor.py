@@ -17,11 +17,11 @@ from pathlib import Path
 
 from cli.arguments import counted
 from cli.deploy import pool_names
-from cli.server_process import api_problem, prefect_settings
-from schemas.config import PROJECT_ROOT
+from cli.server_process import access_of, api_problem, prefect_settings
+from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
-from tasks.runtime.fingerprint import installed_extra, installed_version
+from tasks.runtime.fingerprint import installed_extra, installed_version, locked_packages
 
 MIN_FREE_BYTES = 1_000_000_000
 # Above it, queries of Prefect's server and backups become slow. Ninety days of our schedules need less.
@@ -76,7 +76,7 @@ def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.na
             run_check("pools", check_pools),
             run_check("database", check_database),
             run_check("schedules", check_schedules),
-            run_check("disk", lambda: check_disk(artifacts_dir)),
+            run_check("disk", lambda: check_disk(separate_folders(artifacts_dir, data_dir)[0])),
             run_check("data", lambda: check_data(data_dir, contract_of(dataset))),
             run_check("store", lambda: check_store(artifacts_dir, dataset)),
             run_check("champion", lambda: check_champion(artifacts_dir, dataset)),
@@ -143,15 +143,7 @@ def check_lock(lock: Path | None = None) -> str:
 
 def locked_versions(lock: str) -> dict[str, str]:
     """Return name and version of each requirement of a lock whose marker applies to this platform."""
-    from packaging.requirements import Requirement
-
-    lines = (line.partition(" --hash=")[0].strip() for line in lock.replace("\\\n", " ").splitlines())
-    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {
-        requirement.name: next(iter(requirement.specifier)).version
-        for requirement in requirements
-        if requirement.marker is None or requirement.marker.evaluate()
-    }
+    return {name: version for name, (version, _) in locked_packages(lock).items()}
 
 
 # In a subprocess, because TensorFlow prints to stderr when it is imported and may hang in a driver.
@@ -222,7 +214,7 @@ def server_version() -> str | None:
 
 
 def check_prefect() -> str:
-    """Check that the configured API answers and has our version, or that the embedded server can start."""
+    """Check that the configured API answers, has our version and a password, or that the embedded server can start."""
     settings, client = prefect_settings(), metadata.version("prefect")
     if not settings.api.url:
         if not _is_writable(settings.home):
@@ -246,7 +238,16 @@ def check_prefect() -> str:
             f"the server at {settings.api.url} has version {server}, this client {client}",
             f"Install the server from the same lock, with prefect=={client}.",
         )
-    return f"server at {settings.api.url}" + (f", also {server}" if server else "")
+    line = f"server at {settings.api.url}" + (f", also {server}" if server else "")
+    if server is None or (access := access_of(settings.api.url)) is None:
+        return line
+    if not access.password or access.origins == ["*"]:
+        raise Concern(
+            f"{line}; {access}",
+            "Whoever reaches it can run commands as its workers' user. Start it with PREFECT_SERVER_API_AUTH_STRING "
+            "and PREFECT_SERVER_CORS_ALLOWED_ORIGINS, or with `fashion-ann down` and `fashion-ann up`.",
+        )
+    return f"{line}; {access}"
 
 
 def _unknown_revision(database: Path) -> str | None:
@@ -471,6 +472,8 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
         store.history()
     except StoredArtifactError as error:
         raise Broken(f"{error}{suffix}", "Restore the log from a copy.") from error
+    if champion is not None:
+        store.version(champion).signer()
     current = f"champion {champion}" if champion is not None else "no champion"
     unread = f"{len(other_layout)} of another layout, the others" if other_layout else "all"
     return f"{counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"

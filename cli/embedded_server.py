@@ -3,12 +3,14 @@
 import atexit
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -83,8 +85,18 @@ def run_training_flow(
     return version
 
 
+@dataclass(frozen=True)
+class _Server:
+    """An embedded server. ``starting`` has a lock, to close as soon as the server answers."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    password: str
+    starting: ExitStack
+
+
 @contextmanager
-def _prefect_api(server: tuple[subprocess.Popen[bytes], str, ExitStack] | None, log: IO[bytes]) -> Iterator[None]:
+def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
     """Provide an API for the flows of this process: the configured one, or ``server``, which writes to ``log``.
 
     The server is the one that Prefect itself would embed. This process starts it for three reasons:
@@ -97,7 +109,6 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, ExitStack] | None, 
         PREFECT_API_AUTH_STRING,
         PREFECT_API_URL,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        PREFECT_SERVER_API_AUTH_STRING,
         temporary_settings,
     )
 
@@ -109,26 +120,25 @@ def _prefect_api(server: tuple[subprocess.Popen[bytes], str, ExitStack] | None, 
     if server is None:
         yield
         return
-    process, url, starting = server
     from tasks.checks.expectations import import_great_expectations
 
     threading.Thread(target=import_great_expectations, daemon=True).start()
     settings = prefect_settings()
     seconds = settings.server.ephemeral.startup_timeout_seconds
-    if (problem := wait_until_healthy(url, seconds, process.poll, psutil.Process(process.pid))) is not None:
+    process = server.process
+    if (problem := wait_until_healthy(server.url, seconds, process.poll, psutil.Process(process.pid))) is not None:
         log.seek(0)
         more = "Set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS to wait longer. " if process.poll() is None else ""
         raise ServerUnavailable(
             f"The embedded Prefect server {problem}. {reported_cause(log.read(), f'in PREFECT_HOME {settings.home}')}"
             f"{more}Set PREFECT_API_URL to use your own server."
         )
-    starting.close()
+    server.starting.close()
     done = threading.Event()
     threading.Thread(target=_exit_with_server, args=(process, done), daemon=True).start()
     updates = {
-        PREFECT_API_URL: url,
-        # The server reads its password from the same places.
-        PREFECT_API_AUTH_STRING: PREFECT_SERVER_API_AUTH_STRING.value(),
+        PREFECT_API_URL: server.url,
+        PREFECT_API_AUTH_STRING: server.password,
         # The server dies with this process, so no automation would miss a heartbeat. Joining its thread costs 1 s per
         # flow.
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
@@ -150,7 +160,7 @@ def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -
     if done.wait(0 if killed else _SECONDS_TO_STOP):
         return
     if sys.stderr.isatty():
-        sys.stderr.write("\n\x1b[?25h")  # show the cursor, which the live view may have hidden
+        os.write(sys.stderr.fileno(), b"\n\x1b[?25h")  # show the cursor, which the live view may have hidden
     cause = " (SIGKILL, as the system sends when memory runs out)" if killed else ""
     sys.stderr.write(
         f"fashion-ann: The embedded Prefect server ended with status {process.returncode} while it was in use{cause}. "
@@ -160,10 +170,11 @@ def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -
     os._exit(1)
 
 
-def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, ExitStack]:
-    """Return the server's process, its URL, and a stack with a lock, to close as soon as the server answers.
+def _start_server(log: IO[bytes]) -> _Server:
+    """Return the server, which starts in its own process and requires a random password, unless one is configured.
 
-    Two servers that start at once on a new database would both create its tables, and one would fail.
+    The lock is needed because two servers that start at once on a new database would both create its tables, and one
+    would fail.
     """
     import prefect
 
@@ -175,13 +186,19 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, ExitSta
         path = settings.home / ".fashion-ann-starts.lock"
         starting.enter_context(lock(path, waiting="waiting for another embedded server to start", seconds=seconds))
     port = free_port()
+    configured = settings.server.api.auth_string
+    password = configured.get_secret_value() if configured else secrets.token_urlsafe()
     process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
         [
             *python_command("uvicorn", "--app-dir", str(prefect.__module_path__.parent)),
             *("--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)),
             *("--log-level", "error", "--lifespan", "on"),
         ],
-        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        env={
+            **os.environ,
+            "PREFECT_SERVER_API_AUTH_STRING": password,
+            **{"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        },
         stdout=log,
         stderr=log,
         # Safe because this process has no second thread yet.
@@ -192,7 +209,7 @@ def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str, ExitSta
     # Not before the exit: hooks that run just before those of `atexit` send Prefect's last logs and events. Without a
     # server they would retry for a minute.
     atexit.register(stop_tree, process.pid, _SECONDS_TO_STOP)
-    return process, f"http://{HOST}:{port}/api", starting
+    return _Server(process, f"http://{HOST}:{port}/api", password, starting)
 
 
 def _end_with_parent() -> None:

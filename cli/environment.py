@@ -1,19 +1,30 @@
 """Prepare the environment variables of this process. Servers, workers and flow runs that it starts inherit them."""
 
 import os
+import re
 from collections.abc import MutableMapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from schemas.config import python_path
+from schemas.errors import WrongUsage
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+# Variables with one path.
+_PATH = re.compile(r"((FASHION_ANN|PREFECT)_(\w+_)?|SSL_CERT_)(HOME|DIR|DIRECTORY|FILE|PATH|KEY)|TMPDIR")
 # A URL with 0.0.0.0 reaches this machine, too.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104  # nothing listens here
 
 
 def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
-    """Make ``variables`` usable for Prefect and httpx, and return warnings. Call it before either is imported."""
+    """Make ``variables`` usable for Prefect and httpx in the checkout, and return warnings.
+
+    Call it before either is imported. Raises `WrongUsage` as `absolute_path` does.
+    """
     variables["PYTHONPATH"] = python_path()
+    variables["PYTHONSAFEPATH"] = "1"  # also for the processes that Prefect starts
+    for name in filter(_PATH.fullmatch, list(variables)):
+        variables[name] = absolute_path(variables[name])
     # Prefect cannot be imported without a home, not even with PREFECT_HOME. Container engines set the same.
     if os.path.expanduser("~") == "~":  # noqa: PTH111  # Path.home() raises RuntimeError instead
         variables["HOME"] = os.sep
@@ -21,6 +32,21 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
     if not variables.get("PREFECT_HOME", "set"):
         del variables["PREFECT_HOME"]
     return exclude_loopback_from_proxies(variables)
+
+
+def absolute_path(path: str) -> str:
+    """Return the same path for another working directory. An empty one, and one with a leading ``~``, stay as they are.
+
+    Raises `WrongUsage` if the path is relative and the working directory was removed.
+    """
+    if not path.strip() or path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).absolute())
+    except OSError as error:
+        raise WrongUsage(
+            f"{path}: expected an absolute path, because the working directory cannot be used ({error.strerror})."
+        ) from error
 
 
 def exclude_loopback_from_proxies(variables: MutableMapping[str, str]) -> list[str]:

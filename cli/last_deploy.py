@@ -86,6 +86,10 @@ class LastDeploy:
             self.report.changed.append(f"{part}: {', '.join(updates)} updated")
         return updates
 
+    def adopt(self, part: str, server: Fields) -> None:
+        """Treat fields of the server as deployed by us if no deploy has stored them: earlier versions had none."""
+        self.parts[part] = _digests(server) | self.parts.get(part, {})
+
     def removes(self, part: str, server: Fields) -> bool:
         """Return whether to delete a part that the file does not have: it was deployed once and not edited since."""
         if self.report.reset or self.parts.get(part) == _digests(server):

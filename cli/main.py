@@ -1,7 +1,7 @@
 """Entry point of the command line: `fashion-ann COMMAND`. Results go to stdout, progress and errors to stderr.
 
 Exit status: 0 success; 1 any other error; 2 wrong usage; 3 the data breaks the contract; 4 the new version was
-rejected; 5 a stored artifact is damaged, or of another layout; 130 interrupted; 143 terminated.
+rejected; 5 a stored artifact is damaged, unsigned or of another layout; 130 interrupted; 143 terminated.
 """
 
 import argparse
@@ -17,13 +17,20 @@ from typing import NoReturn
 from cli import commands_data, commands_models, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
+from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.errors import FashionAnnError
+from tasks.runtime.control_characters import escaping_output
 
 COMMANDS = commands_run.commands | commands_data.commands | commands_models.commands | commands_services.commands
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status. ``arguments`` defaults to those of the process."""
+    with escaping_output():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     # Imports create half a million objects that stay. Collecting every 700 allocations, the default, took a fifth of
     # the start-up time and two seconds at exit.
     gc.set_threshold(100_000)
@@ -32,11 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # The commands that need the folder report it with the reason.
     warnings.filterwarnings("ignore", "Failed to create the Prefect home")
     options = command_parser().parse_args(arguments)
-    for warning in prepare_environment(os.environ):
-        print(f"{options.prog}: warning: {warning}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     status = 0
     try:
+        for warning in prepare_environment(os.environ):
+            print(f"{options.prog}: warning: {warning}", file=sys.stderr)
+        # Prefect and other libraries read settings from the working directory, and settings can name code to import.
+        os.chdir(PROJECT_ROOT)
+        if options.writes:
+            separate_folders(options.artifacts_dir, getattr(options, "data_dir", None))
         options.run(options)
     except (KeyboardInterrupt, Terminated) as stopped:
         # A second signal must not interrupt the shutdown.
@@ -61,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command. Parsed options have ``run``, ``prog`` and ``when_stopped``."""
+    """Return the parser of every command. Parsed options have ``run``, ``prog``, ``writes`` and ``when_stopped``."""
     # No abbreviations: a new flag with the same first letters would change what they mean.
     parser = argparse.ArgumentParser(
         prog="fashion-ann",

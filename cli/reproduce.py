@@ -15,6 +15,7 @@ from tasks.data.statistics import mcnemar
 from tasks.model.inference import run_stored_model
 from tasks.prepare import prepare
 from tasks.registry.store import StoredVersion
+from tasks.registry.verify import check_version
 from tasks.runtime.files import sha256_file
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stage_cache import read_stage
@@ -36,8 +37,10 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     damaged.
     """
     manifest = version.manifest
-    version.check()
+    check_version(version)
     dataset = manifest.dataset
+    if unknown := manifest.configuration.keys() - TrainingConfig.model_fields.keys():
+        raise StoredArtifactError(f"Version {version.number} was trained with unknown settings: {sorted(unknown)}.")
     config = TrainingConfig.model_validate(manifest.configuration)
     with artifacts_lock(artifacts_dir):
         train_copy, test_copy = (_copy_data(manifest, artifacts_dir, split, scratch) for split in SPLITS)

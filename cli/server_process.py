@@ -1,6 +1,7 @@
 """Start, check and stop a Prefect server process."""
 
 import base64
+import ipaddress
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import tempfile
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from schemas.config import PROJECT_ROOT
 from schemas.errors import ServerUnavailable
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from prefect.settings import Settings
 
 HOST = "127.0.0.1"
+SETTINGS_HEADER = (
+    "# Written by `fashion-ann up`, removed by `fashion-ann down`: for Prefect's commands in this folder.\n"
+)
+_FOREIGN_ORIGIN, _ALLOW_ORIGIN = "http://origin.invalid", "Access-Control-Allow-Origin"
 _POLL_SECONDS = 0.05
 _QUOTED_LINES, _QUOTED_CHARACTERS = 20, 2_000  # long enough for an exception and its causes
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n|^  File \".*\n(?:    .*\n)*", re.MULTILINE)
@@ -58,18 +63,41 @@ def prefect_settings() -> "Settings":
             logging.disable(logging.ERROR)
             from prefect.settings import get_current_settings
 
-            return get_current_settings()
-    except ValueError as error:  # of pydantic, pydantic-settings or tomllib
+            settings = get_current_settings()
+    except (OSError, ValueError) as error:  # ValueError: of pydantic, pydantic-settings or tomllib
         problem = str(error)
         if isinstance(error, ValidationError):  # without its input, which may be a password
             faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
             problem = f"{error.title}: {'; '.join(faults)}"
         raise ServerUnavailable(
             f"Prefect's settings cannot be read: {problem}. They are in variables PREFECT_.., in .env and prefect.toml "
-            "of the working directory, and in the file of the profiles (PREFECT_PROFILES_PATH)."
+            "of the checkout, and in the file of the profiles (PREFECT_PROFILES_PATH)."
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+    ours, secret = settings_of_up(PROJECT_ROOT / "prefect.toml"), settings.api.auth_string
+    password = secret and secret.get_secret_value()
+    # The password is for the server of `up` only. Prefect would send it to the one of PREFECT_API_URL, too.
+    if password and password == ours.get("auth_string") and not _same(settings.api.url, ours.get("url", "")):
+        settings.api.auth_string = None
+        os.environ["PREFECT_API_AUTH_STRING"] = ""
+    return settings
+
+
+def _same(url: str | None, other: str) -> bool:
+    """Return whether two addresses are of the same server, also under different names of this machine."""
+    with suppress(httpx.InvalidURL):
+        one, two = httpx.URL(url or ""), httpx.URL(other)
+        return one.port == two.port and (one.host == two.host or (is_loopback(one.host) and is_loopback(two.host)))
+    return False
+
+
+def settings_of_up(path: Path) -> dict[str, str]:
+    """Return ``url`` and ``auth_string`` of a prefect.toml that `up` wrote, nothing of one that others wrote."""
+    with suppress(FileNotFoundError, PermissionError, tomllib.TOMLDecodeError):
+        if (text := path.read_text(encoding="utf-8")).startswith(SETTINGS_HEADER):
+            return dict(tomllib.loads(text).get("api", {}))
+    return {}
 
 
 def require_home(home: Path) -> None:
@@ -91,17 +119,25 @@ def environment(**variables: str) -> dict[str, str]:
     return {**project_settings(), **os.environ, **variables}
 
 
-def free_port(preferred: Sequence[int] = ()) -> int:
-    """Return the first preferred port of 127.0.0.1 without a listener, else any free port."""
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches the address."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def free_port(preferred: Sequence[int] = (), host: str = HOST) -> int:
+    """Return the first preferred port of ``host`` without a listener, else any free port."""
     for port in (*preferred, 0):
         with socket.socket() as candidate:
             # Connections that a stopped server left in TIME_WAIT do not occupy its port.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
-                candidate.bind((HOST, port))
+                candidate.bind((host, port))
                 return int(candidate.getsockname()[1])
     raise ServerUnavailable(
-        f"{HOST} has no free port: expected one to start a Prefect server on. Stop another server first."
+        f"{host} has no free port: expected one to start a Prefect server on, at an IPv4 address of this machine. Stop "
+        "another server first."
     )
 
 
@@ -208,7 +244,8 @@ def api_problem() -> ApiProblem | None:
         received = "none was" if auth_string is None else "a different one was"
         return ApiProblem(
             f"the API at {url} expects a user and password (status 401), {received} received",
-            "Set PREFECT_API_AUTH_STRING=user:password, as in the server's PREFECT_SERVER_API_AUTH_STRING.",
+            "Set PREFECT_API_AUTH_STRING=user:password, as in the server's PREFECT_SERVER_API_AUTH_STRING. "
+            "`fashion-ann status` prints the command for the server of `fashion-ann up`.",
         )
     if response.status_code != httpx.codes.OK:
         return ApiProblem(
@@ -216,6 +253,65 @@ def api_problem() -> ApiProblem | None:
             "PREFECT_API_URL must be the address of a Prefect server and end in /api.",
         )
     return None
+
+
+class Access(BaseModel):
+    """Who can use a server, as its answers show.
+
+    Pages of ``origins`` can read its answers; "*" stands for any page. ``listens`` are the sockets of its port on this
+    machine.
+    """
+
+    password: bool
+    csrf: bool
+    origins: list[str]
+    listens: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"{'password required' if self.password else 'NO PASSWORD'}, "
+            f"CSRF protection {'on' if self.csrf else 'OFF'}, origins: {', '.join(self.origins) or 'none'}, "
+            f"listens on: {', '.join(self.listens) or 'no port of this machine'}"
+        )
+
+
+def ui_origins(url: str) -> list[str]:
+    """Return the origins of the UI of the server with the API ``url``: under its address, and of this machine."""
+    address = httpx.URL(url)
+    hosts = ("127.0.0.1", "localhost", address.host) if is_loopback(address.host) else (address.host,)
+    port = f":{address.port}" if address.port else ""
+    return [f"{address.scheme}://{host}{port}" for host in dict.fromkeys(hosts)]
+
+
+def access_of(url: str, origins: Iterable[str] = ()) -> Access | None:
+    """Return who can use the server with the API ``url``, None if it does not answer. Changes nothing on it.
+
+    origins: origins other than those of the UI that the server may allow.
+    """
+    page, preflight = f"{url}/flows/filter", {"Access-Control-Request-Method": "POST"}
+    with suppress(httpx.HTTPError), httpx.Client(timeout=10) as client:
+        allowed = {
+            origin: client.options(page, headers={**preflight, "Origin": origin}).headers.get(_ALLOW_ORIGIN)
+            for origin in (_FOREIGN_ORIGIN, *ui_origins(url), *origins)
+        }
+        return Access(
+            password=client.get(f"{url}/admin/version").status_code == httpx.codes.UNAUTHORIZED,
+            csrf=client.post(page, json={}).status_code == httpx.codes.FORBIDDEN,
+            origins=["*"] if allowed.pop(_FOREIGN_ORIGIN) else [origin for origin, answer in allowed.items() if answer],
+            listens=_listeners(httpx.URL(url)),
+        )
+    return None
+
+
+def _listeners(url: httpx.URL) -> list[str]:
+    """Return the addresses on which a process listens on the port of ``url``, if that is a port of this machine."""
+    ours = {address.address for interface in psutil.net_if_addrs().values() for address in interface}
+    if not is_loopback(url.host) and url.host not in ours:
+        return []
+    with suppress(psutil.AccessDenied):
+        found = (socket.laddr for socket in psutil.net_connections("tcp") if socket.status == psutil.CONN_LISTEN)
+        return sorted({f"{address.ip}:{url.port}" for address in found if address and address.port == url.port})
+    return []
 
 
 def restore_sigint() -> None:

@@ -7,14 +7,18 @@ system reuses pids.
 
 import contextlib
 import fcntl
+import json
 import os
 import platform
+import secrets
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 import httpx
@@ -22,37 +26,48 @@ import psutil
 from pydantic import BaseModel, Field, ValidationError
 
 from cli.deploy import pool_names
+from cli.placeholders import require_chosen
 from cli.server_process import (
     HOST,
-    authorization,
+    SETTINGS_HEADER,
+    Access,
+    access_of,
     environment,
     free_port,
+    is_loopback,
     prefect_settings,
+    project_settings,
     reported_cause,
     restore_sigint,
+    settings_of_up,
     start_mark,
+    ui_origins,
     wait_or_kill,
     wait_until_healthy,
 )
 from schemas.config import PROJECT_ROOT, data_folder, python_command
-from schemas.errors import ServiceFailed
+from schemas.errors import ServiceFailed, WrongUsage
 from schemas.layout import Artifacts
-from tasks.runtime.files import atomic_write
+from tasks.runtime.files import PRIVATE_FILE, PRIVATE_FOLDER, atomic_write
 from tasks.runtime.locks import lock
 from tasks.runtime.log_rotation import rotate_logs
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 SERVER = "server"
 PREFECT_DEFAULT_PORT = 4200
 
 _MARKER = "FASHION_ANN_SERVICES"
 _AUTH, _CLIENT_AUTH = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
+_LISTEN = "PREFECT_SERVER_API_HOST"
+_ORIGINS = "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"
+_CSRF = "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"
 _DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 _DATA_DIR = "FASHION_ANN_DATA_DIR"
+_ALL_ADDRESSES = "0.0.0.0"  # noqa: S104  # used only if the user sets it
 # Settings of the server that a flow run must not see.
 SERVER_SECRETS = (_AUTH, _DATABASE, "PREFECT_SERVER_DATABASE_CONNECTION_URL")
-_SETTINGS_HEADER = (
-    "# Written by `fashion-ann up`, removed by `fashion-ann down`: for Prefect's commands in this folder.\n"
-)
 
 # The first start creates the database, which took 13 s on an idle machine.
 _SECONDS_TO_START = 180
@@ -114,7 +129,8 @@ class State(BaseModel):
 
     def write(self, path: Path) -> None:
         """Replace ``state.json`` atomically."""
-        _write(path, self.model_dump_json(indent=2) + "\n")
+        with atomic_write(path, mode=PRIVATE_FILE) as temporary:
+            temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def alive(self, name: str) -> psutil.Process | None:
         """Return the process of a service, None if it does not run."""
@@ -132,12 +148,17 @@ class Service(BaseModel):
 
 
 class Status(BaseModel):
-    """The status of all services. ``url`` is None before the first ``up``. ``note``: how `prefect` finds the server."""
+    """The status of all services. ``url`` is None before the first ``up``. ``note``: how `prefect` finds the server.
+
+    ``access`` is None if the server does not run. ``password_file`` contains the password that ``up`` made for it.
+    """
 
     url: str | None
     ui: str | None
     logs: Path
     services: list[Service]
+    access: Access | None
+    password_file: Path | None
     note: str = Field(exclude=True)
 
 
@@ -149,8 +170,16 @@ class ServicePaths:
         self.logs = Artifacts(artifacts_dir).service_logs
         self.state = self.folder / "state.json"
         self.lock = self.folder / "lock"
+        self.password = self.folder / "password"
         # The services' own PREFECT_HOME: two servers on one sqlite database would mix their deployments.
         self.home = self.folder / "prefect"
+
+    def create(self) -> None:
+        """Create the folders. Prefect's home has files of Prefect with other permissions, so others get no access."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        for folder in (self.home, self.logs):
+            folder.mkdir(exist_ok=True)
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
@@ -169,23 +198,34 @@ def worker_name(pool: str, state: State) -> str:
 # --- up ---
 
 
-def up(artifacts_dir: Path) -> Status:
-    """Start what does not run, deploy, and return once every worker has reported to the server."""
+def up(artifacts_dir: Path, *, no_auth: bool = False) -> Status:
+    """Start what does not run, deploy, and return once every worker has reported to the server.
+
+    A new server requires a password, unless ``no_auth`` is true.
+    """
     paths = ServicePaths(artifacts_dir)
-    secrets = _server_secrets()
-    paths.home.mkdir(parents=True, exist_ok=True)  # a file there is named now, not in a failed start's log
+    settings = _server_settings(no_auth)  # the first import of Prefect, which reports unreadable settings
+    from prefect.client.orchestration import SyncPrefectClient
+
+    require_chosen(settings)
+    paths.create()  # a file there is named now, not in a failed start's log
     with _exclusive(paths):
         state = State.read(paths.state)
         state.machine = state.machine or f"{platform.node()}-{uuid4().hex[:4]}"
         rotate_logs(paths.logs)
-        url = _ensure_server(paths, state, secrets)
+        # A server that runs without a password keeps running: its workers have none.
+        open_server = (server := state.alive(SERVER)) is not None and not server.environ().get(_AUTH)
+        made = None if no_auth or open_server or _AUTH in settings else _password(paths.password)
+        if made is not None:
+            settings[_AUTH] = made
+        url = _ensure_server(paths, state, settings)
         _require_same_data(state)
-        write_prefect_toml(PROJECT_ROOT / "prefect.toml", url)
-        variables = worker_environment(artifacts_dir, url, secrets)
+        write_prefect_toml(PROJECT_ROOT / "prefect.toml", url, made)
+        variables = worker_environment(artifacts_dir, url, settings)
         _deploy(paths, variables)
-        with httpx.Client(headers=authorization(secrets.get(_AUTH)), timeout=30) as client:
+        with SyncPrefectClient(url, auth_string=settings.get(_AUTH)) as client:
             earlier = {pool: _ensure_worker(paths, state, pool, client, url, variables) for pool in pool_names()}
-            _await_workers(paths, state, client, url, earlier)
+            _await_workers(paths, state, client, earlier)
     return status(artifacts_dir)
 
 
@@ -203,21 +243,47 @@ def _require_same_data(state: State) -> None:
             )
 
 
-def _server_secrets() -> dict[str, str]:
-    """Return the server's password and database, from any place in the checkout where Prefect reads settings."""
-    # Prefect reads its settings files when it is imported. The services start in this folder, too.
-    with contextlib.chdir(PROJECT_ROOT):
-        server = prefect_settings().server
-    secrets = {}
-    if server.api.auth_string is not None:
-        secrets[_AUTH] = server.api.auth_string.get_secret_value()
+def _server_settings(no_auth: bool) -> dict[str, str]:
+    """Return the server's password, database, address and origins, from any place where Prefect reads settings.
+
+    Raises `WrongUsage` if ``no_auth`` contradicts them.
+    """
+    settings = prefect_settings()
+    server, variables = settings.server, {_LISTEN: settings.server.api.host}
+    # If only clients have a password of the user, they send it to this server, too.
+    password, client = server.api.auth_string, settings.api.auth_string
+    if client and client.get_secret_value() != settings_of_up(PROJECT_ROOT / "prefect.toml").get("auth_string"):
+        password = password or (None if no_auth else client)
+    if password:
+        variables[_AUTH] = password.get_secret_value()
     # If unset, the setting contains Prefect's default, a file in another home.
     if "connection_url" in server.database.model_fields_set and server.database.connection_url is not None:
-        secrets[_DATABASE] = server.database.connection_url.get_secret_value()
-    return secrets
+        variables[_DATABASE] = server.database.connection_url.get_secret_value()
+    variables[_CSRF] = str(server.api.csrf_protection_enabled)
+    if server.api.cors_allowed_origins != project_settings()[_ORIGINS]:
+        variables[_ORIGINS] = server.api.cors_allowed_origins
+    if no_auth and _AUTH in variables:
+        raise WrongUsage(f"--no-auth contradicts {_AUTH}, which is set. Remove one of the two.")
+    if no_auth and not is_loopback(server.api.host):
+        raise WrongUsage(
+            f"--no-auth was expected with a loopback address, received {_LISTEN}={server.api.host}: every machine that "
+            "reaches it could run commands as you. Remove one of the two."
+        )
+    return variables
 
 
-def worker_environment(artifacts_dir: Path, url: str, secrets: Mapping[str, str]) -> dict[str, str]:
+def _password(path: Path) -> str:
+    """Return the "user:password" in ``path``, where the first call writes a random one. Only its owner may read it."""
+    with contextlib.suppress(FileNotFoundError):
+        path.chmod(0o600)
+        if text := path.read_text(encoding="utf-8").strip():
+            return text
+    text = f"admin:{secrets.token_urlsafe(24)}"
+    _write(path, f"{text}\n", 0o600)
+    return text
+
+
+def worker_environment(artifacts_dir: Path, url: str, settings: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of workers and of the flow runs that they start: it contains no secret of the server."""
     return {
         "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -225,7 +291,7 @@ def worker_environment(artifacts_dir: Path, url: str, secrets: Mapping[str, str]
         # Workers have another working directory, so they need absolute folders.
         "FASHION_ANN_ARTIFACTS_DIR": str(artifacts_dir),
         _DATA_DIR: str(data_folder()),
-        **({_CLIENT_AUTH: secrets[_AUTH]} if _AUTH in secrets else {}),
+        **({_CLIENT_AUTH: settings[_AUTH]} if _AUTH in settings else {}),
     }
 
 
@@ -236,10 +302,12 @@ def _environment(paths: ServicePaths, url: str) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in SERVER_SECRETS}
 
 
-def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]) -> str:
+def _ensure_server(paths: ServicePaths, state: State, settings: Mapping[str, str]) -> str:
     """Return the URL of the API of the running server, or of a new one."""
+    listen = settings[_LISTEN]
     if (process := state.alive(SERVER)) is not None:
-        if differing := [name for name in (_AUTH, _DATABASE) if process.environ().get(name) != secrets.get(name)]:
+        current = {_LISTEN: HOST, **process.environ()}
+        if differing := [name for name in (_AUTH, _DATABASE, _LISTEN) if current.get(name) != settings.get(name)]:
             raise ServiceFailed(
                 f"The running server (process {process.pid}) was started with a different {' and '.join(differing)}, "
                 "or without. Restore the earlier value, or stop the server first with `fashion-ann down`."
@@ -255,13 +323,13 @@ def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]
     ports = 0
     while True:
         ports += 1
-        state.port = free_port([state.port or PREFECT_DEFAULT_PORT, PREFECT_DEFAULT_PORT])
-        url = f"http://{HOST}:{state.port}/api"
-        command = ["server", "start", "--host", HOST, "--port", str(state.port)]
+        state.port = free_port([state.port or PREFECT_DEFAULT_PORT, PREFECT_DEFAULT_PORT], listen)
+        url = f"http://{HOST if listen == _ALL_ADDRESSES else listen}:{state.port}/api"
+        command = ["server", "start", "--host", listen, "--port", str(state.port)]
         with _server_lock(paths) as lock_file:
-            if _DATABASE not in secrets:
+            if _DATABASE not in settings:
                 _require_unused_database(paths.home / "prefect.db")
-            variables = {**_environment(paths, url), **secrets}
+            variables = {**_environment(paths, url), _ORIGINS: ",".join(ui_origins(url)), **settings}
             child = _start(paths, state, SERVER, command, variables, url, pass_fds=(lock_file.fileno(),))
         server = psutil.Process(child.pid)
         problem = wait_until_healthy(url, _SECONDS_TO_START, child.poll, server)
@@ -272,7 +340,7 @@ def _ensure_server(paths: ServicePaths, state: State, secrets: Mapping[str, str]
         known = state.processes.pop(SERVER)
         state.write(paths.state)
         if b"in use" not in _output(paths, SERVER, known.logged) or ports == _PORTS_TRIED:
-            where = f"of {_DATABASE}" if _DATABASE in secrets else f"in {paths.home}"
+            where = f"of {_DATABASE}" if _DATABASE in settings else f"in {paths.home}"
             raise ServiceFailed(_failure(paths, SERVER, problem, known.logged, where))
 
 
@@ -325,8 +393,7 @@ def _start(
     pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `prefect COMMAND` and record it in ``state.json`` before any later step can fail."""
-    paths.logs.mkdir(parents=True, exist_ok=True)
-    with paths.log(name).open("ab") as log:
+    with _append(paths.log(name)) as log:
         logged = log.tell()
         child = subprocess.Popen(  # noqa: S603  # our own interpreter
             python_command("prefect", *command),
@@ -344,6 +411,11 @@ def _start(
     state.processes[name] = Process(pid=child.pid, started=started, url=url, logged=logged)
     state.write(paths.state)
     return child
+
+
+def _append(log: Path) -> IO[bytes]:
+    log.touch(PRIVATE_FILE)
+    return log.open("ab")
 
 
 def _output(paths: ServicePaths, name: str, logged: int) -> bytes:
@@ -366,7 +438,7 @@ def _failure(paths: ServicePaths, name: str, problem: str, logged: int, database
 
 def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
     """Deploy pools, deployments and automations in a subprocess, where Prefect's settings name this server."""
-    with paths.log("deploy").open("ab") as log:
+    with _append(paths.log("deploy")) as log:
         logged = log.tell()
         try:
             done = subprocess.run(  # noqa: S603  # our own interpreter and program
@@ -385,46 +457,50 @@ def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
 
 
 def _ensure_worker(
-    paths: ServicePaths, state: State, pool: str, client: httpx.Client, url: str, variables: Mapping[str, str]
-) -> str | None:
+    paths: ServicePaths,
+    state: State,
+    pool: str,
+    client: "SyncPrefectClient",
+    url: str,
+    variables: Mapping[str, str],
+) -> datetime | None:
     """Start the worker of ``pool`` unless it runs. Return the heartbeat that the server had of an earlier one."""
     name = service_of(pool)
     if (process := state.alive(name)) is not None:
         # A `down` that was killed may have left it suspended.
         process.resume()
-        if state.processes[name].url == url:
+        password = variables.get(_CLIENT_AUTH) or ""
+        if state.processes[name].url == url and process.environ().get(_CLIENT_AUTH, "") == password:
             return None
-        # The server had to change its port, and this worker would poll the old one for ever.
+        # The server had to change its port, or has a password now. This worker would be rejected for ever.
         _stop(process)
-    earlier = _last_heartbeat(client, url, pool, state)
+    earlier = _last_heartbeat(client, pool, state)
     command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool, state)]
     _start(paths, state, name, [*command, "--install-policy", "never"], variables, url)
     return earlier
 
 
 def _await_workers(
-    paths: ServicePaths, state: State, client: httpx.Client, url: str, earlier: Mapping[str, str | None]
+    paths: ServicePaths, state: State, client: "SyncPrefectClient", earlier: Mapping[str, datetime | None]
 ) -> None:
     """Wait until each worker has polled the server since its start. From then on it picks up runs."""
     deadline = time.monotonic() + _SECONDS_TO_START
     for pool, heartbeat in earlier.items():
         name = service_of(pool)
         # Compared for equality: the clock may have been set since the earlier one.
-        while _last_heartbeat(client, url, pool, state) in (None, heartbeat):
+        while _last_heartbeat(client, pool, state) in (None, heartbeat):
             problem = f"did not report to the server in {_SECONDS_TO_START} s"
             if (dead := state.alive(name) is None) or time.monotonic() > deadline:
                 raise ServiceFailed(_failure(paths, name, "ended" if dead else problem, state.processes[name].logged))
             time.sleep(0.2)
 
 
-def _last_heartbeat(client: httpx.Client, url: str, pool: str, state: State) -> str | None:
+def _last_heartbeat(client: "SyncPrefectClient", pool: str, state: State) -> datetime | None:
     """Return the time of the last heartbeat of our worker of ``pool``, None if the server has none."""
     with contextlib.suppress(httpx.HTTPError):
-        response = client.post(f"{url}/work_pools/{pool}/workers/filter", json={})
-        response.raise_for_status()
-        for worker in response.json():
-            if worker["name"] == worker_name(pool, state) and worker["last_heartbeat_time"] is not None:
-                return str(worker["last_heartbeat_time"])
+        for worker in client.read_workers_for_work_pool(pool):
+            if worker.name == worker_name(pool, state):
+                return worker.last_heartbeat_time
     return None
 
 
@@ -503,7 +579,23 @@ def status(artifacts_dir: Path) -> Status:
         pid = process.pid if process else None
         services.append(Service(name=name, running=text == "running", says=text, pid=pid, log=paths.log(name)))
     ui = url and url.removesuffix("/api")
-    return Status(url=url, ui=ui, logs=paths.logs, services=services, note=_note(paths, url))
+    server = state.alive(SERVER)
+    return Status(
+        url=url,
+        ui=ui,
+        logs=paths.logs,
+        services=services,
+        access=access_of(url, server.environ().get(_ORIGINS, "").split(",")) if url and server else None,
+        password_file=paths.password if server and _requires(server, paths.password) else None,
+        note=_note(paths, url),
+    )
+
+
+def _requires(server: psutil.Process, password_file: Path) -> bool:
+    """Return whether the server requires the password in the file. Only its owner can read both."""
+    with contextlib.suppress(OSError, psutil.Error):
+        return server.environ().get(_AUTH) == password_file.read_text(encoding="utf-8").strip()
+    return False
 
 
 def _note(paths: ServicePaths, url: str | None) -> str:
@@ -512,10 +604,12 @@ def _note(paths: ServicePaths, url: str | None) -> str:
     if url is None:
         return "Run `fashion-ann up` to start everything."
     export = f"export PREFECT_API_URL={url}"
+    if paths.password.exists():
+        export += f' {_CLIENT_AUTH}="$(cat {shlex.quote(str(paths.password))})"'
     if (current := os.environ.get("PREFECT_API_URL")) not in (None, url):
         return f"PREFECT_API_URL is {current} in this shell and takes precedence. To use this server: {export}"
     path = PROJECT_ROOT / "prefect.toml"
-    if path.exists() and path.read_text(encoding="utf-8") == prefect_toml(url):
+    if settings_of_up(path).get("url") == url:
         return f"`prefect` finds this server in {PROJECT_ROOT}. In other folders: {export}"
     return f"{path} does not name this server, so `prefect` does not find it. To use it: {export}"
 
@@ -523,25 +617,26 @@ def _note(paths: ServicePaths, url: str | None) -> str:
 # --- files ---
 
 
-def prefect_toml(url: str) -> str:
-    """Return the settings file with which `prefect` in the checkout finds the server. It contains no password."""
-    return f'{_SETTINGS_HEADER}[api]\nurl = "{url}"\n'
+def prefect_toml(url: str, password: str | None = None) -> str:
+    """Return the settings file with which `prefect` in the checkout finds the server and its password."""
+    auth = "" if password is None else f"auth_string = {json.dumps(password, ensure_ascii=False)}\n"
+    return f"{SETTINGS_HEADER}[api]\nurl = {json.dumps(url)}\n{auth}"
 
 
-def write_prefect_toml(path: Path, url: str) -> None:
-    """Write prefect.toml, unless the user wrote that file."""
-    if not path.exists() or path.read_text(encoding="utf-8").startswith(_SETTINGS_HEADER):
-        _write(path, prefect_toml(url))
+def write_prefect_toml(path: Path, url: str, password: str | None = None) -> None:
+    """Write prefect.toml, which only its owner may read, unless the user wrote that file."""
+    if not path.exists() or settings_of_up(path):
+        _write(path, prefect_toml(url, password), 0o600)
 
 
 def remove_prefect_toml(path: Path, urls: set[str]) -> None:
     """Remove prefect.toml if it names one of the stopped servers."""
-    if path.exists() and path.read_text(encoding="utf-8") in map(prefect_toml, urls):
+    if settings_of_up(path).get("url") in urls:
         path.unlink()
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
+def _write(path: Path, text: str, mode: int = 0o666) -> None:
+    with atomic_write(path, mode=mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -23,7 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.layout import Artifacts
+from tasks.runtime.control_characters import escaped, escaping
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, subscribe
+from tasks.runtime.files import PRIVATE_FILE
 
 _LOGS_KEPT = 20
 _SECONDS_BETWEEN_EPOCH_LINES = 10
@@ -79,12 +81,12 @@ class Progress:
         else:
             self.running = None
             row.seconds = event.seconds
-            row.detail = _summary(event)
+            row.detail = escaped(_summary(event))
 
     def on_log(self, message: str) -> None:
         """Show ``message`` in the row of the running stage."""
         if self.running is not None:
-            self.rows[self.running].detail = message
+            self.rows[self.running].detail = escaped(message)
 
     def finish(self, before: str | None = None) -> None:
         """Finish started rows, or only those above ``before``: not every stage emits an event when it ends."""
@@ -157,7 +159,7 @@ class LiveView:
         table.add_column(justify="right", width=8, no_wrap=True)
         for name, row in self.progress.rows.items():
             table.add_row(*self._cells(name, row))
-        return Group(table, Text(f"   log: {self.log}", style="dim", overflow="fold"))
+        return Group(table, Text(f"   log: {escaped(str(self.log))}", style="dim", overflow="fold"))
 
     def _cells(self, name: str, row: _Row) -> tuple[RenderableType, ...]:
         if row.seconds is not None:
@@ -231,11 +233,12 @@ class Screen:
 
     def __init__(self, artifacts_dir: Path, progress: Progress, *, quiet: bool) -> None:
         self.log_path = new_log(Artifacts(artifacts_dir).logs)
+        self.log_path.touch(PRIVATE_FILE)
         self.log = self.log_path.open("a+b", buffering=0)
         # Like Python's own stderr: a character that the terminal cannot encode is escaped and ends no run.
         terminal = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         os.dup2(self.log.fileno(), 2)
-        sys.stderr = terminal
+        sys.stderr = escaping(terminal)  # not of the console, which moves the cursor
         self._style = style_for(terminal, quiet=quiet)
         self._progress = progress
         self._console = Console(file=terminal, force_terminal=self._style == "live")
@@ -268,7 +271,7 @@ class Screen:
         """Send all log records to the file and those of our stages to the terminal too. Prefect has set up its own."""
         logging.getLogger("tasks").setLevel(logging.DEBUG)
         logging.captureWarnings(capture=True)
-        file = logging.FileHandler(self.log_path, encoding="utf-8")
+        file = logging.StreamHandler(escaping(self.log_path.open("a", encoding="utf-8")))
         file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(name)s - %(message)s"))
         logging.getLogger().handlers = [file, StageLogHandler(self._style, self._progress, self._console)]
         # Errors of Prefect's background threads do not concern the result. This logger has a handler of its own, and
@@ -281,7 +284,7 @@ class Screen:
 
 def _print(console: Console, line: str, style: str | None = None) -> None:
     """Print a line without wrapping it or reading markup in it."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(escaped(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def new_log(folder: Path) -> Path:

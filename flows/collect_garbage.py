@@ -7,7 +7,7 @@ from prefect import State, flow
 from pydantic import Field
 
 from flows.states import ON_RUNNING, run_active
-from schemas.config import artifacts_folder
+from schemas.config import separate_folders
 from schemas.contract import DatasetName
 from schemas.references import Garbage
 from tasks.collect_garbage import collect
@@ -21,5 +21,5 @@ def collect_garbage(
 
     keep: number of newest versions that stay. artifacts_dir: defaults to that of train-fashion-mnist.
     """
-    garbage = collect(dataset, keep, artifacts_folder(artifacts_dir))
+    garbage = collect(dataset, keep, separate_folders(artifacts_dir)[0])
     return run_active(garbage) if garbage.run_active else garbage

@@ -12,7 +12,7 @@ from tasks.train import is_trained, train
 from tasks.train_on_worker import train_on_gpu_worker
 
 
-# The result is persisted for the main flow, which may run in another process.
+# The result is persisted for a main flow in another process, which reads it with `tasks.train_on_worker.read_result`.
 @flow(
     name="fit-model",
     flow_run_name="{prepared.dataset} fit seed {training.seed}",
@@ -42,4 +42,6 @@ def fit_where_asked(
         return train_on_gpu_worker(prepared, training, artifacts_dir, device, gpu_worker_seconds)
     if is_trained(prepared, training, artifacts_dir, device):
         return train(prepared, training, artifacts_dir, device)  # a subflow for a reused model would cost one second
-    return fit_model(prepared, training, artifacts_dir, device)
+    # Nothing deletes persisted results, a retry of this run reuses the trained model, and reading a result back would
+    # run the serializer that its file names.
+    return fit_model.with_options(persist_result=False)(prepared, training, artifacts_dir, device)

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.states import ON_RUNNING
-from schemas.config import artifacts_folder, expanded
+from schemas.config import expanded, separate_folders
 from schemas.contract import DatasetName
 from schemas.references import Predictions
 from tasks.predict import predict
@@ -32,4 +32,5 @@ def predict_fashion_mnist(
     strict: fail, and write nothing, if the images or their labels cause a warning.
     artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR, then to artifacts/ of the checkout.
     """
-    return predict(expanded(images), expanded(output), version, dataset, artifacts_folder(artifacts_dir), strict)
+    artifacts, _ = separate_folders(artifacts_dir)
+    return predict(expanded(images), expanded(output), version, dataset, artifacts, strict)

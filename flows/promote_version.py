@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.states import ON_RUNNING
-from schemas.config import Reason, artifacts_folder
+from schemas.config import Reason, separate_folders
 from schemas.contract import DatasetName
 from schemas.store import AliasEvent
 from tasks.promote_version import promote
@@ -20,4 +20,4 @@ def promote_version(
     version: a number or an alias. reason: recorded in the alias log.
     artifacts_dir: defaults to that of train-fashion-mnist.
     """
-    return promote(dataset, str(version), reason, artifacts_folder(artifacts_dir))
+    return promote(dataset, str(version), reason, separate_folders(artifacts_dir)[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.states import ON_RUNNING
-from schemas.config import Reason, artifacts_folder
+from schemas.config import Reason, separate_folders
 from schemas.contract import DatasetName
 from schemas.store import AliasEvent
 from tasks.rollback_champion import rollback
@@ -19,4 +19,4 @@ def rollback_champion(
 
     reason: recorded in the alias log. artifacts_dir: defaults to that of train-fashion-mnist.
     """
-    return rollback(dataset, reason, artifacts_folder(artifacts_dir))
+    return rollback(dataset, reason, separate_folders(artifacts_dir)[0])

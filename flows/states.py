@@ -17,6 +17,7 @@ from prefect.flows import FlowStateHook
 from prefect.states import Cancelled, Completed
 
 from schemas.references import Garbage, ModelVersion, WatchedData
+from tasks.runtime.control_characters import escape_log_records
 from tasks.runtime.prefect_events import send_events
 
 NOTHING_NEW = "Nothing new"
@@ -76,10 +77,11 @@ def no_new_data(watched: WatchedData) -> State[WatchedData]:
 
 
 def enable_task_logging(flow: Flow[..., object], flow_run: FlowRun, state: State) -> None:
-    """Send the log records of our tasks, from DEBUG on, to the flow run's log.
+    """Send the log records of our tasks, from DEBUG on, to the flow run's log, without control characters.
 
     Prefect's own setting would apply to all loggers, and httpx logs each request to the API at INFO.
     """
+    escape_log_records()
     logging.getLogger("tasks").setLevel(logging.DEBUG)
 
 

@@ -14,8 +14,7 @@ from schemas.config import (
     TrainingConfig,
     TrainOn,
     WorkerSeconds,
-    artifacts_folder,
-    data_folder,
+    separate_folders,
 )
 from schemas.contract import DatasetName
 from schemas.references import ModelVersion
@@ -25,6 +24,7 @@ from tasks.fetch import fetch as fetch_csvs
 from tasks.ingest import ingest
 from tasks.model.warm_up import pipeline_session
 from tasks.prepare import prepare
+from tasks.registry.signatures import training_key
 from tasks.validate import validate
 from tasks.version import version
 
@@ -57,7 +57,8 @@ def train_fashion_mnist(
     bad_rows: number or share ("0.5%") of a split's rows that may be bad. They are quarantined.
     fetch: download the published data into any folder without CSVs, not only into data/ of the checkout.
     """
-    artifacts, data_home = artifacts_folder(artifacts_dir), data_folder(data_dir)
+    training_key()  # a wrong key must not be found after the training
+    artifacts, data_home = separate_folders(artifacts_dir, data_dir)
     with pipeline_session(artifacts, prestart_trainer=train_on == "here"):
         csvs = fetch_csvs(dataset, data_home, opted_in=fetch, announced=data_digest is not None)
         if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):

@@ -8,7 +8,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 
 from flows.states import ON_RUNNING, no_new_data, superseded_check
-from schemas.config import artifacts_folder, data_folder
+from schemas.config import separate_folders
 from schemas.contract import DatasetName
 from schemas.references import WatchedData
 from tasks.watch_data import watch
@@ -23,7 +23,8 @@ def watch_data(
     Checks that waited for a worker end as Superseded. The folders default to those of train-fashion-mnist.
     """
     _supersede_waiting_checks()
-    watched = watch(dataset, data_folder(data_dir), artifacts_folder(artifacts_dir))
+    artifacts, data_home = separate_folders(artifacts_dir, data_dir)
+    watched = watch(dataset, data_home, artifacts)
     return watched if watched.announced else no_new_data(watched)
 
 

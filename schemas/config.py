@@ -21,12 +21,13 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_path() -> str:
-    """Return PYTHONPATH for child processes: the checkout, then the folders that the user set.
+    """Return PYTHONPATH for child processes: the checkout, then the absolute folders that the user set.
 
-    The names of our packages are common words, so a folder that the user set may contain a ``tasks.py``.
+    The names of our packages are common words, so a folder that the user set may contain a ``tasks.py``. A relative or
+    empty entry is in the working directory, from which nothing is imported.
     """
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *filter(None, folders)]))
+    folders = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *folders]))
 
 
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
@@ -34,6 +35,8 @@ def python_path() -> str:
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 # Where training runs: in the process of the main flow, or on a worker of the gpu pool.
 TrainOn = Literal["here", "gpu"]
+# Where a worker of the gpu pool stores the result of its flow run.
+RESULT_FOLDER_VARIABLE = "PREFECT_LOCAL_STORAGE_PATH"
 # Digest of the CSVs of both splits, computed by `tasks.data.data_folder.digest_of_csvs`.
 DataDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Bad rows of a split that are quarantined before the split is rejected: a number, or a share of its rows such as 0.5%.
@@ -109,6 +112,23 @@ def artifacts_folder(given: str | Path | None = None) -> Path:
 def data_folder(given: str | Path | None = None) -> Path:
     """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout."""
     return _folder(given, "FASHION_ANN_DATA_DIR", _DATA_FOLDER)
+
+
+def separate_folders(artifacts_dir: str | Path | None = None, data_dir: str | Path | None = None) -> tuple[Path, Path]:
+    """Return `artifacts_folder` and `data_folder`. Raises `WrongUsage` if one is inside the other, or both are one.
+
+    Runs write to folders below the artifacts folder, such as data/, and garbage collection deletes there.
+    """
+    artifacts, data = artifacts_folder(artifacts_dir), data_folder(data_dir)
+    places = {"artifacts": Path(os.path.realpath(artifacts)), "data": Path(os.path.realpath(data))}
+    for outer, inner in (("artifacts", "data"), ("data", "artifacts")):
+        if places[inner].is_relative_to(places[outer]):
+            raise WrongUsage(
+                f"The {inner} folder {places[inner]} is inside the {outer} folder {places[outer]}. Expected separate "
+                "folders, because `fashion-ann gc` deletes in the artifacts folder. Name others with --data-dir and "
+                "--artifacts-dir, or with FASHION_ANN_DATA_DIR and FASHION_ANN_ARTIFACTS_DIR."
+            )
+    return artifacts, data
 
 
 def is_default_data_folder(folder: Path) -> bool:

@@ -21,8 +21,10 @@ PREDICTIONS_NAME = "test_predictions.parquet"
 
 # Further files of a version's folder.
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"  # Ed25519 signature of the manifest's bytes; the manifest does not name it
 VERDICT_NAME = "verdict.json"
 REPORT_NAME = "report.html"
+BOM_NAME = "bom.cdx.json"  # CycloneDX; missing in versions of older releases
 # Every version has these; its manifest may name more.
 STORED_NAMES = frozenset(
     {TOPOLOGY_NAME, WEIGHTS_NAME, GOLDEN_NAME, METRICS_NAME, PREDICTIONS_NAME, VERDICT_NAME, REPORT_NAME}
@@ -37,7 +39,7 @@ VERSIONS_FOLDER = "versions"
 INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
 
-_VALIDATION_FOLDER = "validation"
+VALIDATION_FOLDER = "validation"
 
 # Files and folders that operating systems and programs leave: macOS, Windows, Synology and QNAP, NFS, FUSE, SMB,
 # desktops, LibreOffice, vim.
@@ -47,6 +49,22 @@ _LITTER = re.compile(
     r"|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.smbdelete.*|\.Trash-\d+|\.directory|\.~lock\..*#|\..*\.sw[a-p]",
     re.IGNORECASE,
 )
+
+
+# Temporary names, see `tasks.runtime.files.temporary_name`.
+_TEMPORARY = re.compile(r"\.(?P<of>.+)\.[0-9a-f]+\.tmp")
+_SHORT_KEY = re.compile(r"[0-9a-f]{16}")
+
+
+def name_of_temporary(name: str) -> str | None:
+    """Return the name whose content is in a temporary file or folder, None if ``name`` is not temporary."""
+    match = _TEMPORARY.fullmatch(name)
+    return match and match["of"]
+
+
+def is_short_key(name: str) -> bool:
+    """Return whether ``name`` has the form that `short_key` returns."""
+    return _SHORT_KEY.fullmatch(name) is not None
 
 
 def is_litter(name: str) -> bool:
@@ -71,7 +89,7 @@ def labels_name(split: str) -> str:
 
 def validation_folder(parquet: Path) -> Path:
     """Return the folder of the verdicts on a Parquet file: it is stored with the data."""
-    return parquet.parent / _VALIDATION_FOLDER
+    return parquet.parent / VALIDATION_FOLDER
 
 
 class Artifacts:
@@ -93,6 +111,8 @@ class Artifacts:
         self.logs = root / "logs"
         self.services = root / "services"
         self.service_logs = self.services / "logs"
+        # Results and exceptions that Prefect stores for the flow runs of workers whose PREFECT_HOME is beside the logs.
+        self.flow_results = self.services / "prefect" / "storage"
         self.lock = root / ".in-use"
         self.stores = root / "models"
 
@@ -103,4 +123,4 @@ class Artifacts:
     def stage_folders(self) -> Iterator[Path]:
         """Yield the folders that hold stage outputs, one folder per key; those of validate after the data."""
         yield from (self.ingested, self.prepared, self.trained, self.evaluated)
-        yield from sorted(self.ingested.glob(f"*/{_VALIDATION_FOLDER}"))
+        yield from sorted(self.ingested.glob(f"*/{VALIDATION_FOLDER}"))

@@ -3,18 +3,46 @@
 A digest proves that a text is unchanged. These models prove that it contains what the code reads.
 """
 
+from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
-from schemas.contract import Split
+from schemas.config import PromotionConfig, TrainingConfig
+from schemas.contract import DatasetName, Split
 from schemas.errors import StoredArtifactError
 
 # A plain name: it cannot lead out of the version's folder.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]
+# The name of a CSV, which a user chose: it cannot lead out of the data folder.
+CsvName = Annotated[str, Field(pattern=r"^[^/\x00]+$", max_length=255)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-VersionNumber = Annotated[StrictInt, Field(ge=1)]
-Settings = dict[str, bool | int | float | str | None]
+VersionNumber = Annotated[StrictInt, Field(ge=1, lt=10**9)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _within(config: type[TrainingConfig] | type[PromotionConfig]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return a validator of settings against the bounds of ``config``. Keys of other releases are kept."""
+
+    def check(settings: dict[str, Any]) -> dict[str, Any]:
+        known = {key: value for key, value in settings.items() if key in config.model_fields}
+        config.model_validate(known, strict=True)
+        return settings
+
+    return check
+
+
+def _check_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("expected a time with its zone")
+    return text
+
+
+Setting = bool | int | float | str | None
+TrainingSettings = Annotated[dict[str, Setting], AfterValidator(_within(TrainingConfig))]
+PromotionSettings = Annotated[dict[str, Setting], AfterValidator(_within(PromotionConfig))]
+Time = Annotated[str, AfterValidator(_check_time)]
 
 # The manifest's key `layout`, 1 if it is missing. Raise it with each change that makes earlier manifests unreadable.
 LAYOUT = 2
@@ -101,7 +129,7 @@ class StoredStage(StoredJson):
 
 
 class StoredCsv(StoredJson):
-    file: str
+    file: CsvName
     sha256: Digest
 
 
@@ -118,7 +146,7 @@ class StoredSplit(StoredJson):
 class StoredData(StoredJson):
     train: StoredSplit
     test: StoredSplit
-    split_rows: dict[str, int]
+    split_rows: Annotated[dict[Literal["train", "validation", "test"], int], Field(min_length=3)]
 
     def split(self, name: Split) -> StoredSplit:
         return self.train if name == "train" else self.test
@@ -139,15 +167,15 @@ class StoredCode(StoredJson):
 class VersionFacts(StoredJson):
     """A manifest without the version number, the files and the digest, which the store adds."""
 
-    dataset: str
-    created: str
+    dataset: DatasetName
+    created: Time
     made_from: str
-    test_accuracy: float
+    test_accuracy: Share
     test_loss: float
     topology_id: Digest
     data: StoredData
-    configuration: Settings
-    promotion: Settings
+    configuration: TrainingSettings
+    promotion: PromotionSettings
     seed: int
     code: StoredCode
     environment: dict[str, str] = {}
@@ -163,17 +191,71 @@ class VersionFacts(StoredJson):
     lineage: list[StoredStage]
 
     def stage(self, name: str, split: str | None = None) -> StoredStage:
-        """Return the lineage entry of a stage."""
-        return next(entry for entry in self.lineage if (entry.stage, entry.split) == (name, split))
+        """Return the lineage entry of a stage. Raises `StoredArtifactError` without one."""
+        for entry in self.lineage:
+            if (entry.stage, entry.split) == (name, split):
+                return entry
+        raise StoredArtifactError(f"The manifest of this version of {self.dataset} lacks the stage {name} in lineage.")
 
 
 class Manifest(VersionFacts):
     """The manifest of a version: its files with their sha256, and how it was created.
 
     alias_log: the log just before the version, without its own promotion. None in versions of older releases.
+    text: the bytes of manifest.json, which a signature covers. Not a key of the JSON object.
     """
 
     version: VersionNumber
     alias_log: LogHead | None = None
     files: dict[FileName, StoredFile]
     manifest_sha256: Digest
+    text: bytes = Field(b"", exclude=True, repr=False)
+
+
+class ClassRecall(StoredJson):
+    """One class in metrics.json, as far as checks of predictions read it."""
+
+    recall: Share
+    rows: Annotated[int, Field(ge=0, lt=10**12)]
+
+
+class RecallMetrics(StoredJson):
+    per_class: Annotated[list[ClassRecall], Field(min_length=1)]
+
+
+class ClassMetrics(ClassRecall):
+    name: str
+    precision: Share
+    f1: Share
+
+
+class StoredMetrics(StoredJson):
+    """metrics.json, as far as it is shown."""
+
+    per_class: Annotated[list[ClassMetrics], Field(min_length=1)]
+
+
+class Paired(StoredJson):
+    p_value: Share
+
+
+class PairedVerdict(StoredJson):
+    """verdict.json, as far as events report it."""
+
+    paired: Paired | None = None
+
+
+class VerdictRule(StoredJson):
+    rule: str
+    figure: float | str | None
+    bound: str
+    holds: bool
+
+
+class Verdict(PairedVerdict):
+    """verdict.json, as far as it is shown."""
+
+    outcome: Literal["promoted", "kept", "waiting", "refused"]
+    reason: str
+    policy: str
+    rules: list[VerdictRule]

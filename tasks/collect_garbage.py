@@ -1,6 +1,7 @@
 """Delete versions that are not needed, and stage outputs that no kept version refers to."""
 
 import logging
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from schemas.references import Garbage
 from tasks.registry import gc
 from tasks.registry.store import ModelStore
 from tasks.registry.version_events import send_unsent
+from tasks.runtime.files import remove_leftover
 from tasks.runtime.log_rotation import rotate_logs
 from tasks.runtime.prefect_artifacts import publish_table
 from tasks.runtime.prefect_events import sender_of_run
@@ -20,22 +22,27 @@ logger = logging.getLogger(__name__)
 
 # A run needs less to add its version, so only a writer that hangs exceeds this time.
 SECONDS_TO_WAIT = 600
+# As long as Prefect's server keeps a flow run, see pyproject.toml: a retry of the run reads its results.
+SECONDS_OF_RESULTS = 7_776_000
 
 
 @task(name="collect", task_run_name="collect")
 def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECONDS_TO_WAIT) -> Garbage:
     """Run `tasks.registry.gc.collect`, and publish what it deleted. While a run is active, some or all garbage stays.
 
-    The logs of `fashion-ann up` are rotated, too.
+    The logs of `fashion-ann up` are rotated, too, and old results of flow runs are deleted.
 
     seconds: how long to wait for a process that writes to the store.
     """
     for log in rotate_logs(Artifacts(artifacts_dir).service_logs):
         logger.info("%s: rotated", log)
+    for result in Artifacts(artifacts_dir).flow_results.glob("*"):
+        if time.time() - result.lstat().st_mtime > SECONDS_OF_RESULTS:
+            remove_leftover(result)
     # First, because an event describes a version that may be deleted below.
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
     try:
-        plan = gc.collect(artifacts_dir, dataset, keep, seconds)
+        plan = gc.collect(artifacts_dir, dataset, keep, seconds, _log_removals)
     except LockHeld as error:
         plan = gc.Plan((), (), (str(error),), run_active=True)
     totals: dict[str, list[int]] = defaultdict(list)
@@ -57,3 +64,8 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
         notes=plan.notes,
         run_active=plan.run_active,
     )
+
+
+def _log_removals(plan: gc.Plan) -> None:
+    for removal in plan.removed:
+        logger.info("to be deleted: %s %s, %d bytes", removal.kind, removal.path, removal.bytes)

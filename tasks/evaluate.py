@@ -10,7 +10,7 @@ from prefect import task
 from schemas.contract import contract_of
 from schemas.errors import TrainingDiverged
 from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts
-from schemas.references import Evaluation, PreparedData, TrainedModel
+from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel
 from tasks.data.splits import open_split
 from tasks.model.backend import environment, gpu_driver_present
 from tasks.model.inference import run_stored_model
@@ -55,20 +55,26 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}
         return {**facts, "golden_difference": output.golden_difference}
 
-    record, facts = run_stage(
-        Artifacts(artifacts_dir).evaluated,
-        STAGE,
-        {
-            "dataset": prepared.dataset,
-            "prepared": prepared.record.digest,
-            "trained": trained.record.digest,
-            "environment": environment(),
-            "device": "gpu" if gpu_driver_present() else "cpu",
-        },
-        build,
+    def parse(record: StageRecord, facts: dict[str, Any]) -> Evaluation:
+        return Evaluation(record=record, **facts)
+
+    evaluation = parse(
+        *run_stage(
+            Artifacts(artifacts_dir).evaluated,
+            STAGE,
+            {
+                "dataset": prepared.dataset,
+                "prepared": prepared.record.digest,
+                "trained": trained.record.digest,
+                "environment": environment(),
+                "device": "gpu" if gpu_driver_present() else "cpu",
+            },
+            build,
+            parse,
+        )
     )
-    _publish(prepared.dataset, record.path)
-    return Evaluation(record=record, **facts)
+    _publish(prepared.dataset, evaluation.record.path)
+    return evaluation
 
 
 def _publish(dataset: str, folder: Path) -> None:

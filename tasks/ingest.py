@@ -13,10 +13,10 @@ from pydantic import TypeAdapter
 from schemas.config import BadRows
 from schemas.contract import contract_of
 from schemas.layout import QUARANTINE_NAME, Artifacts
-from schemas.references import CsvSplit, ParquetSplit
+from schemas.references import CsvSplit, ParquetSplit, StageRecord
 from tasks.data.csv_to_parquet import IngestFacts, ingest_csv, quarantined_share, require_budget
 from tasks.data.quarantine import quarantine_path
-from tasks.runtime.files import atomic_write, sha256_file
+from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
 from tasks.runtime.stage_cache import Stage, run_stage
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
         if facts.quarantined:
             # The stage's copy is verified with the stage. The other one may get lost.
+            (folder / QUARANTINE_NAME).touch(PRIVATE_FILE)
             shutil.copyfile(quarantine, folder / QUARANTINE_NAME)
         logger.debug("%s: %d rows to Parquet", csv.name, facts.rows)
         return {**asdict(facts), "sha256": sha256_file(folder / name)}
@@ -47,27 +48,31 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     # Without the budget, which decides only whether there is an output. File names are part of the facts.
     names = [file.path.name for file in csv.files]
     inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "dataset": dataset, "origin": csv.origin}
-    record, stored = run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build)
-    facts = TypeAdapter(IngestFacts).validate_python(stored)
+
+    def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[IngestFacts, ParquetSplit]:
+        facts = TypeAdapter(IngestFacts).validate_python(stored)
+        return facts, ParquetSplit(
+            record=record,
+            split=csv.split,
+            path=record.path / name,
+            sha256=stored["sha256"],
+            rows=facts.rows,
+            quarantined=facts.quarantined,
+            origin=csv.origin,
+            source=csv,
+        )
+
+    facts, parquet = parse(*run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build, parse))
     for sentence in facts.reordered:
         logger.warning("%s", sentence)
     if facts.quarantined:
-        own = record.path / QUARANTINE_NAME
+        own = parquet.record.path / QUARANTINE_NAME
         # Lost, damaged, or with the same rows under other file names.
         if not quarantine.exists() or sha256_file(quarantine) != sha256_file(own):
             quarantine.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(quarantine) as temporary:
+            with atomic_write(quarantine, mode=PRIVATE_FILE) as temporary:
                 shutil.copyfile(own, temporary)
         require_budget(csv, facts, bad_rows, quarantine)
         message = "%s: %s, --bad-rows allows %s. The bad rows are in %s. The first: %s"
         logger.warning(message, csv.name, quarantined_share(facts), bad_rows, quarantine, facts.problems[0])
-    return ParquetSplit(
-        record=record,
-        split=csv.split,
-        path=record.path / name,
-        sha256=stored["sha256"],
-        rows=facts.rows,
-        quarantined=facts.quarantined,
-        origin=csv.origin,
-        source=csv,
-    )
+    return parquet

@@ -10,7 +10,7 @@ from prefect import task
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import TEST_IN_TRAIN_NAME, Artifacts
-from schemas.references import PreparedData, ValidatedSplit
+from schemas.references import PreparedData, StageRecord, ValidatedSplit
 from tasks.data.splits import write_splits
 from tasks.runtime.files import sha256_file
 from tasks.runtime.stage_cache import Stage, run_stage
@@ -54,8 +54,11 @@ def prepare(
         "validation_size": validation_size,
         "seed": seed,
     }
-    record, facts = run_stage(Artifacts(artifacts_dir).prepared, STAGE, inputs, build)
-    prepared = PreparedData(record=record, **facts)
+
+    def parse(record: StageRecord, facts: dict[str, Any]) -> PreparedData:
+        return PreparedData(record=record, **facts)
+
+    prepared = parse(*run_stage(Artifacts(artifacts_dir).prepared, STAGE, inputs, build, parse))
     if prepared.validation_rows < validation_size:
         message = "validation_size %d is more than a fifth of %d train rows: validation has %d"
         logger.warning(message, validation_size, train.data.rows, prepared.validation_rows)

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.errors import DeviceUnavailable
 from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
-from schemas.references import PreparedData, TrainedModel
+from schemas.references import PreparedData, StageRecord, TrainedModel
 from tasks.model import fit
 from tasks.model.backend import environment, gpu_driver_present, ignored_variables
 from tasks.runtime.events import TrainingProgress, emit
@@ -116,10 +116,13 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
             "packages": package_versions(),
         }
 
-    record, facts = run_stage(Artifacts(artifacts_dir).trained, STAGE, inputs, build)
+    def parse(record: StageRecord, facts: dict[str, Any]) -> TrainedModel:
+        return TrainedModel(record=record, **facts)
+
+    trained = parse(*run_stage(Artifacts(artifacts_dir).trained, STAGE, inputs, build, parse))
     checkpoint.unlink(missing_ok=True)
     sweep_temporaries(checkpoint)
-    return TrainedModel(record=record, **facts)
+    return trained
 
 
 def _inputs(prepared: PreparedData, config: TrainingConfig, kind: DeviceKind) -> dict[str, Any]:

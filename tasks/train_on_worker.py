@@ -2,25 +2,23 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from prefect import task
-from prefect.cache_policies import RUN_ID, CacheKeyFnPolicy
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
-from prefect.context import TaskRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.filesystems import LocalFileSystem
-from prefect.results import ResultStore
+from prefect.runtime import flow_run
 from prefect.states import Cancelled
+from pydantic import BaseModel, Field, ValidationError
 
-from schemas.config import DeviceChoice, TrainingConfig
-from schemas.errors import GpuTrainingFailed, NoGpuWorker
+from schemas.config import RESULT_FOLDER_VARIABLE, DeviceChoice, TrainingConfig
+from schemas.errors import GpuTrainingFailed, NoGpuWorker, StoredArtifactError
 from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.files import digest_of
@@ -30,20 +28,41 @@ logger = logging.getLogger(__name__)
 # Defined in prefect.yaml, with its work pool.
 DEPLOYMENT = "fit-model/gpu"
 
+_LARGEST_RESULT = 1_000_000  # bytes; a result has a few thousand
 _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
 
 
-def _training_inputs(context: TaskRunContext, inputs: Mapping[str, Any]) -> str:
-    # Prefect's default would hash the whole reference, which differs in a retry: `reused` is then true.
-    return digest_of([inputs["prepared"].record.digest, inputs["training"].model_dump(), inputs["device"]])
+class _Result(BaseModel):
+    """The content of the file that Prefect writes for the result of fit-model, with its JSON serializer."""
+
+    class_name: Literal["schemas.references.TrainedModel"] = Field(alias="__class__")
+    data: TrainedModel
 
 
-@task(
-    name="train-on-gpu-worker",
-    persist_result=True,
-    result_serializer="json",
-    cache_policy=RUN_ID + CacheKeyFnPolicy(cache_key_fn=_training_inputs),
-)
+def read_result(path: Path) -> TrainedModel:
+    """Return the result of a run of fit-model, which Prefect stored in ``path``.
+
+    If the file names a serializer, such as pickle, Prefect would run it. It would also import any class in the JSON.
+    This reads JSON of one class only, and raises `StoredArtifactError` for anything else.
+    """
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise FileNotFoundError(None, "no such file")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_RESULT)
+        return _Result.model_validate_json(content).data
+    except (OSError, ValidationError) as error:
+        received = getattr(error, "strerror", None)
+        if isinstance(error, ValidationError):
+            fault = error.errors(include_url=False)[0]
+            received = f"{'.'.join(map(str, fault['loc'])) or 'content'} {str(fault['input'])[:40]!r}: {fault['msg']}"
+        raise StoredArtifactError(
+            f"{path}: expected the JSON of a {TrainedModel.__name__}, received {received}. Nothing was loaded from it. "
+            "Remove the file, and run again."
+        ) from error
+
+
+@task(name="train-on-gpu-worker")
 def train_on_gpu_worker(
     prepared: PreparedData,
     training: TrainingConfig,
@@ -57,9 +76,15 @@ def train_on_gpu_worker(
     worker_seconds: how long to wait for an idle pool to start the run. The wait for a busy worker, and for the
         training itself, is not limited.
 
-    Raises `NoGpuWorker`, with no run left in the queue, and `GpuTrainingFailed` with the worker's message.
+    Raises `NoGpuWorker`, with no run left in the queue, `GpuTrainingFailed` with the worker's message, and
+    `StoredArtifactError` as `read_result` does.
     """
     returned = Artifacts(artifacts_dir).returned
+    # Without the whole reference, which differs in a retry: `reused` is then true.
+    inputs = [flow_run.id, prepared.record.digest, training.model_dump(), device]
+    earlier = returned / digest_of(inputs)
+    if earlier.exists():
+        return read_result(earlier)
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name
@@ -78,7 +103,7 @@ def train_on_gpu_worker(
             },
             # Do not wait here: Prefect's timeout would include the training, and would leave the run in the queue.
             timeout=0,
-            job_variables={"env.PREFECT_LOCAL_STORAGE_PATH": str(returned)},
+            job_variables={"env": {RESULT_FOLDER_VARIABLE: str(returned)}},
         )
         if not isinstance(started, FlowRun):
             raise TypeError(f"Prefect was expected to return the flow run, it returned {started!r}.")
@@ -97,9 +122,11 @@ def train_on_gpu_worker(
             f"Training on the gpu worker: run {run.name} of {DEPLOYMENT} ended as {run.state_name}. "
             f"{(state and state.message) or 'It has no message; see its log.'}"
         )
-    # Not `state.result()`, which reads from the result folder of this process.
-    record = ResultStore(result_storage=LocalFileSystem(basepath=str(returned))).read(key)
-    return TrainedModel.model_validate(record.result)
+    result = returned / Path(key).name
+    trained = read_result(result)
+    with suppress(OSError):  # the folder of another user; a retry then trains again
+        result.replace(earlier)
+    return trained
 
 
 def _wait_for_end(client: SyncPrefectClient, run: FlowRun, pool: str, worker_seconds: float) -> FlowRun:

@@ -2,15 +2,18 @@
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect import task
+from pydantic import TypeAdapter
 
-from schemas.contract import contract_of
+from schemas.contract import DatasetContract, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.layout import RESULT_NAME, SKETCHES_NAME, validation_folder
-from schemas.references import CheckResult, ParquetSplit, ValidatedSplit
-from tasks.checks.image_profile import read_profile
+from schemas.references import CheckResult, DuplicateReport, ParquetSplit, ValidatedSplit
+from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.near_duplicates import Sketches
 from tasks.checks.suite import validate_parquet
 from tasks.registry.store import ModelStore
@@ -22,6 +25,23 @@ from tasks.runtime.stage_cache import Stage, run_stage
 logger = logging.getLogger(__name__)
 
 STAGE = Stage("validate", core=("tasks.checks.suite",))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The facts of this stage. ``rows`` are those of a table."""
+
+    rows: list[dict[str, Any]]
+    warnings: tuple[str, ...]
+    broken: tuple[str, ...]
+    problems: tuple[CellProblem, ...]
+    checks: list[dict[str, Any]]
+    duplicates: DuplicateReport | None
+
+    @property
+    def met_or_warned(self) -> tuple[CheckResult, ...]:
+        """Return the checks, of which one is broken only if the split is rejected."""
+        return tuple(CheckResult(**check) for check in self.checks if check["result"] != "broken")
 
 
 @task(name="validate", task_run_name="validate {data.split}")
@@ -36,8 +56,8 @@ def validate(
     contract = contract_of(dataset)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
     train_csv = (data if train is None else train.data).source.sha256
-    baseline = ModelStore.of(artifacts_dir, dataset).baseline_profile(train_csv)
-    record, facts = run_stage(
+    baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset), train_csv, contract)
+    record, stored = run_stage(
         validation_folder(data.path),
         STAGE,
         {
@@ -55,10 +75,12 @@ def validate(
             contract,
             data.split,
             exact_rows=exact_rows,
-            champion=None if baseline is None else read_profile(baseline),
+            champion=champion,
             train=None if train is None else (Sketches.load(train.record.path / SKETCHES_NAME), train.data.path),
         ).write(folder),
+        lambda record, stored: _facts(stored).met_or_warned,
     )
+    facts = _facts(stored)
     result = record.path / RESULT_NAME
     docs = write_data_docs(artifacts_dir, dataset, data.split, result, record.path.name)
     publish_markdown(
@@ -68,23 +90,39 @@ def validate(
     )
     publish_table(
         f"{dataset}-{data.split}-validation",
-        facts["rows"],
+        facts.rows,
         f"{data.split}: {data.rows} rows validated by Great Expectations, Data Docs in {docs}",
     )
-    for line in facts["warnings"]:
+    for line in facts.warnings:
         logger.warning("%s split: %s", data.split, line)
-    if facts["broken"]:
+    if facts.broken:
         raise DataContractError(
-            f"{data.split} split ({data.source.name}) breaks its contract: {'; '.join(facts['broken'])}. "
+            f"{data.split} split ({data.source.name}) breaks its contract: {'; '.join(facts.broken)}. "
             f"All results are in {result}. Fix the data and run again.",
-            problems=[CellProblem(**problem) for problem in facts["problems"]],
+            problems=facts.problems,
         )
     return ValidatedSplit(
         record=record,
         data=data,
         result=result,
-        expectations=len(facts["rows"]),
-        checks=tuple(CheckResult(**check) for check in facts["checks"]),
-        warnings=tuple(facts["warnings"]),
-        duplicates=facts["duplicates"],
+        expectations=len(facts.rows),
+        checks=facts.met_or_warned,
+        warnings=facts.warnings,
+        duplicates=facts.duplicates,
     )
+
+
+def _facts(stored: dict[str, Any]) -> _Facts:
+    return TypeAdapter(_Facts).validate_python(stored)
+
+
+def _champion_profile(
+    store: ModelStore, train_csv: str, contract: DatasetContract
+) -> tuple[bytes | None, ImageProfile | None]:
+    """Return `ModelStore.baseline_profile` as bytes and parsed. Logs one that cannot be read."""
+    content = store.baseline_profile(train_csv)
+    try:
+        return content, None if content is None else read_profile(content, contract)
+    except ValueError as error:
+        logger.warning("drift from the champion's train data is not measured: %s", error)
+        return None, None

@@ -1,6 +1,5 @@
 """Version: add the evaluated model to the store as an immutable version, and decide whether it becomes champion."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -27,11 +26,14 @@ from schemas.layout import (
     images_name,
 )
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
-from schemas.store import VersionFacts
+from schemas.store import Verdict, VersionFacts
 from tasks.registry.alias_log import CHAMPION, alias_event
+from tasks.registry.bom import write_bom
 from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
 from tasks.registry.provenance import collect_facts
+from tasks.registry.signatures import SIGNING_VARIABLE, training_key, verify_key
 from tasks.registry.store import ModelStore, StoredVersion
+from tasks.registry.verify import check_version
 from tasks.registry.version_events import send_unsent
 from tasks.reports.version_report import commands, write_report
 from tasks.reports.version_summary import summarize_version
@@ -58,10 +60,14 @@ def version(
 ) -> ModelVersion:
     """Add a version, unless one with the same cache key exists, and move the champion if its verdict promotes it.
 
+    The version is signed with the key of FASHION_ANN_SIGNING_KEY. If FASHION_ANN_VERIFY_KEY is set without it, the
+    verdict does not promote: the version waits for a signature.
+
     Raises `CandidateRejected` for a version below a minimum. It is in the store nevertheless.
     """
     emit(StageStarted("version", None))
     store = ModelStore.of(artifacts_dir, prepared.dataset)
+    signer, signatures_required = training_key(), verify_key() is not None
     key = stage_key(
         STAGE,
         {
@@ -79,12 +85,16 @@ def version(
         champion = _champion(store)
         origin = data_origin({split: validated.data.origin for split, validated in data.items()})
         verdict = decide(measure_candidate(prepared, evaluation, champion, origin), promotion)
+        if signatures_required and signer is None and verdict["outcome"] == "promoted":
+            waiting = f"Waiting for a signature, because {SIGNING_VARIABLE} is not set:"
+            verdict |= {"outcome": "waiting", "reason": verdict["reason"].replace("Promoted:", waiting)}
         write_json(folder / VERDICT_NAME, verdict)
         before = None if champion is None else champion.number
         event = alias_event(before, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
         facts = collect_facts(
             data, prepared, trained, evaluation, config, promotion, verdict, event, key, _seconds_since_start()
         )
+        write_bom(folder, number, facts)
         images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
         write_report(folder, number, facts.as_json(), images, contract_of(prepared.dataset))
         return facts
@@ -92,10 +102,11 @@ def version(
     with store.lock():
         for line in store.recover():
             logger.warning("%s", line)
-        stored = store.find_by_inputs(key)
+        # With both keys an unsigned version, which anyone could have written, does not replace the signed one.
+        stored = store.find_by_inputs(key, accepted=signer is not None)
         created = stored is None
         if stored is None:
-            stored = store.add(build)
+            stored = store.add(build, signer)
             # If the process is killed before the next line, the next `recover` logs the promotion.
             if stored.manifest.verdict.event is not None:
                 store.aliases.append(stored.manifest.verdict.event)
@@ -145,17 +156,16 @@ def _champion(store: ModelStore) -> Champion | None:
     number = store.aliases.champion()
     if number is None:
         return None
-    fault = origin = None
+    fault = origin = digests = None
     try:
         champion = store.version(number)
         origin = data_origin({split: champion.manifest.data.split(split).origin for split in SPLITS})
-        champion.check()
-    except VersionNotFound:
-        logger.warning("the champion, version %d, was removed: the verdict is decided without a champion", number)
-        return None
-    except StoredArtifactError as error:
+        check_version(champion)
+    except (StoredArtifactError, VersionNotFound) as error:
         fault = str(error)
-    return Champion(number, store.folder(number), fault, origin)
+    else:
+        digests = champion.digests
+    return Champion(number, store.folder(number), fault, origin, digests)
 
 
 def _seconds_since_start() -> float | None:
@@ -167,7 +177,7 @@ def _seconds_since_start() -> float | None:
 def _publish(stored: StoredVersion, *, champion: bool, created: bool) -> None:
     manifest, number = stored.manifest, stored.number
     dataset, name = manifest.dataset, f"v{number:04d}"
-    verdict = json.loads(stored.read(VERDICT_NAME))
+    verdict = stored.read_json(VERDICT_NAME, Verdict).as_json()
     name_flow_run(f"{dataset} {name} seed {manifest.seed}", (dataset, name, verdict["outcome"]))
     publish_markdown(
         f"{dataset}-version",

@@ -1,18 +1,20 @@
 """Watch the data folder, and emit an event when its CSVs differ from those announced last."""
 
-import json
 import logging
+import os
 from pathlib import Path
 
 from prefect import task
 
 from schemas.contract import contract_of
+from schemas.errors import StoredArtifactError
 from schemas.layout import Artifacts
 from schemas.references import WatchedData
 from tasks.data.data_folder import folder_digest
 from tasks.data.missing_data import describe_missing, may_fetch
 from tasks.runtime.files import atomic_write, digest_of, write_json
 from tasks.runtime.prefect_events import send_events
+from tasks.runtime.stored_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +51,8 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
 def _announced(memory: Path) -> str | None:
     """Return the digest announced last. An unreadable file counts as none: a repeated event trains nothing twice."""
     try:
-        return str(json.loads(memory.read_bytes())["digest"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read and is ignored: %s", memory, error)
+        return str(read_json(memory)["digest"])
+    except (StoredArtifactError, KeyError, TypeError) as error:
+        if os.path.lexists(memory):
+            logger.warning("%s cannot be read and is ignored: %s", memory, error)
         return None

@@ -10,9 +10,10 @@ from pathlib import Path
 # Before anything imports a backend or Great Expectations.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-# Tests must not use a developer's folders or server.
-for name in ("FASHION_ANN_DATA_DIR", "FASHION_ANN_ARTIFACTS_DIR", "PREFECT_API_URL"):
-    os.environ.pop(name, None)
+# Tests must not use a developer's folders, keys or server.
+for name in ("DATA_DIR", "ARTIFACTS_DIR", "SIGNING_KEY", "VERIFY_KEY"):
+    os.environ.pop(f"FASHION_ANN_{name}", None)
+os.environ.pop("PREFECT_API_URL", None)
 
 import pytest
 

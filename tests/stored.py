@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from schemas.layout import MANIFEST_NAME, STORED_NAMES
 from schemas.store import AliasEvent, VersionFacts
 from tasks.registry.store import ModelStore, StoredVersion
@@ -40,6 +42,12 @@ def data_facts(train_csv: str = DIGEST, file: str = "images.csv") -> dict[str, A
         for split, csv_sha256 in (("train", train_csv), ("test", DIGEST))
     }
     return {**splits, "split_rows": {"train": 5, "validation": 1, "test": 6}}
+
+
+def metrics(accuracy: float) -> dict[str, Any]:
+    """Return metrics.json of a model with this accuracy in its only class."""
+    row = {"label": 0, "name": "Coat", "rows": 6, "precision": 1.0, "recall": accuracy, "f1": accuracy}
+    return {"test_accuracy": accuracy, "per_class": [row]}
 
 
 def verdict(moved: AliasEvent | None) -> dict[str, Any]:
@@ -82,20 +90,24 @@ def add_stored(
     promoted: bool = False,
     key: str = "key",
     write: Callable[[Path], object] = fill,
+    signer: Ed25519PrivateKey | None = None,
     **changed: Any,
 ) -> StoredVersion:
-    """Add a version whose promotion, if any, is not logged yet. ``write`` may write some of its files."""
+    """Add a version whose promotion, if any, is not logged yet. ``write`` may write some of its files.
+
+    signer: signs it.
+    """
     store = ModelStore(root)
 
     def build(folder: Path, number: int) -> VersionFacts:
-        (folder / "metrics.json").write_text(json.dumps({"test_accuracy": accuracy}))
+        write_json(folder / "metrics.json", metrics(accuracy))
         write(folder)
         fill(folder)
         moved = event(number, store.aliases.champion()) if promoted else None
         return facts(**{"made_from": key, "test_accuracy": accuracy, "verdict": verdict(moved), **changed})
 
     with store.lock():
-        return store.add(build)
+        return store.add(build, signer)
 
 
 def make_older(stored: StoredVersion) -> None:

@@ -16,7 +16,7 @@ import yaml
 from cli import services
 from cli.automations import NOTIFY_VARIABLE
 from cli.deploy import pool_names
-from cli.server_process import project_settings
+from cli.server_process import project_settings, ui_origins
 from schemas.config import artifacts_folder, data_folder
 from tests.field_faults import field_fault
 
@@ -105,7 +105,7 @@ def test_compose_volumes_are_the_folders_of_the_image(monkeypatch: pytest.Monkey
 
 def test_compose_starts_the_services_of_up_in_order() -> None:
     defined = COMPOSE["services"]
-    assert set(defined) == {"database", "server", "deploy", *map(services.service_of, POOLS)}
+    assert set(defined) == {"settings", "database", "server", "deploy", *map(services.service_of, POOLS)}
     port = str(services.PREFECT_DEFAULT_PORT)
     assert defined["server"]["command"][:3] == ["prefect", "server", "start"]
     assert defined["server"]["command"][-1] == port
@@ -113,6 +113,8 @@ def test_compose_starts_the_services_of_up_in_order() -> None:
     assert defined["deploy"]["command"] == ["fashion-ann", "deploy"]
     assert defined["deploy"]["restart"] == "no"
     after = {name: service.get("depends_on", {}) for name, service in defined.items()}
+    assert after["settings"] == {}
+    assert after["database"] == {"settings": {"condition": "service_completed_successfully"}}
     assert after["server"] == {"database": {"condition": "service_healthy"}}
     assert after["deploy"] == {"server": {"condition": "service_healthy"}}
     for pool in POOLS:
@@ -151,7 +153,37 @@ def test_only_the_server_of_compose_has_secrets() -> None:
         assert f"${{{name}:?" in text  # compose fails if it is not set
     for name, service in COMPOSE["services"].items():
         secrets = set(services.SERVER_SECRETS) & set(service.get("environment", {}))
-        assert bool(secrets) == (name == "server")
+        assert bool(secrets) == (name in ("settings", "server"))
+
+
+def test_containers_have_no_privileges() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & set(service), name
+
+
+def test_only_the_server_reaches_the_database() -> None:
+    networks = {name: service.get("networks", []) for name, service in COMPOSE["services"].items()}
+    assert [name for name, joined in networks.items() if "database" in joined] == ["database", "server"]
+    assert networks["database"] == ["database"]
+    assert networks["settings"] == []
+    assert COMPOSE["services"]["settings"]["network_mode"] == "none"
+    assert COMPOSE["networks"]["database"] == {"internal": True}
+    assert [name for name, service in COMPOSE["services"].items() if "ports" in service] == ["server"]
+
+
+def test_passwords_are_checked_before_a_start() -> None:
+    check = "-m cli.placeholders"
+    settings = COMPOSE["services"]["settings"]
+    assert settings["command"] == ["python", *check.split()]
+    assert set(settings["environment"]) == {"POSTGRES_PASSWORD", "PREFECT_SERVER_API_AUTH_STRING"}
+    for name in UNITS:
+        (before,) = _unit(name)["ExecStartPre"]
+        assert before.partition(" ")[2].startswith(check)
+    # An unset variable would start a server without a password.
+    assert _unit("fashion-ann-server.service")["ExecStartPre"][0].endswith(f"{check} PREFECT_SERVER_API_AUTH_STRING")
 
 
 def _named_settings() -> set[str]:
@@ -170,6 +202,16 @@ def test_servers_start_where_prefect_reads_the_settings() -> None:
     assert "working_dir" not in COMPOSE["services"]["server"]
     (folder,) = _unit("fashion-ann-server.service")["WorkingDirectory"]
     assert _unit("fashion-ann-server.service")["ExecStart"][0].startswith(f"{folder}/.venv/")
+
+
+def test_servers_are_closed_like_that_of_up() -> None:
+    """`test_servers_start_where_prefect_reads_the_settings` proves that they read these settings."""
+    settings = project_settings()
+    origins = ",".join(ui_origins(COMPOSE["services"]["server"]["environment"]["PREFECT_SERVER_UI_API_URL"]))
+    assert settings["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == origins
+    assert settings["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "True"
+    required = COMPOSE["services"]["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
+    assert required.startswith("${PREFECT_SERVER_API_AUTH_STRING:?")
 
 
 def test_servers_home_survives_a_new_container() -> None:
@@ -225,6 +267,23 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", *sorted(map(str, tmp_path.iterdir()))], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+@pytest.mark.parametrize("name", UNITS)
+def test_exposure_of_a_unit_is_at_most_3_5(name: str) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=35", str(UNITS[name])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_keep_their_files_to_themselves(name: str) -> None:
+    unit = _unit(name)
+    assert unit["UMask"] == ["0077"]
+    assert unit["StateDirectoryMode"] == ["0750"]
+    assert unit["CapabilityBoundingSet"] == [""]
+    assert set(unit["RestrictAddressFamilies"][0].split()) <= {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"}
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])

@@ -4,18 +4,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, TypeAdapter, ValidationError
 
 from schemas.contract import DatasetContract
+from tasks.runtime.stored_file import parse_json
 
 Images = npt.NDArray[np.uint8]  # (N, pixels)
 Labels = npt.NDArray[np.uint8]  # (N,)
 Floats = npt.NDArray[np.float32]
 
 _BINS = 16
+
+# Bounds of stored values.
+Pixel = Annotated[float, Field(ge=0, le=255)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,13 @@ class ImageProfile:
     """
 
     class_rows: Sequence[int]
-    mean_images: Mapping[str, Sequence[float]]
-    histogram: Sequence[float]
-    varying: Sequence[float]
-    label_agreement: float
-    label_relation: float
-    class_histograms: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    class_fits: Mapping[str, float] = field(default_factory=dict)
+    mean_images: Mapping[str, Sequence[Pixel]]
+    histogram: Sequence[Share]
+    varying: Sequence[Share]
+    label_agreement: Share
+    label_relation: Correlation
+    class_histograms: Mapping[str, Sequence[Share]] = field(default_factory=dict)
+    class_fits: Mapping[str, Correlation] = field(default_factory=dict)
 
 
 def profile_images(images: Images, labels: Labels, contract: DatasetContract) -> ImageProfile:
@@ -66,8 +73,26 @@ def write_profile(path: Path, profile: ImageProfile) -> None:
     path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
-def read_profile(content: bytes) -> ImageProfile:
-    return ImageProfile(**json.loads(content))
+def read_profile(content: bytes, contract: DatasetContract | None = None) -> ImageProfile:
+    """Return a profile that `write_profile` wrote. Raises ValueError for another shape, also than the contract's."""
+    parse_json(content)  # stricter than the next parser, which alone accepts an object for a dataclass
+    try:
+        profile = TypeAdapter(ImageProfile).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+    labels, pixels = {str(label) for label in range(len(profile.class_rows))}, len(profile.varying)
+    if contract is not None and (len(labels), pixels) != (contract.classes, contract.pixels):
+        raise ValueError(f"expected {contract.classes} classes of {contract.pixels} pixels")
+    present = set(profile.mean_images)
+    if not present or present - labels or any(len(image) != pixels for image in profile.mean_images.values()):
+        raise ValueError(f"expected mean images of {pixels} pixels for labels below {len(labels)}")
+    # Profiles of older releases lack both.
+    by_class = [set(profile.class_histograms), set(profile.class_fits)]
+    if by_class not in ([present, present], [set(), set()]):
+        raise ValueError("expected a histogram and a fit for each mean image")
+    if any(len(shares) != _BINS + 1 for shares in (profile.histogram, *profile.class_histograms.values())):
+        raise ValueError(f"expected histograms of {_BINS + 1} shares")
+    return profile
 
 
 def baseline_profile(contract: DatasetContract) -> ImageProfile | None:

@@ -21,7 +21,7 @@ from schemas.contract import SPLITS, DatasetContract, Split
 from schemas.errors import DataContractError, DataUnavailable, StoredArtifactError, WrongUsage
 from schemas.layout import Artifacts, is_litter
 from schemas.references import CsvFile, CsvSplit
-from tasks.runtime.files import atomic_write, sha256_file, sweep_temporaries
+from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file, sweep_temporaries
 
 _COLUMNS = {
     "source_file": pa.string(),
@@ -94,7 +94,7 @@ class Quarantine:
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             sweep_temporaries(self._path)
-            temporary = self._stack.enter_context(atomic_write(self._path))
+            temporary = self._stack.enter_context(atomic_write(self._path, mode=PRIVATE_FILE))
             # No dictionary: raw text never repeats, and zstd packs the other columns well enough.
             writer = pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=False)
             self._writer = self._stack.enter_context(writer)
@@ -250,7 +250,7 @@ def export_rejected(quarantine: QuarantineFile, contract: DatasetContract, csvs:
         if written:
             sweep_temporaries(path)
             lines = chain([quarantine.headers[source].encode()], (row for _, row in group))
-            with atomic_write(path) as temporary, temporary.open("wb") as file:
+            with atomic_write(path, mode=PRIVATE_FILE) as temporary, temporary.open("wb") as file:
                 file.writelines(line + b"\n" for line in lines)
         shards.append(CorrectionShard(source, packed if packed.exists() else path, rows[source], written))
     return Export(quarantine.split, quarantine.path, renamed, tuple(shards))

@@ -111,7 +111,7 @@ def scikit_learn(bundled: BundledData) -> Source:
         except ImportError as error:
             raise SourceError(
                 f"scikit-learn cannot be imported ({error}); install it in the checkout with "
-                "`.venv/bin/python -m pip install scikit-learn`"
+                "`.venv/bin/python -m pip install --require-hashes -r requirements/datasets.lock`"
             ) from error
         loaded = getattr(datasets, bundled.loader)()
         rows = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)  # (N, 1 + pixels)

@@ -3,8 +3,8 @@
 Run as ``python -m tasks.model.inference`` this module is that worker process.
 """
 
-import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from schemas.errors import StoredArtifactError
 from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, labels_name
 from tasks.data.splits import PreparedSplit, open_split
 from tasks.model.backend import import_backend, set_up_backend
 from tasks.model.network import evaluate_rows, load_network, predict_rows
 from tasks.runtime.files import write_json
+from tasks.runtime.stored_file import read_json
 from tasks.runtime.worker_process import Emit, run_worker, serve_job
 
 # Another device adds in another order, which changed float32 probabilities by 1e-6. A wrong weight changes them more.
@@ -41,12 +43,18 @@ class StoredModelOutput:
         return np.asarray(self.probabilities.argmax(axis=1) == self.labels)
 
 
-def run_stored_model(folder: Path, prepared: Path | None = None) -> StoredModelOutput:
+def run_stored_model(
+    folder: Path, prepared: Path | None = None, digests: Mapping[str, str] | None = None
+) -> StoredModelOutput:
     """Load the model in ``folder`` in a fresh process and predict its golden images and the test split of ``prepared``.
 
-    The caller has checked the digests of the files. Raises `StoredArtifactError` if they cannot be loaded.
+    digests: the sha256 that its files must have, by name. Raises `StoredArtifactError` if they cannot be loaded.
     """
-    job = {"folder": str(folder.absolute()), "prepared": None if prepared is None else str(prepared.absolute())}
+    job = {
+        "folder": str(folder.absolute()),
+        "prepared": None if prepared is None else str(prepared.absolute()),
+        "digests": dict(digests or {}),
+    }
     with run_worker(__name__, job) as process:
         result = process.result()
         path = result.pop("probabilities")
@@ -61,7 +69,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Return golden_difference, and loss and the path of the probabilities on the test split, as a worker process."""
     set_up_backend(seed=0)
     folder = Path(job["folder"])
-    model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME)
+    model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME, job["digests"])
     loss = path = None
     if job["prepared"] is not None:
         test = open_split(Path(job["prepared"]), "test")
@@ -71,7 +79,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         model.compile(loss="sparse_categorical_crossentropy")
         # Keras's loss, so that `model.evaluate` on the stored files gives the same.
         loss = float(evaluate_rows(model, test)["loss"])
-    return {"golden_difference": golden_difference(model, folder), "loss": loss, "probabilities": path}
+    return {"golden_difference": golden_difference(model, folder, job["digests"]), "loss": loss, "probabilities": path}
 
 
 def write_golden(model: Any, split: PreparedSplit, folder: Path) -> None:
@@ -82,14 +90,36 @@ def write_golden(model: Any, split: PreparedSplit, folder: Path) -> None:
     write_json(folder / GOLDEN_NAME, {"images": images.tolist(), "probabilities": probabilities.tolist()})
 
 
-def golden_difference(model: Any, folder: Path) -> float:
+def read_golden(
+    folder: Path, pixels: int, digests: Mapping[str, str] | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the golden images, float32 (N, pixels), and their probabilities, float32 (N, classes).
+
+    Raises `StoredArtifactError` for a file with other content than `write_golden` writes.
+    """
+    path = folder / GOLDEN_NAME
+    content = read_json(path, (digests or {}).get(GOLDEN_NAME))
+    try:
+        images, probabilities = (np.asarray(content[name]) for name in ("images", "probabilities"))
+        rows = len(images)
+        if {images.dtype.kind, probabilities.dtype.kind} - {"i", "f"} or images.shape != (rows, pixels):
+            raise ValueError(f"received {images.dtype} {images.shape} and {probabilities.dtype} {probabilities.shape}")
+        if not rows or probabilities.ndim != 2 or len(probabilities) != rows:
+            raise ValueError(f"received {len(images)} images and probabilities of shape {probabilities.shape}")
+        return images.astype(np.float32), probabilities.astype(np.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoredArtifactError(
+            f"{path}: expected images with {pixels} pixels each and their probabilities ({error!s:.300})."
+        ) from error
+
+
+def golden_difference(model: Any, folder: Path, digests: Mapping[str, str] | None = None) -> float:
     """Return the largest absolute difference from the golden predictions stored in ``folder``.
 
     NaN, or another number of classes, counts as 1: the largest possible difference of two probabilities.
     """
-    golden = json.loads((folder / GOLDEN_NAME).read_bytes())
-    actual = np.asarray(model.predict_on_batch(np.asarray(golden["images"], dtype=np.float32)))
-    expected = np.asarray(golden["probabilities"], dtype=np.float32)
+    images, expected = read_golden(folder, model.input_shape[1], digests)
+    actual = np.asarray(model.predict_on_batch(images))
     if actual.shape != expected.shape:
         return 1.0
     difference = np.abs(actual.astype(np.float64) - expected)

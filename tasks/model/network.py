@@ -1,8 +1,15 @@
-"""Build the network, evaluate it, and load a stored one safely: input, Dense 128 ReLU, Dropout, Dense softmax."""
+"""Build the network, evaluate it, and load a stored one safely: input, Dense 128 ReLU, Dropout, Dense softmax.
 
+A stored network is built from code, not from its files. The files are compared with that code before Keras is imported
+and before anything that they declare is allocated: whoever writes them could also write matching digests.
+"""
+
+import io
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +20,94 @@ from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
 from tasks.data.splits import PreparedSplit
 from tasks.runtime.files import canonical_json
+from tasks.runtime.stored_file import read_json, read_stored
 
 HIDDEN_UNITS = 128
 _BLOCK_ROWS = 1_000  # per call of the backend
 
-# All classes in a topology of this project, as (class name, module). Any other class is rejected before Keras reads the
-# file, because deserializing it can run code. Tuples, not sets: a value from the file may be unhashable.
-_ALLOWED_CLASSES = (
-    ("Functional", "keras.src.models.functional"),
-    ("Functional", "keras"),
-    ("InputLayer", "keras.layers"),
-    ("Dense", "keras.layers"),
-    ("Dropout", "keras.layers"),
-    ("DTypePolicy", "keras"),
-    ("GlorotUniform", "keras.initializers"),
-    ("Zeros", "keras.initializers"),
-    ("__keras_tensor__", None),
-)
-_ALLOWED_ACTIVATIONS = ("linear", "relu", "softmax")
-# A declared size allocates memory when the model is built: two sizes of 10,000 make 400 MB.
+# Of images and classes in a stored topology: a network of two such dimensions has 10 MB.
 _LARGEST_DIMENSION = 10_000
-_LARGEST_TOPOLOGY_BYTES = 1_000_000
+# Keras adds 18 kB of names to the weights.
+_LARGEST_OVERHEAD = 200_000
+_MOST_OBJECTS = 64
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of this project, and what its files contain. ``dropout``: share of hidden activations set to 0."""
+
+    name: str
+    pixels: int
+    classes: int
+    dropout: float
+
+    @classmethod
+    def of(cls, contract: DatasetContract, dropout: float) -> "Network":
+        return cls(contract.name.replace("-", "_"), contract.pixels, contract.classes, dropout)
+
+    def build(self) -> Any:
+        """Return the uncompiled `keras.Model`, see `build_network`."""
+        import keras
+
+        pixels = keras.Input((self.pixels,), name="pixels")
+        hidden = keras.layers.Dense(HIDDEN_UNITS, activation="relu", name="hidden")(pixels)
+        hidden = keras.layers.Dropout(self.dropout, name="dropout")(hidden)
+        probabilities = keras.layers.Dense(self.classes, activation="softmax", name="probabilities")(hidden)
+        return keras.Model(pixels, probabilities, name=self.name)
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each dataset in the weights by its path, in the order of `keras.Model.set_weights`."""
+        return {
+            "layers/dense/vars/0": (self.pixels, HIDDEN_UNITS),
+            "layers/dense/vars/1": (HIDDEN_UNITS,),
+            "layers/dense_1/vars/0": (HIDDEN_UNITS, self.classes),
+            "layers/dense_1/vars/1": (self.classes,),
+        }
+
+    def topology(self) -> dict[str, Any]:
+        """Return the topology that Keras writes, without the keys that are null, false or empty."""
+        dtype = {"class_name": "DTypePolicy", "config": {"name": "float32"}, "module": "keras"}
+
+        def layer(kind: str, name: str, before: tuple[str, int], config: dict[str, Any]) -> dict[str, Any]:
+            tensor = {"dtype": "float32", "keras_history": [before[0], 0, 0], "shape": [None, before[1]]}
+            return {
+                "class_name": kind,
+                "config": {"dtype": dtype, "name": name, "trainable": True, **config},
+                "inbound_nodes": [{"args": [{"class_name": "__keras_tensor__", "config": tensor}]}],
+                "module": "keras.layers",
+                "name": name,
+            }
+
+        def dense(name: str, before: tuple[str, int], units: int, activation: str) -> dict[str, Any]:
+            config = {
+                "activation": activation,
+                "bias_initializer": {"class_name": "Zeros", "module": "keras.initializers"},
+                "kernel_initializer": {"class_name": "GlorotUniform", "module": "keras.initializers"},
+                "units": units,
+                "use_bias": True,
+            }
+            built = {"build_config": {"input_shape": [None, before[1]]}}
+            return {**layer("Dense", name, before, config), **built}
+
+        images = {
+            "class_name": "InputLayer",
+            "config": {"batch_shape": [None, self.pixels], "dtype": "float32", "name": "pixels"},
+            "module": "keras.layers",
+            "name": "pixels",
+        }
+        layers = [
+            images,
+            dense("hidden", ("pixels", self.pixels), HIDDEN_UNITS, "relu"),
+            layer("Dropout", "dropout", ("hidden", HIDDEN_UNITS), {"rate": self.dropout}),
+            dense("probabilities", ("dropout", HIDDEN_UNITS), self.classes, "softmax"),
+        ]
+        ends = {"input_layers": ["pixels", 0, 0], "output_layers": ["probabilities", 0, 0]}
+        return {
+            "class_name": "Functional",
+            "config": {"layers": layers, "name": self.name, "trainable": True, **ends},
+            "module": "keras.src.models.functional",
+            "registered_name": "Functional",
+        }
 
 
 def build_network(contract: DatasetContract, dropout: float) -> Any:
@@ -41,13 +115,7 @@ def build_network(contract: DatasetContract, dropout: float) -> Any:
 
     All layers are named, also the input. Keras numbers unnamed layers, so topologies would differ between processes.
     """
-    import keras
-
-    pixels = keras.Input((contract.pixels,), name="pixels")
-    hidden = keras.layers.Dense(HIDDEN_UNITS, activation="relu", name="hidden")(pixels)
-    hidden = keras.layers.Dropout(dropout, name="dropout")(hidden)
-    probabilities = keras.layers.Dense(contract.classes, activation="softmax", name="probabilities")(hidden)
-    return keras.Model(pixels, probabilities, name=contract.name.replace("-", "_"))
+    return Network.of(contract, dropout).build()
 
 
 def evaluate_rows(network: Any, split: PreparedSplit) -> dict[str, float]:
@@ -78,62 +146,106 @@ def topology_bytes(model: Any) -> bytes:
     return canonical_json(json.loads(model.to_json()))
 
 
-def load_network(topology: Path, weights: Path) -> Any:
-    """Load a `keras.Model` from two files. The caller has checked their digests.
+def load_network(topology: Path, weights: Path, digests: Mapping[str, str] | None = None) -> Any:
+    """Load a `keras.Model` from two files. Their bytes have the ``digests``, the sha256 by file name, if any is given.
 
-    Raises `StoredArtifactError` for a topology with any content that this project does not write, and for files that
-    Keras cannot read.
+    Raises `StoredArtifactError` as `read_network` and `read_weights` do.
     """
-    check_topology(topology)
-    import keras
-
-    path = topology
-    try:
-        model = keras.models.model_from_json(path.read_text(encoding="utf-8"))
-        path = weights
-        model.load_weights(path)
-    except Exception as error:  # Keras may raise any
-        message = " ".join(str(error).split())[:300]
-        raise StoredArtifactError(f"{path} cannot be loaded: {type(error).__name__}: {message}") from error
+    network = read_network(topology, digests)
+    values = read_weights(weights, network, digests)
+    model = network.build()
+    model.set_weights(values)
     return model
 
 
-def check_topology(path: Path) -> None:
-    """Reject a topology with layers, activations, custom objects or sizes that this project does not write.
+def read_network(topology: Path, digests: Mapping[str, str] | None = None) -> Network:
+    """Return the network that a topology describes. Keras is not involved.
 
-    Raises `StoredArtifactError`. Keras is not involved.
+    Raises `StoredArtifactError` for another topology than this project writes, with the first difference.
     """
+    received = _without_defaults(read_json(topology, (digests or {}).get(topology.name)))
     try:
-        if path.stat().st_size > _LARGEST_TOPOLOGY_BYTES:
-            raise StoredArtifactError(f"{path} has {path.stat().st_size} bytes; expected a few thousand.")
-        # In the encoding that Keras reads: in another one the same bytes are another topology.
-        topology = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(topology, dict) or "class_name" not in topology:
-            raise ValueError("expected an object with a class_name")
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoredArtifactError(f"{path} cannot be read as a topology ({error}).") from error
-    _check_node(topology, path)
-
-
-def _check_node(node: Any, path: Path) -> None:
-    if isinstance(node, dict):
-        if "class_name" in node:
-            name, module = node["class_name"], node.get("module")
-            if (name, module) not in _ALLOWED_CLASSES or node.get("registered_name") not in (None, name):
-                raise StoredArtifactError(
-                    f"{path} contains the class {module}.{name}, registered as {node.get('registered_name')!r}. "
-                    f"Expected only {', '.join(sorted({name for name, _ in _ALLOWED_CLASSES}))}. It was not loaded."
-                )
-        activation = node.get("activation", "linear")
-        if activation not in _ALLOWED_ACTIVATIONS:
-            raise StoredArtifactError(
-                f"{path} contains the activation {activation!r}. Expected one of {', '.join(_ALLOWED_ACTIVATIONS)}. "
-                "It was not loaded."
+        layers = received["config"]["layers"]
+        sizes = layers[0]["config"]["batch_shape"][1], layers[-1]["config"]["units"]
+        network = Network(received["config"]["name"], *sizes, dropout=layers[2]["config"].get("rate", 0))
+        rate_fits = type(network.dropout) in (int, float) and 0 <= network.dropout < 1
+        if not rate_fits or any(type(size) is not int or not 0 < size <= _LARGEST_DIMENSION for size in sizes):
+            raise ValueError(
+                f"it declares {sizes[0]!r:.40} pixels, {sizes[1]!r:.40} classes and dropout {network.dropout!r:.40}; "
+                f"expected whole numbers up to {_LARGEST_DIMENSION} and a share below 1"
             )
-        for value in node.values():
-            _check_node(value, path)
-    elif isinstance(node, list):
-        for value in node:
-            _check_node(value, path)
-    elif isinstance(node, int | float) and not isinstance(node, bool) and not abs(node) <= _LARGEST_DIMENSION:
-        raise StoredArtifactError(f"{path} declares a size of {node}. Expected at most {_LARGEST_DIMENSION}.")
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise StoredArtifactError(
+            f"{topology} cannot be read as a topology of this project ({type(error).__name__}: {error!s:.300})."
+        ) from error
+    expected = _without_defaults(network.topology())
+    if received != expected:
+        difference = _first_difference(expected, received)
+        raise StoredArtifactError(f"{topology} is another network than this project trains. {difference}")
+    return network
+
+
+def _without_defaults(value: Any) -> Any:
+    """Return JSON without keys that are null, false, zero or empty: releases of Keras add such keys."""
+    if isinstance(value, dict):
+        kept = {key: _without_defaults(entry) for key, entry in value.items()}
+        return {key: entry for key, entry in kept.items() if entry}
+    return [_without_defaults(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _first_difference(expected: Any, received: Any, place: str = "topology") -> str:
+    children: list[tuple[Any, Any, Any]] = []
+    if isinstance(expected, dict) and isinstance(received, dict):
+        children = [(key, expected.get(key), received.get(key)) for key in sorted({*expected, *received})]
+    elif isinstance(expected, list) and isinstance(received, list) and len(expected) == len(received):
+        children = [(index, *pair) for index, pair in enumerate(zip(expected, received, strict=True))]
+    for key, one, other in children:
+        if one != other:
+            return _first_difference(one, other, f"{place}.{key}")
+    return f"{place}: expected {expected!r:.100}, received {received!r:.100}."
+
+
+def read_weights(
+    path: Path, network: Network, digests: Mapping[str, str] | None = None
+) -> list[npt.NDArray[np.float32]]:
+    """Return the weights of a network, float32, in the order of `keras.Model.set_weights`. Keras is not involved.
+
+    Raises `StoredArtifactError` unless the file has the datasets of the network, each stored as plain numbers: a link,
+    a filter or another layout could lead out of the file, or declare more than it contains.
+    """
+    shapes = network.weights()
+    largest = sum(4 * math.prod(shape) for shape in shapes.values()) + _LARGEST_OVERHEAD
+    content = read_stored(path, (digests or {}).get(path.name), largest)
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            names: list[str] = []
+
+            def collect(name: str) -> bool | None:
+                names.append(name)
+                return len(names) > _MOST_OBJECTS or None  # ends the visit
+
+            if file.visit(collect):
+                raise ValueError(f"expected at most {_MOST_OBJECTS} groups and datasets")
+            # `visit` follows no link, so each of these is in this file.
+            if missing := set(shapes) - set(names):
+                raise ValueError(f"{', '.join(sorted(missing))} is missing")
+            for name in names:
+                if isinstance(file[name], h5py.Dataset) and file[name].nbytes > len(content):
+                    raise ValueError(f"{name} declares {file[name].nbytes} bytes in a file of {len(content)}")
+            return [_read_dataset(file[name], shape) for name, shape in shapes.items()]
+    except Exception as error:  # h5py may raise any
+        message = " ".join(str(error).split())[:300]
+        raise StoredArtifactError(f"{path} cannot be loaded: {type(error).__name__}: {message}") from error
+
+
+def _read_dataset(dataset: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    import h5py
+
+    stored = dataset.id.get_create_plist()
+    if (dataset.shape, dataset.dtype) != (shape, np.dtype("<f4")):
+        raise ValueError(f"{dataset.name}: expected <f4 {shape}, received {dataset.dtype} {dataset.shape}")
+    if (stored.get_layout(), stored.get_nfilters(), stored.get_external_count()) != (h5py.h5d.CONTIGUOUS, 0, 0):
+        raise ValueError(f"{dataset.name}: expected contiguous numbers in this file, without a filter")
+    return np.asarray(dataset[()])

@@ -4,8 +4,10 @@ Rows are matched by image digest, not by number: two versions may have been test
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract
+from schemas.errors import StoredArtifactError
+from tasks.data.parquet import row_count
+from tasks.runtime.stored_file import open_stored, require_digest
 
 _DIGEST_BYTES = 16
+_LARGEST_FOOTER = 1_000_000
+_OVERHEAD = 1_000_000  # of the pages of a column
 
 
 @dataclass(frozen=True)
@@ -55,26 +62,73 @@ def write_predictions(path: Path, predictions: StoredPredictions, contract: Data
     Columns: ``row`` int64 from 0; ``image``, its digest; ``true_label`` and the predicted ``label`` int32; the
     probabilities ``p0``, ``p1``, ... float32, as in the output of `predict`.
     """
-    columns: dict[str, pa.Array] = {
-        "row": pa.array(np.arange(len(predictions.labels))),
-        "image": pa.array(predictions.images, pa.binary(_DIGEST_BYTES)),
-        "true_label": pa.array(predictions.labels),
-        "label": pa.array(predictions.predicted.astype(np.int32)),
-    }
-    for label in range(contract.classes):
-        columns[f"p{label}"] = pa.array(np.ascontiguousarray(predictions.probabilities[:, label]))
+    columns: list[Any] = [
+        np.arange(len(predictions.labels)),
+        predictions.images,
+        predictions.labels,
+        predictions.predicted.astype(np.int32),
+        *map(np.ascontiguousarray, predictions.probabilities.T),
+    ]
     # A dictionary saves nothing: digests and probabilities do not repeat.
-    pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=False)
+    pq.write_table(pa.table(columns, schema=_schema(contract)), path, compression="zstd", use_dictionary=False)
 
 
-def read_predictions(path: Path, contract: DatasetContract) -> StoredPredictions:
-    """Read the file that `write_predictions` wrote. The caller has checked its digest."""
-    table = pq.read_table(path)
-    return StoredPredictions(
-        images=table["image"].to_pylist(),
-        labels=table["true_label"].to_numpy(),
-        probabilities=np.column_stack([table[f"p{label}"].to_numpy() for label in range(contract.classes)]),
-    )
+def _schema(contract: DatasetContract) -> pa.Schema:
+    """Return the columns of `write_predictions`."""
+    columns = {"row": pa.int64(), "image": pa.binary(_DIGEST_BYTES), "true_label": pa.int32(), "label": pa.int32()}
+    return pa.schema({**columns, **{f"p{label}": pa.float32() for label in range(contract.classes)}})
+
+
+def read_predictions(path: Path, contract: DatasetContract, sha256: str | None = None) -> StoredPredictions:
+    """Read the file that `write_predictions` wrote, which has the digest ``sha256`` if one is given.
+
+    Raises `StoredArtifactError` for other columns, sizes or values. Columns and sizes are those of the footer, so a
+    file that declares more than it contains is rejected before it is read.
+    """
+    with open_stored(path, sha256) as opened:
+        if sha256 is not None:
+            require_digest(path, opened, sha256)
+        try:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(0)
+            file = pq.ParquetFile(
+                opened, pre_buffer=False, thrift_string_size_limit=_LARGEST_FOOTER, thrift_container_size_limit=10_000
+            )
+            _require_sizes(file, _schema(contract), size)
+            table = file.read()
+            predictions = StoredPredictions(
+                images=table["image"].to_pylist(),
+                labels=table["true_label"].to_numpy(),
+                probabilities=np.column_stack([table[f"p{label}"].to_numpy() for label in range(contract.classes)]),
+            )
+            labels, probabilities = predictions.labels, predictions.probabilities
+            if any(column.null_count for column in table.columns) or not np.isfinite(probabilities).all():
+                raise ValueError("expected finite numbers")
+            if not ((labels >= 0) & (labels < contract.classes)).all():
+                raise ValueError(f"expected labels from 0 to {contract.classes - 1}")
+        except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+            message = " ".join(str(error).split())[:300]
+            raise StoredArtifactError(f"{path}: expected the predictions of a version ({message}).") from error
+    return predictions
+
+
+def _require_sizes(file: pq.ParquetFile, schema: pa.Schema, size: int) -> None:
+    """Raise ValueError for other columns than those of ``schema``, and for more data than fits a file of ``size``."""
+    received = file.schema_arrow
+    if not received.equals(schema, check_metadata=False):
+        raise ValueError(f"expected the columns {schema.names}, received {received.names[: 2 * len(schema)]}"[:280])
+    rows = file.metadata.num_rows
+    # Each row has a digest of 16 bytes, which no compression shortens much.
+    if not 0 < rows <= size or rows != row_count(file):
+        raise ValueError(f"it declares {rows} rows in {size} bytes")
+    for group in range(file.num_row_groups):
+        group_rows = file.metadata.row_group(group).num_rows
+        for column in range(len(schema)):
+            chunk = file.metadata.row_group(group).column(column)
+            if chunk.num_values != group_rows or chunk.total_uncompressed_size > 20 * group_rows + _OVERHEAD:
+                raise ValueError(
+                    f"column {column} declares {chunk.total_uncompressed_size} bytes for {group_rows} rows"
+                )
 
 
 def shared_rows(one: StoredPredictions, other: StoredPredictions) -> npt.NDArray[np.int64]:

@@ -14,12 +14,16 @@ from schemas.errors import StoredArtifactError
 from schemas.layout import ALIAS_STATE_NAME
 from schemas.store import EMPTY_LOG, AliasEvent, AliasLogState, LogHead
 from tasks.runtime.files import atomic_write, digest_of, sweep_temporaries, sync_opened, write_json
+from tasks.runtime.stored_file import parse_json, read_json, read_stored
 
 logger = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 # An event ``by`` this restores an earlier champion. Any other adds one.
 ROLLBACK = "rollback"
+# A line has about 250 bytes and the reason that a person gave.
+_LONGEST_LINE = 1_000_000
+_LARGEST_LOG = 64_000_000
 
 
 def utc_now() -> str:
@@ -109,7 +113,7 @@ class AliasLog:
                 raise
         try:
             self.record(head=LogHead(lines=before.lines + 1, sha256=digest))
-        except OSError as error:  # the move is logged, and the next one records it
+        except (OSError, StoredArtifactError) as error:  # the move is logged, and the next one records it
             logger.warning("%s cannot be written: %s", self.state_path, error)
 
     @property
@@ -119,15 +123,16 @@ class AliasLog:
     def state(self) -> AliasLogState:
         """Return what is recorded beside the log. A missing or unreadable record counts as empty."""
         try:
-            return AliasLogState.parse(json.loads(self.state_path.read_bytes()), str(self.state_path))
-        except FileNotFoundError:
-            return AliasLogState()
-        except (OSError, ValueError, StoredArtifactError) as error:
-            logger.warning("%s cannot be read and is ignored: %s", self.state_path, error)
+            return AliasLogState.parse(read_json(self.state_path), str(self.state_path))
+        except (OSError, StoredArtifactError) as error:
+            if os.path.lexists(self.state_path):
+                logger.warning("%s cannot be read and is ignored: %s", self.state_path, error)
             return AliasLogState()
 
     def record(self, **changed: Any) -> None:
         """Change the record beside the log. The caller holds the lock of the store."""
+        if self.state_path.is_dir():
+            raise StoredArtifactError(f"{self.state_path}: expected a file, received a folder. Remove it.")
         sweep_temporaries(self.state_path)
         with atomic_write(self.state_path) as temporary:
             write_json(temporary, self.state().model_copy(update=changed).as_json())
@@ -139,7 +144,7 @@ class AliasLog:
         if tail:
             os.truncate(self.path, self.path.stat().st_size - len(tail))
             return [f"cut an incomplete last line off {self.path}"]
-        if lines and not self.path.read_bytes().endswith(b"\n"):
+        if lines and not self._content().endswith(b"\n"):
             with self.path.open("ab") as file:
                 file.write(b"\n")
             return [f"added the missing newline at the end of {self.path}"]
@@ -147,23 +152,23 @@ class AliasLog:
 
     def _split(self) -> tuple[list[bytes], bytes]:
         """Return the complete lines, and the incomplete line after them."""
-        if self.path.is_symlink() or self.path.is_dir():
-            kind = "link" if self.path.is_symlink() else "folder"
-            raise StoredArtifactError(f"{self.path}: expected a file, received a {kind}.")
-        if not self.path.exists():
-            return [], b""
-        *lines, tail = self.path.read_bytes().split(b"\n")
+        *lines, tail = self._content().split(b"\n")
+        if any(len(line) > _LONGEST_LINE for line in (*lines, tail)):
+            raise StoredArtifactError(f"{self.path} has a line of more than {_LONGEST_LINE} bytes.")
         return ([*lines, tail], b"") if _is_complete(tail) else (lines, tail)
+
+    def _content(self) -> bytes:
+        return read_stored(self.path, largest=_LARGEST_LOG) if os.path.lexists(self.path) else b""
 
     def _parse(self, number: int, line: bytes, before: str) -> tuple[AliasEvent, str]:
         """Return the event of a line and its digest. ``before`` is the digest of the line before it."""
         source = f"{self.path} line {number}"
         try:
-            event = json.loads(line)
+            event = parse_json(line)
             recorded = event.pop("sha256")
             digest = chain(event, before)
             unchanged = line == _line(event, digest)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             received = hashlib.sha256(line).hexdigest()
             raise StoredArtifactError(
                 f"{source}: expected an event with its sha256, received bytes with sha256 {received} ({error})."

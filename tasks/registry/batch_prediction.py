@@ -55,8 +55,9 @@ def predict_csv(
     with ExitStack() as reading:
         csv = reading.enter_context(open_csv(images, contract, label_optional=True))
         stored = ModelStore.of(artifacts_dir, dataset).version(version)
-        model = load_model(stored)
+        stored.signer()  # before any of its files is parsed
         checks = PredictionChecks(stored, contract)
+        model = load_model(stored)
         schema = predictions_schema(contract, stored.manifest)
         start = 0
         sweep_temporaries(target)

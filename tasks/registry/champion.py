@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from schemas.errors import FashionAnnError, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.store import AliasEvent
 from tasks.registry.alias_log import CHAMPION, ROLLBACK, alias_event, alias_values, champions
-from tasks.registry.store import ModelStore
+from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import verify
 
 logger = logging.getLogger(__name__)
@@ -38,13 +38,14 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False,
         stack = champions(store.aliases.read())
         if stack and stack[-1] == number:
             raise WrongUsage(f"Version {number} is champion already.")
-        verdict = store.version(number).manifest.verdict
+        version = store.version(number)
+        verdict = version.manifest.verdict
         if verdict.outcome == "refused" and not force:
             raise WrongUsage(
                 f"Version {number} was rejected by its own verdict. {verdict.reason} "
                 "Choose another version, or promote it with --force."
             )
-        return Move(_move(store, number, "promote --force" if force else "promote", reason, flow_run), cleaned)
+        return Move(_move(store, version, "promote --force" if force else "promote", reason, flow_run), cleaned)
 
 
 def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
@@ -61,7 +62,7 @@ def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
     with _recovered(store, reason) as cleaned:
         if alias_values(store.aliases.read()).get(alias) == number:
             raise WrongUsage(f"{alias} names version {number} already.")
-        return Move(_move(store, number, "alias", reason, None, alias), cleaned)
+        return Move(_move(store, store.version(number), "alias", reason, None, alias), cleaned)
 
 
 def rollback(store: ModelStore, reason: str, *, flow_run: str | None = None) -> Move:
@@ -76,7 +77,7 @@ def rollback(store: ModelStore, reason: str, *, flow_run: str | None = None) -> 
                 "Choose a version with `fashion-ann promote V --reason R`."
             )
         try:
-            return Move(_move(store, earlier[-1], ROLLBACK, reason, flow_run), cleaned)
+            return Move(_move(store, store.version(earlier[-1]), ROLLBACK, reason, flow_run), cleaned)
         except StoredArtifactError as error:
             raise StoredArtifactError(
                 f"{error} Version {stack[-1]} stays champion. Choose another one with "
@@ -100,9 +101,9 @@ def _recovered(store: ModelStore, reason: str, *, restore: bool = False) -> Iter
 
 
 def _move(
-    store: ModelStore, number: int, by: str, reason: str, flow_run: str | None, alias: str = CHAMPION
+    store: ModelStore, version: StoredVersion, by: str, reason: str, flow_run: str | None, alias: str = CHAMPION
 ) -> AliasEvent:
-    verify(store.version(number))
-    event = alias_event(alias_values(store.aliases.read()).get(alias), number, by, reason, flow_run, alias)
+    verify(version)
+    event = alias_event(alias_values(store.aliases.read()).get(alias), version.number, by, reason, flow_run, alias)
     store.aliases.append(event)
     return event

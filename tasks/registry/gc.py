@@ -3,25 +3,43 @@
 Kept are the versions with an alias, the champion's predecessor, the newest ones, the newest one that waits for a
 decision, and damaged ones. A folder is renamed to a temporary name before its deletion: for readers it is complete or
 absent, whenever the process is killed.
+
+The artifacts folder may contain files of the user. A folder is deleted only if its name is that of a stage output or a
+version, its own record confirms that, and it contains no file that the record does not list.
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound, WrongUsage
-from schemas.layout import MANIFEST_NAME, RECORD_NAME, Artifacts, is_litter, short_key
+from schemas.layout import (
+    MANIFEST_NAME,
+    RECORD_NAME,
+    VALIDATION_FOLDER,
+    Artifacts,
+    is_litter,
+    is_short_key,
+    name_of_temporary,
+    short_key,
+)
 from tasks.registry.alias_log import CHAMPION, alias_values, champions
 from tasks.registry.store import ModelStore
-from tasks.runtime.files import discard_folder, remove_leftover
+from tasks.runtime.files import contains_mount_point, discard_folder, is_discarded, remove_leftover
 from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.stage_cache import read_record
 
 Kind = Literal["version", "stage", "checkpoint", "leftover"]
 
 DEFAULT_KEEP = 5
+
+_CHECKPOINT = re.compile(r"[0-9a-f]{64}\.npz")
+_QUARANTINE = re.compile(r"[a-z]+-[0-9a-f]+\.parquet")
+_RETURNED = re.compile(r"[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -65,8 +83,16 @@ def plan(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
     return planned
 
 
-def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP, seconds: float = math.inf) -> Plan:
+def collect(
+    artifacts_dir: Path,
+    dataset: str,
+    keep: int = DEFAULT_KEEP,
+    seconds: float = math.inf,
+    announce: Callable[[Plan], None] = lambda plan: None,
+) -> Plan:
     """Delete what `plan` lists, and return it. Stage outputs stay while a run is active.
+
+    announce: receives the plan before anything is deleted.
 
     Calls `ModelStore.recover` first. Raises `LockHeld` if another process writes to the store for ``seconds``.
     """
@@ -76,6 +102,7 @@ def collect(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP, seconds
     # A run takes these two locks in the other order. This cannot deadlock: it does not wait for the second one.
     with store.lock(seconds), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
         planned = _plan(artifacts_dir, dataset, keep, with_stages=exclusive)
+        announce(planned)
         # Before any deletion, because it raises for a log that does not match the versions.
         cleaned = [f"{line}." for line in store.recover()]
         # Versions first: if the process is killed here, the next one finds their stage outputs without a reference.
@@ -92,7 +119,9 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     newest_waiting: set[int] = set()
     for number in numbers:
         try:
-            if store.version(number).manifest.verdict.outcome == "waiting":
+            version = store.version(number)
+            version.check_names()
+            if version.manifest.verdict.outcome == "waiting":
                 newest_waiting = {number}
         except OtherLayout:
             continue  # deleted like any other version
@@ -105,7 +134,11 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
     removed += [_removal("version", store.folder(number)) for number in numbers if number not in kept]
     keys = _referenced_keys(artifacts_dir, store, kept) if with_stages else None
     if keys is not None:
-        removed += _unreferenced(artifacts_dir, keys)
+        for entry in _unreferenced(artifacts_dir, keys):
+            if isinstance(entry, Removal):
+                removed.append(entry)
+            else:
+                notes.append(entry)
     elif with_stages:
         notes.append(
             "Stage outputs are kept: the manifest of a kept version cannot be read, so its stages are unknown. Restore "
@@ -144,34 +177,81 @@ def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> 
     return keys
 
 
-def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal]:
-    """Yield outputs, locks, checkpoints and temporary files that belong to none of ``keys``. No run may be active."""
+def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str]:
+    """Yield outputs, locks, checkpoints and temporary files that belong to none of ``keys``. No run may be active.
+
+    For an output that cannot be deleted, yield a sentence with the reason instead.
+    """
     artifacts = Artifacts(artifacts_dir)
     removed: set[Path] = set()
     for folder in artifacts.stage_folders():
         if folder.parent in removed or not folder.is_dir():
             continue  # a validation is removed together with its data
         for path in sorted(folder.iterdir()):
-            if is_litter(path.name):
+            if (key := _key_of(path)) is None:
                 continue
-            hidden = path.name.startswith(".")
-            used = (path.name[1:].partition(".")[0] if hidden else path.name) in keys
             # The lock of a kept output is kept.
-            if hidden and (path.suffix == ".tmp" or (path.suffix == ".lock" and not used)):
+            if path.suffix == ".tmp" or (path.suffix == ".lock" and key not in keys):
                 removed.add(path)
                 yield _removal("leftover", path)
-            elif not hidden and not used and path.is_dir():
-                removed.add(path)
-                yield _removal("stage", path)
+            elif path.name not in keys and not path.suffix:
+                if (reason := _reason_to_keep(path)) is None:
+                    removed.add(path)
+                    yield _removal("stage", path)
+                else:
+                    yield f"{path} is kept: {reason}"
     # Quarantined rows are kept: the file may be their only copy.
-    others: tuple[tuple[Kind, Path, str], ...] = (
-        ("checkpoint", artifacts.checkpoints, "*.npz"),
-        ("leftover", artifacts.checkpoints, ".*.tmp"),
-        ("leftover", artifacts.quarantine, ".*.tmp"),
-        ("leftover", artifacts.returned, "*"),
+    others: tuple[tuple[Kind, Path, re.Pattern[str], bool], ...] = (
+        ("checkpoint", artifacts.checkpoints, _CHECKPOINT, False),
+        ("leftover", artifacts.checkpoints, _CHECKPOINT, True),
+        ("leftover", artifacts.quarantine, _QUARANTINE, True),
+        ("leftover", artifacts.returned, _RETURNED, False),
     )
-    for kind, folder, pattern in others:
-        yield from (_removal(kind, path) for path in sorted(folder.glob(pattern)))
+    for kind, folder, pattern, temporary in others:
+        for path in sorted(folder.glob("*")):
+            name = name_of_temporary(path.name) if temporary else path.name
+            if pattern.fullmatch(name or "") and path.is_file() and not path.is_symlink():
+                yield _removal(kind, path)
+
+
+def _key_of(path: Path) -> str | None:
+    """Return the short key of a stage output, its lock or its temporary folder. None for any other file or folder."""
+    key = path.name
+    if (temporary := name_of_temporary(key)) is not None:
+        key = temporary.removesuffix(f".{RECORD_NAME}")
+    elif key.startswith(".") and key.endswith(".lock") and path.is_file():
+        key = key[1:].removesuffix(".lock")
+    return key if is_short_key(key) else None
+
+
+def _reason_to_keep(folder: Path) -> str | None:
+    """Return why the folder, which has the name of a stage output, is not deleted. None if a stage wrote all of it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "it is not a folder, so no stage wrote it."
+    if contains_mount_point(folder):
+        return "something is mounted in it. Unmount that first."
+    if is_discarded(folder, RECORD_NAME):
+        return None
+    try:
+        record = read_record(folder)
+    except StoredArtifactError as error:
+        return f"{error} Remove the folder by hand if a run wrote it."
+    if short_key(str(record.get("key"))) != folder.name or not isinstance(record.get("files"), dict):
+        return f"its {RECORD_NAME} is that of another output. Remove the folder by hand if a run wrote it."
+    validation = folder / VALIDATION_FOLDER
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if inside.as_posix() in {RECORD_NAME, *record["files"]} or any(map(is_litter, inside.parts)):
+            continue
+        if validation not in path.parents:
+            foreign = path.is_symlink() or not path.is_dir()
+        else:
+            foreign = path.parent == validation and _key_of(path) is None
+            if path.parent == validation and is_short_key(path.name) and (reason := _reason_to_keep(path)):
+                return reason
+        if foreign:
+            return f"no stage wrote {path}. Move it away first."
+    return None
 
 
 def _removal(kind: Kind, path: Path) -> Removal:

@@ -1,7 +1,6 @@
 """Write and read `manifest.json`, which names every file of a version with its sha256."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import MANIFEST_NAME, STORED_NAMES
 from schemas.store import EMPTY_LOG, LAYOUT, LogHead, Manifest, VersionFacts
 from tasks.runtime.files import describe_files, digest_of, is_discarded, pretty_json, write_json
+from tasks.runtime.stored_file import parse_json, read_stored
 
 
 def write_manifest(folder: Path, number: int, facts: VersionFacts, alias_log: LogHead = EMPTY_LOG) -> Manifest:
@@ -17,7 +17,7 @@ def write_manifest(folder: Path, number: int, facts: VersionFacts, alias_log: Lo
     content = {**facts.as_json(), **added}
     content["manifest_sha256"] = digest_of(content)
     write_json(folder / MANIFEST_NAME, content)
-    return Manifest.model_validate(content)
+    return Manifest.model_validate({**content, "text": pretty_json(content)})
 
 
 def read_manifest(folder: Path, number: int) -> Manifest:
@@ -31,25 +31,27 @@ def read_manifest(folder: Path, number: int) -> Manifest:
         if place.is_symlink():
             raise StoredArtifactError(f"{place} is a link; only files inside the store are read.")
     try:
-        text = path.read_bytes()
-    except OSError as error:
+        text = read_stored(path)
+    except StoredArtifactError:
         if not folder.exists() or is_discarded(folder, MANIFEST_NAME):
             raise VersionNotFound(f"There is no version {number}: {folder} does not exist.") from None
+        raise
+    except OSError as error:
         raise StoredArtifactError(f"{path}: expected a manifest, which cannot be read ({error.strerror}).") from error
     received = f"received bytes with sha256 {hashlib.sha256(text).hexdigest()}"
     try:
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = parse_json(text)
         expected = content["manifest_sha256"]
         actual = digest_of({key: value for key, value in content.items() if key != "manifest_sha256"})
         unchanged = text == pretty_json(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoredArtifactError(f"{path}: expected a manifest with its sha256, {received} ({error}).") from error
     if actual != expected:
         raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
     if not unchanged:
         raise StoredArtifactError(f"{path} was edited: expected the text written for sha256 {expected}, {received}.")
     try:
-        manifest = Manifest.parse(content, str(path))
+        manifest = Manifest.parse({**content, "text": text}, str(path))
         if missing := STORED_NAMES - set(manifest.files):
             raise StoredArtifactError(f"{path} does not name {', '.join(sorted(missing))}, which every version has.")
     except StoredArtifactError as error:

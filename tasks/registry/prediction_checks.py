@@ -1,14 +1,13 @@
 """Check the images that a version predicts against the profile and the test accuracy that are stored with it."""
 
-import json
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import DatasetContract
+from schemas.errors import StoredArtifactError
 from schemas.layout import METRICS_NAME, PROFILE_NAME
 from schemas.references import CheckResult
+from schemas.store import RecallMetrics
 from tasks.checks.image_checks import measure_predicted
 from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.scan import PredictedImages
@@ -25,6 +24,13 @@ class PredictionChecks:
 
     def __init__(self, version: StoredVersion, contract: DatasetContract) -> None:
         self._version, self._contract = version, contract
+        # Before the model is loaded: a version that cannot be used is rejected at once.
+        self._profile = self._read_profile()
+        self._recall = version.read_json(METRICS_NAME, RecallMetrics).per_class
+        if len(self._recall) != contract.classes:
+            raise StoredArtifactError(
+                f"{version.folder / METRICS_NAME}: expected {contract.classes} classes, received {len(self._recall)}."
+            )
         self._seen = PredictedImages(contract)
         self._label_rows = np.zeros(contract.classes, np.int64)
         self._correct = 0
@@ -47,8 +53,7 @@ class PredictionChecks:
     def results(self) -> tuple[list[CheckResult], list[str]]:
         """Return the checks that were measured, and one sentence per warning."""
         results, warnings = [], []
-        profile = self._profile()
-        if profile is None:
+        if (profile := self._profile) is None:
             warnings.append(
                 f"the images were not checked: version {self._version.number} has no profile of the images of each "
                 "class. `fashion-ann train` makes a version that has one"
@@ -59,10 +64,15 @@ class PredictionChecks:
             results.append(self._accuracy_check())
         return results, warnings + sentences(results)
 
-    def _profile(self) -> ImageProfile | None:
+    def _read_profile(self) -> ImageProfile | None:
         if PROFILE_NAME not in self._version.manifest.files:
             return None
-        profile = read_profile(self._version.read(PROFILE_NAME))
+        try:
+            profile = read_profile(self._version.read(PROFILE_NAME), self._contract)
+        except ValueError as error:
+            raise StoredArtifactError(
+                f"{self._version.folder / PROFILE_NAME}: expected a profile ({error})."
+            ) from error
         return profile if profile.class_fits else None
 
     def _accuracy_check(self) -> CheckResult:
@@ -70,12 +80,11 @@ class PredictionChecks:
 
         The bound is the lower end of Wilson's interval of that accuracy, because the test split is finite too.
         """
-        metrics: list[dict[str, Any]] = json.loads(self._version.read(METRICS_NAME))["per_class"]
         rows = int(self._label_rows.sum())
         shares = self._label_rows / rows
-        own = float(shares @ [entry["recall"] for entry in metrics])
+        own = float(shares @ [entry.recall for entry in self._recall])
         # Kish 1965, as in `balanced_agreement`.
-        tested = 1 / float((shares**2 / np.maximum([entry["rows"] for entry in metrics], 1)).sum())
+        tested = 1 / float((shares**2 / np.maximum([entry.rows for entry in self._recall], 1)).sum())
         expected = wilson_interval(own * tested, tested)[0]
         p_value = binomial_test(self._correct, rows, expected)
         return CheckResult(

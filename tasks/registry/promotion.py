@@ -20,13 +20,14 @@ from tasks.model.test_predictions import read_predictions
 class Champion:
     """The champion version. ``fault`` is the reason why it cannot be measured, else None.
 
-    origin: `data_origin` of its data, None if its manifest cannot be read.
+    origin: `data_origin` of its data, None if its manifest cannot be read. digests: the sha256 of its files by name.
     """
 
     number: int
     folder: Path
     fault: str | None
     origin: str | None = None
+    digests: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def measure_candidate(
     paired = None
     if champion is not None and champion.fault is None:
         try:
-            champion_right = run_stored_model(champion.folder, prepared.record.path).right
+            champion_right = run_stored_model(champion.folder, prepared.record.path, champion.digests).right
         except StoredArtifactError as error:
             champion = replace(champion, fault=str(error))
         else:

@@ -3,6 +3,7 @@
     artifacts/models/fashion-mnist/
         aliases.jsonl                `tasks.registry.alias_log`; aliases.state.json has its length and digest
         versions/0001/manifest.json  written last; names the other files with their sha256
+        versions/0001/manifest.json.sig  signature of the manifest, if the version is signed
         versions/0001/...
 
 Readers open only files that a manifest names, after checking their digest.
@@ -10,22 +11,40 @@ Readers open only files that a manifest names, after checking their digest.
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
-from schemas.layout import ALIAS_LOG_NAME, MANIFEST_NAME, PROFILE_NAME, VERSIONS_FOLDER, Artifacts, is_litter
-from schemas.store import AliasEvent, Manifest, VersionFacts
+from schemas.layout import (
+    ALIAS_LOG_NAME,
+    MANIFEST_NAME,
+    PROFILE_NAME,
+    SIGNATURE_NAME,
+    VERSIONS_FOLDER,
+    Artifacts,
+    is_litter,
+    name_of_temporary,
+)
+from schemas.store import AliasEvent, Manifest, StoredJson, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.manifest import read_manifest, write_manifest
-from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sha256_file, sync_to_disk
+from tasks.registry.signatures import SIGNATURE_BYTES, VERIFY_VARIABLE, fingerprint, is_signed, verify_key
+from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sync_to_disk, temporary_name
 from tasks.runtime.locks import lock
+from tasks.runtime.stored_file import check_stored, read_json, read_stored
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content", bound=StoredJson)
 
 # Each number has one spelling, that of `ModelStore.folder`.
 _VERSION_FOLDER = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
@@ -49,30 +68,90 @@ class StoredVersion:
 
         Litter of the system is logged and ignored: no reader opens a file that the manifest does not name.
         """
-        unnamed = sorted({entry.name for entry in self.folder.glob("*")} - {MANIFEST_NAME, *self.manifest.files})
-        for name in unnamed:
-            if not is_litter(name):
-                raise StoredArtifactError(f"{self.folder / name} is not named by the manifest. Remove it.")
-        if unnamed:
-            _warn_of_litter(self.folder, ", ".join(unnamed))
+        if litter := self.check_names():
+            _warn_of_litter(self.folder, ", ".join(litter))
         for name in self.manifest.files:
             self.path(name)
 
+    def check_names(self) -> list[str]:
+        """Return the names of litter. Raises `StoredArtifactError` for another file that the manifest does not name."""
+        named = {MANIFEST_NAME, *([] if self.signature() is None else [SIGNATURE_NAME]), *self.manifest.files}
+        unnamed = sorted({entry.name for entry in self.folder.glob("*")} - named)
+        for name in unnamed:
+            if not is_litter(name):
+                raise StoredArtifactError(f"{self.folder / name} is not named by the manifest. Remove it.")
+        return unnamed
+
+    def accept(self) -> str | None:
+        """Check the signature as `signer` does, then every file. Return the fingerprint of the key.
+
+        Everything that uses a version, instead of describing it, calls this.
+        """
+        signer = self.signer()
+        self.check()
+        return signer
+
+    def signer(self) -> str | None:
+        """Return the fingerprint of the key of FASHION_ANN_VERIFY_KEY, None without the variable.
+
+        Raises `StoredArtifactError` unless the manifest, with the number and the dataset of this folder, has a
+        signature by that key.
+        """
+        key = verify_key()
+        if key is None:
+            return None
+        self.require_dataset()
+        signature, path = self.signature(), self.folder / SIGNATURE_NAME
+        if signature is None or not is_signed(self.manifest.text, signature, key):
+            received = "no signature" if signature is None else "another signature"
+            raise StoredArtifactError(
+                f"Version {self.number} is not accepted. {path}: expected a signature of {MANIFEST_NAME} by the key of "
+                f"{VERIFY_VARIABLE}, sha256 {fingerprint(key)}, received {received}. Choose a signed version, or sign "
+                f"this one with `fashion-ann sign {self.number} --key FILE` if you trust its files."
+            )
+        return fingerprint(key)
+
+    def signature(self) -> bytes | None:
+        """Return the signature of the manifest, unchecked, None if there is none. Raises `StoredArtifactError`."""
+        path = self.folder / SIGNATURE_NAME
+        if not os.path.lexists(path):
+            return None
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != SIGNATURE_BYTES:
+            raise StoredArtifactError(f"{path}: expected a file of {SIGNATURE_BYTES} bytes. Remove it.")
+        return path.read_bytes()
+
+    def require_dataset(self) -> None:
+        """Raise `StoredArtifactError` if the version was created for another dataset than that of the store."""
+        dataset = self.folder.parent.parent.name
+        if self.manifest.dataset != dataset:
+            raise StoredArtifactError(
+                f"{self.folder / MANIFEST_NAME}: expected a version of {dataset}, received one of "
+                f"{self.manifest.dataset}. Remove {self.folder}."
+            )
+
     def path(self, name: str) -> Path:
         """Return the path of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
-        path = self.folder / name
-        if name not in self.manifest.files:
-            raise StoredArtifactError(f"{path} is not named by the manifest, so it was not opened.")
-        expected = self.manifest.files[name].sha256
-        if path.is_symlink() or not path.is_file():
-            raise StoredArtifactError(f"{path}: expected a file with sha256 {expected}, received none.")
-        if (actual := sha256_file(path)) != expected:
-            raise StoredArtifactError(f"{path}: expected sha256 {expected}, received {actual}.")
-        return path
+        check_stored(self.folder / name, self._sha256(name))
+        return self.folder / name
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
-        return self.path(name).read_bytes()
+        """Return the bytes of a file after checking their digest. Raises `StoredArtifactError` as `check` does."""
+        return read_stored(self.folder / name, self._sha256(name))
+
+    def read_json(self, name: str, model: type[Content]) -> Content:
+        """Return a JSON file after checking its digest. Raises `StoredArtifactError` if it has another shape, too."""
+        path = self.folder / name
+        return model.parse(read_json(path, self._sha256(name)), str(path))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each file by its name."""
+        return {name: entry.sha256 for name, entry in self.manifest.files.items()}
+
+    def _sha256(self, name: str) -> str:
+        if name not in self.manifest.files:
+            raise StoredArtifactError(f"{self.folder / name} is not named by the manifest, so it was not opened.")
+        return self.manifest.files[name].sha256
 
 
 @cache  # a command may check a version more than once
@@ -101,15 +180,16 @@ class VersionSummary:
 class ModelStore:
     """The versions of one dataset and their aliases, in the folder ``root``, which may not exist yet."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, dataset: str | None = None) -> None:
         self.root = root
+        self._dataset = dataset  # None: not checked
         self.aliases = AliasLog(root / ALIAS_LOG_NAME)
         self._versions = root / VERSIONS_FOLDER
 
     @classmethod
     def of(cls, artifacts_dir: Path, dataset: str) -> "ModelStore":
         """Return the store of a dataset."""
-        return cls(Artifacts(artifacts_dir).store(dataset))
+        return cls(Artifacts(artifacts_dir).store(dataset), dataset)
 
     def folder(self, number: int) -> Path:
         return self._versions / f"{number:04d}"
@@ -119,7 +199,10 @@ class ModelStore:
         return sorted(int(folder.name) for folder in self._folders() if not is_discarded(folder, MANIFEST_NAME))
 
     def _folders(self) -> list[Path]:
-        if not self._versions.is_dir():
+        # Also before a version is added: a link would lead the writer out of the store.
+        if self._versions.is_symlink() or (self._versions.exists() and not self._versions.is_dir()):
+            raise StoredArtifactError(f"{self._versions}: expected a folder, received a link or a file.")
+        if not self._versions.exists():
             return []
         return [folder for folder in self._versions.iterdir() if _VERSION_FOLDER.fullmatch(folder.name)]
 
@@ -130,7 +213,12 @@ class ModelStore:
         """
         number = name if isinstance(name, int) else self.resolve(name)
         folder = self.folder(number)
-        return StoredVersion(number, folder, read_manifest(folder, number))
+        manifest = read_manifest(folder, number)
+        if self._dataset not in (None, manifest.dataset):
+            raise StoredArtifactError(
+                f"{folder / MANIFEST_NAME} describes a version of {manifest.dataset}, expected {self._dataset}."
+            )
+        return StoredVersion(number, folder, manifest)
 
     def resolve(self, name: str) -> int:
         """Return the number of a version named "3", "0003", "v3" or by an alias. Raises `VersionNotFound`."""
@@ -196,17 +284,23 @@ class ModelStore:
                     continue  # removed by `gc`
                 version = self.version(number)
                 if version.manifest.data.train.csv_sha256 != train_csv_sha256:
+                    version.signer()
                     return version.read(PROFILE_NAME)
         except FashionAnnError as error:
             logger.warning("drift from the champion's train data is not measured: %s", error)
         return None
 
-    def find_by_inputs(self, key: str) -> StoredVersion | None:
-        """Return the newest intact version that was created from the inputs with this cache key, if any."""
+    def find_by_inputs(self, key: str, *, accepted: bool = False) -> StoredVersion | None:
+        """Return the newest intact version that was created from the inputs with this cache key, if any.
+
+        accepted: only one whose signature is accepted, see `StoredVersion.signer`.
+        """
         for number in reversed(self.numbers()):
             try:
                 version = self.version(number)
                 if version.manifest.made_from == key:
+                    if accepted:
+                        version.signer()
                     version.check()
                     return version
             except OtherLayout:
@@ -225,10 +319,11 @@ class ModelStore:
         waiting = f"{self.root}: waiting for another process that writes to the store"
         return lock(self.root / ".lock", waiting=waiting, seconds=seconds)
 
-    def add(self, build: Callable[[Path, int], VersionFacts]) -> StoredVersion:
+    def add(self, build: Callable[[Path, int], VersionFacts], key: "Ed25519PrivateKey | None" = None) -> StoredVersion:
         """Add the next version. The caller holds `lock` and has called `recover`.
 
         build: receives an empty folder and the version number, writes the files, and returns the manifest's facts.
+        key: signs the manifest.
 
         If the process is killed, the version is complete or absent. A number is never used twice.
         """
@@ -238,6 +333,8 @@ class ModelStore:
         try:
             with atomic_folder(folder) as temporary:
                 manifest = write_manifest(temporary, number, build(temporary, number), self.aliases.head())
+                if key is not None:
+                    (temporary / SIGNATURE_NAME).write_bytes(key.sign(manifest.text))
                 for path in (*temporary.iterdir(), temporary):
                     sync_to_disk(path)
             sync_to_disk(self._versions)
@@ -247,13 +344,38 @@ class ModelStore:
             raise
         return StoredVersion(number, folder, manifest)
 
+    def sign(self, number: int, key: "Ed25519PrivateKey") -> StoredVersion:
+        """Sign the manifest of a version after checking every file. Replaces an earlier signature.
+
+        Raises `StoredArtifactError` as `StoredVersion.check` does, and for a version of another dataset.
+        """
+        with self.lock():
+            version = self.version(number)
+            version.require_dataset()
+            version.check()
+            # Beside the folder: `recover` removes what a killed process leaves there.
+            temporary = temporary_name(version.folder)
+            try:
+                temporary.write_bytes(key.sign(version.manifest.text))
+                sync_to_disk(temporary)
+                temporary.replace(version.folder / SIGNATURE_NAME)
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_to_disk(version.folder)
+        return version
+
     def leftovers(self) -> list[Path]:
         """Return what writers and removals that are running or were killed left: folders, then temporary names.
 
         In this order, because a folder whose removal has begun counts as a version again without its temporary file.
         """
         discarded = [folder for folder in self._folders() if is_discarded(folder, MANIFEST_NAME)]
-        return [*sorted(discarded), *sorted(self._versions.glob(".*.tmp"))]
+        temporaries = [
+            path
+            for path in self._versions.glob(".*.tmp")
+            if _VERSION_FOLDER.fullmatch((name_of_temporary(path.name) or "").removesuffix(f".{MANIFEST_NAME}"))
+        ]
+        return [*sorted(discarded), *sorted(temporaries)]
 
     def recover(self, *, restore: bool = False) -> list[str]:
         """Complete or undo what a killed writer left. Return what was done, for people. The caller holds `lock`.
@@ -279,11 +401,14 @@ class ModelStore:
 
     def intact_manifests(self, after: int = 0) -> list[Manifest]:
         """Return the manifests of the versions after a number, oldest first, without the damaged ones."""
-        manifests = []
+        return [version.manifest for version in self._with_manifests(after)]
+
+    def _with_manifests(self, after: int = 0) -> list[StoredVersion]:
+        versions = []
         for number in (number for number in self.numbers() if number > after):
             with suppress(StoredArtifactError, VersionNotFound):
-                manifests.append(self.version(number).manifest)
-        return manifests
+                versions.append(self.version(number))
+        return versions
 
     def _compare_log(self, *, restore: bool) -> tuple[list[AliasEvent], str | None]:
         """Return the promotions that the log lacks, and a message if it lost another line that a record covers.
@@ -293,13 +418,14 @@ class ModelStore:
         """
         # The log is read last: another process may add a version and its moves meanwhile.
         state, newest = self.aliases.state(), max(self.numbers(), default=0)
-        manifests = self.intact_manifests()
+        versions = self._with_manifests()
         entries = self.aliases.entries()
         lines, events = len(entries), [event for event, _ in entries]
         missing = []
         heads = [(str(self.aliases.state_path), state.head)]
-        for manifest in manifests:
-            event, number = manifest.verdict.event, manifest.version
+        for version in versions:
+            manifest, number = version.manifest, version.number
+            event = manifest.verdict.event
             if manifest.alias_log is not None and number > state.abandoned:
                 heads.append((f"the manifest of version {number}", manifest.alias_log))
             if event is None or event in events:
@@ -309,6 +435,8 @@ class ModelStore:
                     f"{self.aliases.path} lacks the promotion of version {number}, which its manifest records: the log "
                     f"was lost or shortened. {_RESTORE_LOG}"
                 )
+            if not restore:
+                version.signer()  # the log must not get a promotion that anyone could have written
             missing.append(event)
             entries.append((event, chain(event.as_json(), head_of(entries).sha256)))
         for source, head in heads:

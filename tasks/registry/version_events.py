@@ -4,7 +4,6 @@ After each send, the record beside the alias log is updated. A process that was 
 again, with the same id. The server stores it once.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.layout import REPORT_NAME, VERDICT_NAME, WEIGHTS_NAME
 from schemas.references import CsvFile, sha256sum_digest
-from schemas.store import AliasEvent
+from schemas.store import AliasEvent, PairedVerdict
 from tasks.registry.alias_log import CHAMPION, ROLLBACK, head_of
 from tasks.registry.store import ModelStore
 
@@ -103,7 +102,7 @@ def _figures(store: ModelStore, number: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"digests": None, "accuracy": None, "p": None, "report": None}
     try:
         version = store.version(number)
-        paired = json.loads(version.read(VERDICT_NAME)).get("paired")
+        paired = version.read_json(VERDICT_NAME, PairedVerdict).paired
     except (StoredArtifactError, VersionNotFound) as error:
         logger.warning("version %d: its event has no figures: %s", number, error)
         return figures
@@ -116,6 +115,6 @@ def _figures(store: ModelStore, number: int) -> dict[str, Any]:
             "data": sha256sum_digest(CsvFile(path=Path(csv.file), sha256=csv.sha256) for csv in csvs),
         },
         "accuracy": manifest.test_accuracy,
-        "p": paired and paired["p_value"],
+        "p": paired and paired.p_value,
         "report": str(version.folder / REPORT_NAME),
     }

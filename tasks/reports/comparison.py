@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import DatasetContract, contract_of
-from schemas.errors import DataContractError, WrongUsage
+from schemas.errors import DataContractError, StoredArtifactError, WrongUsage
 from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
@@ -21,6 +21,7 @@ from tasks.reports.rendering import render
 from tasks.reports.version_report import ClassProbability, class_probability
 from tasks.runtime.files import atomic_write
 from tasks.runtime.stage_cache import output_folder
+from tasks.runtime.stored_file import open_stored
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
         version.check()
     manifests = [version.manifest for version in versions]
     contract = contract_of(manifests[1].dataset)
-    old, new = (read_predictions(version.folder / PREDICTIONS_NAME, contract) for version in versions)
+    old, new = (
+        read_predictions(version.folder / PREDICTIONS_NAME, contract, version.digests[PREDICTIONS_NAME])
+        for version in versions
+    )
     old_rows, new_rows = shared_rows(old, new)
     if not len(new_rows):
         raise WrongUsage(
@@ -177,9 +181,13 @@ def _image_sources(
     for manifest in manifests:
         key = manifest.stage("prepare").key
         try:
-            yield np.load(output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test"), mmap_mode="r")
-        except (OSError, ValueError):
+            path = output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test")
+            with open_stored(path):  # a pipe would block `np.load`
+                images = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, StoredArtifactError):
             continue
+        if images.dtype == np.uint8 and images.shape[1:] == (contract.pixels,):
+            yield images
     for name in dict.fromkeys(entry.file for manifest in manifests for entry in manifest.data.test.csv_files):
         try:
             with open_csv(data_dir / name, contract) as csv:

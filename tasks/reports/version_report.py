@@ -23,7 +23,7 @@ from schemas.layout import (
     Artifacts,
 )
 from tasks.model.backend import DEFAULT_ENVIRONMENT
-from tasks.model.network import HIDDEN_UNITS
+from tasks.model.network import HIDDEN_UNITS, Network, read_weights
 from tasks.model.test_predictions import StoredPredictions, read_predictions
 from tasks.reports.charts import RELIABILITY_CHART, learning_charts
 from tasks.reports.images import image_uri, weights_picture
@@ -80,7 +80,7 @@ def write_report(
         learning=learning_charts(history),
         best_epoch=min(range(len(history)), key=lambda epoch: float(history[epoch]["val_loss"])) + 1,
         reliability=RELIABILITY_CHART,
-        weights=weights_picture(_first_layer(folder / WEIGHTS_NAME), contract.height, contract.width),
+        weights=weights_picture(_first_layer(folder, contract), contract.height, contract.width),
         meanings={
             key: field.description
             for model in (TrainingConfig, PromotionConfig)
@@ -173,12 +173,9 @@ def _data_docs(folder: Path) -> str | None:
     return f"../../../../{index.parent.name}/{index.name}" if index.is_file() else None
 
 
-def _first_layer(weights: Path) -> npt.NDArray[np.float32]:
+def _first_layer(folder: Path, contract: DatasetContract) -> npt.NDArray[np.float32]:
     """Return the kernel of the first dense layer, float32 (pixels, units)."""
-    import h5py
-
-    with h5py.File(weights, "r") as file:
-        return np.asarray(file["layers/dense/vars/0"])
+    return read_weights(folder / WEIGHTS_NAME, Network.of(contract, dropout=0))[0]
 
 
 def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -189,16 +186,16 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
     """
     dataset, version, champion = manifest["dataset"], manifest["version"], manifest["parent"]
     about = [] if dataset == FASHION_MNIST.name else ["--dataset", dataset]
-    flags = {key: manifest["configuration"][key] for key in TrainingConfig.model_fields}
+    flags = {key: manifest["configuration"].get(key) for key in TrainingConfig.model_fields}
     if bad_rows := max(manifest["data"][split]["quarantined"] for split in SPLITS):
         flags["bad_rows"] = bad_rows
     # A GPU adds in a different order, so only a CPU repeats the weights of a CPU.
     if manifest["device"]["kind"] == "cpu":
         flags["device"] = "cpu"
     flags |= {
-        "promotion_policy" if key == "policy" else key: manifest["promotion"][key]
+        "promotion_policy" if key == "policy" else key: value
         for key, default in PromotionConfig().model_dump().items()
-        if manifest["promotion"][key] != default
+        if (value := manifest["promotion"].get(key, default)) != default
     }
     options = [
         word for key, value in flags.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))

@@ -6,10 +6,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from schemas.layout import is_litter
 from tasks.runtime.locks import abandoned, create_in_use
 
 logger = logging.getLogger(__name__)
+
+# Most permissions of rejected rows, logs and the state of services: they may quote data. A stricter umask takes more.
+PRIVATE_FILE, PRIVATE_FOLDER = 0o640, 0o750
 
 # Errors of file systems that cannot sync a file or a folder. Any other error is a failure to write.
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -78,13 +83,23 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
+def without_temporary_names(text: str) -> str:
+    """Return a message with each `temporary_name` replaced by the final name.
+
+    Messages about one incident, such as a full disk, are then equal, and cause one notification.
+    """
+    return re.sub(r"\.([^/]+)\.[0-9a-f]{32}\.tmp", r"\1", text)
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield an empty temporary file beside ``path``. Rename it to ``path`` when the block ends without an error.
 
     An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
+
+    mode: most permissions of the file, from which the umask takes some.
     """
-    with _replacing(path, Path.touch) as temporary:
+    with _replacing(path, partial(Path.touch, mode=mode)) as temporary:
         yield temporary
 
 
@@ -105,13 +120,18 @@ def _replacing(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
         create(temporary)
         return temporary
 
-    temporary, mark = create_in_use(create_temporary)
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        os.close(mark)
-        remove_path(temporary)
+        temporary, mark = create_in_use(create_temporary)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            os.close(mark)
+            remove_path(temporary)
+    except OSError as error:
+        if isinstance(error.filename, str | Path):
+            error.filename = without_temporary_names(str(error.filename))
+        raise
 
 
 def sweep_temporaries(path: Path) -> None:
@@ -125,6 +145,12 @@ def sweep_temporaries(path: Path) -> None:
 def is_mount_point(path: Path) -> bool:
     """Return whether something is mounted on ``path`` itself, also a file of the same file system."""
     return any(mount.mountpoint == str(path) for mount in psutil.disk_partitions(all=True))
+
+
+def contains_mount_point(folder: Path) -> bool:
+    """Return whether something is mounted on ``folder`` or below it."""
+    real = folder.resolve()
+    return any(Path(mount.mountpoint).is_relative_to(real) for mount in psutil.disk_partitions(all=True))
 
 
 def remove_path(path: Path) -> None:

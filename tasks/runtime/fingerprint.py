@@ -130,7 +130,27 @@ def installed_version(name: str) -> str | None:
 @cache
 def lock_digest() -> str:
     """Return the sha256 of the lock that this environment was installed from."""
-    return hashlib.sha256(_content(PROJECT_ROOT / "requirements" / f"{installed_extra()}.lock")).hexdigest()
+    return hashlib.sha256(installed_lock()).hexdigest()
+
+
+def installed_lock() -> bytes:
+    """Return the content of the lock that this environment was installed from."""
+    return _content(PROJECT_ROOT / "requirements" / f"{installed_extra()}.lock")
+
+
+def locked_packages(lock: str) -> dict[str, tuple[str, list[str]]]:
+    """Return name, version and sha256 digests of each requirement of a lock whose marker applies to this platform."""
+    from packaging.requirements import Requirement
+
+    packages = {}
+    for line in lock.replace("\\\n", " ").splitlines():
+        text, *digests = line.split(" --hash=sha256:")
+        if text.strip() and not text.startswith("#"):
+            requirement = Requirement(text.strip())
+            if requirement.marker is None or requirement.marker.evaluate():
+                version = next(iter(requirement.specifier)).version
+                packages[requirement.name] = version, [digest.strip() for digest in digests]
+    return packages
 
 
 def package_versions() -> dict[str, str]:

@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from tasks.runtime.files import PRIVATE_FILE
+
 LARGEST_BYTES = 10_000_000
 KEPT = 3
 
@@ -20,6 +22,7 @@ def rotate_logs(folder: Path) -> list[Path]:
         for newer, older in zip(copies[-2::-1], copies[:0:-1], strict=True):
             if newer.exists():
                 newer.replace(older)
+        copies[0].touch(PRIVATE_FILE)
         with log.open("rb") as source, copies[0].open("wb") as copy:
             source.seek(-LARGEST_BYTES, os.SEEK_END)
             shutil.copyfileobj(source, copy)

@@ -4,17 +4,20 @@ An output is a folder with a `stage.json` that lists its files. Both are written
 renamed to the beginning of the key: the digest of the stage's inputs, parameters, code and lock.
 """
 
-import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
+from schemas.store import StoredFile, StoredJson
 from tasks.runtime.events import StageFinished, StageStarted, emit
 from tasks.runtime.files import (
     atomic_folder,
@@ -22,11 +25,12 @@ from tasks.runtime.files import (
     digest_of,
     discard_folder,
     remove_leftover,
-    sha256_file,
+    without_temporary_names,
     write_json,
 )
 from tasks.runtime.fingerprint import code_digest, lock_digest
 from tasks.runtime.locks import lock
+from tasks.runtime.stored_file import check_stored, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,17 @@ class Stage:
 
     name: str
     core: tuple[str, ...]
+
+
+class _Record(StoredJson):
+    """stage.json, as far as it is read."""
+
+    stage: str
+    key: str
+    facts: dict[str, Any]
+    seconds: float
+    files: dict[Annotated[str, Field(pattern=r"^[^/.\x00][^/\x00]*(/[^/.\x00][^/\x00]*)*$")], StoredFile]
+    record_sha256: str
 
 
 def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
@@ -58,13 +73,18 @@ def _cache_inputs(stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_stage(
-    folder: Path, stage: Stage, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+    folder: Path,
+    stage: Stage,
+    inputs: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+    parse: Callable[[StageRecord, dict[str, Any]], object] = lambda record, facts: None,
 ) -> tuple[StageRecord, dict[str, Any]]:
     """Build a stage's output, or return the one that an earlier run built for the same key.
 
     folder: holds the outputs of this stage, one folder per key.
     inputs: everything but code that the output depends on, as JSON: digests of data, parameters. No paths.
     build: writes the output into the empty folder that it receives and returns facts about it, as JSON.
+    parse: receives what this function returns. If it raises for an earlier output, that output is built again.
 
     Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains. Raises
     `StageNotWritten` for an OSError that names no file.
@@ -78,28 +98,47 @@ def run_stage(
         for temporary in folder.glob(f".{final.name}.*.tmp"):
             if remove_leftover(temporary):
                 logger.info("removed %s, left by a run that was killed", temporary)
-        record = _earlier_record(final, stage)
-        reused = record is not None
-        if record is None:
+        result = _earlier_output(final, stage, key, parse)
+        if result is None:
             record = _build_output(final, {**cache_inputs, "key": key}, build)
-    digest, seconds = digest_of(record["files"]), record["seconds"]
-    emit(StageFinished(stage.name, split, reused, seconds, record["facts"]))
-    reference = StageRecord(stage=stage.name, key=key, digest=digest, path=final, reused=reused, seconds=seconds)
-    return reference, record["facts"]
+            result = _reference(final, record, reused=False), record["facts"]
+    reference, facts = result
+    emit(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
+    return reference, facts
 
 
-def _earlier_record(final: Path, stage: Stage) -> dict[str, Any] | None:
-    """Return the record of the output in ``final``, if it exists. A damaged output is removed."""
-    if not final.exists():
+def _reference(final: Path, record: Mapping[str, Any], *, reused: bool) -> StageRecord:
+    return StageRecord(
+        stage=record["stage"],
+        key=record["key"],
+        digest=digest_of(record["files"]),
+        path=final,
+        reused=reused,
+        seconds=record["seconds"],
+    )
+
+
+def _earlier_output(
+    final: Path, stage: Stage, key: str, parse: Callable[[StageRecord, dict[str, Any]], object]
+) -> tuple[StageRecord, dict[str, Any]] | None:
+    """Return the reference and the facts of the output in ``final``, if it exists. A damaged output is removed."""
+    if not os.path.lexists(final):
         return None
     try:
         record = read_stage(final)
+        if (record["stage"], record["key"]) != (stage.name, key):
+            raise StoredArtifactError(f"{final / RECORD_NAME}: expected key {key}, received {record['key']}.")
+        result = _reference(final, record, reused=True), record["facts"]
+        try:
+            parse(*result)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StoredArtifactError(f"{final / RECORD_NAME} has other facts than this stage writes.") from error
     except StoredArtifactError as error:
         logger.warning("%s: an earlier output is damaged and is rebuilt. %s", stage.name, error)
         discard_folder(final, RECORD_NAME)
         return None
     logger.debug("reused %s", final.name)
-    return record
+    return result
 
 
 def _build_output(
@@ -116,8 +155,8 @@ def _build_output(
         if error.filename is not None:
             raise
         # numpy and pyarrow leave out the file name, mostly on a full disk.
-        message = f"{identity['stage']} could not write to {final.parent}: {error.strerror or error}."
-        raise StageNotWritten(message) from error
+        reason = without_temporary_names(error.strerror or str(error))
+        raise StageNotWritten(f"{identity['stage']} could not write to {final.parent}: {reason}.") from error
     return record
 
 
@@ -126,17 +165,21 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
     Raises `StoredArtifactError` if the record or a file is missing or was changed.
     """
+    record = read_record(folder)
+    for name, entry in record["files"].items():
+        check_stored(folder / name, entry["sha256"], largest=entry["bytes"])  # arrays grow with the data
+    return record
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a finished stage, after verifying its digest. The files that it lists are not verified.
+
+    Raises `StoredArtifactError` if the record is missing or was changed.
+    """
     path = folder / RECORD_NAME
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        expected = record.pop("record_sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoredArtifactError(f"{path} cannot be read as the record of a stage ({error!r}).") from error
+    record: dict[str, Any] = read_json(path)
+    _Record.parse(record, str(path))
+    expected = record.pop("record_sha256")
     if (actual := digest_of(record)) != expected:
         raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
-    for name, entry in record["files"].items():
-        file = folder / name
-        actual = sha256_file(file) if file.is_file() else "no file"
-        if actual != entry["sha256"]:
-            raise StoredArtifactError(f"{file}: expected sha256 {entry['sha256']}, received {actual}.")
     return record

@@ -1,16 +1,18 @@
-"""Proxies and HOME in the environment of this process."""
+"""Proxies, HOME and key files in the environment of this process."""
 
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
 
 from cli.environment import exclude_loopback_from_proxies, prepare_environment
 from cli.server_process import free_port
+from schemas.config import PROJECT_ROOT
 from tests.field_faults import field_fault
 
 PROXY, SOCKS = "http://PROXY", "socks5://user:secret@PROXY"
@@ -123,3 +125,22 @@ def test_empty_home_of_prefect_counts_as_unset() -> None:
     variables = {"HOME": "/home/me", "PREFECT_HOME": ""}
     prepare_environment(variables)
     assert "PREFECT_HOME" not in variables
+
+
+def test_paths_in_variables_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_API_SSL_CERT_FILE", "FASHION_ANN_SIGNING_KEY", "TMPDIR")
+    others = {"PREFECT_PROFILE": "mine", "PREFECT_API_URL": "x", "FASHION_ANN_NOTIFY": "a/b", "PATH": "bin"}
+    kept = {"PREFECT_LOCAL_STORAGE_PATH": "~/x", "SSL_CERT_FILE": "/etc/ca.pem", "FASHION_ANN_ARTIFACTS_DIR": ""}
+    variables = {**dict.fromkeys(names, "here/x"), **others, **kept, "HOME": "/home/me"}
+    prepare_environment(variables)
+    assert {name: variables[name] for name in names} == dict.fromkeys(names, f"{tmp_path}/here/x")
+    assert {name: variables[name] for name in {**others, **kept}} == {**others, **kept}
+
+
+def test_child_processes_import_nothing_from_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", "mine", "/absolute"]))
+    variables = {"HOME": "/home/me"}
+    prepare_environment(variables)
+    assert variables["PYTHONSAFEPATH"] == "1"
+    assert variables["PYTHONPATH"] == os.pathsep.join([str(PROJECT_ROOT), "/absolute"])

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from cli.arguments import path_argument
 from cli.contract_page import PAGE
 from cli.main import COMMANDS
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
-from tests.stored import add_promoted, add_stored, event, make_older, verdict
+from tests.stored import add_promoted, add_stored, event, make_older, metrics, verdict
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_prints_versions_as_json(run: Run, store: Path, tmp_path: Path) -> None:
     assert (row["version"], row["aliases"], row["test_accuracy"]) == (1, ["champion"], 0.9)
     status, out, _ = run("show", "champion", "--json")
     assert status == 0
-    assert json.loads(out)["metrics"] == {"test_accuracy": 0.9}
+    assert json.loads(out)["metrics"] == metrics(0.9)
     # The flag overrides the variable, and each dataset has its own store.
     assert json.loads(run("versions", "--json", "--artifacts-dir", tmp_path / "other")[1]) == []
     assert json.loads(run("versions", "--json", "--dataset", "digits")[1]) == []
@@ -149,9 +150,70 @@ def test_gc_reports_a_read_only_store(run: Run, store: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "rename", fail)
     status, out, err = run("gc", "--keep", "1")
-    assert (status, out) == (1, "")
+    assert status == 1
     assert err == f"fashion-ann gc: {store / 'versions' / '0001'}: Read-only file system.\n"
-    assert run("gc", "--keep", "1", "--dry-run")[0] == 0
+    # The list comes before the first deletion, and is that of a dry run.
+    status, planned, _ = run("gc", "--keep", "1", "--dry-run")
+    assert (status, out) == (0, planned.splitlines(keepends=True)[0])
+
+
+WRITERS = {
+    "train": [],
+    "predict": ["images.csv", "--output", "out.csv"],
+    "quarantine export": [],
+    "compare": ["1", "2"],
+    "promote": ["1", "--reason", "a test"],
+    "rollback": ["--reason", "a test"],
+    "alias": ["1", "staging", "--reason", "a test"],
+    "sign": ["1", "--key", "key.pem"],
+    "reproduce": ["1"],
+    "gc": [],
+    "up": [],
+}
+
+
+def test_the_writing_commands_are_known() -> None:
+    assert {name for name, command in COMMANDS.items() if command.writes} == set(WRITERS)
+
+
+@pytest.mark.parametrize(("artifacts", "data"), [("both", "both/data"), ("both/artifacts", "both")])
+@pytest.mark.parametrize("name", WRITERS)
+def test_writing_commands_require_separate_folders(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, artifacts: str, data: str
+) -> None:
+    monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(tmp_path / data))
+    (tmp_path / data).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(*name.split(), "--artifacts-dir", tmp_path / artifacts, *WRITERS[name])
+    assert (status, out) == (2, "")
+    assert " is inside the " in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reading_commands_do_not_require_separate_folders(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(tmp_path / "data"))
+    assert run("versions", "--artifacts-dir", tmp_path)[0] == 0
+
+
+def test_paths_are_those_of_the_callers_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", "by-variable")
+    assert str(tmp_path / "by-variable" / "models") in run("versions")[1]
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / "by-flag" / "models") in run("versions", "--artifacts-dir", "./by-flag")[1]
+
+
+def test_every_argument_for_a_path_is_made_absolute() -> None:
+    """The commands run in the checkout, so a relative path would name another file there."""
+    paths = {"D", "FILE", "FILE.html", "OUT", "IMAGES"}
+    other = {"V", "W", "N", "X", "R", "NAME"}
+    for command in COMMANDS.values():
+        for argument in (argument for group in command.arguments for argument in group):
+            metavar = argument.settings.get("metavar")
+            assert metavar is None or metavar in paths | other, metavar
+            assert (argument.settings.get("type") is path_argument) == (metavar in paths), argument.names
 
 
 def test_alias_names_a_version_everywhere(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,12 @@ from cli.server_process import (
     environment,
     free_port,
     has_ended,
+    is_loopback,
     last_words,
     project_settings,
     reported_cause,
     stop_tree,
+    ui_origins,
     wait_for_end,
     wait_or_kill,
     wait_until_healthy,
@@ -171,6 +173,29 @@ def test_zombie_counts_as_ended() -> None:
         while child.status() != psutil.STATUS_ZOMBIE:
             os.sched_yield()
         assert wait_for_end([child], 0) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *(("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)),
+        *(("0.0.0.0", False), ("::", False), ("192.0.2.1", False), ("localhost.example.org", False), ("", False)),  # noqa: S104
+    ],
+)
+def test_loopback_is_reached_from_this_machine_only(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "origins"),
+    [
+        ("http://127.0.0.1:4200/api", ["http://127.0.0.1:4200", "http://localhost:4200"]),
+        ("http://192.0.2.1:4201/api", ["http://192.0.2.1:4201"]),
+        ("https://example.org/api", ["https://example.org"]),
+    ],
+)
+def test_origins_of_the_ui(url: str, origins: list[str]) -> None:
+    assert ui_origins(url) == origins
 
 
 def test_user_variables_override_project_settings(monkeypatch: pytest.MonkeyPatch) -> None:

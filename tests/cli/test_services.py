@@ -144,6 +144,15 @@ def test_prefect_toml_is_replaced_and_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_prefect_toml_with_a_password_is_for_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "prefect.toml"
+    services.write_prefect_toml(path, URL)
+    path.chmod(0o644)
+    services.write_prefect_toml(path, URL, password := 'us"er:pass\\wörd')
+    assert tomllib.loads(path.read_text(encoding="utf-8")) == {"api": {"url": URL, "auth_string": password}}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("text", ["[api]\nurl = 'http://elsewhere/api'\n", ""])
 def test_prefect_toml_of_the_user_is_kept(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prefect.toml"

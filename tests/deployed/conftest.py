@@ -41,6 +41,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def csrf_headers(url: str) -> dict[str, str]:
+    """Return the headers that the server requires of requests that may change something."""
+    token = httpx.get(f"{url}/csrf-token", params={"client": "test"}, timeout=120).raise_for_status().json()
+    return {"Prefect-Csrf-Client": token["client"], "Prefect-Csrf-Token": token["token"]}
+
+
 class Deployed:
     """A server with everything deployed, and a client for it. The data is the committed sample."""
 

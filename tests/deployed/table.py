@@ -1,6 +1,5 @@
 """Write docs/faults.md from the results of the fault tests."""
 
-import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from schemas.config import PROJECT_ROOT
+from tasks.model.backend import cpu_name
 
 DATABASES = ("sqlite", "Postgres")
 
@@ -69,7 +69,7 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
         rows="\n".join(table_lines(rows)),
         day=datetime.now(UTC).date(),
         commit=commit(),
-        machine=f"{os.cpu_count()} cores of {processor()}",
+        machine=cpu_name(),
         python=platform.python_version(),
         prefect=version("prefect"),
     )
@@ -88,12 +88,3 @@ def table_lines(rows: Iterable[Row]) -> Iterable[str]:
 def commit() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -7,9 +7,11 @@ import re
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,8 +21,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prefect.client.base import PrefectHttpxSyncClient
 
 from cli.automations import MARK_DEAD
+from cli.server_process import authorization
 from tests.deployed.postgres import Postgres
 from tests.field_faults import field_fault
 from tests.processes.kill import wait_until_gone
@@ -87,6 +91,17 @@ class Checkout:
         assert output["status"] == 0
         return output
 
+    def api(self) -> httpx.Client:
+        """Return a client for the server of the last `up`, with its password and a CSRF token."""
+        settings = tomllib.loads((self.folder / "prefect.toml").read_text())["api"]
+        return PrefectHttpxSyncClient(
+            base_url=settings["url"],
+            headers=authorization(settings.get("auth_string")),
+            timeout=120,  # sqlite may be locked for a minute
+            enable_csrf_support=True,
+            raise_on_all_errors=False,
+        )
+
     def processes(self) -> list[psutil.Process]:
         """Return the processes that `up` started, and their descendants."""
         processes = []
@@ -115,15 +130,16 @@ def _kill(pid: int) -> None:
     wait_until_gone(pid)
 
 
-def _runs(url: str) -> dict[str, str]:
+def _runs(checkout: Checkout) -> dict[str, str]:
     """Return the state by id of every run of the main flow, without those scheduled for coming nights."""
-    return {run["id"]: run["state_type"] for run in _runs_of("train-fashion-mnist", url) if not run["auto_scheduled"]}
+    runs = _runs_of("train-fashion-mnist", checkout)
+    return {run["id"]: run["state_type"] for run in runs if not run["auto_scheduled"]}
 
 
-def _runs_of(flow: str, url: str) -> list[dict[str, Any]]:
+def _runs_of(flow: str, checkout: Checkout) -> list[dict[str, Any]]:
     body = {"flows": {"name": {"any_": [flow]}}}
-    response = httpx.post(f"{url}/flow_runs/filter", json=body, timeout=120)  # sqlite may be locked for a minute
-    return list(response.raise_for_status().json())
+    with checkout.api() as api:
+        return list(api.post("/flow_runs/filter", json=body).raise_for_status().json())
 
 
 def _wait_for(check: Callable[[], Any]) -> None:
@@ -138,6 +154,8 @@ def test_up_starts_what_is_missing_and_down_stops_all(checkout: Checkout) -> Non
     assert set(first["services"]) == {"server", "worker-cpu", "worker-gpu"}
     assert {process.pid for process in checkout.processes()} == set(_pids(first).values())
     assert all(Path(service["log"]).parent == Path(first["logs"]) for service in first["services"].values())
+    logs = [checkout.services / "state.json", *Path(first["logs"]).iterdir()]
+    assert {oct(stat.S_IMODE(path.stat().st_mode) & ~0o640) for path in logs} == {"0o0"}
     assert _pids(checkout.up()) == _pids(first)
 
     _kill(_pids(first)["server"])
@@ -158,7 +176,7 @@ def test_up_starts_what_is_missing_and_down_stops_all(checkout: Checkout) -> Non
     flags = ("--epochs", "1", "--batch-size", "64", "--validation-size", "100")
     trained = checkout.run("train", *flags, "--minimum-accuracy", "0", "--minimum-recall", "0")
     assert trained.returncode == 0, trained.stderr
-    assert list(_runs(first["url"]).values()) == ["COMPLETED"]
+    assert list(_runs(checkout).values()) == ["COMPLETED"]
 
     done = checkout.run("down", "--json")
     assert json.loads(done.stdout) == {"stopped": ["worker-cpu", "worker-gpu", "server"]}
@@ -172,7 +190,7 @@ def test_up_starts_what_is_missing_and_down_stops_all(checkout: Checkout) -> Non
 
     again = checkout.up()
     assert again["url"] == first["url"]
-    assert list(_runs(again["url"]).values()) == ["COMPLETED"]
+    assert list(_runs(checkout).values()) == ["COMPLETED"]
 
 
 def test_two_ups_at_once_start_one_of_each(checkout: Checkout) -> None:
@@ -233,8 +251,8 @@ def test_up_after_the_clock_was_set_and_the_host_renamed(checkout: Checkout) -> 
     after = _pids(checkout.services_of("status"))
     assert {name for name in before if after[name] != before[name]} == {"worker-cpu"}
     assert {process.pid for process in checkout.processes()} == set(after.values())
-    url = json.loads(again.stdout)["url"]
-    workers = httpx.post(f"{url}/work_pools/cpu/workers/filter", json={}).raise_for_status().json()
+    with checkout.api() as api:
+        workers = api.post("/work_pools/cpu/workers/filter", json={}).raise_for_status().json()
     assert len(workers) == 1
 
     state = checkout.services / "state.json"
@@ -288,11 +306,12 @@ def test_up_uses_the_configured_postgres(checkout: Checkout, postgres: Postgres)
     assert "PREFECT_API_DATABASE_CONNECTION_URL" in rejected.stderr
     checkout.run("down")
     assert checkout.processes() == []
-    assert list(_runs(checkout.up(**database)["url"]).values()) == ["COMPLETED"]
+    checkout.up(**database)
+    assert list(_runs(checkout).values()) == ["COMPLETED"]
     assert checkout.services_of("status")["url"] == url
 
 
-def _train_for_long(checkout: Checkout, url: str) -> str:
+def _train_for_long(checkout: Checkout) -> str:
     """Start a run that trains for a long time, and return its id."""
     parameters = {**QUICK, "training": {**QUICK["training"], "epochs": 10_000}}
     run = checkout.run(
@@ -300,7 +319,7 @@ def _train_for_long(checkout: Checkout, url: str) -> str:
     )
     assert run.returncode == 0, run.stderr
     _wait_for(lambda: list((checkout.folder / "artifacts").glob("checkpoints/*.npz")))
-    (run_id,) = (run["id"] for run in _runs_of("train-fashion-mnist", url) if run["parameters"].get("training"))
+    (run_id,) = (run["id"] for run in _runs_of("train-fashion-mnist", checkout) if run["parameters"].get("training"))
     return str(run_id)
 
 
@@ -309,10 +328,10 @@ def test_up_after_a_power_cut_resumes_schedules_and_ends_runs(checkout: Checkout
     url = checkout.up()["url"]
 
     def fired_since(moment: datetime) -> list[str]:
-        ended = [run for run in _runs_of("watch-data", url) if run["state_type"] == "COMPLETED"]
+        ended = [run for run in _runs_of("watch-data", checkout) if run["state_type"] == "COMPLETED"]
         return [run["id"] for run in ended if datetime.fromisoformat(run["expected_start_time"]) > moment]
 
-    training = _train_for_long(checkout, url)
+    training = _train_for_long(checkout)
     started = datetime.now(UTC)
     _wait_for(lambda: fired_since(started))  # one that has ended, because only one may run at a time
     for process in checkout.processes():
@@ -321,25 +340,28 @@ def test_up_after_a_power_cut_resumes_schedules_and_ends_runs(checkout: Checkout
 
     assert checkout.up()["url"] == url
     _wait_for(lambda: fired_since(power_cut))
-    _wait_for(lambda: _runs(url)[training] == "CRASHED")
+    _wait_for(lambda: _runs(checkout)[training] == "CRASHED")
 
 
 def test_down_during_a_run_marks_it_crashed(checkout: Checkout) -> None:
-    _train_for_long(checkout, checkout.up()["url"])
+    checkout.up()
+    _train_for_long(checkout)
     assert len(checkout.processes()) > 3
     done = checkout.run("down")
     assert done.returncode == 0, done.stderr
     assert checkout.processes() == []
-    assert list(_runs(checkout.up()["url"]).values()) == ["CRASHED"]
+    checkout.up()
+    assert list(_runs(checkout).values()) == ["CRASHED"]
 
 
 def test_server_with_a_password_rejects_other_clients(checkout: Checkout) -> None:
     protected = {"PREFECT_SERVER_API_AUTH_STRING": PASSWORD}
     url = checkout.up(**protected)["url"]
     flows = f"{url}/flows/filter"
-    assert httpx.post(flows, json={}).status_code == 401
-    assert httpx.post(flows, json={}, auth=("user", "wrong")).status_code == 401
-    assert httpx.post(flows, json={}, auth=("user", "secret")).status_code == 200
+    assert httpx.post(flows, json={}, auth=("user", "secret")).status_code == 403  # no CSRF token
+    token = f"{url}/csrf-token?client=test"
+    assert httpx.get(token, auth=("user", "wrong")).status_code == 401
+    assert httpx.get(token, auth=("user", "secret")).status_code == 200
     rejected = checkout.run("train")
     assert rejected.returncode == 1
     assert "PREFECT_API_AUTH_STRING" in rejected.stderr
@@ -381,7 +403,8 @@ def test_server_that_cannot_start_is_reported_and_stopped(checkout: Checkout) ->
     "All three stay paused, and the log of `deploy` has a line for each",
 )
 def test_up_keeps_what_an_operator_paused(checkout: Checkout) -> None:
-    api = httpx.Client(base_url=checkout.up()["url"], timeout=120)
+    checkout.up()
+    api = checkout.api()
 
     def read(name: str) -> Any:
         return api.get(f"/deployments/name/train-fashion-mnist/{name}").raise_for_status().json()
@@ -410,7 +433,8 @@ def test_up_keeps_what_an_operator_paused(checkout: Checkout) -> None:
     "After its process ended it stays Suspended, and the automation for dead runs no longer waits for a heartbeat",
 )
 def test_suspended_run_stays_suspended(checkout: Checkout) -> None:
-    api = httpx.Client(base_url=checkout.up()["url"], timeout=120)
+    checkout.up()
+    api = checkout.api()
     body = {"parameters": {**QUICK, "training": {**QUICK["training"], "epochs": 300}}}
     deployment = api.get("/deployments/name/train-fashion-mnist/on-demand").json()["id"]
     path = f"/flow_runs/{api.post(f'/deployments/{deployment}/create_flow_run', json=body).json()['id']}"

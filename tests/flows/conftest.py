@@ -34,7 +34,6 @@ class Command:
         return subprocess.Popen(
             [sys.executable, "-m", "cli.main", *arguments],
             env=self.environment,
-            # Not in the checkout: `make up` may have written a prefect.toml there.
             cwd=Path(self.environment["FASHION_ANN_ARTIFACTS_DIR"]).parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

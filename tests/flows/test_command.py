@@ -18,11 +18,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from schemas.layout import MANIFEST_NAME, SIGNATURE_NAME
 from tasks.registry.store import ModelStore
+from tasks.runtime.files import digest_of, sha256_file, write_json
 from tasks.runtime.locks import lock
 from tests.field_faults import field_fault
 from tests.flows.conftest import Command
+from tests.keys import write_keys
 from tests.sample import SAMPLE
+from tests.traps import set_traps
 
 # The default floor is for 60,000 images. A model of 1,000 images is below it.
 NO_FLOOR = ("--minimum-accuracy", "0", "--minimum-recall", "0")
@@ -137,9 +141,8 @@ def test_resumes_after_a_kill_in_every_stage(command: Command, tmp_path: Path) -
 @pytest.fixture
 def without_api(command: Command, tmp_path: Path) -> Command:
     """Return a command that starts its own server on a new database."""
-    environment = {**command.environment, "PREFECT_HOME": str(tmp_path / "home")}
-    del environment["PREFECT_API_URL"]
-    return Command(environment)
+    # Empty, not missing: `make up` may have written a prefect.toml into the checkout.
+    return Command({**command.environment, "PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": ""})
 
 
 def servers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -345,14 +348,63 @@ def test_failed_start_names_the_observed_cause(
 
 @field_fault(
     "environment of the machine",
-    "PREFECT_SERVER_API_AUTH_STRING is in .env, proxies are set, and no server runs",
+    "PREFECT_SERVER_API_AUTH_STRING is in a Prefect profile, proxies are set, and no server runs",
     "`train` uses the password for its own server, and reaches it without the proxies",
 )
-def test_trains_with_a_password_in_env_file_and_proxies(without_api: Command, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("PREFECT_SERVER_API_AUTH_STRING=user:secret\n")
+def test_trains_with_a_password_in_a_profile_and_proxies(without_api: Command, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "profiles.toml").write_text(
+        'active = "mine"\n[profiles.mine]\nPREFECT_SERVER_API_AUTH_STRING = "user:secret"\n'
+    )
     nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "https_proxy": "127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
     other = {"PREFECT_API_AUTH_STRING": "another:server"}
     done = Command({**without_api.environment, **nowhere, **other}).run("train", "--epochs", "1", "--quiet", *FLAGS)
     assert done.returncode == 0, done.stderr
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("warning: batch_size 64")
+
+
+def test_trains_where_the_working_directory_has_traps(without_api: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "trapped"
+    folder.mkdir()
+    marks = set_traps(folder)
+    command = [Path(sys.executable).with_name("fashion-ann"), "train", "--epochs", "1", "--quiet", *FLAGS]
+    variables = {**without_api.environment, "FASHION_ANN_ARTIFACTS_DIR": "../artifacts"}
+    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True)
+    assert [mark.name for mark in marks.iterdir()] == []
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("created version 1")
+    assert ModelStore.of(tmp_path / "artifacts", "fashion-mnist").numbers() == [1]
+
+
+def test_only_signed_versions_are_used(command: Command, tmp_path: Path) -> None:
+    """Train with a key, then change the weights and write every digest again: only the signature reveals it."""
+    (private, public), (strange, _) = write_keys(tmp_path), write_keys(tmp_path, "other")
+    trusting = Command({**command.environment, "FASHION_ANN_VERIFY_KEY": str(public)})
+    signing = Command({**trusting.environment, "FASHION_ANN_SIGNING_KEY": str(private)})
+    other = Command({**trusting.environment, "FASHION_ANN_SIGNING_KEY": str(strange)})
+    refused = other.run("train", "--epochs", "1", "--quiet", *FLAGS)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "expected one key pair" in refused.stderr
+    assert not list((tmp_path / "artifacts").glob("prepared/*"))
+
+    assert signing.run("train", "--epochs", "1", "--quiet", *FLAGS).returncode == 0
+    verified = trusting.run("verify", "--json")
+    assert verified.returncode == 0, verified.stderr
+    (result,) = json.loads(verified.stdout)
+    assert (result["signed"], len(result["signed_by"])) == (True, 64)
+    predict = ("predict", str(SAMPLE / "fashion-mnist_test.csv.gz"), "--output", str(tmp_path / "out.csv"))
+    assert trusting.run(*predict).returncode == 0
+
+    stored = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(1)
+    content, weights = stored.manifest.as_json(), stored.folder / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes() + b"0")
+    content["files"][weights.name] = {"sha256": sha256_file(weights), "bytes": weights.stat().st_size}
+    del content["manifest_sha256"]
+    write_json(stored.folder / MANIFEST_NAME, {**content, "manifest_sha256": digest_of(content)})
+    ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(1).check()
+    done = trusting.run(*predict)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "Version 1 is not accepted" in done.stderr
+    assert str(stored.folder / SIGNATURE_NAME) in done.stderr
+    assert result["signed_by"] in done.stderr

@@ -38,7 +38,10 @@ def gpu_deployment(server: str) -> Iterator[None]:
 
 
 def test_server_of_our_version_passes(server: str) -> None:
-    assert f"also {server_version()}" in check_prefect()
+    check = run_check("prefect", check_prefect)
+    assert f"also {server_version()}" in check.says
+    # The test server has no password.
+    assert (check.ok, "NO PASSWORD" in check.says, "PREFECT_SERVER_API_AUTH_STRING" in check.cure) == (True, True, True)
 
 
 @pytest.mark.usefixtures("gpu_deployment")

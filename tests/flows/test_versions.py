@@ -203,7 +203,7 @@ def test_collect_garbage_rotates_the_logs_of_services(artifacts: Path) -> None:
 
 def test_collect_garbage_ends_while_a_run_is_active(artifacts: Path) -> None:
     (artifacts / "checkpoints").mkdir(exist_ok=True)
-    (artifacts / "checkpoints" / "key.npz").touch()
+    (artifacts / "checkpoints" / f"{'0' * 64}.npz").touch()
     with artifacts_lock(artifacts):
         state = collect_garbage(artifacts_dir=artifacts, return_state=True)
     assert (state.name, state.is_completed()) == ("Run active", True)

@@ -15,6 +15,7 @@ from schemas.config import (
     data_folder,
     expanded,
     is_default_data_folder,
+    separate_folders,
 )
 from schemas.errors import WrongUsage
 from tests.field_faults import field_fault
@@ -155,6 +156,37 @@ def test_the_default_data_folder_is_data_of_the_checkout(monkeypatch: pytest.Mon
     (tmp_path / "data").symlink_to("elsewhere")
     assert not is_default_data_folder(tmp_path / "data")
     assert not is_default_data_folder(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "data", "message"),
+    [
+        ("a", "a/data", "The data folder .*/a/data is inside the artifacts folder .*/a"),
+        ("a", "a/x/y/", "The data folder .* is inside"),
+        ("a/x", "a", "The artifacts folder .* is inside the data folder"),
+        ("a", "a", "inside"),
+        ("a", "b/../a/x", "inside"),
+        ("link", "a/x", "inside"),  # a link to a
+        ("b", "link/x", None),
+        ("a", "ab", None),
+        ("a", "b", None),
+    ],
+)
+def test_data_and_artifacts_are_separate(tmp_path: Path, artifacts: str, data: str, message: str | None) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    paths = tmp_path / artifacts, Path(f"{tmp_path}/{data}")
+    if message is None:
+        assert separate_folders(*paths) == paths
+        return
+    with pytest.raises(WrongUsage, match=message):
+        separate_folders(*paths)
+
+
+def test_the_default_folders_are_separate() -> None:
+    assert separate_folders() == (PROJECT_ROOT / "artifacts", PROJECT_ROOT / "data")
+    with pytest.raises(WrongUsage, match=r"/data is inside the artifacts folder"):
+        separate_folders(PROJECT_ROOT)
 
 
 def test_rejects_an_empty_folder_name(monkeypatch: pytest.MonkeyPatch) -> None:

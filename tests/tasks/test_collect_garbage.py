@@ -1,8 +1,11 @@
 """The task of collect-garbage without a server. tests/flows/ runs its flow."""
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from schemas.layout import Artifacts
 from schemas.references import Garbage
 from tasks.collect_garbage import collect
 from tasks.registry.store import ModelStore
@@ -31,3 +34,18 @@ def test_a_hanging_writer_does_not_block_the_collection(tmp_path: Path) -> None:
     assert str(store.root) in blocked.notes[0]
     done = collect_in_a_thread(tmp_path)
     assert (done.run_active, done.removed, done.kept_versions, store.numbers()) == (False, 2, (3,), [3])
+
+
+@field_fault(
+    "growth without bound",
+    "Scheduled runs fail for months, and Prefect stores two files per failure",
+    "Garbage collection deletes the files that are 91 days old, and keeps those of 89 days",
+)
+def test_old_results_of_flow_runs_are_deleted(tmp_path: Path) -> None:
+    results = Artifacts(tmp_path).flow_results
+    results.mkdir(parents=True)
+    for days in (89, 91):
+        (results / str(days)).touch()
+        os.utime(results / str(days), (time.time() - days * 86_400,) * 2)
+    collect_in_a_thread(tmp_path)
+    assert [path.name for path in results.iterdir()] == ["89"]

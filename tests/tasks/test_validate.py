@@ -13,7 +13,9 @@ from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import DataContractError
 from schemas.layout import RESULT_NAME, TEST_IN_TRAIN_NAME
 from schemas.references import ParquetSplit, ValidatedSplit
+from tasks.registry.store import ModelStore
 from tasks.validate import validate
+from tests.stored import add_promoted
 from tests.tasks.checks.rows import on_images, read_rows, transposed, write_rows
 
 
@@ -128,3 +130,15 @@ def test_fetched_data_has_the_published_rows(copied: ParquetSplit, tmp_path: Pat
     validate.fn(copied, "fashion-mnist", tmp_path)
     with pytest.raises(DataContractError, match="received 200"):
         validate.fn(copied.model_copy(update={"origin": "fetched"}), "fashion-mnist", tmp_path)
+
+
+@without_pages
+@pytest.mark.parametrize("profile", [b"[]", b"{}", b"[" * 100_000, b'{"class_rows": NaN}'])
+def test_an_unreadable_champion_profile_is_logged(
+    copied: ParquetSplit, tmp_path: Path, caplog: pytest.LogCaptureFixture, profile: bytes
+) -> None:
+    store = ModelStore.of(tmp_path / "artifacts", "fashion-mnist")
+    add_promoted(store.root, write=lambda folder: (folder / "profile.json").write_bytes(profile))
+    validated = validate.fn(copied, "fashion-mnist", tmp_path / "artifacts")
+    assert "drift from the champion's train data is not measured" in caplog.text
+    assert validated.warnings == ()

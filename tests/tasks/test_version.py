@@ -27,11 +27,13 @@ from tasks.model.test_predictions import StoredPredictions, read_predictions, wr
 from tasks.registry.champion import promote
 from tasks.registry.promotion import Champion, measure_candidate
 from tasks.registry.provenance import code_revision
+from tasks.registry.signatures import signing_key
 from tasks.registry.store import ModelStore
 from tasks.reports.version_summary import summarize_version
 from tasks.runtime.files import sha256_file
 from tasks.version import version
 from tests.field_faults import field_fault
+from tests.keys import write_keys
 from tests.plain_keras import plain_network
 from tests.stored import make_older
 
@@ -113,7 +115,7 @@ def test_the_first_version_becomes_champion(add: Any, store: ModelStore) -> None
     assert added.path == store.root / "versions" / "0001"
     assert {path.name for path in added.path.iterdir()} == {
         *("topology.json", "model.weights.h5", "metrics.json", "profile.json", "report.html"),
-        *("golden.json", "verdict.json", "test_predictions.parquet", "manifest.json"),
+        *("golden.json", "verdict.json", "test_predictions.parquet", "manifest.json", "bom.cdx.json"),
     }
     assert store.aliases_of(1) == ["champion"]
 
@@ -325,7 +327,7 @@ def test_changed_weights_add_no_version(add: Any, sample_trained: TrainedModel, 
     assert (store.numbers(), store.leftovers()) == ([], [])
 
 
-def test_a_damaged_champion_stays_and_a_removed_one_does_not(add: Any) -> None:
+def test_no_version_replaces_a_damaged_champion(add: Any) -> None:
     first = add()
     with (first.path / "report.html").open("a") as report:
         report.write("x")
@@ -333,9 +335,20 @@ def test_a_damaged_champion_stays_and_a_removed_one_does_not(add: Any) -> None:
     assert not second.champion
     assert "version 1, the champion, cannot be measured" in second.verdict
     assert "report.html" in second.verdict
-    shutil.rmtree(first.path)
-    third = add(key="c" * 64)
-    assert (third.version, third.champion) == (3, True)
+
+
+@field_fault(
+    "input replaced silently",
+    "The champion's folder is removed by hand, and published data is trained on",
+    "The new version is kept, its reason names the missing champion, and it is promoted by hand only",
+)
+def test_no_version_replaces_a_removed_champion(add: Any, store: ModelStore) -> None:
+    shutil.rmtree(add().path)
+    second = add(key="b" * 64, fetched=("train", "test"))
+    assert not second.champion
+    assert "version 1, the champion, cannot be measured. There is no version 1" in second.verdict
+    promote(store, 2, "the first one is gone")
+    assert add(key="b" * 64).champion
 
 
 def test_champion_of_an_older_layout_prevents_no_version(add: Any, store: ModelStore) -> None:
@@ -352,3 +365,40 @@ def test_the_code_revision_is_that_of_the_checkout() -> None:
     ).stdout.strip()
     assert code_revision()["revision"] == head
     assert isinstance(code_revision()["dirty"], bool)
+
+
+def test_training_signs_before_the_version_exists(
+    add: Any, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = write_keys(tmp_path)
+    monkeypatch.setenv("FASHION_ANN_SIGNING_KEY", str(private))
+    monkeypatch.setenv("FASHION_ANN_VERIFY_KEY", str(public))
+    added = add()
+    assert (added.created, added.champion) == (True, True)
+    assert store.version(1).accept() is not None
+    assert add().created is False
+    (added.path / "manifest.json.sig").write_bytes(bytes(64))
+    again = add()
+    assert (again.version, again.created, again.champion) == (2, True, False)
+    assert "Kept: version 1, the champion, cannot be measured. Version 1 is not accepted" in again.verdict
+    assert store.version(2).accept() is not None
+
+
+def test_an_unsigned_candidate_waits_for_a_signature(
+    add: Any, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = write_keys(tmp_path)
+    monkeypatch.setenv("FASHION_ANN_VERIFY_KEY", str(public))
+    added = add()
+    assert (added.waiting, added.champion) == (True, False)
+    assert added.verdict == (
+        "Waiting for a signature, because FASHION_ANN_SIGNING_KEY is not set: there was no champion."
+    )
+    assert store.aliases.champion() is None
+    assert add().created is False
+    with pytest.raises(StoredArtifactError, match="fashion-ann sign 1 --key FILE"):
+        promote(store, 1, "a test")
+    key = signing_key(str(private))
+    assert key is not None
+    store.sign(1, key)
+    assert promote(store, 1, "a test").event.to == 1

@@ -260,7 +260,7 @@ def test_machine_without_apt_is_no_source(tmp_path: Path, folder: Path, monkeypa
 def test_missing_scikit_learn_is_reported_with_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     (source,) = default_sources(DIGITS)
-    assert "-m pip install scikit-learn" in failure(source, folder, DIGITS)
+    assert "-m pip install --require-hashes -r requirements/datasets.lock" in failure(source, folder, DIGITS)
 
 
 def test_order_of_the_default_sources() -> None:

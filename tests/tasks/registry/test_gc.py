@@ -1,6 +1,7 @@
 """Test which versions and artifacts gc deletes and which it keeps."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from schemas.errors import StoredArtifactError, VersionNotFound, WrongUsage
 from tasks.registry.alias_log import alias_values, champions
-from tasks.registry.gc import collect, plan
+from tasks.registry.gc import Plan, collect, plan
 from tasks.registry.store import ModelStore
+from tasks.runtime.files import digest_of
 from tasks.runtime.locks import artifacts_lock
 from tests.faulty_files import refuse_to_rename_folders
 from tests.field_faults import field_fault
@@ -35,11 +37,20 @@ def stage_folders(artifacts: Path, name: str) -> list[Path]:
     return [*(artifacts / kind / key for kind in KINDS), artifacts / "data" / key / "validation" / key]
 
 
+def write_record(folder: Path, key: str, *files: str) -> None:
+    """Write the record of a stage that wrote ``files``, which are empty if they do not exist."""
+    for name in files:
+        (folder / name).touch()
+    written = {name: {"sha256": DIGEST, "bytes": 0} for name in files}
+    record = {"stage": "any", "key": key, "facts": {}, "seconds": 1.0, "files": written}
+    (folder / "stage.json").write_text(json.dumps({**record, "record_sha256": digest_of(record)}))
+
+
 def add_stages(artifacts: Path, name: str) -> list[dict[str, Any]]:
     """Write stage outputs with their locks, and return their lineage."""
     for folder in stage_folders(artifacts, name):
         folder.mkdir(parents=True)
-        (folder / "stage.json").write_text("{}")
+        write_record(folder, _key(name))
         (folder.parent / f".{folder.name}.lock").touch()
     return [
         {"stage": kind, "split": None, "key": _key(name), "digest": DIGEST, "reused": False, "seconds": 1.0}
@@ -185,8 +196,10 @@ def test_unreferenced_artifacts_are_deleted(tmp_path: Path) -> None:
     add_run(tmp_path, stages="old")
     add_run(tmp_path, stages="new", promoted=True)
     add_stages(tmp_path, "killed")
+    whole = {path: _content(path) for path in stage_folders(tmp_path, "new")}
     kept, validation = stage_folders(tmp_path, "new")[0], _key("other")[:16]
     (kept / "validation" / validation).mkdir()
+    write_record(kept / "validation" / validation, _key("other"))
     (tmp_path / "prepared" / f".{_key('half')[:16]}.77.tmp").mkdir()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / f"{_key('killed')}.npz").write_bytes(b"12345")
@@ -196,7 +209,6 @@ def test_unreferenced_artifacts_are_deleted(tmp_path: Path) -> None:
         (tmp_path / "quarantine" / name).write_bytes(b"bad rows")
     (tmp_path / "returned").mkdir()
     (tmp_path / "returned" / "0123").write_text("{}")
-    whole = {path: _content(path) for path in stage_folders(tmp_path, "new")}
 
     done = collect(tmp_path, DATASET, keep=1)
 
@@ -220,9 +232,10 @@ def test_a_removed_folder_is_listed_once(tmp_path: Path) -> None:
     add_stages(tmp_path, "killed")
     data, *_, verdict = stage_folders(tmp_path, "killed")
     (data / "train.parquet").write_bytes(b"x" * 100)
-    (verdict / "more").write_bytes(b"x" * 20)
+    write_record(data, _key("killed"), "train.parquet")
+    records = sum((folder / "stage.json").stat().st_size for folder in (data, verdict))
     removed = {removal.path: removal.bytes for removal in collect(tmp_path, DATASET).removed}
-    assert removed[data] == 100 + 20 + 2 * len("{}")
+    assert removed[data] == 100 + records
     assert not any(data in path.parents for path in removed)
 
 
@@ -394,3 +407,103 @@ def test_litter_among_stage_outputs_stays(tmp_path: Path) -> None:
         (tmp_path / kind / "@eaDir").mkdir()
         (tmp_path / kind / ".DS_Store").touch()
     assert collect(tmp_path, DATASET, keep=1).removed == ()
+
+
+KEY = "0123456789abcdef"
+
+
+def _user_folder(name: str, *files: str) -> Callable[[Path], None]:
+    def create(artifacts: Path) -> None:
+        folder = artifacts / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(b"a user's")
+
+    return create
+
+
+def _stage_with(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Add an output that no version refers to, and ``change`` its folder."""
+
+    def create(artifacts: Path) -> None:
+        folder = artifacts / "data" / KEY
+        folder.mkdir(parents=True)
+        write_record(folder, KEY.ljust(64, "0"), "train.parquet")
+        change(folder)
+
+    return create
+
+
+def _link(folder: Path) -> None:
+    elsewhere = folder.parents[2] / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+
+
+USERS = {
+    "CSVs in data/": _user_folder("data", "fashion-mnist_train.csv", "fashion-mnist_test.csv"),
+    "folder of CSVs in data/": _user_folder("data/july", "fashion-mnist_train.csv"),
+    "folder with a stage.json of its own": _user_folder("prepared/mine", "stage.json"),
+    "folder named like a key": _user_folder(f"trained/{KEY}", "images.csv"),
+    "folder named like a key, with a stage.json": _user_folder(f"evaluated/{KEY}", "stage.json", "images.csv"),
+    "hidden files": _user_folder("data", ".cache.tmp", ".mine.lock", f".{KEY}", ".july.0a.tmp"),
+    "files beside the checkpoints": _user_folder("checkpoints", "mine.npz", ".mine.npz.0a.tmp"),
+    "files beside returned results": _user_folder("returned", "notes.txt", "0123/notes.txt"),
+    "hidden file beside the quarantine": _user_folder("quarantine", ".mine.tmp", ".mine.parquet.0a.tmp"),
+    "hidden folder beside the versions": _user_folder(f"models/{DATASET}/versions", ".mine.tmp", ".mine.0a.tmp/x"),
+    "file in an output": _stage_with(lambda folder: (folder / "july.csv").write_bytes(b"1")),
+    "folder in an output": _stage_with(_user_folder("mine", "july.csv")),
+    "file beside the validations": _stage_with(_user_folder("validation", "july.csv")),
+    "folder in place of a validation": _stage_with(_user_folder(f"validation/{KEY}", "july.csv")),
+    "link in an output": _stage_with(lambda folder: (folder / "july").symlink_to(folder.parent)),
+    "link to an output": _stage_with(_link),
+    "record of another output": _stage_with(lambda folder: write_record(folder, "f" * 64, "train.parquet")),
+    "record that was edited": _stage_with(lambda folder: (folder / "stage.json").write_text('{"record_sha256": "0"}')),
+    "record without files": _stage_with(lambda folder: (folder / "stage.json").unlink()),
+}
+
+
+@pytest.mark.parametrize("create", USERS.values(), ids=USERS)
+def test_what_no_stage_wrote_is_kept(tmp_path: Path, create: Callable[[Path], None]) -> None:
+    artifacts = tmp_path / "artifacts"
+    add_run(artifacts)
+    create(artifacts)
+    before = {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    planned = plan(artifacts, DATASET, 1)
+    done = collect(artifacts, DATASET, 1)
+    assert planned.removed == done.removed == ()
+    after = {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert {path: after.get(path) for path in before} == before
+    reasons = [note for note in done.notes if f"{KEY} is kept: " in note]
+    assert bool(reasons) == any(KEY in path and f".{KEY}" not in path for path in before)
+
+
+def test_a_version_with_a_file_of_the_user_is_kept(tmp_path: Path, store: ModelStore) -> None:
+    for _ in range(3):
+        add_run(tmp_path)
+    (store.folder(1) / "notes.txt").write_text("mine")
+    done = collect(tmp_path, DATASET, keep=1)
+    assert [removal.path for removal in done.removed] == [store.folder(2)]
+    assert "notes.txt is not named by the manifest" in " ".join(done.notes)
+
+
+def test_litter_of_the_system_keeps_nothing(tmp_path: Path) -> None:
+    _stage_with(lambda folder: (folder / ".DS_Store").touch())(tmp_path)
+    assert [removal.path.name for removal in collect(tmp_path, DATASET).removed] == [KEY]
+
+
+def test_the_plan_is_announced_before_any_deletion(tmp_path: Path, store: ModelStore) -> None:
+    for name in ("a", "b", "c"):
+        add_run(tmp_path, stages=name)
+    store.folder(4).with_name(".0004.77.tmp").mkdir()
+    announced = []
+
+    def announce(planned: Plan) -> None:
+        announced.append(planned.removed)
+        assert all(removal.path.exists() for removal in planned.removed)
+
+    planned = plan(tmp_path, DATASET, 1)
+    assert collect(tmp_path, DATASET, 1, announce=announce).removed == planned.removed
+    assert announced == [planned.removed]
+    assert len(planned.removed) > 3

@@ -17,7 +17,7 @@ from tasks.registry.alias_log import AliasLog
 from tasks.registry.store import ModelStore
 from tasks.runtime.files import digest_of, write_json
 from tests.field_faults import field_fault
-from tests.stored import add_promoted, add_stored, data_facts, event, make_older
+from tests.stored import add_promoted, add_stored, data_facts, event, make_older, metrics
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_version_is_read_back(store: ModelStore) -> None:
     added = add_stored(store.root, 0.8)
     stored = store.version(1)
     assert stored == added
-    assert json.loads(stored.read("metrics.json")) == {"test_accuracy": 0.8}
+    assert json.loads(stored.read("metrics.json")) == metrics(0.8)
     stored.check()
 
 
@@ -182,7 +182,7 @@ def test_an_older_layout_is_not_damage(store: ModelStore, caplog: pytest.LogCapt
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("replace", ["nothing", "a link", "a folder"])
+@pytest.mark.parametrize("replace", ["none", "a link", "a folder"])
 def test_a_missing_or_replaced_file_is_rejected(store: ModelStore, tmp_path: Path, replace: str) -> None:
     stored = add_stored(store.root)
     path = stored.folder / "metrics.json"
@@ -191,7 +191,9 @@ def test_a_missing_or_replaced_file_is_rejected(store: ModelStore, tmp_path: Pat
         path.symlink_to(tmp_path / "elsewhere")
     elif replace == "a folder":
         path.mkdir()
-    with pytest.raises(StoredArtifactError, match=r"metrics\.json: expected a file with sha256 \w{64}, received none"):
+    with pytest.raises(
+        StoredArtifactError, match=rf"metrics\.json: expected a file with sha256 \w{{64}}, received {replace}"
+    ):
         stored.check()
 
 

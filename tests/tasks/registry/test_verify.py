@@ -29,7 +29,7 @@ def test_a_version_is_loaded_with_its_own_weights(store: ModelStore, name: str, 
 def test_the_backend_is_set_up_before_the_network(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(backend, "set_up_backend", lambda seed: calls.append(f"set up {seed}"))
-    monkeypatch.setattr(verify, "load_network", lambda topology, weights: calls.append("load"))
+    monkeypatch.setattr(verify, "load_network", lambda topology, weights, digests: calls.append("load"))
     load_model(store.version("1"))
     assert calls == ["set up 0", "load"]
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from tasks.runtime.files import (
     atomic_folder,
     atomic_write,
+    contains_mount_point,
     describe_files,
     discard_folder,
     is_discarded,
@@ -90,6 +93,21 @@ def test_a_full_disk_at_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
         write_json(tmp_path / "a.json", {})
 
 
+@field_fault(
+    "failure without a message",
+    "The disk is full for several runs of a schedule",
+    "The errors are equal and name the final file, so that they cause one notification",
+)
+@pytest.mark.parametrize("write", [atomic_write, atomic_folder])
+def test_errors_name_no_temporary_file(tmp_path: Path, write: Callable[[Path], AbstractContextManager[Path]]) -> None:
+    with pytest.raises(FileNotFoundError) as not_created, write(tmp_path / "missing" / "out"):
+        raise AssertionError("the folder exists")
+    with pytest.raises(OSError, match="No space left") as not_written, write(tmp_path / "out") as temporary:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary / "part"))
+    named = [not_created.value.filename, Path(not_written.value.filename)]
+    assert named == [str(tmp_path / "missing" / "out"), tmp_path / "out" / "part"]
+
+
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o027, 0o640, 0o750), (0o007, 0o660, 0o770)])
 @field_fault(
     "environment of the machine",
@@ -166,3 +184,9 @@ def test_a_folder_with_unstable_inodes_is_removed(folder: Path, monkeypatch: pyt
         remove_path(folder)
     assert not folder.exists()
     assert folder.parent.exists()
+
+
+def test_finds_mount_points_below_a_folder(tmp_path: Path) -> None:
+    assert contains_mount_point(Path("/proc"))
+    assert contains_mount_point(Path("/"))
+    assert not contains_mount_point(tmp_path)

@@ -1,13 +1,16 @@
 import ast
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from schemas.errors import StoredArtifactError
+from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME
-from tasks.runtime.files import atomic_write, digest_of
+from schemas.references import StageRecord
+from tasks.runtime.files import atomic_write, digest_of, write_json
 from tasks.runtime.fingerprint import code_digest
 from tasks.runtime.stage_cache import Stage, read_stage, run_stage
 
@@ -68,6 +71,36 @@ def test_a_damaged_output_is_rebuilt(tmp_path: Path, damage: str) -> None:
     assert output.read_text() == "made"
 
 
+@pytest.mark.parametrize(
+    "change", [{"facts": {"length": "4"}}, {"facts": None}, {"key": "0" * 64}, {"files": {"/etc/passwd": {}}}]
+)
+def test_a_record_that_was_sealed_again_is_rebuilt(tmp_path: Path, change: dict[str, Any]) -> None:
+    def parse(record: StageRecord, facts: dict[str, Any]) -> int:
+        return TypeAdapter(int).validate_python(facts["length"], strict=True)
+
+    record, _ = run_stage(tmp_path, STAGE, {}, write(), parse)
+    assert run_stage(tmp_path, STAGE, {}, write(), parse)[0].reused
+    path = record.path / RECORD_NAME
+    content = {**json.loads(path.read_bytes()), **change}
+    del content["record_sha256"]
+    write_json(path, {**content, "record_sha256": digest_of(content)})
+    again, facts = run_stage(tmp_path, STAGE, {}, write(), parse)
+    assert (again.reused, facts) == (False, {"length": 4})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b"NaN", b"pipe", b"link"])
+def test_what_is_no_record_is_rebuilt(tmp_path: Path, content: bytes) -> None:
+    path = run_stage(tmp_path, STAGE, {}, write())[0].path / RECORD_NAME
+    path.unlink()
+    if content == b"pipe":
+        os.mkfifo(path)
+    elif content == b"link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(content)
+    assert not run_stage(tmp_path, STAGE, {}, write())[0].reused
+
+
 def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         (folder / "half").write_text("half")
@@ -76,6 +109,14 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         run_stage(tmp_path, STAGE, {}, fail)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_an_error_text_names_no_temporary_folder(tmp_path: Path) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        raise OSError(f"Failed to open local file '{folder / 'x'}'")  # as pyarrow does, without a file name
+
+    with pytest.raises(StageNotWritten, match=r"Failed to open local file '.*/[0-9a-f]+/x'\.$"):
+        run_stage(tmp_path, STAGE, {}, build)
 
 
 def test_parsing_disturbed_by_a_thread_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
