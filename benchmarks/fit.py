@@ -12,10 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tasks.data.splits import open_split
 
 Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 Weights = list[npt.NDArray[np.float32]]  # hidden kernel and bias, output kernel and bias
@@ -64,7 +66,7 @@ class _TargetReached(Exception):
     pass
 
 
-def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
+def fit_ours(how: Fit, folder: Path) -> EpochClock:
     """Run `fit_network` as the train stage does, with a checkpoint per epoch."""
     from schemas.config import TrainingConfig
     from schemas.contract import FASHION_MNIST
@@ -81,31 +83,30 @@ def fit_ours(how: Fit, splits: dict[str, Split]) -> EpochClock:
         return models[-1]
 
     module["build_network"] = build_and_keep  # fit_network returns its model only at the end
-    clock = EpochClock(splits.get("test"), how.target)
+    clock = EpochClock(None if how.target is None else _floats(folder, "test"), how.target)
 
     def on_epoch(epoch: int, logs: dict[str, float]) -> None:
         if clock.end_epoch(models[0].get_weights):
             raise _TargetReached
 
-    with tempfile.TemporaryDirectory() as folder, suppress(_TargetReached):
-        checkpoint = Path(folder) / "checkpoint.npz"
-        fit.fit_network(
-            FASHION_MNIST, config, splits["train"], splits["validation"], checkpoint=checkpoint, on_epoch=on_epoch
-        )
+    train, validation = open_split(folder, "train"), open_split(folder, "validation")
+    with tempfile.TemporaryDirectory() as scratch, suppress(_TargetReached):
+        checkpoint = Path(scratch) / "checkpoint.npz"
+        fit.fit_network(FASHION_MNIST, config, train, validation, checkpoint=checkpoint, on_epoch=on_epoch)
     return clock
 
 
-def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
+def fit_plain(how: Fit, folder: Path) -> EpochClock:
     """Run `model.fit` on arrays with Keras's defaults. Without validation it trains on all train rows."""
     import keras
 
     from benchmarks.plain_script import plain_network
 
     keras.utils.set_random_seed(how.seed)
-    train, validation = splits["train"], splits["validation"]
+    train, validation = _floats(folder, "train"), _floats(folder, "validation")
     if not how.validate:
         train = (np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]]))
-    clock = EpochClock(splits.get("test"), how.target)
+    clock = EpochClock(None if how.target is None else _floats(folder, "test"), how.target)
 
     class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -124,15 +125,14 @@ def fit_plain(how: Fit, splits: dict[str, Split]) -> EpochClock:
 
 
 def main(who: str, folder: str, text: str) -> None:
-    how = Fit(**json.loads(text))
-    names = ("train", "validation") if how.target is None else ("train", "validation", "test")
     fit = {"ours": fit_ours, "plain": fit_plain}[who]
-    mode: Literal["r"] | None = "r" if who == "ours" else None  # the train stage memory-maps its images
-    splits: dict[str, Split] = {
-        name: tuple(np.load(Path(folder) / f"{name}_{kind}.npy", mmap_mode=mode) for kind in ("images", "labels"))
-        for name in names
-    }
-    print(json.dumps(fit(how, splits).epochs))
+    print(json.dumps(fit(Fit(**json.loads(text)), Path(folder)).epochs))
+
+
+def _floats(folder: Path, name: str) -> Split:
+    """Return the normalized images of a split, float32 (N, pixels), and its labels."""
+    split = open_split(folder, name)
+    return split.scaled(slice(None)), split.labels
 
 
 if __name__ == "__main__":

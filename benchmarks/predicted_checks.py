@@ -111,7 +111,7 @@ def measure_rows(
 
 
 def _predict(model: Any, images: Bytes, contract: DatasetContract) -> npt.NDArray[np.int64]:
-    return np.asarray(model.predict(scale_pixels(images, contract), batch_size=4_096, verbose=0).argmax(axis=1))
+    return np.asarray(model.predict(scale_pixels(images, contract.scale), batch_size=4_096, verbose=0).argmax(axis=1))
 
 
 def _warnings(measured: Mapping[str, Measurement], contract: DatasetContract) -> list[str]:

@@ -13,14 +13,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.measure import spread
 from schemas.config import TrainingConfig, data_folder
 from schemas.contract import FASHION_MNIST, SPLITS
-from schemas.layout import images_name, labels_name
 from schemas.references import PreparedData
 from tasks.data.published_data import fetch_data
+from tasks.data.splits import open_split
 from tasks.ingest import ingest
 from tasks.model.backend import set_up_backend
 from tasks.model.checkpoint import EpochMetrics
@@ -62,12 +60,9 @@ def main() -> None:
 
 
 def _last_epoch(prepared: PreparedData, config: TrainingConfig) -> EpochMetrics:
-    train_split, validation_split = (
-        tuple(np.load(prepared.record.path / name(split)) for name in (images_name, labels_name))
-        for split in ("train", "validation")
-    )
+    train, validation = (open_split(prepared.record.path, split) for split in ("train", "validation"))
     set_up_backend(config.seed)
-    _, history = fit_network(FASHION_MNIST, config, train_split, validation_split)
+    _, history = fit_network(FASHION_MNIST, config, train, validation)
     return {**history[-1], "fit_seconds": sum(epoch["seconds"] for epoch in history)}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from schemas.errors import WrongUsage
 
@@ -82,6 +82,13 @@ class Check:
         return bound is not None and (value < bound if self.low_is_bad else value > bound)
 
 
+class PixelScale(NamedTuple):
+    """The pixel values that become 0 and 1 when images are normalized."""
+
+    minimum: int
+    maximum: int
+
+
 @dataclass(frozen=True)
 class DatasetContract:
     """The format and the checks of one image dataset stored as CSV: a header, then one row per image.
@@ -116,6 +123,10 @@ class DatasetContract:
     known_limits: tuple[str, ...] = ()
 
     label_column = "label"
+
+    @property
+    def scale(self) -> PixelScale:
+        return PixelScale(self.pixel_min, self.pixel_max)
 
     @property
     def pixels(self) -> int:

@@ -11,6 +11,7 @@ RESULT_NAME = "great_expectations.json"
 PROFILE_NAME = "profile.json"
 SKETCHES_NAME = "sketches.npz"
 TEST_IN_TRAIN_NAME = "test_in_train.npy"
+SCALE_NAME = "scale.json"
 TOPOLOGY_NAME = "topology.json"
 WEIGHTS_NAME = "model.weights.h5"
 GOLDEN_NAME = "golden.json"
@@ -77,7 +78,7 @@ def short_key(key: str) -> str:
 
 
 def images_name(split: str) -> str:
-    """Return the file name of a prepared split's images: float32 (N, pixels)."""
+    """Return the file name of a prepared split's images: uint8 (N, pixels)."""
     return f"{split}_images.npy"
 
 

@@ -129,8 +129,8 @@ class ValidatedSplit(Reference):
 class PreparedData(Reference):
     """Arrays for Keras under ``record.path``.
 
-    ``<split>_images.npy`` float32 (N, pixels) in [0, 1] and ``<split>_labels.npy`` int32 (N,), for the splits train,
-    validation and test.
+    ``<split>_images.npy`` uint8 (N, pixels) and ``<split>_labels.npy`` int32 (N,), for the splits train, validation and
+    test, and ``scale.json``. `tasks.data.splits.open_split` opens a split, and normalizes its images.
     """
 
     record: StageRecord

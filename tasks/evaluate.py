@@ -10,12 +10,13 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import TrainingDiverged
-from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts, images_name
+from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel
+from tasks.data.splits import open_split
 from tasks.model.backend import environment, gpu_driver_present
 from tasks.model.inference import run_stored_model
 from tasks.model.metrics import compute_metrics
-from tasks.model.test_predictions import StoredPredictions, image_digests, write_predictions
+from tasks.model.test_predictions import StoredPredictions, image_digest, write_predictions
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_svg, publish_table
@@ -49,8 +50,8 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
         metrics = compute_metrics(output, in_train, history, contract)
         write_json(folder / METRICS_NAME, metrics)
-        images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
-        predictions = StoredPredictions(image_digests(images, contract), output.labels, output.probabilities)
+        digests = [image_digest(image) for image in open_split(prepared.record.path, "test").images]
+        predictions = StoredPredictions(digests, output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
         facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}
         return {**facts, "golden_difference": output.golden_difference}

@@ -101,9 +101,9 @@ def test_only_the_model_package_imports_keras() -> None:
     assert importing == {"tasks.model"}
 
 
-def test_one_module_imports_a_backend() -> None:
+def test_two_modules_import_a_backend() -> None:
     importing = [_name(path) for path in MODULES if _libraries(_imports(path)) & {"tensorflow", "jax"}]
-    assert importing == ["tasks.model.backend"]
+    assert importing == ["tasks.model.backend", "tasks.model.epoch"]
 
 
 def test_errors_are_defined_in_one_module() -> None:

@@ -1,18 +1,52 @@
-"""Split off the validation rows, scale pixels, and write the arrays that training reads."""
+"""Split off the validation rows, write the arrays that training reads, and normalize their pixels."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.contract import DatasetContract
+from schemas.contract import DatasetContract, PixelScale
 from schemas.errors import DataContractError
-from schemas.layout import images_name, labels_name
+from schemas.layout import SCALE_NAME, images_name, labels_name
 from tasks.data.parquet import blocks, open_parquet, row_count, select_rows
+from tasks.runtime.files import write_json
 
-SCALE_ROWS = 1024  # images scaled or unscaled at once; float32 takes four times the memory of uint8
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """The images and labels of a split. Images stay bytes, because float32 takes four times the memory.
+
+    images: uint8 (N, pixels). labels: int32 (N,). scale: the pixel values that become 0 and 1.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int32]
+    scale: PixelScale
+
+    def scaled(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Return the images of ``rows``, normalized and flat: float32 (n, pixels) in [0, 1]."""
+        return scale_pixels(self.images[rows], self.scale)
+
+
+def open_split(folder: Path, split: str) -> PreparedSplit:
+    """Open a split of a folder that `write_splits` wrote. The images are mapped, not read."""
+    return PreparedSplit(
+        np.load(folder / images_name(split), mmap_mode="r"),
+        np.load(folder / labels_name(split)),
+        PixelScale(**json.loads((folder / SCALE_NAME).read_bytes())),
+    )
+
+
+def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArray[np.float32]:
+    """Normalize pixels, uint8 (N, pixels), to float32 (N, pixels) in [0, 1]. Background becomes 0."""
+    scaled = images.astype(np.float32)
+    scaled -= np.float32(scale.minimum)
+    scaled /= np.float32(scale.maximum - scale.minimum)
+    return scaled
 
 
 def write_splits(
@@ -24,6 +58,7 @@ def write_splits(
     test_rows = np.arange(row_count(open_parquet(test)))
     write_arrays(train, {"train": train_rows, "validation": validation_rows}, folder, contract)
     write_arrays(test, {"test": test_rows}, folder, contract)
+    write_json(folder / SCALE_NAME, contract.scale._asdict())
     return {"train_rows": len(train_rows), "validation_rows": len(validation_rows), "test_rows": len(test_rows)}
 
 
@@ -37,7 +72,7 @@ def write_arrays(
     with ExitStack() as stack:
         files = {}
         for split, rows in splits.items():
-            images, labels = np.empty((0, contract.pixels), np.float32), np.empty(0, np.int32)
+            images, labels = np.empty((0, contract.pixels), np.uint8), np.empty(0, np.int32)
             for name, like in ((images_name(split), images), (labels_name(split), labels)):
                 files[name] = stack.enter_context((folder / name).open("wb"))
                 header = np.lib.format.header_data_from_array_1_0(like)
@@ -45,19 +80,8 @@ def write_arrays(
         for start, block in blocks(path, contract.columns):
             for split, rows in splits.items():
                 selected = select_rows(block, start, rows)
-                pixels = np.ascontiguousarray(selected[1:].T)
-                for first in range(0, len(pixels), SCALE_ROWS):
-                    scaled = scale_pixels(pixels[first : first + SCALE_ROWS], contract)
-                    files[images_name(split)].write(scaled.data)
+                files[images_name(split)].write(np.ascontiguousarray(selected[1:].T).data)
                 files[labels_name(split)].write(selected[0].astype(np.int32).data)
-
-
-def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:
-    """Scale uint8 (N, pixels) in pixel_min..pixel_max to float32 (N, pixels) in [0, 1]. Background becomes 0."""
-    scaled = images.astype(np.float32)
-    scaled -= np.float32(contract.pixel_min)
-    scaled /= np.float32(contract.pixel_max - contract.pixel_min)
-    return scaled
 
 
 def stratified_split(
@@ -91,15 +115,3 @@ def stratified_split(
     for label, rows in zip(classes, quota, strict=True):
         held_out[generator.permutation(np.flatnonzero(labels == label))[:rows]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def unscale_pixels(images: npt.NDArray[np.float32], contract: DatasetContract) -> npt.NDArray[np.uint8]:
-    """Invert `scale_pixels`: float32 (N, pixels) in [0, 1] to uint8 in pixel_min..pixel_max."""
-    span = np.float32(contract.pixel_max - contract.pixel_min)
-    return np.asarray(np.rint(images * span) + contract.pixel_min, dtype=np.uint8)
-
-
-def unscaled_images(images: npt.NDArray[np.float32], contract: DatasetContract) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield each image of `unscale_pixels`, uint8 (pixels,), in constant memory."""
-    for start in range(0, len(images), SCALE_ROWS):
-        yield from unscale_pixels(images[start : start + SCALE_ROWS], contract)

@@ -1,8 +1,7 @@
-"""Set up Keras's backend, feed it and describe its device. No other module names a backend."""
+"""Set up Keras's backend and describe its device. Only this module and `tasks.model.epoch` import a backend."""
 
 import importlib
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -191,50 +190,6 @@ def distribution_scope(devices: Sequence[str] = ()) -> Iterator[int]:
             scope = tf.distribute.MirroredStrategy(names).scope()
     with scope:
         yield max(len(names), 1)
-
-
-def input_pipeline(batches: Any, devices: int = 1) -> Any:
-    """Return the input of `keras.Model.fit` for the `tasks.model.fit.row_batches`.
-
-    With TensorFlow it is a pipeline that reads ``batches.order`` at the start of each epoch and slices the batches
-    itself, because a batch that Python slices costs more than half of its training step. Otherwise it is ``batches``.
-
-    For several ``devices`` each batch is padded with repeated rows to equal shares. Padding has sample weight 0 and
-    the other rows are scaled up, so the mean over shares is the mean over the batch. An epoch's loss and accuracy
-    weight a batch by its padded size.
-    """
-    if backend_name() != "tensorflow":
-        return batches
-    import tensorflow as tf
-
-    labels = tf.constant(batches.labels)
-    whole = len(batches.labels) // batches.batch_size * batches.batch_size
-
-    def epoch(_: Any) -> Any:
-        order = tf.numpy_function(lambda: batches.order, [], tf.int32, stateful=True)
-        order.set_shape(labels.shape)
-        columns = (order, tf.gather(labels, order))
-        # Batches are sliced: collecting them row by row takes an eighth of an epoch.
-        full_batches = tuple(tf.reshape(column[:whole], (-1, batches.batch_size)) for column in columns)
-        dataset = tf.data.Dataset.from_tensor_slices(full_batches)
-        if whole == len(batches.labels):
-            return dataset
-        return dataset.concatenate(tf.data.Dataset.from_tensors(tuple(column[whole:] for column in columns)))
-
-    def pad_to_equal_shares(rows: Any, labels: Any) -> tuple[Any, Any, Any]:
-        size = tf.size(rows)
-        padded = -(-size // devices) * devices
-        places = tf.range(padded)
-        weights = tf.where(places < size, tf.cast(padded / size, tf.float32), 0.0)
-        return tf.gather(rows, places % size), tf.gather(labels, places % size), weights
-
-    steps = math.ceil(len(batches.labels) / batches.batch_size)
-    dataset = tf.data.Dataset.range(1).flat_map(epoch).apply(tf.data.experimental.assert_cardinality(steps))
-    dataset = dataset.map(pad_to_equal_shares) if devices > 1 else dataset
-    options = tf.data.Options()
-    # Nothing needs tuning, and starting the tuner's thread delays a third of the epochs by 0.2 s.
-    options.autotune.enabled = False
-    return dataset.with_options(options)
 
 
 @contextmanager

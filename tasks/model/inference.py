@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import StoredArtifactError
-from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, images_name, labels_name
+from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, labels_name
+from tasks.data.splits import PreparedSplit, open_split
 from tasks.model.backend import import_backend, set_up_backend
 from tasks.model.network import evaluate_rows, load_network, predict_rows
 from tasks.runtime.files import write_json
@@ -71,20 +72,19 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME, job["digests"])
     loss = path = None
     if job["prepared"] is not None:
-        images = np.load(Path(job["prepared"]) / images_name("test"), mmap_mode="r")
-        labels = np.load(Path(job["prepared"]) / labels_name("test"))
+        test = open_split(Path(job["prepared"]), "test")
         # In the worker's temporary folder, which is removed once the output is read.
         path = str(Path(tempfile.mkdtemp()) / "probabilities.npy")
-        np.save(path, predict_rows(model, images))
+        np.save(path, predict_rows(model, test))
         model.compile(loss="sparse_categorical_crossentropy")
         # Keras's loss, so that `model.evaluate` on the stored files gives the same.
-        loss = float(evaluate_rows(model, images, labels)["loss"])
+        loss = float(evaluate_rows(model, test)["loss"])
     return {"golden_difference": golden_difference(model, folder, job["digests"]), "loss": loss, "probabilities": path}
 
 
-def write_golden(model: Any, images: npt.NDArray[np.float32], folder: Path) -> None:
-    """Write the golden predictions: the first 32 of ``images``, float32 (N, pixels) in [0, 1], with probabilities."""
-    images = np.asarray(images[:32])
+def write_golden(model: Any, split: PreparedSplit, folder: Path) -> None:
+    """Write the golden predictions: the first 32 images of ``split``, normalized, with their probabilities."""
+    images = split.scaled(slice(32))
     probabilities = np.asarray(model.predict_on_batch(images))
     # JSON keeps all digits of a float32.
     write_json(folder / GOLDEN_NAME, {"images": images.tolist(), "probabilities": probabilities.tolist()})

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
+from tasks.data.splits import PreparedSplit
 from tasks.runtime.files import canonical_json
 from tasks.runtime.stored_file import read_json, read_stored
 
@@ -117,22 +118,23 @@ def build_network(contract: DatasetContract, dropout: float) -> Any:
     return Network.of(contract, dropout).build()
 
 
-def evaluate_rows(network: Any, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> dict[str, float]:
+def evaluate_rows(network: Any, split: PreparedSplit) -> dict[str, float]:
     """Return the loss and metrics of a compiled network by name, equal to those of its ``evaluate``.
 
-    images: float32 (N, pixels) in [0, 1]; labels: int32 (N,). Unlike ``evaluate`` this builds no input pipeline and
-    does not copy the images.
+    Unlike ``evaluate`` this builds no input pipeline, and normalizes a block of images at a time.
     """
     means: Counter[str] = Counter()
-    for rows in _blocks(len(labels)):
-        for name, mean in network.test_on_batch(images[rows], labels[rows], return_dict=True).items():
-            means[name] += mean * len(labels[rows]) / len(labels)
+    for rows in _blocks(len(split.labels)):
+        labels = split.labels[rows]
+        for name, mean in network.test_on_batch(split.scaled(rows), labels, return_dict=True).items():
+            means[name] += mean * len(labels) / len(split.labels)
     return dict(means)
 
 
-def predict_rows(network: Any, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return probabilities float32 (N, classes) for images float32 (N, pixels) in [0, 1]; do not copy the images."""
-    return np.concatenate([np.asarray(network.predict_on_batch(images[rows])) for rows in _blocks(len(images))])
+def predict_rows(network: Any, split: PreparedSplit) -> npt.NDArray[np.float32]:
+    """Return the probabilities of the images of a split, float32 (N, classes)."""
+    blocks = _blocks(len(split.images))
+    return np.concatenate([np.asarray(network.predict_on_batch(split.scaled(rows))) for rows in blocks])
 
 
 def _blocks(rows: int) -> Iterator[slice]:

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
 from tasks.data.parquet import page_bytes, row_count
-from tasks.data.splits import unscaled_images
 from tasks.runtime.stored_file import open_stored, require_digest
 
 _DIGEST_BYTES = 16
@@ -55,11 +54,6 @@ class StoredPredictions:
 def image_digest(image: npt.NDArray[np.uint8]) -> bytes:
     """Return the 16-byte blake2b digest of one image, uint8 (pixels,)."""
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=_DIGEST_BYTES).digest()
-
-
-def image_digests(images: npt.NDArray[np.float32], contract: DatasetContract) -> list[bytes]:
-    """Return the `image_digest` of each image, float32 (N, pixels) in [0, 1]."""
-    return [image_digest(image) for image in unscaled_images(images, contract)]
 
 
 def write_predictions(path: Path, predictions: StoredPredictions, contract: DatasetContract) -> None:

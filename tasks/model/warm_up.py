@@ -5,7 +5,6 @@
 | start the trainer when a data stage is rebuilt | `pipeline_session` | 3 s | training waits for the backend import |
 | start the evaluator after the last epoch | `pipeline_session` | 3 s | same; earlier, it adds 300 MB to the peak |
 | return freed memory after each rebuilt stage | `pipeline_session` | 100 MB | allocators keep it during training |
-| release pages of mapped images | `release_pages` | 4 bytes per pixel | float32 images stay beside their bytes |
 | block optional imports of Keras | `blocked_imports` | 0.3 s, 60 MB | Keras imports matplotlib, pandas, sklearn |
 | block jax and scipy for TensorFlow | `blocked_imports` | 1 s, 140 MB | a converter in TensorFlow imports jax |
 | import scipy.stats and altair on first use | checks/expectations.py | 60 MB | Great Expectations imports both |
@@ -19,14 +18,10 @@
 """
 
 import ctypes
-import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from tasks.runtime.events import Event, StageFinished, TrainingProgress, subscribe
 from tasks.runtime.locks import artifacts_lock
@@ -71,13 +66,6 @@ def _release_freed_memory() -> None:
     pa.default_memory_pool().release_unused()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
         trim(0)
-
-
-def release_pages(array: npt.NDArray[Any]) -> None:
-    """Release the pages in memory of a file that is mapped read-only. A later access reads them again."""
-    file: object = array.base
-    if isinstance(file, mmap.mmap):
-        file.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager

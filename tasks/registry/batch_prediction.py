@@ -65,7 +65,7 @@ def predict_csv(
             with open_table(temporary, schema) as writer:
                 for rows in in_batches(csv, BATCH_ROWS):
                     pixels, labels = (rows[:, 1:], rows[:, 0]) if csv.labelled else (rows, None)
-                    probabilities = model.predict_on_batch(scale_pixels(pixels, contract))
+                    probabilities = model.predict_on_batch(scale_pixels(pixels, contract.scale))
                     table = _predictions_table(probabilities, start, contract, schema)
                     writer.write_table(table)
                     checks.add(pixels, table["label"].to_numpy(), labels)

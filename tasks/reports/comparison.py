@@ -13,7 +13,6 @@ from schemas.errors import DataContractError, StoredArtifactError, WrongUsage
 from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
-from tasks.data.splits import unscaled_images
 from tasks.data.statistics import mcnemar
 from tasks.model.test_predictions import image_digest, read_predictions, shared_rows
 from tasks.registry.store import ModelStore
@@ -187,8 +186,8 @@ def _image_sources(
                 images = np.load(path, mmap_mode="r")
         except (OSError, ValueError, StoredArtifactError):
             continue
-        if images.dtype == np.float32 and images.shape[1:] == (contract.pixels,):
-            yield unscaled_images(images, contract)
+        if images.dtype == np.uint8 and images.shape[1:] == (contract.pixels,):
+            yield images
     for name in dict.fromkeys(entry.file for manifest in manifests for entry in manifest.data.test.csv_files):
         try:
             with open_csv(data_dir / name, contract) as csv:

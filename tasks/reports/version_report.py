@@ -22,7 +22,6 @@ from schemas.layout import (
     WEIGHTS_NAME,
     Artifacts,
 )
-from tasks.data.splits import unscale_pixels
 from tasks.model.backend import DEFAULT_ENVIRONMENT
 from tasks.model.network import HIDDEN_UNITS, Network, read_weights
 from tasks.model.test_predictions import StoredPredictions, read_predictions
@@ -55,11 +54,11 @@ class PredictedImage:
 
 
 def write_report(
-    folder: Path, version: int, manifest: Mapping[str, Any], images: npt.NDArray[np.float32], contract: DatasetContract
+    folder: Path, version: int, manifest: Mapping[str, Any], images: npt.NDArray[np.uint8], contract: DatasetContract
 ) -> None:
     """Write report.html into ``folder``, which contains the other files of the version.
 
-    ``manifest`` has no digests of files yet. ``images`` are the test images, float32 (N, pixels) in [0, 1], in the
+    ``manifest`` has no digests of files yet. ``images`` are the test images, uint8 (N, pixels), in the
     order of the stored predictions.
     """
     metrics = json.loads((folder / METRICS_NAME).read_bytes())
@@ -104,12 +103,12 @@ def most_confident_errors(predictions: StoredPredictions) -> npt.NDArray[np.int6
 
 
 def predicted_images(
-    rows: Iterable[int], predictions: StoredPredictions, images: npt.NDArray[np.float32], contract: DatasetContract
+    rows: Iterable[int], predictions: StoredPredictions, images: npt.NDArray[np.uint8], contract: DatasetContract
 ) -> list[PredictedImage]:
-    """Return these rows of ``images``, float32 (N, pixels) in [0, 1], with their three most probable classes."""
+    """Return these rows of ``images``, uint8 (N, pixels), with their three most probable classes."""
     numbers = list(map(int, rows))
     shown = []
-    for row, image in zip(numbers, unscale_pixels(np.asarray(images[numbers]), contract), strict=True):
+    for row, image in zip(numbers, images[numbers], strict=True):
         label = int(predictions.labels[row])
         top = np.argsort(-predictions.probabilities[row], kind="stable")[:3].tolist()
         classes = [class_probability(predictions, row, one, contract) for one in top]
@@ -132,7 +131,7 @@ def class_probability(
 
 
 def _samples(
-    predictions: StoredPredictions, images: npt.NDArray[np.float32], contract: DatasetContract
+    predictions: StoredPredictions, images: npt.NDArray[np.uint8], contract: DatasetContract
 ) -> list[tuple[str, list[PredictedImage]]]:
     """Return the first eight test images of each class, with the class name."""
     return [

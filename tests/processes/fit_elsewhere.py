@@ -14,6 +14,7 @@ import numpy as np
 
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
+from tasks.data.splits import open_split
 from tasks.model.backend import backend_name, set_up_backend
 from tasks.model.checkpoint import EpochMetrics
 from tasks.model.fit import fit_network, save_model
@@ -29,10 +30,7 @@ def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> Non
     else:
         # Code that needs TensorFlow must fail here: Keras accepts its tensors on any backend.
         sys.modules["tensorflow"] = None  # type: ignore[assignment]
-    splits = [
-        (np.load(prepared / f"{name}_images.npy"), np.load(prepared / f"{name}_labels.npy"))
-        for name in ("train", "validation")
-    ]
+    train, validation = open_split(prepared, "train"), open_split(prepared, "validation")
     names = [f"CPU:{number}" for number in range(devices)] if devices > 1 else []
     device = set_up_backend(config.seed, "cpu")
 
@@ -42,12 +40,12 @@ def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> Non
 
         set_up_backend(config.seed, "cpu")
         return fit_network(
-            FASHION_MNIST, config, splits[0], splits[1], checkpoint=checkpoint, on_epoch=keep, devices=names
+            FASHION_MNIST, config, train, validation, checkpoint=checkpoint, on_epoch=keep, devices=names
         )
 
     model, history = fit(out / "checkpoint.npz")
     save_model(model, FASHION_MNIST, config, out)
-    write_golden(model, splits[1][0], out)
+    write_golden(model, validation, out)
     facts: dict[str, Any] = {"device": device.model_dump(), "history": history}
     if backend_name() != "tensorflow":
         resumed = fit(out / f"after-{config.epochs - 1}.npz")[0].get_weights()

@@ -14,6 +14,7 @@ from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
 from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME
 from schemas.references import PreparedData
+from tasks.data.splits import open_split
 from tasks.model.backend import set_up_backend
 from tasks.model.checkpoint import EpochMetrics
 from tasks.model.fit import fit_network
@@ -70,11 +71,7 @@ def _fit_elsewhere(prepared: PreparedData, out: Path, devices: int, config: Trai
 def test_changing_the_number_of_devices_keeps_the_result(sample_prepared: PreparedData, tmp_path: Path) -> None:
     # Batches of 31 and a last one of a single image cannot be halved. No dropout, because its masks differ.
     config = TrainingConfig(epochs=3, batch_size=31, dropout=0, seed=7)
-    folder = sample_prepared.record.path
-    train, validation = (
-        (np.load(folder / f"{name}_images.npy"), np.load(folder / f"{name}_labels.npy"))
-        for name in ("train", "validation")
-    )
+    train, validation = (open_split(sample_prepared.record.path, name) for name in ("train", "validation"))
 
     def fit(checkpoint: Path, on_epoch: Callable[[int, EpochMetrics], None]) -> tuple[Any, list[EpochMetrics]]:
         set_up_backend(config.seed)

@@ -8,6 +8,7 @@ import pytest
 
 from schemas.errors import TrainingDiverged
 from schemas.references import Evaluation, PreparedData, TrainedModel
+from tasks.data.splits import open_split
 from tasks.evaluate import evaluate
 from tests.field_faults import field_fault
 from tests.plain_keras import plain_network
@@ -26,9 +27,8 @@ def test_metrics_equal_those_of_plain_keras(
     evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel
 ) -> None:
     model = plain_network(sample_trained.record.path)
-    images = np.load(sample_prepared.record.path / "test_images.npy")
-    labels = np.load(sample_prepared.record.path / "test_labels.npy")
-    loss, accuracy = model.evaluate(images, labels, verbose=0)
+    test = open_split(sample_prepared.record.path, "test")
+    loss, accuracy = model.evaluate(test.scaled(slice(None)), test.labels, verbose=0)
     metrics = json.loads((evaluation.record.path / "metrics.json").read_bytes())
     assert metrics["test_accuracy"] == evaluation.test_accuracy == pytest.approx(accuracy, abs=1e-6)
     assert metrics["test_loss"] == evaluation.test_loss == pytest.approx(loss, abs=1e-6)

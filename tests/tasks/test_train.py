@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from schemas.config import TrainingConfig
 from schemas.errors import DeviceUnavailable
 from schemas.references import PreparedData, TrainedModel
+from tasks.data.splits import open_split
 from tasks.model.backend import gpu_driver_present
 from tasks.model.network import load_network
 from tasks.runtime.files import sha256_file
@@ -34,8 +34,9 @@ def test_writes_topology_weights_and_history(
     assert history[-1]["val_loss"] < history[0]["val_loss"] < 2.3  # the loss of a guess is ln 10, 2.3
     model = load_network(folder / "topology.json", folder / "model.weights.h5")
     assert model.count_params() == 101_770
-    images, labels = (np.load(sample_prepared.record.path / f"validation_{name}.npy") for name in ("images", "labels"))
-    accuracy = (model.predict(images, verbose=0).argmax(axis=1) == labels).mean()
+    validation = open_split(sample_prepared.record.path, "validation")
+    predicted = model.predict(validation.scaled(slice(None)), verbose=0).argmax(axis=1)
+    accuracy = (predicted == validation.labels).mean()
     assert history[-1]["val_accuracy"] == pytest.approx(accuracy)
     assert not list((sample_artifacts / "checkpoints").glob(f"*{sample_trained.record.key}*"))
     assert train.fn(sample_prepared, small_config, sample_artifacts).record.reused

@@ -17,6 +17,7 @@ from schemas.errors import CandidateRejected, StoredArtifactError
 from schemas.layout import HISTORY_NAME, WEIGHTS_NAME
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import LogHead
+from tasks.data.splits import open_split
 from tasks.evaluate import evaluate
 from tasks.model.backend import set_up_backend
 from tasks.model.fit import save_model
@@ -65,7 +66,7 @@ def worse_trained(
     set_up_backend(small_config.seed)
     network = build_network(FASHION_MNIST, small_config.dropout)
     save_model(network, FASHION_MNIST, small_config, folder)
-    write_golden(network, np.load(sample_prepared.record.path / "validation_images.npy"), folder)
+    write_golden(network, open_split(sample_prepared.record.path, "validation"), folder)
     shutil.copy(sample_trained.record.path / HISTORY_NAME, folder)
     record = sample_trained.record.model_copy(update={"path": folder, "key": "2" * 64, "digest": "2" * 64})
     weights = sha256_file(folder / WEIGHTS_NAME)
@@ -177,9 +178,8 @@ def test_the_summary_shows_cached_and_computed_stages(add: Any, store: ModelStor
 
 def test_the_stored_files_alone_reproduce_the_metrics(add: Any, sample_prepared: PreparedData) -> None:
     added = add()
-    images = np.load(sample_prepared.record.path / "test_images.npy")
-    labels = np.load(sample_prepared.record.path / "test_labels.npy")
-    loss, accuracy = plain_network(added.path).evaluate(images, labels, verbose=0)
+    test = open_split(sample_prepared.record.path, "test")
+    loss, accuracy = plain_network(added.path).evaluate(test.scaled(slice(None)), test.labels, verbose=0)
     assert (accuracy, loss) == pytest.approx((added.test_accuracy, added.test_loss), abs=1e-6)
 
 

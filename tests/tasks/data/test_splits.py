@@ -1,4 +1,4 @@
-"""Stratified validation rows, scaled pixels, and the arrays that training reads."""
+"""Stratified validation rows, the arrays that training reads, and normalized pixels."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,27 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.contract import FASHION_MNIST
+from schemas.contract import FASHION_MNIST, PixelScale
 from schemas.errors import DataContractError
-from tasks.data import parquet, splits
-from tasks.data.splits import scale_pixels, stratified_split, unscale_pixels, unscaled_images, write_arrays
+from tasks.data import parquet
+from tasks.data.splits import scale_pixels, stratified_split, write_arrays
 from tests.memory import peak_bytes
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 255), (10, 210), (1, 255), (0, 16)])
-def test_scales_pixels_to_0_to_1_and_back(low: int, high: int) -> None:
-    contract = replace(FASHION_MNIST, pixel_min=low, pixel_max=high)
+def test_scales_pixels_to_0_to_1(low: int, high: int) -> None:
     images = np.arange(low, high + 1, dtype=np.uint8)[:, None]
-    scaled = scale_pixels(images, contract)
+    scaled = scale_pixels(images, PixelScale(low, high))
     assert scaled.dtype == np.float32
     np.testing.assert_array_equal(scaled, ((images - float(low)) / (high - low)).astype(np.float32))
     assert (scaled[0, 0], scaled[-1, 0]) == (0, 1)
-    np.testing.assert_array_equal(unscale_pixels(scaled, contract), images)
-
-
-def test_yields_every_unscaled_image_in_order() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (1_100, 3), np.uint8)
-    np.testing.assert_array_equal(list(unscaled_images(scale_pixels(images, FASHION_MNIST), FASHION_MNIST)), images)
 
 
 @given(
@@ -73,7 +66,6 @@ def test_a_small_class_has_a_row_in_both_splits() -> None:
 
 def test_writes_arrays_in_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BLOCK_ROWS", 100)
-    monkeypatch.setattr(splits, "SCALE_ROWS", 30)
     narrow = replace(FASHION_MNIST, height=10, width=10)
     peaks = []
     for rows in (400, 1_600):
@@ -84,6 +76,6 @@ def test_writes_arrays_in_constant_memory(tmp_path: Path, monkeypatch: pytest.Mo
         peaks.append(peak_bytes(partial(write_arrays, path, numbers, tmp_path, narrow), 1.5 * sum(peaks)))
         for split, selected in numbers.items():
             images = np.load(tmp_path / f"{split}_images.npy")
-            np.testing.assert_array_equal(images, scale_pixels(pixels[selected, 1:], narrow))
+            np.testing.assert_array_equal(images, pixels[selected, 1:])
             assert np.load(tmp_path / f"{split}_labels.npy").tolist() == pixels[selected, 0].tolist()
     assert peaks[1] < 1.5 * peaks[0]

@@ -1,9 +1,7 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from schemas.config import TrainingConfig
 from schemas.errors import WrongUsage
 from tasks.model.backend import (
     backend_name,
@@ -11,11 +9,9 @@ from tasks.model.backend import (
     environment,
     gpu_driver_present,
     ignored_variables,
-    input_pipeline,
     nvidia_driver_version,
     set_up_backend,
 )
-from tasks.model.fit import row_batches
 from tasks.runtime.fingerprint import installed_extra
 from tests.field_faults import field_fault
 
@@ -54,36 +50,6 @@ def test_driver_version_comes_from_nvidia_smi(
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert nvidia_driver_version() == expected
-
-
-@pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4, 2]), (5, [5, 5]), (9, [9, 1]), (10, [10]), (12, [10])])
-def test_input_pipeline_follows_the_order_of_each_epoch(batch_size: int, sizes: list[int]) -> None:
-    set_up_backend(0)
-    batches = row_batches(np.arange(10, dtype=np.int32) % 3, TrainingConfig(batch_size=batch_size))
-    pipeline = input_pipeline(batches)
-    orders = []
-    for epoch in (0, 5):
-        batches.shuffle(epoch)
-        expected = [batches[place] for place in range(len(batches))]
-        received = [(np.asarray(rows), np.asarray(labels)) for rows, labels in pipeline]
-        assert [len(rows) for rows, _ in received] == sizes
-        for (rows, labels), (expected_rows, expected_labels) in zip(received, expected, strict=True):
-            assert rows.tolist() == expected_rows.tolist()
-            assert labels.tolist() == expected_labels.tolist() == (rows % 3).tolist()
-        orders.append(np.concatenate([rows for rows, _ in received]).tolist())
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
-    assert orders[0] != orders[1]
-
-
-def test_devices_get_equal_shares_and_rows_equal_weight() -> None:
-    set_up_backend(0)
-    batches = row_batches(np.arange(9, dtype=np.int32) % 3, TrainingConfig(batch_size=4))
-    received = [tuple(map(np.asarray, batch)) for batch in input_pipeline(batches, devices=3)]
-    assert [len(rows) for rows, _, _ in received] == [6, 6, 3]
-    for (rows, labels, weights), size in zip(received, (4, 4, 1), strict=True):
-        assert labels.tolist() == (rows % 3).tolist()
-        assert weights.tolist() == [len(rows) / size] * size + [0] * (len(rows) - size)
-    assert sorted(np.concatenate([rows[weights > 0] for rows, _, weights in received]).tolist()) == list(range(9))
 
 
 @pytest.mark.parametrize("devices", [[], ["CPU:0"]])

@@ -1,27 +1,20 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetContract
 from schemas.errors import TrainingDiverged
 from schemas.references import PreparedData
+from tasks.data.splits import open_split
 from tasks.model.backend import set_up_backend
 from tasks.model.checkpoint import EpochMetrics
-from tasks.model.fit import (
-    Split,
-    batch_size_for,
-    fit_network,
-    images_to_bytes,
-    learning_rate_schedule,
-    main,
-    row_batches,
-)
+from tasks.model.fit import batch_size_for, epoch_order, fit_network, learning_rate_schedule, main
 from tasks.model.network import build_network, evaluate_rows
 from tests.field_faults import field_fault
 
@@ -35,15 +28,11 @@ STOPS_EARLY = TrainingConfig(
 )
 
 
-def _split(prepared: PreparedData, name: str) -> Split:
-    return np.load(prepared.record.path / f"{name}_images.npy"), np.load(prepared.record.path / f"{name}_labels.npy")
-
-
 @pytest.fixture(scope="module")
 def fit(sample_prepared: PreparedData) -> Callable[..., Fitted]:
     def run(config: TrainingConfig, **options: Any) -> Fitted:
         set_up_backend(config.seed)
-        splits = (_split(sample_prepared, name) for name in ("train", "validation"))
+        splits = (open_split(sample_prepared.record.path, name) for name in ("train", "validation"))
         return fit_network(FASHION_MNIST, config, *splits, **options)
 
     return run
@@ -74,9 +63,9 @@ class _Stopped(Exception):
 
 
 def test_memorizes_32_images(sample_prepared: PreparedData) -> None:
-    images, labels = _split(sample_prepared, "train")
-    few = images[::28][:32], labels[::28][:32]
-    repeated = np.tile(few[0], (20, 1)), np.tile(few[1], 20)
+    train = open_split(sample_prepared.record.path, "train")
+    few = replace(train, images=train.images[::28][:32], labels=train.labels[::28][:32])
+    repeated = replace(train, images=np.tile(few.images, (20, 1)), labels=np.tile(few.labels, 20))
     config = TrainingConfig(epochs=3, batch_size=16, learning_rate=5e-3, weight_decay=0, dropout=0)
     set_up_backend(config.seed)
     _, history = fit_network(FASHION_MNIST, config, repeated, few)
@@ -89,12 +78,10 @@ def test_seed_and_epoch_change_weights_and_order() -> None:
     for seed in (7, 9):
         set_up_backend(seed)
         weights.append(_weights(build_network(FASHION_MNIST, dropout=0)))
-        batches = row_batches(np.zeros(100, np.int32), TrainingConfig(seed=seed))
-        for epoch in range(2):
-            batches.shuffle(epoch)
-            orders.append(tuple(batches.order))
+        orders += [tuple(epoch_order(100, seed, epoch)) for epoch in range(2)]
     assert weights[0] != weights[1]
     assert len(set(orders)) == 4
+    assert {tuple(sorted(order)) for order in orders} == {tuple(range(100))}
 
 
 def test_worker_uses_the_seed_and_device_of_its_job(
@@ -119,8 +106,9 @@ def test_early_stopping_restores_the_best_epoch(stopped_early: Fitted, sample_pr
     losses = [metrics["val_loss"] for metrics in history]
     assert len(history) < 60
     assert len(losses) - 1 - losses.index(min(losses)) == 2
-    images, labels = _split(sample_prepared, "validation")
-    assert model.evaluate(images, labels, batch_size=1_000, verbose=0)[0] == pytest.approx(min(losses), rel=1e-5)
+    validation = open_split(sample_prepared.record.path, "validation")
+    loss, _ = model.evaluate(validation.scaled(slice(None)), validation.labels, batch_size=1_000, verbose=0)
+    assert loss == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_resumed_training_equals_an_uninterrupted_one(
@@ -128,30 +116,15 @@ def test_resumed_training_equals_an_uninterrupted_one(
     stopped_early: Fitted,
     checkpoints: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uninterrupted, expected = stopped_early
     last = len(expected)
     epochs: list[int] = []
-    orders: list[int] = []
-
-    def recorded(labels: npt.NDArray[np.int32], config: TrainingConfig) -> Any:
-        batches = row_batches(labels, config)
-        shuffle = batches.shuffle
-
-        def record(epoch: int) -> None:
-            orders.append(epoch)
-            shuffle(epoch)
-
-        batches.shuffle = record
-        return batches
-
-    monkeypatch.setattr("tasks.model.fit.row_batches", recorded)
     # Killed one epoch before the last. That is the last one, because the best epoch is two before it.
     checkpoint = tmp_path / "checkpoint.npz"
     shutil.copy(checkpoints / f"{last - 1}.npz", checkpoint)
     resumed, history = fit(STOPS_EARLY, checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
-    assert (epochs, orders) == ([last], [last - 1])
+    assert epochs == [last]
     assert _weights(resumed) == _weights(uninterrupted)
     assert [{**metrics, "seconds": 0} for metrics in history] == [{**metrics, "seconds": 0} for metrics in expected]
     # Killed after the last epoch and before the output was written: no epoch is left.
@@ -210,33 +183,11 @@ def test_network_and_optimizer_follow_the_config(
 
 def test_validation_metrics_equal_those_of_keras(stopped_early: Fitted, sample_prepared: PreparedData) -> None:
     network, _ = stopped_early
-    images, labels = _split(sample_prepared, "validation")
-    images, labels = np.tile(images, (11, 1))[:1_040], np.tile(labels, 11)[:1_040]  # a block of 1,000 and one of 40
-    expected = network.evaluate(images, labels, verbose=0, return_dict=True)
-    assert evaluate_rows(network, images, labels) == pytest.approx(expected, abs=1e-5)
-
-
-def test_images_convert_to_bytes_exactly_or_not_at_all() -> None:
-    images = np.arange(256, dtype=np.uint8).reshape(4, 64)
-    scaled = images / np.float32(255)
-    assert np.array_equal(images_to_bytes(scaled, 255), images)
-    scaled[2, 5] += 1e-4
-    with pytest.raises(ValueError, match="256 levels"):
-        images_to_bytes(scaled, 255)
-
-
-def test_conversion_releases_the_mapped_file(tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.ones((4_000, 784), np.float32))
-
-    def mapped_kilobytes() -> int:
-        entry = Path("/proc/self/smaps").read_text().partition("images.npy\n")[2]
-        return int(entry.partition("Rss:")[2].split()[0])
-
-    images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    assert images.sum() == images.size
-    assert mapped_kilobytes() > 10_000
-    assert images_to_bytes(images, 255).min() == 255
-    assert mapped_kilobytes() < 1_000
+    validation = open_split(sample_prepared.record.path, "validation")
+    images, labels = np.tile(validation.images, (11, 1))[:1_040], np.tile(validation.labels, 11)[:1_040]
+    split = replace(validation, images=images, labels=labels)  # a block of 1,000 and one of 40
+    expected = network.evaluate(split.scaled(slice(None)), labels, verbose=0, return_dict=True)
+    assert evaluate_rows(network, split) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +214,4 @@ def test_learning_rate_schedule(epochs: int, rates: dict[int, float]) -> None:
     ],
 )
 def test_small_splits_get_smaller_batches(rows: int, batch_size: int, expected: int) -> None:
-    config = TrainingConfig(batch_size=batch_size)
-    assert batch_size_for(rows, config) == expected
-    assert len(row_batches(np.zeros(rows, np.int32), config)) == -(-rows // expected)
+    assert batch_size_for(rows, TrainingConfig(batch_size=batch_size)) == expected

@@ -6,11 +6,8 @@ import pytest
 
 from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
-from tasks.data.splits import scale_pixels
 from tasks.model.test_predictions import (
     StoredPredictions,
-    image_digest,
-    image_digests,
     read_predictions,
     shared_rows,
     write_predictions,
@@ -67,10 +64,3 @@ def test_rows_are_matched_by_image_and_label(
 ) -> None:
     rows_of_one, rows_of_other = shared_rows(one, other)
     assert (rows_of_one.tolist(), rows_of_other.tolist()) == expected
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 16), (3, 250)])
-def test_scaled_images_have_the_digests_of_their_pixels(low: int, high: int, tiny_contract: DatasetContract) -> None:
-    contract = replace(tiny_contract, pixel_min=low, pixel_max=high)
-    images = np.arange(low, high + 1, dtype=np.uint8)[: (high - low + 1) // 4 * 4].reshape(-1, 4)
-    assert image_digests(scale_pixels(images, contract), contract) == [image_digest(image) for image in images]

@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import FASHION_MNIST
-from tasks.data.splits import scale_pixels
 from tasks.model.test_predictions import StoredPredictions, image_digest, write_predictions
 from tasks.registry.store import ModelStore
 from tasks.reports.comparison import Comparison, compare
@@ -44,7 +43,7 @@ def write_prepared(artifacts: Path, images: npt.NDArray[np.uint8] = IMAGES) -> N
     """Write the test images as the prepare stage does."""
     folder = artifacts / "prepared" / KEY[:16]
     folder.mkdir(parents=True)
-    np.save(folder / "test_images.npy", scale_pixels(images, FASHION_MNIST))
+    np.save(folder / "test_images.npy", images)
 
 
 def compare_versions(artifacts: Path, data: Path | None = None) -> Comparison:

@@ -1,0 +1,179 @@
+"""Train a network for one epoch: in a graph of TensorFlow on one device, else by `keras.Model.fit`.
+
+The layers, the loss, the accuracy and the optimizer are Keras's in both. What the graph saves:
+
+| trick | without it |
+|---|---|
+| one call runs a block of steps | `fit` runs callbacks, metrics and an input pipeline around them |
+| on the CPU the halves of a batch run at the same time | a core waits, because an operation is too short to share |
+| a block of images is collected as bytes | a batch in float32 takes four times the memory |
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.data.splits import PreparedSplit
+from tasks.model.backend import backend_name
+
+# Called within an epoch with the share that is done, and with loss and accuracy so far.
+OnSteps = Callable[[float, Mapping[str, float]], None]
+# Trains on the rows of an order, int32 (N,), and returns loss and accuracy, each the mean over all rows.
+RunEpoch = Callable[[npt.NDArray[np.int32], OnSteps], dict[str, float]]
+
+# Steps per call of the graph: at batch 256 their images take 13 MB.
+_BLOCK_STEPS = 64
+
+
+def epoch_runner(network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int) -> RunEpoch:
+    """Return the function that trains ``network`` with ``optimizer``, both of Keras, on the images of ``split``.
+
+    Call it in the `tasks.model.backend.distribution_scope` that yielded ``devices``. Each batch has ``batch_size`` rows
+    of the order, the last one fewer.
+    """
+    if backend_name() == "tensorflow" and devices == 1:
+        return _graph_epoch(network, optimizer, split, batch_size)
+    return _fit_epoch(network, optimizer, split, batch_size, devices)
+
+
+def _graph_epoch(network: Any, optimizer: Any, split: PreparedSplit, batch_size: int) -> RunEpoch:
+    import keras
+    import tensorflow as tf
+
+    parts = 1 if tf.config.list_logical_devices("GPU") else 2
+    variables = network.trainable_variables
+    optimizer.build(variables)
+
+    def measure(images: Any, labels: Any, rows: Any) -> tuple[Any, Any, list[Any]]:
+        """Return the sum of losses, the number of correct rows and the share of the batch's gradients."""
+        with tf.GradientTape() as tape:
+            pixels = (tf.cast(images, tf.float32) - split.scale.minimum) / (split.scale.maximum - split.scale.minimum)
+            probabilities = network(pixels, training=True)
+            loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+            share = loss / rows
+        correct = tf.reduce_sum(keras.metrics.sparse_categorical_accuracy(labels, probabilities))
+        return loss, correct, tape.gradient(share, [variable.value for variable in variables])
+
+    @tf.function(  # type: ignore[untyped-decorator]  # TensorFlow ships no types
+        input_signature=(
+            tf.TensorSpec((None, None, split.images.shape[1]), tf.uint8),
+            tf.TensorSpec((None, None), tf.int32),
+        )
+    )
+    def run_block(images: Any, labels: Any) -> tuple[Any, Any]:
+        """Train on images (steps, batch, pixels) and labels (steps, batch)."""
+        rows = tf.shape(labels)[1]
+        sizes = [(rows + part) // parts for part in range(parts)]
+
+        def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
+            halves = zip(tf.split(images[number], sizes), tf.split(labels[number], sizes), strict=True)
+            losses, hits, gradients = zip(*(measure(*half, tf.cast(rows, tf.float32)) for half in halves), strict=True)
+            optimizer.apply([tf.add_n(parts) for parts in zip(*gradients, strict=True)], variables)
+            return number + 1, loss + tf.add_n(losses), correct + tf.add_n(hits)
+
+        _, loss, correct = tf.while_loop(
+            lambda number, *_: number < tf.shape(labels)[0], step, (0, 0.0, 0.0), parallel_iterations=1
+        )
+        return loss, correct
+
+    def run(order: npt.NDArray[np.int32], on_steps: OnSteps) -> dict[str, float]:
+        loss = correct = 0.0
+        for block, steps in _blocks(len(order), batch_size):
+            rows = order[block]
+            images = split.images[rows].reshape(steps, -1, split.images.shape[1])
+            sums = run_block(images, split.labels[rows].reshape(steps, -1))
+            loss, correct = loss + float(sums[0]), correct + float(sums[1])
+            on_steps(block.stop / len(order), {"loss": loss / block.stop, "accuracy": correct / block.stop})
+        return {"loss": loss / len(order), "accuracy": correct / len(order)}
+
+    return run
+
+
+def _blocks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
+    """Yield the rows of each block and its number of steps. All batches of a block have the same size."""
+    whole = rows // batch_size
+    for first in range(0, whole, _BLOCK_STEPS):
+        after = min(first + _BLOCK_STEPS, whole)
+        yield slice(first * batch_size, after * batch_size), after - first
+    if rows % batch_size:
+        yield slice(whole * batch_size, rows), 1
+
+
+def _fit_epoch(network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int) -> RunEpoch:
+    import keras
+
+    steps = math.ceil(len(split.labels) / batch_size)
+    trainer = _with_image_table(network, split)
+    trainer.compile(
+        optimizer=optimizer,
+        loss="sparse_categorical_crossentropy",
+        # As an object: Keras builds a metric given by name in the first step, which traces it twice.
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
+        # A step takes less time than the Python code around it. On several devices Keras fails with more than one step
+        # per execution: keras-team/keras issue 19246.
+        steps_per_execution=min(50, steps) if devices == 1 else 1,
+    )
+    optimizer.build(trainer.trainable_variables)
+
+    def run(order: npt.NDArray[np.int32], on_steps: OnSteps) -> dict[str, float]:
+        class Progress(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
+            def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+                on_steps((batch + 1) / steps, logs or {})
+
+        batches = row_batches(order, split.labels, batch_size, devices)
+        # Keras's own order could not be resumed.
+        history = trainer.fit(batches, callbacks=[Progress()], shuffle=False, verbose=0).history
+        return {name: float(values[-1]) for name, values in history.items()}
+
+    return run
+
+
+def row_batches(order: npt.NDArray[np.int32], labels: npt.NDArray[np.int32], batch_size: int, devices: int) -> Any:
+    """Return a `keras.utils.PyDataset` with batches of row numbers and labels, int32 (batch,) each.
+
+    For several ``devices`` each batch is padded with repeated rows to equal shares. Padding has sample weight 0 and the
+    other rows are scaled up, so the mean over shares is the mean over the batch. An epoch's loss and accuracy weight a
+    batch by its padded size.
+    """
+    import keras
+
+    class RowBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
+        def __len__(self) -> int:
+            return math.ceil(len(order) / batch_size)
+
+        def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], ...]:
+            rows = order[index * batch_size : (index + 1) * batch_size]
+            if devices == 1:
+                return rows, labels[rows]
+            padded = np.resize(rows, -(-len(rows) // devices) * devices)
+            weights = np.where(np.arange(len(padded)) < len(rows), len(padded) / len(rows), 0).astype(np.float32)
+            return padded, labels[padded], weights
+
+    return RowBatches()
+
+
+def _with_image_table(network: Any, split: PreparedSplit) -> Any:
+    """Return a model on ``network`` that takes row numbers int32 (N,) of ``split`` and returns probabilities.
+
+    The images move to the device once: batches made in Python would cost more than the network's arithmetic.
+    """
+    import keras
+
+    scale = split.scale
+
+    class Images(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+        def __init__(self) -> None:
+            super().__init__(trainable=False)
+            self.table = self.add_weight(
+                shape=split.images.shape, dtype="uint8", initializer=lambda shape, dtype: split.images, trainable=False
+            )
+
+        def call(self, rows: Any) -> Any:
+            pixels = keras.ops.cast(keras.ops.take(self.table, rows, axis=0), "float32")  # (batch, pixels)
+            return (pixels - scale.minimum) / (scale.maximum - scale.minimum)
+
+    rows = keras.Input((), dtype="int32")
+    return keras.Model(rows, network(Images()(rows)))

@@ -1,0 +1,65 @@
+"""Epochs: the graph, `fit` and plain Keras do the same steps."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from schemas.contract import FASHION_MNIST
+from schemas.references import PreparedData
+from tasks.data.splits import open_split
+from tasks.model.backend import set_up_backend
+from tasks.model.epoch import epoch_runner, row_batches
+from tasks.model.network import build_network
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def test_each_step_is_that_of_keras(sample_prepared: PreparedData) -> None:
+    """Compare weights and moments of AdamW with `train_on_batch` after each of nine steps, the last of one image."""
+    import keras
+
+    train = open_split(sample_prepared.record.path, "train")
+    order = np.random.default_rng(0).permutation(900).astype(np.int32)[: 8 * 37 + 1]
+    set_up_backend(7)
+    networks = [build_network(FASHION_MNIST, dropout=0) for _ in range(2)]
+    networks[1].set_weights(networks[0].get_weights())
+    ours, plain = (
+        keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(4e-3, 20), weight_decay=0.15) for _ in range(2)
+    )
+    networks[1].compile(plain, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    run = epoch_runner(networks[0], ours, train, batch_size=37, devices=1)
+    for first in range(0, len(order), 37):
+        rows = order[first : first + 37]
+        pixels = train.images[rows] / np.float32(255)
+        networks[1].reset_metrics()
+        expected = networks[1].train_on_batch(pixels, train.labels[rows], return_dict=True)
+        assert run(rows, lambda done, metrics: None) == pytest.approx(expected, abs=1e-5)
+        variables = ([*networks[0].variables, *ours.variables], [*networks[1].variables, *plain.variables])
+        for one, other in zip(*variables, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-6, err_msg=one.path)
+
+
+def test_reports_the_share_and_the_means_so_far(sample_prepared: PreparedData) -> None:
+    import keras
+
+    train = open_split(sample_prepared.record.path, "train")
+    set_up_backend(7)
+    network, optimizer = build_network(FASHION_MNIST, dropout=0), keras.optimizers.SGD(0.0)
+    run = epoch_runner(network, optimizer, train, batch_size=4, devices=1)
+    seen: list[tuple[float, Mapping[str, float]]] = []
+    result = run(np.arange(899, dtype=np.int32), lambda done, metrics: seen.append((done, metrics)))
+    assert [round(done * 899) for done, _ in seen] == [256, 512, 768, 896, 899]
+    assert seen[-1][1] == result
+
+
+def test_devices_get_equal_shares_and_rows_equal_weight() -> None:
+    set_up_backend(0)
+    labels = np.arange(9, dtype=np.int32) % 3
+    batches = row_batches(np.random.default_rng(0).permutation(9).astype(np.int32), labels, batch_size=4, devices=3)
+    received = [batches[place] for place in range(len(batches))]
+    assert [len(rows) for rows, _, _ in received] == [6, 6, 3]
+    for (rows, labels_of_rows, weights), size in zip(received, (4, 4, 1), strict=True):
+        assert labels_of_rows.tolist() == (rows % 3).tolist()
+        assert weights.tolist() == [len(rows) / size] * size + [0] * (len(rows) - size)
+    assert sorted(np.concatenate([rows[weights > 0] for rows, _, weights in received]).tolist()) == list(range(9))
