@@ -16,7 +16,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.config import RESULT_FOLDER_VARIABLE, DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker, StoredArtifactError
@@ -36,6 +36,8 @@ _NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING)
 
 class _Result(BaseModel):
     """The content of the file that Prefect writes for the result of fit-model, with its JSON serializer."""
+
+    model_config = ConfigDict(extra="forbid")
 
     class_name: Literal["schemas.references.TrainedModel"] = Field(alias="__class__")
     data: TrainedModel

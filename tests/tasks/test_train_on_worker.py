@@ -97,6 +97,7 @@ def _set(*keys: str, value: object) -> Change:
         (_set("data", "record", "path", value={"__class__": "subprocess.Popen", "data": ["true"]}), "data.record.path"),
         (_set("data", "packages", "x", value={"__exc_type__": "SystemExit", "message": "0"}), "data.packages.x"),
         (_set("data", "more", value=1), "data.more"),
+        (_set("serializer", value={"type": "pickle"}), "serializer"),
         (lambda result: result.pop("__class__"), "__class__"),
         (lambda result: result.clear(), "__class__"),
     ],
