@@ -52,6 +52,20 @@ def write_arrays(
                 files[labels_name(split)].write(selected[0].astype(np.int32).data)
 
 
+def check_arrays(folder: Path, contract: DatasetContract, rows: Mapping[str, int]) -> None:
+    """Check the shapes, types and labels of the arrays of splits with these numbers of rows.
+
+    Raises ValueError for others than `write_arrays` writes. Memory is not needed for the images.
+    """
+    for split, count in rows.items():
+        images, labels = (np.load(folder / name(split), mmap_mode="r") for name in (images_name, labels_name))
+        received = images.shape, images.dtype, labels.shape, labels.dtype
+        if received != ((count, contract.pixels), np.float32, (count,), np.int32):
+            raise ValueError(f"expected {count} images of {split}, received {received}")
+        if not ((labels >= 0) & (labels < contract.classes)).all():
+            raise ValueError(f"expected labels of {split} from 0 to {contract.classes - 1}")
+
+
 def scale_pixels(images: npt.NDArray[np.uint8], contract: DatasetContract) -> npt.NDArray[np.float32]:
     """Scale uint8 (N, pixels) in pixel_min..pixel_max to float32 (N, pixels) in [0, 1]. Background becomes 0."""
     scaled = images.astype(np.float32)
