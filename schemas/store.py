@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import DatasetName, Split
@@ -233,6 +233,40 @@ class StoredMetrics(StoredJson):
     """The part of metrics.json that is shown."""
 
     per_class: Annotated[list[ClassMetrics], Field(min_length=1)]
+
+
+class Epoch(StoredJson):
+    """The metrics of one epoch in history.json and metrics.json."""
+
+    loss: float
+    accuracy: Share
+    val_loss: float
+    val_accuracy: Share
+    seconds: float
+
+
+EPOCHS: TypeAdapter[list[Epoch]] = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)])
+
+
+class CalibrationBin(StoredJson):
+    confidence: Share
+    accuracy: Share
+    rows: Annotated[int, Field(ge=1, lt=10**12)]
+
+
+class EvaluatedMetrics(StoredMetrics):
+    """metrics.json, as far as a run reads it."""
+
+    test_accuracy: Share
+    test_loss: float
+    test_accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    test_rows: Annotated[int, Field(ge=1, lt=10**12)]
+    test_accuracy_without_duplicates: Share | None
+    test_rows_without_duplicates: Annotated[int, Field(ge=0, lt=10**12)]
+    expected_calibration_error: Share
+    confusion_matrix: list[list[Annotated[int, Field(ge=0, lt=10**12)]]]
+    calibration: Annotated[list[CalibrationBin], Field(min_length=1)]
+    history: Annotated[list[Epoch], Field(min_length=1)]
 
 
 class Paired(StoredJson):

@@ -12,15 +12,18 @@ from schemas.contract import contract_of
 from schemas.errors import TrainingDiverged
 from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel
+from schemas.store import EvaluatedMetrics
+from tasks.checks.near_duplicates import read_in_train
 from tasks.data.splits import open_split
 from tasks.model.backend import environment, gpu_driver_present
 from tasks.model.inference import run_stored_model
 from tasks.model.metrics import compute_metrics
-from tasks.model.test_predictions import StoredPredictions, image_digest, write_predictions
+from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, write_predictions
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_svg, publish_table
 from tasks.runtime.stage_cache import Stage, run_stage
+from tasks.runtime.stored_file import read_json
 
 STAGE = Stage("evaluate", core=("tasks.model.inference", "tasks.model.metrics", "tasks.model.test_predictions"))
 
@@ -46,7 +49,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
                 f"{trained.record.path}: the loss or a prediction of this model is not finite on the test split. Train "
                 "with a lower learning rate, or with other data."
             )
-        in_train = np.load(prepared.record.path / TEST_IN_TRAIN_NAME)
+        in_train = read_in_train(prepared.record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
         history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
         metrics = compute_metrics(output, in_train, history, contract)
         write_json(folder / METRICS_NAME, metrics)
@@ -57,6 +60,11 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         return {**facts, "golden_difference": output.golden_difference}
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> Evaluation:
+        path = record.path / METRICS_NAME
+        metrics = EvaluatedMetrics.parse(read_json(path), str(path))
+        if {len(metrics.per_class), *map(len, metrics.confusion_matrix)} != {contract.classes}:
+            raise ValueError(f"expected metrics of {contract.classes} classes")
+        read_predictions(record.path / PREDICTIONS_NAME, contract)
         return Evaluation(record=record, **facts)
 
     evaluation = parse(

@@ -15,7 +15,7 @@ from schemas.config import BadRows
 from schemas.contract import contract_of
 from schemas.layout import QUARANTINE_NAME, Artifacts
 from schemas.references import CsvSplit, ParquetSplit, StageRecord
-from tasks.data.csv_to_parquet import IngestFacts, ingest_csv, quarantined_share, require_budget
+from tasks.data.csv_to_parquet import IngestFacts, check_parquet, ingest_csv, quarantined_share, require_budget
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
 from tasks.runtime.stage_cache import Stage, run_stage
@@ -52,6 +52,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[IngestFacts, ParquetSplit]:
         facts = TypeAdapter(IngestFacts).validate_python(stored)
+        check_parquet(record.path / name, contract, facts.rows)
         return facts, ParquetSplit(
             record=record,
             split=csv.split,

@@ -12,7 +12,8 @@ from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import TEST_IN_TRAIN_NAME, Artifacts
 from schemas.references import PreparedData, StageRecord, ValidatedSplit
-from tasks.data.splits import write_splits
+from tasks.checks.near_duplicates import read_in_train
+from tasks.data.splits import check_arrays, write_splits
 from tasks.runtime.files import sha256_file
 from tasks.runtime.stage_cache import Stage, run_stage
 
@@ -57,7 +58,11 @@ def prepare(
     }
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> PreparedData:
-        return PreparedData(record=record, **facts)
+        prepared = PreparedData(record=record, **facts)
+        rows = {"train": prepared.train_rows, "validation": prepared.validation_rows, "test": prepared.test_rows}
+        check_arrays(record.path, contract, rows)
+        read_in_train(record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
+        return prepared
 
     prepared = parse(*run_stage(Artifacts(artifacts_dir).prepared, STAGE, inputs, build, parse))
     if prepared.validation_rows < validation_size:

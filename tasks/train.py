@@ -11,16 +11,20 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from schemas.config import DeviceChoice, TrainingConfig
+from schemas.contract import contract_of
 from schemas.errors import DeviceUnavailable
-from schemas.layout import TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
+from schemas.layout import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
 from schemas.references import PreparedData, StageRecord, TrainedModel
+from schemas.store import EPOCHS
 from tasks.model import fit
 from tasks.model.backend import environment, gpu_driver_present, ignored_variables
+from tasks.model.inference import read_golden
 from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
 from tasks.runtime.fingerprint import code_and_lock, package_versions
 from tasks.runtime.prefect_artifacts import publish_progress
 from tasks.runtime.stage_cache import Stage, output_folder, run_stage, stage_key
+from tasks.runtime.stored_file import read_json
 from tasks.runtime.worker_process import run_worker
 
 logger = logging.getLogger(__name__)
@@ -118,6 +122,8 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
         }
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> TrainedModel:
+        EPOCHS.validate_python(read_json(record.path / HISTORY_NAME))
+        read_golden(record.path, contract_of(prepared.dataset).pixels)
         return TrainedModel(record=record, **facts)
 
     trained = parse(*run_stage(Artifacts(artifacts_dir).trained, STAGE, inputs, build, parse))

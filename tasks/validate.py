@@ -12,16 +12,18 @@ from pydantic import TypeAdapter
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import CellProblem, DataContractError
-from schemas.layout import RESULT_NAME, SKETCHES_NAME, validation_folder
-from schemas.references import CheckResult, DuplicateReport, ParquetSplit, ValidatedSplit
+from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
+from schemas.references import CheckResult, DuplicateReport, ParquetSplit, StageRecord, ValidatedSplit
 from tasks.checks.image_profile import ImageProfile, read_profile
-from tasks.checks.near_duplicates import Sketches
+from tasks.checks.near_duplicates import Sketches, read_in_train
 from tasks.checks.suite import validate_parquet
+from tasks.checks.summary import summarize
 from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
 from tasks.runtime.stage_cache import Stage, run_stage
+from tasks.runtime.stored_file import read_json, read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,17 @@ def validate(
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
     train_csv = (data if train is None else train.data).source.sha256
     baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset), train_csv, contract)
+
+    def parse(record: StageRecord, stored: dict[str, Any]) -> _Facts:
+        facts = _facts(stored)
+        summarize(read_json(record.path / RESULT_NAME))
+        if not facts.broken:
+            read_profile(read_stored(record.path / PROFILE_NAME), contract)
+            Sketches.load(record.path / SKETCHES_NAME, data.rows, contract)
+            if train is not None:
+                read_in_train(record.path / TEST_IN_TRAIN_NAME, data.rows)
+        return facts
+
     record, stored = run_stage(
         validation_folder(data.path),
         STAGE,
@@ -77,11 +90,11 @@ def validate(
             data.split,
             exact_rows=exact_rows,
             champion=champion,
-            train=None if train is None else (Sketches.load(train.record.path / SKETCHES_NAME), train.data.path),
+            train=None if train is None else (_sketches(train, contract), train.data.path),
         ).write(folder),
-        lambda record, stored: _facts(stored).met_or_warned,
+        parse,
     )
-    facts = _facts(stored)
+    facts = parse(record, stored)
     result = record.path / RESULT_NAME
     docs = write_data_docs(artifacts_dir, dataset, data.split, result, record.path.name)
     publish_markdown(
@@ -113,8 +126,14 @@ def validate(
     )
 
 
+def _sketches(split: ValidatedSplit, contract: DatasetContract) -> Sketches:
+    return Sketches.load(split.record.path / SKETCHES_NAME, split.data.rows, contract)
+
+
 def _facts(stored: dict[str, Any]) -> _Facts:
-    return TypeAdapter(_Facts).validate_python(stored)
+    facts = TypeAdapter(_Facts).validate_python(stored)
+    _ = facts.met_or_warned
+    return facts
 
 
 def _champion_profile(

@@ -46,14 +46,22 @@ class Sketches:
         np.savez(path, **vars(self))
 
     @classmethod
-    def load(cls, path: Path) -> "Sketches":
+    def load(cls, path: Path, rows: int, contract: DatasetContract) -> "Sketches":
+        """Read what `save` wrote. Raises ValueError for other shapes or types."""
         with np.load(path) as stored:
-            return cls(**stored)
+            loaded = cls(**stored)
+        expected = cls.allocate(rows, contract)
+        if any(
+            (values.shape, values.dtype) != (getattr(expected, name).shape, getattr(expected, name).dtype)
+            for name, values in vars(loaded).items()
+        ):
+            raise ValueError(f"expected sketches of {rows} images in {path.name}")
+        return loaded
 
     @classmethod
     def allocate(cls, rows: int, contract: DatasetContract) -> "Sketches":
         """Return uninitialized sketches for `fill`."""
-        frequencies = len(_frequencies(contract))
+        frequencies = math.prod(min(_CELLS, _FREQUENCIES, side) for side in (contract.height, contract.width))
         return cls(np.empty(rows, np.uint64), np.empty((rows, frequencies), np.int16), np.empty(rows, np.bool_))
 
     def fill(self, start: int, part: "Sketches") -> None:
@@ -121,6 +129,14 @@ def count_duplicates(sketches: Sketches) -> int:
     """Return the number of rows whose image occurs in an earlier row."""
     numbers = np.sort(sketches.numbers)  # a few times faster than numpy.unique
     return int((numbers[1:] == numbers[:-1]).sum())
+
+
+def read_in_train(path: Path, rows: int) -> npt.NDArray[np.uint8]:
+    """Return what `find_test_images_in_train` returned for so many test images. Raises ValueError for another file."""
+    marks: npt.NDArray[np.uint8] = np.load(path)
+    if marks.shape != (rows,) or marks.dtype != np.uint8:
+        raise ValueError(f"expected {rows} numbers of uint8 in {path.name}")
+    return marks
 
 
 def find_test_images_in_train(

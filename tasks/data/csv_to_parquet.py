@@ -15,7 +15,7 @@ from schemas.references import CsvSplit
 from tasks.data.csv_blocks import PROBLEMS_SHOWN, Rows, Tally, list_problems
 from tasks.data.csv_file import file_stamp, require_unchanged
 from tasks.data.csv_reader import CsvRows, open_csv
-from tasks.data.parquet import BLOCK_ROWS
+from tasks.data.parquet import BLOCK_ROWS, open_parquet, row_count
 from tasks.data.quarantine import Quarantine, open_quarantine
 from tasks.runtime.files import atomic_write
 
@@ -37,6 +37,13 @@ class IngestFacts:
     problems: tuple[CellProblem, ...]
     labels_shifted: int = 0
     reordered: tuple[str, ...] = ()
+
+
+def check_parquet(path: Path, contract: DatasetContract, rows: int) -> None:
+    """Raise ValueError for other columns or another number of rows than `ingest_csv` wrote."""
+    with open_parquet(path) as file:
+        if not file.schema_arrow.equals(parquet_schema(contract), check_metadata=False) or row_count(file) != rows:
+            raise ValueError(f"expected {rows} rows of {len(contract.columns)} columns of uint8 in {path.name}")
 
 
 def parquet_schema(contract: DatasetContract) -> pa.Schema:

@@ -84,6 +84,20 @@ def write_arrays(
                 files[labels_name(split)].write(selected[0].astype(np.int32).data)
 
 
+def check_arrays(folder: Path, contract: DatasetContract, rows: Mapping[str, int]) -> None:
+    """Check the shapes, types, labels and scale of the arrays of splits with these numbers of rows.
+
+    Raises ValueError for others than `write_arrays` writes. Memory is not needed for the images.
+    """
+    for name, count in rows.items():
+        split = open_split(folder, name)
+        received = split.images.shape, split.images.dtype, split.labels.shape, split.labels.dtype, split.scale
+        if received != ((count, contract.pixels), np.dtype(np.uint8), (count,), np.dtype(np.int32), contract.scale):
+            raise ValueError(f"expected {count} images of {name}, received {received}")
+        if not ((split.labels >= 0) & (split.labels < contract.classes)).all():
+            raise ValueError(f"expected labels of {name} from 0 to {contract.classes - 1}")
+
+
 def stratified_split(
     labels: npt.NDArray[np.int32], validation_size: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from schemas.errors import StoredArtifactError
+from schemas.store import EPOCHS
 from tasks.runtime.files import atomic_write
+from tasks.runtime.stored_file import open_stored, parse_json
 
 logger = logging.getLogger(__name__)
+
+# Four copies of 10 MB of variables, see `tasks.model.network`, and the metrics of 10,000 epochs.
+_LARGEST_CHECKPOINT = 100_000_000
 
 # Metrics of one epoch: loss, accuracy, val_loss, val_accuracy, seconds.
 EpochMetrics = dict[str, float]
@@ -52,17 +59,24 @@ class TrainingState:
 
     def restore(self) -> None:
         """Load the state from the file, if it exists. A damaged file is logged and changes nothing."""
-        if self._path is None or not self._path.exists():
+        if self._path is None or not os.path.lexists(self._path):
             return
         try:
-            with np.load(self._path, allow_pickle=False) as saved:
-                history = [dict(metrics) for metrics in json.loads(saved["history"].tobytes())]
+            with (
+                open_stored(self._path, largest=_LARGEST_CHECKPOINT) as file,
+                np.load(file, allow_pickle=False) as saved,
+            ):
+                if any(member.compress_type != zipfile.ZIP_STORED for member in saved.zip.infolist()):
+                    raise ValueError("expected arrays without compression")  # they could fill the memory
+                history = [epoch.as_json() for epoch in EPOCHS.validate_python(parse_json(saved["history"].tobytes()))]
                 values = {name: saved[name] for name in self._variables}
                 best = {name: saved[f"best.{name}"] for name in self._network_names}
             for name, variable in self._variables.items():
-                if values[name].shape != tuple(variable.shape):
-                    raise ValueError(f"{variable.path}: expected shape {variable.shape}, received {values[name].shape}")
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+                for saved_value in (values[name], best.get(name, values[name])):
+                    received, expected = (saved_value.shape, saved_value.dtype), (tuple(variable.shape), variable.dtype)
+                    if received != expected:
+                        raise ValueError(f"{variable.path}: expected {expected}, received {received}")
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, StoredArtifactError) as error:
             logger.warning("the checkpoint %s is damaged; training starts from the first epoch (%s)", self._path, error)
             return
         for name, variable in self._variables.items():

@@ -6,6 +6,7 @@ pages need no network: they have the style of the report, and the index has a li
 
 import html
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.contract import Split
+from schemas.errors import StoredArtifactError
 from schemas.layout import INDEX_NAME, VERDICTS_FOLDER, Artifacts, is_litter
 from tasks.checks.expectations import fresh_context
 from tasks.runtime.files import digest_of, remove_leftover
 from tasks.runtime.locks import lock
+from tasks.runtime.stored_file import read_json
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
+
+logger = logging.getLogger(__name__)
 
 # Scripts and their handlers, styles that would override ours, a footer with a newsletter form, and links to the web.
 _REMOVED = re.compile(
@@ -60,7 +65,7 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
     )
     artifacts_dir.mkdir(parents=True, exist_ok=True)
     with lock(artifacts_dir / f".{docs.name}.lock", waiting=f"{docs}: another run is writing pages; waiting for it"):
-        if verdict.exists() and verdict.read_text() == content and (docs / INDEX_NAME).exists():
+        if verdict.is_file() and verdict.read_text() == content and (docs / INDEX_NAME).exists():
             return docs / INDEX_NAME
         for left in artifacts_dir.glob(f".{docs.name}.????????"):  # of killed runs, since this process has the lock
             remove_leftover(left)
@@ -77,7 +82,7 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
 
 
 def _litter(folder: str, names: list[str]) -> set[str]:
-    return set(filter(is_litter, names))
+    return {name for name in names if is_litter(name) or not (Path(folder) / name).is_file()}
 
 
 def _style() -> str:
@@ -92,11 +97,14 @@ def _build(site: Path) -> None:
 
     links = []
     for path in sorted((site / VERDICTS_FOLDER).glob("*.json")):
-        stored = json.loads(path.read_bytes())
-        for profile, verdict in stored["verdict"].items():
-            name = f"{stored['dataset']}-{stored['split']}-{profile}"
-            address = html.escape(_add_result(context, stored, name, verdict))
-            links.append(f'<li><a href="{address}">{html.escape(name)}</a>: {_counts(verdict)}</li>')
+        try:
+            stored = read_json(path)
+            for profile, verdict in stored["verdict"].items():
+                name = f"{stored['dataset']}-{stored['split']}-{profile}"
+                address = html.escape(_add_result(context, stored, name, verdict))
+                links.append(f'<li><a href="{address}">{html.escape(name)}</a>: {_counts(verdict)}</li>')
+        except (ValueError, TypeError, LookupError, AttributeError, StoredArtifactError) as error:
+            logger.warning("no page of %s, which has other content than a validation (%s)", path.name, error)
     pages = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)}
     builder = SiteBuilder(context, pages, site_name="artifacts", show_how_to_buttons=False)
     for section in (*builder.site_section_builders.values(), builder.site_index_builder):

@@ -7,6 +7,7 @@ renamed to the beginning of the key: the digest of the stage's inputs, parameter
 import logging
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,10 @@ class Stage:
     core: tuple[str, ...]
 
 
+# Raised by the parsers of json, numpy, pyarrow and pydantic for the content of a file, and by code that then uses it.
+_OTHER_CONTENT = (ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, zipfile.BadZipFile)
+
+
 class _Record(StoredJson):
     """The part of stage.json that is read."""
 
@@ -84,7 +89,8 @@ def run_stage(
     folder: holds the outputs of this stage, one folder per key.
     inputs: everything but code that the output depends on, as JSON: digests of data, parameters. No paths.
     build: writes the output into the empty folder that it receives and returns facts about it, as JSON.
-    parse: receives the return values. If it raises an error for an earlier output, that output is built again.
+    parse: receives the return values, and reads files that another process may have replaced and resealed. If it raises
+        an error for an earlier output, that output is built again.
 
     Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains. Raises
     `StageNotWritten` for an OSError that names no file.
@@ -131,8 +137,10 @@ def _earlier_output(
         result = _reference(final, record, reused=True), record["facts"]
         try:
             parse(*result)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StoredArtifactError(f"{final / RECORD_NAME} has other facts than this stage writes.") from error
+        except _OTHER_CONTENT as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            message = f"{final} has other content than this stage writes ({reason})."
+            raise StoredArtifactError(message) from error
     except StoredArtifactError as error:
         logger.warning("%s: an earlier output is damaged and is rebuilt. %s", stage.name, error)
         discard_folder(final, RECORD_NAME)

@@ -113,7 +113,7 @@ def test_damaged_version_exits_with_5(run: Run, store: Path) -> None:
 def test_names_a_file_in_place_of_a_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where a folder belongs")
     status, out, err = run("show", "1", "--artifacts-dir", tmp_path)
-    assert (status, out) == (1, "")
+    assert (status, out) == (5, "")
     assert str(tmp_path / "models") in err
     assert "Traceback" not in err
 

@@ -54,11 +54,12 @@ def test_a_changed_test_split_misses_the_cache(
 ) -> None:
     test = sample_data["test"]
     path = tmp_path / "test.parquet"
-    pq.write_table(pq.read_table(test.data.path).slice(1), path)
-    fewer = test.model_copy(update={"data": test.data.model_copy(update={"path": path, "sha256": sha256_file(path)})})
-    changed = prepare.fn(sample_data["train"], fewer, "fashion-mnist", 100, 7, sample_artifacts)
+    pq.write_table(pq.read_table(test.data.path).take(list(range(199, -1, -1))), path)
+    other = test.model_copy(update={"data": test.data.model_copy(update={"path": path, "sha256": sha256_file(path)})})
+    changed = prepare.fn(sample_data["train"], other, "fashion-mnist", 100, 7, sample_artifacts)
     assert not changed.record.reused
-    assert changed.test_rows == 199
+    labels, before = (np.load(each.record.path / "test_labels.npy") for each in (changed, sample_prepared))
+    assert labels.tolist() == before[::-1].tolist()
 
 
 def test_changed_duplicates_miss_the_cache(

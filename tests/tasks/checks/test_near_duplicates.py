@@ -124,7 +124,7 @@ def test_copies_are_found_without_reading_images(tmp_path: Path) -> None:
 def test_sketches_survive_saving(tmp_path: Path) -> None:
     sketches = _sketch(_blobs(5, DIGITS, 0), DIGITS)
     sketches.save(tmp_path / "sketches.npz")
-    stored = Sketches.load(tmp_path / "sketches.npz")
+    stored = Sketches.load(tmp_path / "sketches.npz", 5, DIGITS)
     for name, values in vars(sketches).items():
         np.testing.assert_array_equal(getattr(stored, name), values)
 

@@ -1,6 +1,7 @@
 """The pages that Great Expectations draws of the last validation of each split."""
 
 import logging
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -116,3 +117,18 @@ def test_draws_pages_again_only_if_they_are_gone(sample_data: dict[Split, Valida
     index.unlink()
     write_data_docs(tmp_path, "fashion-mnist", "train", result, "run")
     assert index.exists()
+
+
+def test_leaves_out_what_is_no_validation(
+    sample_data: dict[Split, ValidatedSplit], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    verdicts = tmp_path / "data_docs" / "verdicts"
+    verdicts.mkdir(parents=True)
+    (verdicts / "a.json").write_text("[1]")
+    (verdicts / "b.json").write_text('{"verdict": {"columns": {}}}')
+    os.mkfifo(verdicts / "fashion-mnist-test.json")
+    test = sample_data["test"]
+    index = write_data_docs(tmp_path, "fashion-mnist", "test", test.result, "run")
+    assert len(_linked(index)) == 2
+    assert "no page of a.json" in caplog.text
+    assert "no page of b.json" in caplog.text
