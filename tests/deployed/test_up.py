@@ -284,11 +284,11 @@ def test_up_names_a_database_of_a_newer_prefect(checkout: Checkout) -> None:
 
 
 def test_up_rejects_other_data_while_workers_run(checkout: Checkout) -> None:
-    before = _pids(checkout.up())
-    other = checkout.run("up", FASHION_ANN_DATA_DIR=str(checkout.folder))
+    before, folder = _pids(checkout.up()), checkout.folder.with_name("other-data")
+    other = checkout.run("up", FASHION_ANN_DATA_DIR=str(folder))
     assert other.returncode == 1
     assert str(SAMPLE) in other.stderr
-    assert str(checkout.folder) in other.stderr
+    assert str(folder) in other.stderr
     assert _pids(checkout.services_of("status")) == before
     assert _pids(checkout.up(FASHION_ANN_DATA_DIR=f"{SAMPLE}/../data")) == before
 
