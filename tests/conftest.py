@@ -1,10 +1,11 @@
-"""Environment, scheduling and garbage collection of the test run. The fixtures are in tests/sample.py."""
+"""Environment, scheduling and garbage collection of the test run. The other fixtures are in tests/sample.py."""
 
 import atexit
 import gc
 import importlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports a backend or Great Expectations.
@@ -64,3 +65,14 @@ def pytest_collection_finish() -> None:
     """Exclude all imported objects from garbage collection, which would visit them again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def restored_process() -> Iterator[None]:
+    """Restore variables and working directory: a command that runs in this process changes them."""
+    variables, folder = dict(os.environ), Path.cwd()
+    yield
+    os.chdir(folder)
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
