@@ -104,7 +104,7 @@ def version(
         for line in store.recover():
             logger.warning("%s", line)
         # An unsigned version, which any writer of the store could have added, does not replace the signed one.
-        stored = store.find_by_inputs(key, accepted=private_key is not None)
+        stored = _stored_earlier(store, key, accepted=private_key is not None)
         created = stored is None
         if stored is None:
             stored = store.add(build, private_key)
@@ -151,6 +151,18 @@ def _copy_outputs(
                 f"{trained.record.path / name} changed since it was trained: expected sha256 {expected}, received "
                 f"{actual}. Run again to repeat the training."
             )
+
+
+def _stored_earlier(store: ModelStore, key: str, *, accepted: bool) -> StoredVersion | None:
+    """Return the result of `ModelStore.find_by_inputs`, None if its verdict, which a run publishes, is unreadable."""
+    stored = store.find_by_inputs(key, accepted=accepted)
+    try:
+        if stored is not None:
+            stored.read_json(VERDICT_NAME, Verdict)
+    except StoredArtifactError as error:
+        logger.warning("%s", error)
+        return None
+    return stored
 
 
 def _champion(store: ModelStore) -> Champion | None:

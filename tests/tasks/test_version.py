@@ -35,6 +35,7 @@ from tasks.version import version
 from tests.field_faults import field_fault
 from tests.keys import write_keys
 from tests.plain_keras import plain_network
+from tests.resealed import reseal
 from tests.stored import make_older
 
 # Three epochs on 900 images do not reach the minimum.
@@ -188,6 +189,14 @@ def test_the_same_inputs_add_no_second_version(add: Any, store: ModelStore) -> N
     again = add()
     assert (again.version, again.created) == (1, False)
     assert store.numbers() == [1]
+
+
+def test_a_resealed_verdict_does_not_prevent_a_new_version(add: Any, store: ModelStore) -> None:
+    first = add()
+    (first.path / "verdict.json").write_text("[]")
+    reseal(first.path)
+    again = add()
+    assert (again.version, again.created) == (2, True)
 
 
 def test_an_equal_candidate_is_kept_and_its_verdict_stored(add: Any, store: ModelStore) -> None:
