@@ -67,20 +67,18 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         read_predictions(record.path / PREDICTIONS_NAME, contract)
         return Evaluation(record=record, **facts)
 
-    evaluation = parse(
-        *run_stage(
-            Artifacts(artifacts_dir).evaluated,
-            STAGE,
-            {
-                "dataset": prepared.dataset,
-                "prepared": prepared.record.digest,
-                "trained": trained.record.digest,
-                "environment": environment(),
-                "device": "gpu" if gpu_driver_present() else "cpu",
-            },
-            build,
-            parse,
-        )
+    evaluation = run_stage(
+        Artifacts(artifacts_dir).evaluated,
+        STAGE,
+        {
+            "dataset": prepared.dataset,
+            "prepared": prepared.record.digest,
+            "trained": trained.record.digest,
+            "environment": environment(),
+            "device": "gpu" if gpu_driver_present() else "cpu",
+        },
+        build,
+        parse,
     )
     _publish(prepared.dataset, evaluation.record.path)
     return evaluation

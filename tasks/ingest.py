@@ -64,7 +64,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
             source=csv,
         )
 
-    facts, parquet = parse(*run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build, parse))
+    facts, parquet = run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build, parse)
     for sentence in facts.reordered:
         logger.warning("%s", sentence)
     if facts.quarantined:

@@ -64,7 +64,7 @@ def prepare(
         read_in_train(record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
         return prepared
 
-    prepared = parse(*run_stage(Artifacts(artifacts_dir).prepared, STAGE, inputs, build, parse))
+    prepared = run_stage(Artifacts(artifacts_dir).prepared, STAGE, inputs, build, parse)
     if prepared.validation_rows < validation_size:
         message = "validation_size %d is more than a fifth of %d train rows: validation has %d"
         logger.warning(message, validation_size, train.data.rows, prepared.validation_rows)

@@ -126,7 +126,7 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
         read_golden(record.path, contract_of(prepared.dataset).pixels)
         return TrainedModel(record=record, **facts)
 
-    trained = parse(*run_stage(Artifacts(artifacts_dir).trained, STAGE, inputs, build, parse))
+    trained = run_stage(Artifacts(artifacts_dir).trained, STAGE, inputs, build, parse)
     checkpoint.unlink(missing_ok=True)
     sweep_temporaries(checkpoint)
     return trained

@@ -61,7 +61,7 @@ def validate(
     train_csv = (data if train is None else train.data).source.sha256
     baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset), train_csv, contract)
 
-    def parse(record: StageRecord, stored: dict[str, Any]) -> _Facts:
+    def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[StageRecord, _Facts]:
         facts = _facts(stored)
         summarize(read_json(record.path / RESULT_NAME))
         if not facts.broken:
@@ -69,9 +69,9 @@ def validate(
             Sketches.load(record.path / SKETCHES_NAME, data.rows, contract)
             if train is not None:
                 read_in_train(record.path / TEST_IN_TRAIN_NAME, data.rows)
-        return facts
+        return record, facts
 
-    record, stored = run_stage(
+    record, facts = run_stage(
         validation_folder(data.path),
         STAGE,
         {
@@ -94,7 +94,6 @@ def validate(
         ).write(folder),
         parse,
     )
-    facts = parse(record, stored)
     result = record.path / RESULT_NAME
     docs = write_data_docs(artifacts_dir, dataset, data.split, result, record.path.name)
     publish_markdown(

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, overload
 
 from pydantic import Field
 
@@ -34,6 +34,8 @@ from tasks.runtime.locks import lock
 from tasks.runtime.stored_file import check_stored, read_json
 
 logger = logging.getLogger(__name__)
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -77,23 +79,35 @@ def _cache_inputs(stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"stage": stage.name, "inputs": dict(inputs), "code": code_digest(stage.core), "lock": lock_digest()}
 
 
+@overload
+def run_stage(
+    folder: Path, stage: Stage, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+) -> tuple[StageRecord, dict[str, Any]]: ...
+@overload
 def run_stage(
     folder: Path,
     stage: Stage,
     inputs: Mapping[str, Any],
     build: Callable[[Path], Mapping[str, Any]],
-    parse: Callable[[StageRecord, dict[str, Any]], object] = lambda record, facts: None,
-) -> tuple[StageRecord, dict[str, Any]]:
+    parse: Callable[[StageRecord, dict[str, Any]], Parsed],
+) -> Parsed: ...
+def run_stage(
+    folder: Path,
+    stage: Stage,
+    inputs: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+    parse: Callable[[StageRecord, dict[str, Any]], Any] = lambda record, facts: (record, facts),
+) -> Any:
     """Build a stage's output, or return the one that an earlier run built for the same key.
 
     folder: holds the outputs of this stage, one folder per key.
     inputs: everything but code that the output depends on, as JSON: digests of data, parameters. No paths.
     build: writes the output into the empty folder that it receives and returns facts about it, as JSON.
-    parse: receives the return values, and reads files that another process may have replaced and resealed. If it raises
-        an error for an earlier output, that output is built again.
+    parse: receives the record and the facts, and reads files that another process may have replaced and resealed. If it
+        raises an error for an earlier output, that output is built again.
 
-    Returns the record and the facts. Exceptions of ``build`` propagate; no partial output remains. Raises
-    `StageNotWritten` for an OSError that names no file.
+    Returns what ``parse`` returns, by default the record and the facts. Exceptions of ``build`` propagate; no partial
+    output remains. Raises `StageNotWritten` for an OSError that names no file.
     """
     cache_inputs = _cache_inputs(stage, inputs)
     key, split = digest_of(cache_inputs), inputs.get("split")
@@ -104,13 +118,14 @@ def run_stage(
         for temporary in folder.glob(f".{final.name}.*.tmp"):
             if remove_leftover(temporary):
                 logger.info("removed %s, left by a run that was killed", temporary)
-        result = _earlier_output(final, stage, key, parse)
-        if result is None:
+        earlier = _earlier_output(final, stage, key, parse)
+        if earlier is None:
             record = _build_output(final, {**cache_inputs, "key": key}, build)
-            result = _reference(final, record, reused=False), record["facts"]
-    reference, facts = result
+            reference, facts = _reference(final, record, reused=False), record["facts"]
+        else:
+            reference, facts, parsed = earlier
     emit(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
-    return reference, facts
+    return parse(reference, facts) if earlier is None else parsed
 
 
 def _reference(final: Path, record: Mapping[str, Any], *, reused: bool) -> StageRecord:
@@ -125,18 +140,18 @@ def _reference(final: Path, record: Mapping[str, Any], *, reused: bool) -> Stage
 
 
 def _earlier_output(
-    final: Path, stage: Stage, key: str, parse: Callable[[StageRecord, dict[str, Any]], object]
-) -> tuple[StageRecord, dict[str, Any]] | None:
-    """Return the reference and the facts of the output in ``final``, if it exists. A damaged output is removed."""
+    final: Path, stage: Stage, key: str, parse: Callable[[StageRecord, dict[str, Any]], Parsed]
+) -> tuple[StageRecord, dict[str, Any], Parsed] | None:
+    """Return reference, facts and parsed content of the output in ``final``, if any. A damaged output is removed."""
     if not os.path.lexists(final):
         return None
     try:
         record = read_stage(final)
         if (record["stage"], record["key"]) != (stage.name, key):
             raise StoredArtifactError(f"{final / RECORD_NAME}: expected key {key}, received {record['key']}.")
-        result = _reference(final, record, reused=True), record["facts"]
+        reference, facts = _reference(final, record, reused=True), record["facts"]
         try:
-            parse(*result)
+            parsed = parse(reference, facts)
         except _OTHER_CONTENT as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             message = f"{final} has other content than this stage writes ({reason})."
@@ -146,7 +161,7 @@ def _earlier_output(
         discard_folder(final, RECORD_NAME)
         return None
     logger.debug("reused %s", final.name)
-    return result
+    return reference, facts, parsed
 
 
 def _build_output(

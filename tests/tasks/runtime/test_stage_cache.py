@@ -75,8 +75,9 @@ def test_a_damaged_output_is_rebuilt(tmp_path: Path, damage: str) -> None:
     "change", [{"facts": {"length": "4"}}, {"facts": None}, {"key": "0" * 64}, {"files": {"/etc/passwd": {}}}]
 )
 def test_a_record_that_was_sealed_again_is_rebuilt(tmp_path: Path, change: dict[str, Any]) -> None:
-    def parse(record: StageRecord, facts: dict[str, Any]) -> int:
-        return TypeAdapter(int).validate_python(facts["length"], strict=True)
+    def parse(record: StageRecord, facts: dict[str, Any]) -> tuple[StageRecord, dict[str, Any]]:
+        TypeAdapter(int).validate_python(facts["length"], strict=True)
+        return record, facts
 
     record, _ = run_stage(tmp_path, STAGE, {}, write(), parse)
     assert run_stage(tmp_path, STAGE, {}, write(), parse)[0].reused
