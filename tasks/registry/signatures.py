@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from schemas.config import expanded
 from schemas.errors import WrongUsage
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 logger = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
 
 SIGNING_VARIABLE = "FASHION_ANN_SIGNING_KEY"
 VERIFY_VARIABLE = "FASHION_ANN_VERIFY_KEY"
@@ -38,10 +40,7 @@ def signing_key(given: str | None = None) -> "Ed25519PrivateKey | None":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     expected = "expected a PEM file with a private Ed25519 key and without a password"
-    key = _read_key(source, given, expected, Ed25519PrivateKey, forbidden_mode=0o004)
-    if isinstance(key, Ed25519PrivateKey):
-        return key
-    raise WrongUsage(f"{source}: {expected}, received {given} with a key of type {type(key).__name__}.")
+    return _read_key(source, given, expected, Ed25519PrivateKey, 0o004)  # type: ignore[type-abstract]  # not called
 
 
 def verify_key() -> "Ed25519PublicKey | None":
@@ -52,15 +51,10 @@ def verify_key() -> "Ed25519PublicKey | None":
     given = os.environ.get(VERIFY_VARIABLE)
     if given is None:
         return None
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     expected = "expected a PEM file with a public Ed25519 key"
-    key = _read_key(VERIFY_VARIABLE, given, expected, Ed25519PublicKey, forbidden_mode=0o002)
-    if isinstance(key, Ed25519PublicKey):
-        return key
-    # Commands that only verify need no private key.
-    fix = f" Use the output of `openssl pkey -in {given} -pubout`." if isinstance(key, Ed25519PrivateKey) else ""
-    raise WrongUsage(f"{VERIFY_VARIABLE}: {expected}, received {given} with a key of type {type(key).__name__}.{fix}")
+    return _read_key(VERIFY_VARIABLE, given, expected, Ed25519PublicKey, 0o002)  # type: ignore[type-abstract]  # not called
 
 
 def training_key() -> "Ed25519PrivateKey | None":
@@ -92,9 +86,10 @@ def is_signed(text: bytes, signature: bytes, key: "Ed25519PublicKey") -> bool:
     return True
 
 
-def _read_key(source: str, given: str, expected: str, kind: type, forbidden_mode: int) -> object:
-    """Return the key of any type in a PEM file. Log a warning if one of ``kind`` has a mode with ``forbidden_mode``."""
+def _read_key(source: str, given: str, expected: str, kind: type[Key], forbidden_mode: int) -> Key:
+    """Return the key of ``kind`` in a PEM file. Log a warning if the file has a mode with ``forbidden_mode``."""
     from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
     if not given.strip():
@@ -114,10 +109,16 @@ def _read_key(source: str, given: str, expected: str, kind: type, forbidden_mode
     for load in (lambda: load_pem_private_key(pem, None), lambda: load_pem_public_key(pem)):
         with suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key: object = load()
-            if isinstance(key, kind) and mode & forbidden_mode:
-                _warn_of_mode(path, stat.filemode(mode))
-            return key
-    raise WrongUsage(f"{source}: {expected}, received {path} without a key.")
+            break
+    else:
+        raise WrongUsage(f"{source}: {expected}, received {path} without a key.")
+    if isinstance(key, kind):
+        if mode & forbidden_mode:
+            _warn_of_mode(path, stat.filemode(mode))
+        return key
+    # Commands that only verify need no private key.
+    fix = f" Use the output of `openssl pkey -in {given} -pubout`." if isinstance(key, Ed25519PrivateKey) else ""
+    raise WrongUsage(f"{source}: {expected}, received {given} with a key of type {type(key).__name__}.{fix}")
 
 
 @cache  # a command may read a key once per version
