@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from schemas.contract import PixelScale
 from tasks.data.splits import PreparedSplit
 from tasks.model.backend import backend_name
 
@@ -50,8 +51,7 @@ def _graph_epoch(network: Any, optimizer: Any, split: PreparedSplit, batch_size:
     def measure(images: Any, labels: Any, rows: Any) -> tuple[Any, Any, list[Any]]:
         """Return the sum of losses, the number of correct rows and the share of the batch's gradients."""
         with tf.GradientTape() as tape:
-            pixels = (tf.cast(images, tf.float32) - split.scale.minimum) / (split.scale.maximum - split.scale.minimum)
-            probabilities = network(pixels, training=True)
+            probabilities = network(_normalized(images, split.scale), training=True)
             loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
             share = loss / rows
         correct = tf.reduce_sum(keras.metrics.sparse_categorical_accuracy(labels, probabilities))
@@ -90,6 +90,13 @@ def _graph_epoch(network: Any, optimizer: Any, split: PreparedSplit, batch_size:
         return {"loss": loss / len(order), "accuracy": correct / len(order)}
 
     return run
+
+
+def _normalized(images: Any, scale: PixelScale) -> Any:
+    """Do in the backend what `tasks.data.splits.scale_pixels` does in NumPy."""
+    import keras
+
+    return (keras.ops.cast(images, "float32") - scale.minimum) / (scale.maximum - scale.minimum)
 
 
 def _blocks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
@@ -162,8 +169,6 @@ def _with_image_table(network: Any, split: PreparedSplit) -> Any:
     """
     import keras
 
-    scale = split.scale
-
     class Images(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         def __init__(self) -> None:
             super().__init__(trainable=False)
@@ -172,8 +177,7 @@ def _with_image_table(network: Any, split: PreparedSplit) -> Any:
             )
 
         def call(self, rows: Any) -> Any:
-            pixels = keras.ops.cast(keras.ops.take(self.table, rows, axis=0), "float32")  # (batch, pixels)
-            return (pixels - scale.minimum) / (scale.maximum - scale.minimum)
+            return _normalized(keras.ops.take(self.table, rows, axis=0), split.scale)  # (batch, pixels)
 
     rows = keras.Input((), dtype="int32")
     return keras.Model(rows, network(Images()(rows)))
