@@ -246,7 +246,7 @@ def api_problem() -> ApiProblem | None:
 
 
 class Access(BaseModel):
-    """Who can use a server, as its answers show.
+    """Access to a server, as its answers show it.
 
     Pages of ``origins`` can read its answers; "*" stands for any page. ``addresses`` are those of this machine at which
     it listens.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.deployed.test_up import Checkout
+from tests.deployed.test_up import Checkout, stopped_at_the_end
 
 TIMEOUT = 60_000  # milliseconds
 
@@ -66,14 +66,9 @@ ATTACK = """async ([api, id, client]) => {
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    checkout = Checkout(tmp_path_factory.mktemp("origin") / "checkout")
-    try:
+    with stopped_at_the_end(Checkout(tmp_path_factory.mktemp("origin") / "checkout")) as checkout:
         checkout.up()
         yield checkout
-    finally:
-        checkout.run("down")
-        for process in checkout.processes():
-            process.kill()
 
 
 @pytest.fixture(scope="module")

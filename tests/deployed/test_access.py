@@ -1,4 +1,4 @@
-"""Who can use the services of `up`: clients without the password, job variables, files, `--no-auth`."""
+"""Test access to the services of `up`: without the password, by job variables, by files, with `--no-auth`."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from cli.prefect_toml import write_prefect_toml
-from tests.deployed.test_up import Checkout
+from tests.deployed.test_up import Checkout, stopped_at_the_end
 
 OPEN_TO_ALL = {("GET", "/health"), ("GET", "/ready")}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -28,14 +28,9 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     """Return a checkout whose services run."""
-    checkout = Checkout(tmp_path_factory.mktemp("access") / "checkout")
-    try:
+    with stopped_at_the_end(Checkout(tmp_path_factory.mktemp("access") / "checkout")) as checkout:
         checkout.up()
         yield checkout
-    finally:
-        checkout.run("down")
-        for process in checkout.processes():
-            process.kill()
 
 
 @pytest.fixture

@@ -112,13 +112,21 @@ class Checkout:
         return processes
 
 
+@contextlib.contextmanager
+def stopped_at_the_end(checkout: Checkout) -> Iterator[Checkout]:
+    """Yield the checkout, and stop its services after the block."""
+    try:
+        yield checkout
+    finally:
+        checkout.run("down")
+        for process in checkout.processes():
+            process.kill()
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
-    checkout = Checkout(tmp_path / "checkout")
-    yield checkout
-    checkout.run("down")
-    for process in checkout.processes():
-        process.kill()
+    with stopped_at_the_end(Checkout(tmp_path / "checkout")) as checkout:
+        yield checkout
 
 
 def _pids(status: dict[str, Any]) -> dict[str, int]:

@@ -253,7 +253,7 @@ def test_another_key_replaces_the_signature(
 def test_a_stopped_sign_leaves_the_version_as_it_was(
     store: ModelStore, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a killed process leaves is beside the version, where the next writer removes it."""
+    """A killed process leaves files beside the version only, and the next writer removes them."""
     add_stored(store.root)
     before = sign(store, 1, keys[0])
     left: list[Path] = []
