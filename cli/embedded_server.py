@@ -2,9 +2,11 @@
 
 import atexit
 import ctypes
+import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import psutil
-
+from cli.prefect_toml import settings_of_up
+from cli.server_database import is_current
+from cli.server_main import Start
 from cli.server_process import (
     HOST,
     api_problem,
-    free_port,
     prefect_settings,
     project_settings,
     reported_cause,
@@ -28,14 +30,23 @@ from cli.server_process import (
     wait_until_healthy,
 )
 from cli.terminal import Progress, Screen
-from schemas.config import BadRows, DeviceChoice, PromotionConfig, TrainingConfig, python_command
+from schemas.config import PROJECT_ROOT, BadRows, DeviceChoice, PromotionConfig, TrainingConfig, python_command
 from schemas.contract import DatasetName
 from schemas.errors import LockHeld, LocksUnavailable, ServerUnavailable
 from schemas.references import ModelVersion
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.locks import lock
 
+if TYPE_CHECKING:
+    from prefect.settings import Settings
+
 _SECONDS_TO_STOP = 5
+_SERVER_VARIABLES = {
+    "PREFECT_UI_ENABLED": "0",
+    # No flow of this project has blocks. Both, because the memo would report the blocks as registered to other servers.
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "0",
+    "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "0",
+}
 
 
 def run_training_flow(
@@ -58,14 +69,18 @@ def run_training_flow(
     """
     for name, value in project_settings().items():
         os.environ.setdefault(name, value)
+    # Known before the import of Prefect, which takes 0.7 s. Meanwhile the server imports its modules, too.
+    address = os.environ.get("PREFECT_API_URL", settings_of_up(PROJECT_ROOT / "prefect.toml").get("url"))
+    screen = None if address else Screen(artifacts_dir, progress, quiet=quiet)
+    server = None if screen is None else _start_server(screen.log)
     settings = prefect_settings()
-    configured = bool(settings.api.url)
-    if configured and (problem := api_problem()) is not None:
-        raise ServerUnavailable(str(problem))
-    if not configured:
-        require_home(settings.home)
-    screen = Screen(artifacts_dir, progress, quiet=quiet)
-    server = None if configured else _start_server(screen.log)
+    if settings.api.url:
+        if server is not None:  # the address is in a profile or in a file of the user
+            server.process.kill()
+            server = None
+        if (problem := api_problem()) is not None:
+            raise ServerUnavailable(str(problem))
+    screen = screen or Screen(artifacts_dir, progress, quiet=quiet)
     with screen.showing(), _prefect_api(server, screen.log):
         from flows.train_fashion_mnist import train_fashion_mnist
 
@@ -87,12 +102,11 @@ def run_training_flow(
 
 @dataclass(frozen=True)
 class _Server:
-    """An embedded server. ``starting`` holds a lock until it is closed, as soon as the server answers."""
+    """An embedded server, whose process has started. It waits for the order to open its database."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     url: str
     password: str
-    starting: ExitStack
 
 
 @contextmanager
@@ -108,37 +122,36 @@ def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,
         PREFECT_API_URL,
+        PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         temporary_settings,
     )
 
     emit(StageStarted("start", None))
-    # The server boots during these imports. That of Great Expectations runs in a thread, because only a stage that
-    # misses its cache needs it.
-    import flows.train_fashion_mnist  # noqa: F401
-
     if server is None:
         yield
         return
-    from tasks.checks.expectations import import_great_expectations
-
-    threading.Thread(target=import_great_expectations, daemon=True).start()
     settings = prefect_settings()
     seconds = settings.server.ephemeral.startup_timeout_seconds
     process = server.process
-    if (problem := wait_until_healthy(server.url, seconds, process.poll, psutil.Process(process.pid))) is not None:
+    with _lone_start(settings.home, seconds):
+        _order_start(server, settings)
+        import flows.train_fashion_mnist  # noqa: F401  # the server starts during these imports
+
+        problem = wait_until_healthy(server.url, seconds, process.poll)
+    if problem is not None:
         log.seek(0)
         more = "Set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS to wait longer. " if process.poll() is None else ""
         raise ServerUnavailable(
             f"The embedded Prefect server {problem}. {reported_cause(log.read(), f'in PREFECT_HOME {settings.home}')}"
             f"{more}Set PREFECT_API_URL to use your own server."
         )
-    server.starting.close()
     done = threading.Event()
     threading.Thread(target=_exit_with_server, args=(process, done), daemon=True).start()
     updates = {
         PREFECT_API_URL: server.url,
         PREFECT_API_AUTH_STRING: server.password,
+        PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,  # both are of the same installation
         # The server dies with this process, so no automation would miss a heartbeat. Joining its thread costs 1 s per
         # flow.
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
@@ -150,7 +163,7 @@ def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
             done.set()
 
 
-def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -> None:
+def _exit_with_server(process: subprocess.Popen[str], done: threading.Event) -> None:
     """Exit at once if the server ends before ``done``. Prefect's client would retry for minutes and name no cause.
 
     The effect is that of a SIGKILL of this process, which every stage survives. Child processes end with it.
@@ -171,46 +184,52 @@ def _exit_with_server(process: subprocess.Popen[bytes], done: threading.Event) -
 
 
 def _start_server(log: IO[bytes]) -> _Server:
-    """Start the server in its own process and return it. It requires the configured password, else a random one.
-
-    Two servers that start at once on a new database would both create its tables, and one would fail: hence the lock.
-    """
-    import prefect
-
-    settings = prefect_settings()
-    starting = ExitStack()
-    seconds = settings.server.ephemeral.startup_timeout_seconds
-    # Continue without the lock if the file system has none, or if another server takes longer than its time limit.
-    with suppress(LockHeld, LocksUnavailable, OSError):
-        path = settings.home / ".fashion-ann-starts.lock"
-        starting.enter_context(lock(path, waiting="waiting for another embedded server to start", seconds=seconds))
-    port = free_port()
-    configured = settings.server.api.auth_string
-    password = configured.get_secret_value() if configured else secrets.token_urlsafe()
-    process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
-        [
-            *python_command("uvicorn", "--app-dir", str(prefect.__module_path__.parent)),
-            *("--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)),
-            *("--log-level", "error", "--lifespan", "on"),
-        ],
-        env={
-            **os.environ,
-            "PREFECT_SERVER_API_AUTH_STRING": password,
-            "PREFECT_UI_ENABLED": "0",
-            "PREFECT__SERVER_EPHEMERAL": "1",
-            "PREFECT__SERVER_FINAL": "1",
-        },
-        stdout=log,
-        stderr=log,
-        # Safe because this process has no second thread yet.
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        # Ctrl-C must not reach the server: the flow still has to report its last state to it.
-        process_group=0,
-    )
+    """Start the process of a server, which requires a random password, and return before it has imported anything."""
+    password = secrets.token_urlsafe()
+    listener = socket.socket()  # the server inherits it, so that no other process can take its port
+    with listener:
+        listener.bind((HOST, 0))
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter, fixed arguments
+            python_command("cli.server_main", str(listener.fileno())),
+            env={**os.environ, "PREFECT_SERVER_API_AUTH_STRING": password, **_SERVER_VARIABLES},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[listener.fileno()],
+            # Safe because this process has no second thread yet.
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            # Ctrl-C must not reach the server: the flow still has to report its last state to it.
+            process_group=0,
+            text=True,
+        )
+        url = f"http://{HOST}:{listener.getsockname()[1]}/api"
     # Not before the exit: hooks that run just before those of `atexit` send Prefect's last logs and events. Without a
     # server they would retry for a minute.
     atexit.register(stop_tree, process.pid, _SECONDS_TO_STOP)
-    return _Server(process, f"http://{HOST}:{port}/api", password, starting)
+    return _Server(process, url, password)
+
+
+@contextmanager
+def _lone_start(home: Path, seconds: float) -> Iterator[None]:
+    """Let no other embedded server of ``home`` start in this block. Raises `ServerUnavailable` as `require_home` does.
+
+    Two servers that start at once on a new database would both create its tables, and one would fail.
+    """
+    require_home(home)
+    with ExitStack() as stack:
+        # Continue without the lock if the file system has none, or if another server takes longer than its time limit.
+        with suppress(LockHeld, LocksUnavailable, OSError):
+            path = home / ".fashion-ann-starts.lock"
+            stack.enter_context(lock(path, waiting="waiting for another embedded server to start", seconds=seconds))
+        yield
+
+
+def _order_start(server: _Server, settings: "Settings") -> None:
+    """Create the database if it is missing, and let the server open it."""
+    url = settings.server.database.connection_url
+    order = Start(migrate=url is None or not is_current(url.get_secret_value()))
+    with suppress(BrokenPipeError):  # it ended; `wait_until_healthy` reports that
+        print(json.dumps(order), file=server.process.stdin, flush=True)
 
 
 def _end_with_parent() -> None:
