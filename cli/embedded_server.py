@@ -136,8 +136,7 @@ def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
     process = server.process
     with _lone_start(settings.home, seconds):
         _order_start(server, settings)
-        import flows.train_fashion_mnist  # noqa: F401  # the server starts during these imports
-
+        _prepare_run()
         problem = wait_until_healthy(server.url, seconds, process.poll)
     if problem is not None:
         log.seek(0)
@@ -161,6 +160,18 @@ def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
             yield
         finally:
             done.set()
+
+
+def _prepare_run() -> None:
+    """Do what a run would do later, while the server starts on another core: 0.5 s."""
+    import fastapi.encoders  # noqa: F401
+    import prefect.flow_engine
+    import prefect.task_engine  # noqa: F401
+
+    import flows.train_fashion_mnist  # noqa: F401
+    from tasks.runtime.fingerprint import code_digest
+
+    code_digest(("flows.train_fashion_mnist",))  # parses the code of every stage
 
 
 def _exit_with_server(process: subprocess.Popen[str], done: threading.Event) -> None:

@@ -12,6 +12,9 @@ import socket
 import sys
 from typing import TypedDict
 
+# Those that answer the requests of a run.
+FIRST_ROUTERS = ("/csrf-token", "/admin", "/flows", "/flow_runs", "/artifacts", "/logs", "/events")
+
 
 class Start(TypedDict):
     """The order to start. ``migrate``: False if the database has the revision of the installed Prefect."""
@@ -23,11 +26,14 @@ def main() -> None:
     """Import the server, wait for the order to start, and serve until SIGTERM."""
     gc.disable()  # the collector would scan the modules several times: 0.4 s
     import uvicorn
-    from prefect.server.api.server import create_app
+    from prefect.server.api import server as api
     from prefect.settings import PREFECT_API_DATABASE_MIGRATE_ON_START, temporary_settings
 
+    # FastAPI builds the routes of each router until one matches the first request: 0.2 s for those that no run uses.
+    routers = sorted(api.API_ROUTERS, key=lambda router: router.prefix not in FIRST_ROUTERS)
+    api.API_ROUTERS = tuple(routers)  # type: ignore[assignment]
     # In Prefect's words: without its UI, and with the services that record events and task runs only.
-    server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True), log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(api.create_app(ephemeral=True), log_level="error", lifespan="on"))
     line = sys.stdin.readline()
     if not line:
         return

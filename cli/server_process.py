@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 _FOREIGN_ORIGIN, _ALLOW_ORIGIN = "http://origin.invalid", "Access-Control-Allow-Origin"
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.02
 _QUOTED_LINES, _QUOTED_CHARACTERS = 20, 2_000  # long enough for an exception and its causes
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n|^  File \".*\n(?:    .*\n)*", re.MULTILINE)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -15,6 +15,7 @@ from schemas.config import BadRows
 from schemas.contract import contract_of
 from schemas.layout import QUARANTINE_NAME, Artifacts
 from schemas.references import CsvSplit, ParquetSplit, StageRecord
+from tasks.checks.expectations import import_in_background
 from tasks.data.csv_to_parquet import IngestFacts, check_parquet, ingest_csv, quarantined_share, require_budget
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
@@ -38,6 +39,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     quarantine = quarantine_path(artifacts_dir, csv)
 
     def build(folder: Path) -> Mapping[str, Any]:
+        import_in_background()
         facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
         if facts.quarantined:
             # The stage's copy is verified with the stage. The other one may get lost.

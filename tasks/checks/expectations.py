@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -30,8 +31,13 @@ def fresh_context() -> "EphemeralDataContext":
     return context
 
 
+def import_in_background() -> None:
+    """Import Great Expectations in a thread, for a stage whose output will be validated. The import takes seconds."""
+    threading.Thread(target=import_great_expectations, daemon=True).start()
+
+
 def import_great_expectations() -> None:
-    """Import Great Expectations, which takes seconds; a caller may do so early, while it waits for something else."""
+    """Import Great Expectations."""
     # Set before the import, which reads it. Nothing about the data leaves the machine.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     # One expectation on distributions needs them. They are a third of the import time and 60 MB.

@@ -98,8 +98,8 @@ def read_predictions(path: Path, contract: DatasetContract, sha256: str | None =
             table = file.read()
             predictions = StoredPredictions(
                 images=table["image"].to_pylist(),
-                labels=table["true_label"].to_numpy(),
-                probabilities=np.column_stack([table[f"p{label}"].to_numpy() for label in range(contract.classes)]),
+                labels=_columns(table, ["true_label"]).ravel(),
+                probabilities=_columns(table, [f"p{label}" for label in range(contract.classes)]),
             )
             labels, probabilities = predictions.labels, predictions.probabilities
             if any(column.null_count for column in table.columns) or not np.isfinite(probabilities).all():
@@ -110,6 +110,12 @@ def read_predictions(path: Path, contract: DatasetContract, sha256: str | None =
             message = " ".join(str(error).split())[:300]
             raise StoredArtifactError(f"{path}: expected the predictions of a version ({message}).") from error
     return predictions
+
+
+def _columns(table: pa.Table, names: list[str]) -> npt.NDArray[Any]:
+    """Return columns of one type as (N, columns). Unlike `to_numpy` of a column this does not import pandas: 0.15 s."""
+    array: npt.NDArray[Any] = table.select(names).combine_chunks().to_batches()[0].to_tensor().to_numpy()
+    return array
 
 
 def _require_sizes(file: pq.ParquetFile, content: BinaryIO, schema: pa.Schema, size: int) -> None:
