@@ -8,7 +8,13 @@
 | block optional imports of Keras | `blocked_imports` | 0.3 s, 60 MB | Keras imports matplotlib, pandas, sklearn |
 | block jax and scipy for TensorFlow | `blocked_imports` | 1 s, 140 MB | a converter in TensorFlow imports jax |
 | import scipy.stats and altair on first use | checks/expectations.py | 60 MB | Great Expectations imports both |
-| import Great Expectations in a thread | cli/prefect_run.py | 3 s | validate waits for the import |
+| import Great Expectations in a thread | tasks/ingest.py | 2 s | validate waits for the import |
+| start the server before Prefect is imported | cli/embedded_server.py | 0.7 s | it starts after that import |
+| prepare the run while the server starts | cli/embedded_server.py | 0.5 s | the first stages wait for it |
+| collect no garbage while the server imports | cli/server_main.py | 0.4 s | as in the command |
+| put the routers of a run first | cli/server_main.py | 0.2 s | the first request builds all routes |
+| create the database from a stored schema | cli/server_database.py | 5 s, once | the server migrates |
+| read columns without pandas | model/test_predictions.py | 0.2 s | an unchanged run imports pandas |
 | start workers without multiprocessing | runtime/worker_process.py | 1 s, 60 MB | workers import Prefect's engine |
 | collect no garbage during imports | runtime/worker_process.py | CPU time | the collector scans new modules |
 | collect garbage rarely | cli/main.py | 1/5 of the start, 2 s at exit | the collector scans 500,000 objects |
