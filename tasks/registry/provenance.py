@@ -44,7 +44,7 @@ def collect_facts(
                 include={"environment", "code_sha256", "lock_sha256", "packages", "device", "epochs_run", "trained_by"}
             ),
             "topology_id": trained.topology_sha256,
-            "data": _describe_data(data, prepared),
+            "data": _describe_data(data, prepared, config),
             "configuration": config.model_dump(),
             "promotion": promotion.model_dump(),
             "seed": config.seed,
@@ -63,7 +63,9 @@ def collect_facts(
     )
 
 
-def _describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData) -> dict[str, Any]:
+def _describe_data(
+    data: Mapping[Split, ValidatedSplit], prepared: PreparedData, config: TrainingConfig
+) -> dict[str, Any]:
     splits: dict[str, Any] = {
         split: {
             "file": validated.data.source.name,
@@ -78,7 +80,12 @@ def _describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData)
         for split, validated in data.items()
     }
     rows = {"train": prepared.train_rows, "validation": prepared.validation_rows, "test": prepared.test_rows}
-    return {**splits, "split_rows": rows, "duplicates": prepared.duplicates.model_dump()}
+    early_stopping = [] if config.early_stopping is None else ["early stopping"]
+    held_out = {
+        "rows": prepared.validation_rows,
+        "used_for": ["learning curves", *early_stopping, "golden predictions"],
+    }
+    return {**splits, "split_rows": rows, "held_out": held_out, "duplicates": prepared.duplicates.model_dump()}
 
 
 def _lineage(

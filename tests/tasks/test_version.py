@@ -95,7 +95,9 @@ def add(
         key: str | None = None,
         promotion: PromotionConfig = NO_FLOOR,
         fetched: tuple[Split, ...] = (),
+        **settings: Any,
     ) -> ModelVersion:
+        config = small_config.model_copy(update=settings)
         data = {
             split: validated.model_copy(update={"data": validated.data.model_copy(update={"origin": "fetched"})})
             if split in fetched
@@ -105,7 +107,7 @@ def add(
         evaluation = evaluate.fn(sample_prepared, trained, sample_artifacts)
         if key is not None:
             trained = trained.model_copy(update={"record": trained.record.model_copy(update={"key": key})})
-        return version.fn(data, sample_prepared, trained, evaluation, small_config, promotion, tmp_path)
+        return version.fn(data, sample_prepared, trained, evaluation, config, promotion, tmp_path)
 
     return run
 
@@ -145,6 +147,22 @@ def test_the_manifest_records_how_a_version_was_created(
     ]
     assert all(entry.seconds > 0 for entry in manifest.lineage)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", manifest.created)
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "uses"),
+    [
+        (None, ["learning curves", "golden predictions"]),
+        (9, ["learning curves", "early stopping", "golden predictions"]),
+    ],
+)
+def test_manifest_and_report_state_what_was_held_out(
+    early_stopping: int | None, uses: list[str], add: Any, store: ModelStore
+) -> None:
+    added = add(early_stopping=early_stopping)
+    assert store.version(1).manifest.as_json()["data"]["held_out"] == {"rows": 100, "used_for": uses}
+    report = (added.path / "report.html").read_text(encoding="utf-8")
+    assert report.count(f"held out for {', '.join(uses)}") == 2
 
 
 def test_the_manifest_records_the_data(add: Any, store: ModelStore) -> None:
