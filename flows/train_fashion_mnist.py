@@ -24,7 +24,9 @@ from tasks.fetch import fetch as fetch_csvs
 from tasks.ingest import ingest
 from tasks.model.warm_up import pipeline_session
 from tasks.prepare import prepare
+from tasks.registry.bom import read_packages
 from tasks.registry.signatures import training_key
+from tasks.reports.rendering import compile_templates
 from tasks.validate import validate
 from tasks.version import version
 
@@ -59,7 +61,9 @@ def train_fashion_mnist(
     """
     training_key()  # a wrong key must not be found after the training
     artifacts, data_home = separate_folders(artifacts_dir, data_dir)
-    with pipeline_session(artifacts, prestart_trainer=train_on == "here"):
+    with pipeline_session(
+        artifacts, prestart_trainer=train_on == "here", while_training=(read_packages, compile_templates)
+    ):
         csvs = fetch_csvs(dataset, data_home, opted_in=fetch, announced=data_digest is not None)
         if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, actual)

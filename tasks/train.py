@@ -19,6 +19,7 @@ from schemas.store import EPOCHS
 from tasks.model import fit
 from tasks.model.backend import environment, gpu_driver_present, ignored_variables
 from tasks.model.inference import read_golden
+from tasks.model.warm_up import WORKER
 from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
 from tasks.runtime.fingerprint import code_and_lock, package_versions
@@ -91,7 +92,7 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
         description = f"{config.epochs} epochs, seed {config.seed}"
         with (
             publish_progress(f"{prepared.dataset}-training", description) as show,
-            run_worker(fit.__name__, job) as process,
+            run_worker(fit.__name__, job, WORKER) as process,
         ):
 
             def on_event(event: dict[str, Any]) -> None:

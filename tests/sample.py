@@ -135,7 +135,7 @@ def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Apply `in_this_process` during the block."""
 
     @contextmanager
-    def here(module: str, job: dict[str, Any]) -> Iterator[SimpleNamespace]:
+    def here(module: str, job: dict[str, Any], host: str) -> Iterator[SimpleNamespace]:
         main = importlib.import_module(module).main
         yield SimpleNamespace(result=lambda on_event=lambda event: None: main(job, on_event))
 

@@ -2,8 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -13,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from schemas.contract import SAMPLE_ROWS, DatasetContract
 from tasks.checks.near_duplicates import Sketches, sketch
-from tasks.data.parquet import batches, column_bytes, open_parquet, row_count, select_rows
+from tasks.data.parquet import batches, column_bytes, open_parquet, read_ahead, row_count, select_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +67,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
     profiles = [_ColumnProfile(str(kind)) for kind in file.schema_arrow.types]
     label_rows: Counter[Any] = Counter()
     builder = _SampleBuilder(contract, rows) if tuple(names) == contract.columns and rows else None
-    for batch, block in _read_ahead(file):
+    for batch, block in read_ahead((batch, column_bytes(batch)) for batch in batches(file)):
         if block is None:
             builder = None
             for profile, values in zip(profiles, batch.columns, strict=True):
@@ -131,16 +129,6 @@ def _class_frame(label_rows: Counter[Any]) -> "pd.DataFrame":
             "share": [count / total for count in label_rows.values()],
         }
     )
-
-
-def _read_ahead(file: pq.ParquetFile) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.uint8] | None]]:
-    """Yield each batch and its `column_bytes`; a thread reads the next batch meanwhile."""
-    pairs = ((batch, column_bytes(batch)) for batch in batches(file))
-    with ThreadPoolExecutor(1) as reader:
-        future = reader.submit(next, pairs, None)
-        while (pair := future.result()) is not None:
-            future = reader.submit(next, pairs, None)
-            yield pair
 
 
 class _SampleBuilder:

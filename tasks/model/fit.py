@@ -1,7 +1,4 @@
-"""Fit the network with the training recipe, in Keras. The same seed gives the same weights, also after a kill.
-
-Run as ``python -m tasks.model.fit`` this module is the worker process of `tasks.train`.
-"""
+"""Fit the network with the training recipe, in Keras. The same seed gives the same weights, also after a kill."""
 
 import logging
 import math
@@ -18,16 +15,15 @@ from schemas.contract import DatasetContract, contract_of
 from schemas.errors import TrainingDiverged
 from schemas.layout import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.data.splits import PreparedSplit, open_split
-from tasks.model.backend import distribution_scope, import_backend, set_up_backend
+from tasks.model.backend import distribution_scope, set_up_backend
 from tasks.model.checkpoint import EpochMetrics, TrainingState
 from tasks.model.epoch import OnSteps, epoch_runner
 from tasks.model.inference import write_golden
 from tasks.model.network import build_network, evaluate_rows, topology_bytes
 from tasks.runtime.files import write_json
-from tasks.runtime.worker_process import Emit, serve_job
+from tasks.runtime.worker_process import Emit
 
-# Not __name__, which is "__main__" under ``python -m``: only loggers below "tasks" are forwarded.
-logger = logging.getLogger("tasks.model.fit")
+logger = logging.getLogger(__name__)
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -163,7 +159,3 @@ def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, fo
     uncompiled.set_weights(model.get_weights())
     (folder / TOPOLOGY_NAME).write_bytes(topology_bytes(uncompiled))
     uncompiled.save_weights(folder / WEIGHTS_NAME)
-
-
-if __name__ == "__main__":
-    serve_job(main, import_backend)

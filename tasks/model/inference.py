@@ -1,7 +1,4 @@
-"""Run a stored model in a fresh process that knows only its files, and compare its golden predictions.
-
-Run as ``python -m tasks.model.inference`` this module is that worker process.
-"""
+"""Run a stored model in a fresh process that knows only its files, and compare its golden predictions."""
 
 import tempfile
 from collections.abc import Mapping
@@ -15,11 +12,12 @@ import numpy.typing as npt
 from schemas.errors import StoredArtifactError
 from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, labels_name
 from tasks.data.splits import PreparedSplit, open_split
-from tasks.model.backend import import_backend, set_up_backend
-from tasks.model.network import evaluate_rows, load_network, predict_rows
+from tasks.model.backend import set_up_backend
+from tasks.model.network import load_network, predict_rows
+from tasks.model.warm_up import WORKER
 from tasks.runtime.files import write_json
 from tasks.runtime.stored_file import read_json
-from tasks.runtime.worker_process import Emit, run_worker, serve_job
+from tasks.runtime.worker_process import Emit, run_worker
 
 # Another device adds in another order, which changed float32 probabilities by 1e-6. A wrong weight changes them more.
 TOLERANCE = 1e-5
@@ -55,7 +53,7 @@ def run_stored_model(
         "prepared": None if prepared is None else str(prepared.absolute()),
         "digests": dict(digests or {}),
     }
-    with run_worker(__name__, job) as process:
+    with run_worker(__name__, job, WORKER) as process:
         result = process.result()
         path = result.pop("probabilities")
         if prepared is None:
@@ -75,10 +73,8 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         test = open_split(Path(job["prepared"]), "test")
         # In the worker's temporary folder, which is removed once the output is read.
         path = str(Path(tempfile.mkdtemp()) / "probabilities.npy")
-        np.save(path, predict_rows(model, test))
-        model.compile(loss="sparse_categorical_crossentropy")
-        # Keras's loss, so that `model.evaluate` on the stored files gives the same.
-        loss = float(evaluate_rows(model, test)["loss"])
+        probabilities, loss = predict_rows(model, test)
+        np.save(path, probabilities)
     return {"golden_difference": golden_difference(model, folder, job["digests"]), "loss": loss, "probabilities": path}
 
 
@@ -124,7 +120,3 @@ def golden_difference(model: Any, folder: Path, digests: Mapping[str, str] | Non
         return 1.0
     difference = np.abs(actual.astype(np.float64) - expected)
     return float(np.where(np.isnan(difference), 1.0, difference).max())
-
-
-if __name__ == "__main__":
-    serve_job(main, import_backend)

@@ -2,8 +2,9 @@
 
 | trick | where | saves | without it |
 |---|---|---|---|
-| start the trainer when a data stage is rebuilt | `pipeline_session` | 3 s | training waits for the backend import |
-| start the evaluator after the last epoch | `pipeline_session` | 3 s | same; earlier, it adds 300 MB to the peak |
+| start the worker when a data stage is rebuilt | `pipeline_session` | 3 s | training waits for the backend import |
+| fork a process per job | runtime/worker_process.py | 3 s, 300 MB | the evaluator imports the backend again |
+| unmap pages of libraries | `unmapped_libraries` | 330 MB | pages that only loading a library reads stay mapped |
 | return freed memory after each rebuilt stage | `pipeline_session` | 100 MB | allocators keep it during training |
 | block optional imports of Keras | `blocked_imports` | 0.3 s, 60 MB | Keras imports matplotlib, pandas, sklearn |
 | block jax and scipy for TensorFlow | `blocked_imports` | 1 s, 140 MB | a converter in TensorFlow imports jax |
@@ -15,6 +16,7 @@
 | put the routers of a run first | cli/server_main.py | 0.2 s | the first request builds all routes |
 | create the database from a stored schema | cli/server_database.py | 5 s, once | the server migrates |
 | read columns without pandas | model/test_predictions.py | 0.2 s | an unchanged run imports pandas |
+| read packages and compile templates early | flows/train_fashion_mnist.py | 0.25 s | `version` does it at the end |
 | start workers without multiprocessing | runtime/worker_process.py | 1 s, 60 MB | workers import Prefect's engine |
 | collect no garbage during imports | runtime/worker_process.py | CPU time | the collector scans new modules |
 | collect garbage rarely | cli/main.py | 1/5 of the start, 2 s at exit | the collector scans 500,000 objects |
@@ -24,27 +26,43 @@
 """
 
 import ctypes
+import mmap
+import re
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tasks.runtime.events import Event, StageFinished, TrainingProgress, subscribe
 from tasks.runtime.locks import artifacts_lock
-from tasks.runtime.worker_process import prestart, stop_idle
+from tasks.runtime.worker_process import keep_workers, prestart, stop_idle
 
-# By name, because both modules import this one.
-TRAINER = "tasks.model.fit"
-EVALUATOR = "tasks.model.inference"
+# By name, because that module imports this one.
+WORKER = "tasks.model.worker"
+
+# In /proc/self/smaps: a private mapping of a file without write permission, with the lines about it, and the lines for
+# changed pages in memory and in swap, whose content is not that of the file.
+_LIBRARY_MAPPING = re.compile(r"^(\w+)-(\w+) .-.p \w+ \S+ [1-9]\d* +/.*((?:\n[A-Z].*)*)", re.MULTILINE)
+_CHANGED = re.compile(r"^(?:Anonymous|Swap): +[1-9]", re.MULTILINE)
 
 
 @contextmanager
-def pipeline_session(artifacts_dir: Path, *, prestart_trainer: bool) -> Iterator[None]:
-    """Hold the shared lock on ``artifacts_dir`` and prestart worker processes while the block runs.
+def pipeline_session(
+    artifacts_dir: Path, *, prestart_trainer: bool, while_training: Sequence[Callable[[], object]] = ()
+) -> Iterator[None]:
+    """Hold the shared lock on ``artifacts_dir`` and keep a worker process while the block runs.
 
-    The trainer starts when the first data stage is rebuilt, if ``prestart_trainer``. The evaluator starts after the
-    last configured epoch, so not after an early stop. Workers without a job are stopped at the end.
+    The worker starts when the first data stage is rebuilt, if ``prestart_trainer``, else with the first job. Training
+    and evaluation are jobs of it. Meanwhile a thread calls ``while_training``: imports and caches of later stages.
     """
+    waiting = [while_training]
+
+    def call_each(functions: Sequence[Callable[[], object]]) -> None:
+        with suppress(Exception):  # the stage that needs it does it again and reports the error
+            for function in functions:
+                function()
 
     def on_event(event: Event) -> None:
         with suppress(OSError):  # the stage that needs the worker starts it again and reports the error
@@ -52,17 +70,14 @@ def pipeline_session(artifacts_dir: Path, *, prestart_trainer: bool) -> Iterator
                 case StageFinished(reused=False, stage=stage):
                     _release_freed_memory()
                     if prestart_trainer and stage in ("ingest", "validate", "prepare"):
-                        prestart(TRAINER)
+                        prestart(WORKER)
                 case StageFinished(reused=True, stage="train"):
                     stop_idle()  # the rebuilt data equals that of an earlier run
-                case TrainingProgress(done=done, epochs=epochs) if done == epochs:
-                    prestart(EVALUATOR)
+                case TrainingProgress() if waiting:
+                    threading.Thread(target=call_each, args=(waiting.pop(),), daemon=True).start()
 
-    with artifacts_lock(artifacts_dir), subscribe(on_event):
-        try:
-            yield
-        finally:
-            stop_idle()
+    with artifacts_lock(artifacts_dir), subscribe(on_event), keep_workers():
+        yield
 
 
 def _release_freed_memory() -> None:
@@ -72,6 +87,32 @@ def _release_freed_memory() -> None:
     pa.default_memory_pool().release_unused()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc only
         trim(0)
+
+
+@contextmanager
+def unmapped_libraries() -> Iterator[None]:
+    """Unmap unchanged pages of loaded libraries every 0.3 s and at the end of the block, which imports them.
+
+    Most of these pages are only read while a library is loaded. The kernel maps a page again when it is used. The block
+    must be in the main thread, and no other thread may load a library: its pages change meanwhile.
+    """
+    # Python calls a handler between bytecodes, so never while a library is loaded.
+    signal.signal(signal.SIGALRM, lambda number, frame: _unmap_libraries())
+    signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    _unmap_libraries()
+
+
+def _unmap_libraries() -> None:
+    if (smaps := Path("/proc/self/smaps")).exists():
+        madvise = ctypes.CDLL(None).madvise
+        for start, end, details in _LIBRARY_MAPPING.findall(smaps.read_text(encoding="utf-8")):
+            if not _CHANGED.search(details):
+                first = int(start, 16)
+                madvise(ctypes.c_void_p(first), ctypes.c_size_t(int(end, 16) - first), mmap.MADV_DONTNEED)
 
 
 @contextmanager

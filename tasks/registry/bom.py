@@ -1,6 +1,7 @@
 """Write the bill of materials of a version: a CycloneDX 1.6 document for scanners of vulnerabilities and licences."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -75,19 +76,26 @@ def write_bom(folder: Path, number: int, facts: VersionFacts) -> None:
 
 def _packages(trained_with: dict[str, str]) -> list[dict[str, Any]]:
     """Return the component of each package of the lock that is installed, or that the training recorded."""
-    locked = locked_packages(installed_lock().decode())
+    locked = read_packages()
     components = []
     for name in sorted({*locked, *trained_with} - {"python", _PROJECT}):
-        version = trained_with.get(name) or installed_version(name)
+        locked_version, digests, installed = locked.get(name) or (None, [], installed_version(name))
+        version = trained_with.get(name) or installed
         if version is None:
             continue
-        locked_version, digests = locked.get(name, (None, []))
         component: dict[str, Any] = {"type": "library", "name": name, "version": version}
         component["bom-ref"] = component["purl"] = f"pkg:pypi/{name}@{quote(version)}"
         if version == locked_version:
             component["hashes"] = _hashes(digests)
         components.append(component)
     return components
+
+
+@cache  # it parses a hundred files
+def read_packages() -> dict[str, tuple[str, list[str], str | None]]:
+    """Return the packages of the lock by name: version and digests in the lock, and the installed version, if any."""
+    locked = locked_packages(installed_lock().decode())
+    return {name: (version, digests, installed_version(name)) for name, (version, digests) in locked.items()}
 
 
 def _hashes(digests: Iterable[str]) -> list[dict[str, str]]:

@@ -13,6 +13,13 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
+def compile_templates() -> None:
+    """Compile every template, so that `render` is fast."""
+    environment = _environment()
+    for name in environment.list_templates():
+        environment.get_template(name)
+
+
 @cache
 def _environment() -> "Environment":
     """Return the environment, cached because it keeps compiled templates. Compiling takes most of a page's time."""

@@ -1,28 +1,34 @@
-"""Run a module as a worker subprocess: one JSON job in, log records, events and a result out.
+"""Run jobs in worker processes: one JSON job in, log records, events and a result out.
 
 Keras's backend needs it. Memory, a GPU's above all, is freed only when the process ends. A fresh process also proves
 that a model loads from its stored files alone.
+
+A worker imports what its jobs need, once, and forks a process for each job before it receives that job. A job shares no
+state with another one, only the pages of the imports. Its own thread-free process is safe to fork: no job runs in it.
 
 Messages are JSON, one per line. `multiprocessing` would import the caller's main module in the new process, which is
 Prefect's engine: one second and 60 MB.
 """
 
+import ctypes
 import gc
 import glob
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from schemas import errors
 from schemas.config import PROJECT_ROOT, python_command, python_path
@@ -33,13 +39,19 @@ from tasks.runtime.locks import abandoned, create_in_use
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[Any], None]
+# What a module does with a job: its function ``main``.
+Work = Callable[[dict[str, Any], Emit], Any]
+
+# Frameworks of macOS do not survive a fork; there a worker takes one job.
+_FORKS = sys.platform == "linux"
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkerProcess:
     """A worker as its parent sees it.
 
     scratch: its temporary files; TensorFlow leaves some behind. mark: the descriptor that keeps them in use.
+    idle: whether it waits for a job.
     """
 
     module: str
@@ -47,6 +59,7 @@ class WorkerProcess:
     stderr: IO[bytes]
     scratch: tempfile.TemporaryDirectory[str]
     mark: int
+    idle: bool = True
 
     def result(self, on_event: Emit = lambda event: None) -> Any:
         """Wait for the result; pass events to ``on_event`` and log records to the logger of the same name.
@@ -64,6 +77,7 @@ class WorkerProcess:
                 case {"os_error": arguments}:
                     raise OSError(*arguments)
                 case {"result": result}:
+                    self.idle = True
                     return result
         raise ProcessDied(self._describe_end())
 
@@ -81,22 +95,27 @@ class WorkerProcess:
         return f"The process of {self.module} {end}. Finished stages are kept; run again to continue."
 
 
-# Started by `prestart`, without a job so far; one per module.
+# Workers without a job by the module that they run: those of `prestart`, and within `keep_workers` those that had one.
 _idle: dict[str, WorkerProcess] = {}
+_keeping = False
 
 
 @contextmanager
-def run_worker(module: str, job: Mapping[str, Any]) -> Iterator[WorkerProcess]:
-    """Send ``job`` to ``python -m module``, which the end of the block, or of this process, ends.
+def run_worker(module: str, job: Mapping[str, Any], host: str | None = None) -> Iterator[WorkerProcess]:
+    """Send ``job`` for ``module`` to ``python -m host``, by default ``python -m module``.
 
-    Uses the worker that `prestart` started, if it still waits for a job. `WorkerProcess.result` raises `CodeChanged` if
-    the worker imported other code than this process, which imported ``module`` before.
+    Uses the worker that `prestart` started, or that is kept, if it still waits for a job. The end of the block, or of
+    this process, ends the job. It also ends the worker, unless this is within `keep_workers` and the job has a result.
+    `WorkerProcess.result` raises `CodeChanged` if the worker imported other code than this process, which imported
+    ``module`` before.
     """
-    worker = _idle.pop(module, None)
+    host = host or module
+    worker = _idle.pop(host, None)
     if worker is not None and worker.process.poll() is not None:  # it died while it waited
         _stop(worker)
         worker = None
-    worker = worker or _start(module)
+    worker = worker or _start(host)
+    worker.idle = False
     try:
         with suppress(BrokenPipeError):  # the worker died; `result` reports how
             # stdin stays open: when it closes, the worker ends.
@@ -104,25 +123,41 @@ def run_worker(module: str, job: Mapping[str, Any]) -> Iterator[WorkerProcess]:
             print(json.dumps(order), file=worker.process.stdin, flush=True)
         yield worker
     finally:
-        _stop(worker)
+        if worker.idle and _keeping and _FORKS and host not in _idle:
+            _idle[host] = worker
+        else:
+            _stop(worker)
 
 
-def prestart(module: str) -> None:
-    """Start ``python -m module`` now, for the next `run_worker` of it; its imports run in the meantime."""
-    if module not in _idle:
-        _idle[module] = _start(module)
+def prestart(host: str) -> None:
+    """Start ``python -m host`` now, for the next `run_worker` of it; its imports run in the meantime."""
+    if host not in _idle:
+        _idle[host] = _start(host)
+
+
+@contextmanager
+def keep_workers() -> Iterator[None]:
+    """Keep workers for further jobs during the block. Its end stops all that wait for a job."""
+    global _keeping
+    _keeping = True
+    try:
+        yield
+    finally:
+        _keeping = False
+        stop_idle()
 
 
 def stop_idle() -> None:
-    """Stop the workers that `prestart` started and that received no job."""
+    """Stop the workers that wait for a job."""
     while _idle:
         _stop(_idle.popitem()[1])
 
 
 def _stop(worker: WorkerProcess) -> None:
     # Closing the pipe to a dead worker must not mask its exit status.
-    with worker.scratch, worker.stderr, suppress(BrokenPipeError), worker.process:
-        worker.process.kill()
+    with worker.scratch, worker.stderr, suppress(BrokenPipeError), worker.process as process:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # also the process of its job
     os.close(worker.mark)
 
 
@@ -156,47 +191,72 @@ def _start(module: str) -> WorkerProcess:
     return WorkerProcess(module, process, stderr, scratch, mark)
 
 
-def serve_job(work: Callable[[dict[str, Any], Emit], Any], prepare: Callable[[], object] = lambda: None) -> None:
-    """Read one job, call ``work(job, emit)`` and send its result: the worker's side, for a module's main.
+def serve_jobs(works: Mapping[str, Work], prepare: Callable[[], object] = lambda: None) -> NoReturn:
+    """Serve jobs for the modules in ``works`` until the parent ends: the worker's side, for a module's main.
 
-    ``prepare()`` runs first, before the job is known; see `prestart`. Output that libraries print goes to stderr.
-    Records of loggers below "tasks" are sent, from INFO on.
+    ``prepare()`` runs once, before any job is known; see `prestart`. Each job has a process, forked before it is read.
+    Output that libraries print goes to stderr. Records of loggers below "tasks" are sent, from INFO on.
     """
-    gc.disable()  # a collection during the imports frees nothing
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)
+    gc.disable()  # a collection during the imports frees nothing, and would copy shared pages after a fork
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
-        def send(kind: str, content: Any) -> None:
-            out.write(json.dumps({kind: content}) + "\n")
-            out.flush()
+    def send(kind: str, content: Any) -> None:
+        out.write(json.dumps({kind: content}) + "\n")
+        out.flush()
 
-        class Sender(logging.Handler):
-            def emit(self, record: logging.LogRecord) -> None:
-                send("log", [record.name, record.levelno, record.getMessage()])
+    class Sender(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            send("log", [record.name, record.levelno, record.getMessage()])
 
-        ours = logging.getLogger("tasks")
-        ours.setLevel(logging.INFO)
-        ours.addHandler(Sender())
-        try:
-            prepare()
-            line = sys.stdin.readline()
-            if not line:  # the parent needs no worker, or died
-                os._exit(0)
-            threading.Thread(target=_end_with_parent, daemon=True).start()
-            order = json.loads(line)
-            require_code_and_lock(order["module"], order["code_and_lock"])
-            result = work(order["job"], lambda event: send("event", event))
-        except FashionAnnError as error:
-            send("fault", [type(error).__name__, str(error)])
-        except OSError as error:
-            send("os_error", [error.errno, error.strerror, error.filename])
-        else:
-            send("result", result)
-    # Skip the backend's slow shutdown.
+    ours = logging.getLogger("tasks")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(Sender())
+    with _faults_sent(send):
+        prepare()
+    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # jemalloc's thread, which survives forks
+    while _FORKS and (child := os.fork()):
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status < 0:
+            os.kill(os.getpid(), -status)  # the parent reads how the job ended from this process
+        if status:
+            os._exit(status)
+    if _FORKS:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the worker
+    line = sys.stdin.readline()
+    if not line:  # the parent needs no worker, or died
+        os._exit(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with _faults_sent(send):
+        order = json.loads(line)
+        require_code_and_lock(order["module"], order["code_and_lock"])
+        send("result", works[order["module"]](order["job"], lambda event: send("event", event)))
+    _end()
+
+
+@contextmanager
+def _faults_sent(send: Callable[[str, Any], None]) -> Iterator[None]:
+    """Send the errors of the block that `WorkerProcess.result` raises again, and end this process."""
+    try:
+        yield
+    except FashionAnnError as error:
+        send("fault", [type(error).__name__, str(error)])
+    except OSError as error:
+        send("os_error", [error.errno, error.strerror, error.filename])
+    else:
+        return
+    _end()
+
+
+def _end() -> NoReturn:
+    """End this process without the backend's slow shutdown."""
     sys.stderr.flush()
     os._exit(0)
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    # The next job is for another process, so nothing is read here.
+    hang_up = select.poll()
+    hang_up.register(sys.stdin, 0)
+    hang_up.poll()
     os._exit(1)

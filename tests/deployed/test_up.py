@@ -456,7 +456,7 @@ def test_suspended_run_stays_suspended(checkout: Checkout) -> None:
     def processes(module: str) -> list[psutil.Process]:
         return [process for process in checkout.processes() if module in process.cmdline()]
 
-    wait_until(lambda: bool(processes("tasks.model.fit")))
+    wait_until(lambda: bool(processes("tasks.model.worker")))
     suspended = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
     api.post(f"{path}/set_state", json={"state": suspended}).raise_for_status()
     wait_until(lambda: not processes("prefect.engine"))

@@ -1,7 +1,10 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from schemas.config import PROJECT_ROOT
 from schemas.errors import DataContractError
 from tasks.model.warm_up import pipeline_session
 from tasks.runtime.events import emit
@@ -21,3 +24,27 @@ def test_unused_workers_end_with_the_session(tmp_path: Path) -> None:
         assert len(children() - before) == 1
         raise DataContractError("for this test")
     assert children() == before
+
+
+def test_libraries_are_unmapped_and_still_work() -> None:
+    program = """
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from tasks.model.warm_up import unmapped_libraries
+
+def file_pages():
+    return int(re.search(r"RssFile:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
+
+with {block}:
+    import pyarrow
+    import pyarrow.compute as pc
+print(file_pages(), pc.sum(pyarrow.array([1, 2])))
+"""
+    pages = {}
+    for block in ("nullcontext()", "unmapped_libraries()"):
+        command = [sys.executable, "-c", program.format(block=block)]
+        output = subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True, text=True).stdout.split()
+        pages[block], total = map(int, output)
+        assert total == 3
+    assert pages["unmapped_libraries()"] < pages["nullcontext()"] / 2

@@ -13,7 +13,7 @@ import pytest
 
 from schemas.config import PROJECT_ROOT
 from schemas.errors import DeviceUnavailable, ProcessDied
-from tasks.runtime.worker_process import prestart, run_worker, stop_idle
+from tasks.runtime.worker_process import keep_workers, prestart, run_worker, stop_idle
 from tests.processes.kill import gone, wait_until_gone
 
 WORKER = "tests.processes.worker_for_tests"
@@ -70,9 +70,41 @@ def test_a_prestarted_worker_takes_one_job() -> None:
     for number in range(2):
         with run_worker(WORKER, {"number": number}) as process:
             results.append(process.result())
-    assert results[0]["pid"] == prestarted != results[1]["pid"]
-    assert results[0]["prepared"] == ["before the job"]
+    assert results[0]["worker"] == prestarted != results[1]["worker"]
+    assert results[0]["prepared"] == [prestarted]
     assert children() == before
+
+
+def test_a_kept_worker_forks_a_fresh_process_for_each_job() -> None:
+    before, results = children(), []
+    with keep_workers():
+        for number in range(3):
+            with run_worker(WORKER, {"number": number}) as process:
+                results.append(process.result())
+    assert len({result["pid"] for result in results}) == 3
+    assert len({result["worker"] for result in results}) == 1
+    assert [result["jobs"] for result in results] == [[{"number": number}] for number in range(3)]
+    assert {pid for result in results for pid in result["prepared"]} == {results[0]["worker"]}
+    assert children() == before
+
+
+@pytest.mark.parametrize("end", ["fault", "kill", "status"])
+def test_a_worker_whose_job_failed_is_not_kept(end: str) -> None:
+    before = children()
+    with keep_workers():
+        with pytest.raises((DeviceUnavailable, ProcessDied)), run_worker(WORKER, {"end": end}) as process:
+            process.result()
+        assert children() == before
+        with run_worker(WORKER, {}) as process:
+            assert process.result()["job"] == {}
+
+
+def test_the_process_of_a_job_ends_with_a_killed_worker() -> None:
+    def kill_worker(pid: int) -> None:
+        psutil.Process(pid).parent().kill()
+
+    with run_worker(WORKER, {"sleep": 600}) as process, pytest.raises(ProcessDied, match="SIGKILL"):
+        process.result(kill_worker)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +117,7 @@ def test_replaces_a_prestarted_worker_that_ended(end: Callable[[int], None]) -> 
     end(pid)
     wait_until_gone(pid)
     with run_worker(WORKER, {}) as process:
-        assert process.result()["pid"] != pid
+        assert process.result()["worker"] != pid
 
 
 def test_raises_how_a_worker_ended_that_never_read_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +140,7 @@ def test_a_worker_of_another_group_ends_with_its_block() -> None:
 
     with pytest.raises(KeyboardInterrupt), run_worker(WORKER, {"sleep": 600}) as process:
         process.result(stop)
-    assert gone(pids[0])
+    wait_until_gone(pids[0])
 
 
 @pytest.mark.parametrize(

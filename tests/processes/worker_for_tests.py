@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from schemas.errors import DeviceUnavailable
-from tasks.runtime.worker_process import Emit, serve_job
+from tasks.runtime.worker_process import Emit, serve_jobs
 
 
 def main(job: dict[str, Any], emit: Emit) -> Any:
@@ -30,10 +30,15 @@ def main(job: dict[str, Any], emit: Emit) -> Any:
     if job.get("end") == "grandchild":  # that writes on when we are killed
         subprocess.Popen(["sh", "-c", "while [ $((n += 1)) -lt 20000 ]; do : > $TMPDIR/$n; done"], stdout=2)
         time.sleep(0.1)
-    return {"left": left, "prefect": "prefect" in sys.modules, "job": job, "pid": os.getpid(), "prepared": _prepared}
+    _jobs.append(job)
+    return {
+        **{"left": left, "prefect": "prefect" in sys.modules, "job": job, "prepared": _prepared, "jobs": _jobs},
+        **{"pid": os.getpid(), "worker": os.getppid()},
+    }
 
 
-_prepared: list[str] = []
+_prepared: list[int] = []
+_jobs: list[dict[str, Any]] = []
 
 if __name__ == "__main__":
-    serve_job(main, lambda: _prepared.append("before the job"))
+    serve_jobs({"tests.processes.worker_for_tests": main}, lambda: _prepared.append(os.getpid()))

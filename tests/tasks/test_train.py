@@ -138,7 +138,7 @@ def test_shows_progress_before_the_worker_starts(
         calls.append(key)
         yield lambda share: None
 
-    def worker(module: str, job: dict[str, Any]) -> None:
+    def worker(module: str, job: dict[str, Any], host: str) -> None:
         calls.append(module)
         raise DeviceUnavailable("for this test")
 

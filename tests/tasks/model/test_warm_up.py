@@ -2,21 +2,18 @@
 
 import sys
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
-from tasks.model import fit, inference, warm_up
-from tasks.model.warm_up import EVALUATOR, TRAINER, blocked_imports, pipeline_session
+from tasks.model import warm_up, worker
+from tasks.model.warm_up import WORKER, blocked_imports, pipeline_session
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, emit
 from tasks.runtime.locks import artifacts_lock
 
 
 def finished(stage: str, *, reused: bool) -> StageFinished:
     return StageFinished(stage, "train", reused, 1.0, {})
-
-
-def epochs(done: float) -> TrainingProgress:
-    return TrainingProgress(done, 3, {})
 
 
 @pytest.fixture
@@ -27,18 +24,16 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return modules
 
 
-def test_the_workers_are_the_modules_of_their_stages() -> None:
-    assert (fit.__name__, inference.__name__) == (TRAINER, EVALUATOR)
+def test_the_worker_has_the_name_of_its_module() -> None:
+    assert worker.__name__ == WORKER
 
 
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
         pytest.param([StageStarted("ingest", "train"), finished("ingest", reused=True)], [], id="reused data"),
-        pytest.param([finished("prepare", reused=False)], [TRAINER], id="rebuilt data"),
+        pytest.param([finished("prepare", reused=False)], [WORKER], id="rebuilt data"),
         pytest.param([finished("train", reused=True), finished("evaluate", reused=False)], [], id="after training"),
-        pytest.param([epochs(1), epochs(2), epochs(2.9)], [], id="before the last epoch"),
-        pytest.param([epochs(3)], [EVALUATOR], id="last epoch"),
     ],
 )
 def test_events_prestart_workers(events: list[Event], expected: list[str], started: list[str], tmp_path: Path) -> None:
@@ -63,6 +58,17 @@ def test_a_failed_prestart_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(warm_up, "prestart", fail)
     with pipeline_session(tmp_path, prestart_trainer=True):
         emit(finished("ingest", reused=False))
+
+
+def test_work_for_later_stages_is_done_once_while_training(tmp_path: Path) -> None:
+    called: Queue[str] = Queue()
+    with pipeline_session(tmp_path, prestart_trainer=True, while_training=(lambda: called.put("here"),)):
+        emit(finished("prepare", reused=True))
+        assert called.empty()
+        for done in (0.5, 1):
+            emit(TrainingProgress(done, 3, {}))
+        assert called.get(timeout=60) == "here"
+    assert called.empty()
 
 
 def test_garbage_collection_waits_for_the_session(tmp_path: Path) -> None:
