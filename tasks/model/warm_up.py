@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tasks.runtime.events import Event, StageFinished, TrainingProgress, subscribe
 from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.stages import BEFORE_TRAINING, TRAIN
 from tasks.runtime.worker_process import prestart, stop_idle
 
 # By name, because both modules import this one.
@@ -45,9 +46,9 @@ def pipeline_session(artifacts_dir: Path, *, prestart_trainer: bool) -> Iterator
             match event:
                 case StageFinished(reused=False, stage=stage):
                     _release_freed_memory()
-                    if prestart_trainer and stage in ("ingest", "validate", "prepare"):
+                    if prestart_trainer and stage in BEFORE_TRAINING:
                         prestart(TRAINER)
-                case StageFinished(reused=True, stage="train"):
+                case StageFinished(reused=True, stage=TRAIN.name):
                     stop_idle()  # the rebuilt data equals that of an earlier run
                 case TrainingProgress(done=done, epochs=epochs) if done == epochs:
                     prestart(EVALUATOR)

@@ -15,7 +15,7 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRejected, StoredArtifactError
 from schemas.layout import HISTORY_NAME, WEIGHTS_NAME
-from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
+from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import LogHead
 from tasks.data.splits import open_split
 from tasks.evaluate import evaluate
@@ -95,6 +95,7 @@ def add(
         key: str | None = None,
         promotion: PromotionConfig = NO_FLOOR,
         fetched: tuple[Split, ...] = (),
+        further: tuple[StageRecord, ...] = (),
     ) -> ModelVersion:
         data = {
             split: validated.model_copy(update={"data": validated.data.model_copy(update={"origin": "fetched"})})
@@ -105,7 +106,7 @@ def add(
         evaluation = evaluate.fn(sample_prepared, trained, sample_artifacts)
         if key is not None:
             trained = trained.model_copy(update={"record": trained.record.model_copy(update={"key": key})})
-        return version.fn(data, sample_prepared, trained, evaluation, small_config, promotion, tmp_path)
+        return version.fn(data, sample_prepared, trained, evaluation, small_config, promotion, tmp_path, further)
 
     return run
 
@@ -145,6 +146,18 @@ def test_the_manifest_records_how_a_version_was_created(
     ]
     assert all(entry.seconds > 0 for entry in manifest.lineage)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", manifest.created)
+
+
+def test_a_further_stage_is_in_the_lineage_of_a_new_version(
+    add: Any, store: ModelStore, sample_prepared: PreparedData
+) -> None:
+    add()
+    record = sample_prepared.record.model_copy(update={"stage": "average", "key": "3" * 64})
+    added = add(further=(record,))
+    assert (added.version, added.created) == (2, True)
+    assert store.version(2).manifest.stage("average").key == record.key
+    changed = record.model_copy(update={"key": "4" * 64})
+    assert [add(further=(further,)).version for further in (record, changed)] == [2, 3]
 
 
 def test_the_manifest_records_the_data(add: Any, store: ModelStore) -> None:
