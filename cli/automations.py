@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events import TriggerTypes
 from prefect.exceptions import ObjectNotFound
 
-from cli.deploy import pool_names
+from cli.deploy import flow_names, pool_names
 from cli.last_deploy import LastDeploy, Report
 from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING, flow_run_event
 from schemas.errors import WrongUsage
@@ -50,12 +50,9 @@ _HEARTBEAT_TIMEOUT = timedelta(seconds=100)
 _START_TIMEOUT = timedelta(seconds=300)
 # The states that a worker sets before the run starts. Events carry the names of states, not their types.
 _SUBMITTED = ("Pending", "Submitting", "InfrastructurePending")
+_FLOWS = flow_names()
 # Without fit-model: the main flow's run fails with the same message.
-_NOTIFIED_FLOWS = (
-    *("train-fashion-mnist", "predict-fashion-mnist", "watch-data", "verify-store", "collect-garbage"),
-    *("promote-version", "rollback-champion"),
-)
-_FLOWS = (*_NOTIFIED_FLOWS, "fit-model")
+_NOTIFIED_FLOWS = [name for name in _FLOWS if name != "fit-model"]
 _FINAL_STATES = ("Completed", NOTHING_NEW, SUPERSEDED, WAITING, RUN_ACTIVE, "Failed", "Cancelled", "Crashed")
 _NOT_STARTED = ("Scheduled", "Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Paused", "Suspended")
 _HEARTBEAT = "prefect.flow-run.heartbeat"

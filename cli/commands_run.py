@@ -18,11 +18,15 @@ from cli.arguments import (
 from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder, expanded
 from schemas.contract import FASHION_MNIST
 from schemas.layout import REPORT_NAME
+from tasks.runtime.stages import STAGES
 
 if TYPE_CHECKING:
     from schemas.references import ModelVersion
 
 commands = Commands()
+
+_NAMES = [stage.name for stage in STAGES]
+_STAGES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
 
 @commands.add(
@@ -54,7 +58,7 @@ commands = Commands()
     Argument("--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"),
     *config_arguments(),
     help="run the whole pipeline in this process",
-    description="Fetch, ingest, validate, prepare, train, evaluate and version. Completed stages are reused.",
+    description=f"{_STAGES.capitalize()}. Completed stages are reused.",
     when_stopped="Nothing had started.",
 )
 def _train(options: argparse.Namespace) -> None:

@@ -75,6 +75,21 @@ def _definitions() -> dict[str, Any]:
     return content
 
 
+def deployments() -> dict[str, dict[str, Any]]:
+    """Return what prefect.yaml defines for each deployment by its name, such as "watch-data/scheduled"."""
+    specs: list[dict[str, Any]] = _definitions()["deployments"]
+    return {f"{_flow_name(spec)}/{spec['name']}": spec for spec in specs}
+
+
+def flow_names() -> list[str]:
+    """Return the name of each flow that has a deployment."""
+    return list(dict.fromkeys(map(_flow_name, deployments().values())))
+
+
+def _flow_name(spec: Mapping[str, Any]) -> str:
+    return str(spec["entrypoint"]).rpartition(":")[2].replace("_", "-")
+
+
 def _work_pools() -> list[dict[str, Any]]:
     """Return the work pools that prefect.yaml defines: name, type, description."""
     pools: list[dict[str, Any]] = _definitions()["definitions"]["work_pools"]

@@ -8,7 +8,7 @@ from typing import Any
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable, StoredArtifactError
-from schemas.layout import WEIGHTS_NAME, Artifacts, short_key
+from schemas.layout import WEIGHTS_NAME, short_key
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord, TrainedModel
 from schemas.store import Manifest, VersionFacts
 from tasks.data.statistics import mcnemar
@@ -19,6 +19,7 @@ from tasks.registry.verify import check_version
 from tasks.runtime.files import sha256_file
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stage_cache import read_stage
+from tasks.runtime.stages import INGEST, PREPARE, TRAIN
 from tasks.train import train
 from tasks.validate import validate
 
@@ -66,9 +67,9 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
 
 def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: Path) -> ParquetSplit:
     """Copy the Parquet of the manifest from the output of ingest to ``scratch``, after checking its digest."""
-    stage = manifest.stage("ingest", split)
+    stage = manifest.stage(INGEST.name, split)
     data = manifest.data.split(split)
-    folder = Artifacts(artifacts_dir).ingested / short_key(stage.key)
+    folder = INGEST.outputs(artifacts_dir) / short_key(stage.key)
     if not folder.is_dir():
         raise DataUnavailable(
             f"The {split} data of version {manifest.version} is missing: expected {folder}. Put {data.file} with "
@@ -78,7 +79,7 @@ def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: P
     path = folder / f"{split}.parquet"
     if (sha256 := sha256_file(path)) != data.parquet_sha256:
         raise StoredArtifactError(f"{path}: expected sha256 {data.parquet_sha256}, received {sha256}.")
-    copy = Artifacts(scratch).ingested / split / path.name
+    copy = INGEST.outputs(scratch) / split / path.name
     copy.parent.mkdir(parents=True)
     shutil.copyfile(path, copy)
     files = tuple(CsvFile(path=Path(file.file), sha256=file.sha256) for file in data.csv_files)
@@ -103,7 +104,7 @@ def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) 
     digests = {
         "code of the train stage": (manifest.code_sha256, trained.code_sha256),
         "lock": (manifest.lock_sha256, trained.lock_sha256),
-        "prepared data": (manifest.stage("prepare").digest, prepared),
+        "prepared data": (manifest.stage(PREPARE.name).digest, prepared),
     }
     changes = [f"{name}: {before}, now {now}" for name, (before, now) in digests.items() if before not in (None, now)]
     for kind, before, now in (
@@ -116,7 +117,7 @@ def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) 
             for name, value in before.items()
             if value != now.get(name)
         ]
-    if not changes and (key := manifest.stage("train").key) != trained.record.key:
+    if not changes and (key := manifest.stage(TRAIN.name).key) != trained.record.key:
         changes = [f"cache key of the train stage, for an unrecorded reason: {key}, now {trained.record.key}"]
     return changes
 

@@ -26,14 +26,13 @@ from schemas.layout import Artifacts
 from tasks.runtime.control_characters import escaped, escaping
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, subscribe
 from tasks.runtime.files import PRIVATE_FILE
+from tasks.runtime.stages import BY_NAME, RUN_NAMES, TRAIN, run_name, runs
 
 _LOGS_KEPT = 20
 _SECONDS_BETWEEN_EPOCH_LINES = 10
-# In the order in which they start; any other stage is added at the end.
-_STAGES = (
-    *("start", "fetch", "ingest train", "validate train", "ingest test", "validate test", "prepare", "train"),
-    *("evaluate", "version"),
-)
+_START = "start"  # Prefect and the imports, before the first stage
+# Those that leave an output, whenever the run is stopped.
+_STORED = {run_name(stage.name, split) for stage, split in runs() if stage.folder is not None}
 
 Style = Literal["live", "plain", "quiet"]
 
@@ -58,7 +57,7 @@ class _Row:
 class Progress:
     """The progress of a run, from the events that its stages emit and the lines that they log."""
 
-    rows: dict[str, _Row] = field(default_factory=lambda: {name: _Row() for name in _STAGES})
+    rows: dict[str, _Row] = field(default_factory=lambda: {name: _Row() for name in (_START, *RUN_NAMES)})
     running: str | None = None
     trained: TrainingProgress | None = None
     _first: tuple[float, float] | None = None
@@ -71,13 +70,13 @@ class Progress:
             figures = {**(self.trained.figures if self.trained else {}), **event.figures}
             self.trained = TrainingProgress(event.done, event.epochs, figures)
             return
-        name = _name(event)
+        name = run_name(event.stage, event.split)
         row = self.rows.setdefault(name, _Row())
         row.started = row.started or time.monotonic()
         if isinstance(event, StageStarted):
             self.finish(before=name)
             self.running = name
-            row.detail = "Prefect and the imports of the stages" if name == "start" else ""
+            row.detail = "Prefect and the imports of the stages" if name == _START else ""
         else:
             self.running = None
             row.seconds = event.seconds
@@ -105,41 +104,18 @@ class Progress:
 
     def summary_when_stopped(self) -> str:
         """Return what a run that is stopped now leaves on disk, and how to continue it."""
-        kept = [name for name, row in self.rows.items() if row.seconds is not None and name not in ("start", "fetch")]
+        kept = [name for name, row in self.rows.items() if row.seconds is not None and name in _STORED]
         parts = [", ".join(kept)] if kept else []
-        if self.trained is not None and "train" not in kept and self.trained.done >= 1:
+        if self.trained is not None and TRAIN.name not in kept and self.trained.done >= 1:
             parts.append(f"training up to epoch {int(self.trained.done)} of {self.trained.epochs}")
         finished = f"Kept: {'; '.join(parts)}." if parts else "No stage had finished."
         return f"{finished} No file is half-written. Run the same command again to continue."
 
 
-def _name(event: StageStarted | StageFinished) -> str:
-    return f"{event.stage} {event.split}" if event.split else event.stage
-
-
 def _summary(event: StageFinished) -> str:
-    """Return the result of a stage in a few words, from its facts."""
     if event.reused:
         return "reused"
-    facts = event.facts
-    match event.stage:
-        case "ingest":
-            bad = f", {facts['quarantined']:,} bad rows quarantined" if facts["quarantined"] else ""
-            return f"{facts['rows']:,} rows, {_pace(facts['rows'], event.seconds)}{bad}"
-        case "validate":
-            return f"{len(facts['rows'])} expectations, {len(facts['broken'])} failed"
-        case "prepare":
-            rows = [facts[f"{split}_rows"] for split in ("train", "validation", "test")]
-            return f"{' + '.join(f'{count:,}' for count in rows)} rows, {_pace(sum(rows), event.seconds)}"
-        case "train":
-            return f"{facts['epochs_run']} epochs on {facts['device']['name']}"
-        case "evaluate":
-            return f"test accuracy {facts['test_accuracy']:.4f}, loss {facts['test_loss']:.4f}"
-    return "done"
-
-
-def _pace(rows: int, seconds: float) -> str:
-    return f"{rows / max(seconds, 1e-3):,.0f} rows/s"
+    return BY_NAME[event.stage].summarize(event.facts, event.seconds) if event.stage in BY_NAME else "done"
 
 
 class LiveView:
@@ -154,7 +130,7 @@ class LiveView:
         # On a narrow terminal the third column, the detail, is the only one that shrinks.
         table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(width=1)
-        table.add_column(width=14, no_wrap=True)
+        table.add_column(width=max(map(len, self.progress.rows)), no_wrap=True)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         table.add_column(justify="right", width=8, no_wrap=True)
         for name, row in self.progress.rows.items():
@@ -170,7 +146,7 @@ class LiveView:
             return "", Text(name, style="dim"), "", ""
         seconds = f"{time.monotonic() - row.started:.0f} s"
         trained = self.progress.trained
-        detail = Text(row.detail) if name != "train" or trained is None else self._bar(trained)
+        detail = Text(row.detail) if name != TRAIN.name or trained is None else self._bar(trained)
         return self.spinner, Text(name, style="bold"), detail, seconds
 
     def _bar(self, trained: TrainingProgress) -> RenderableType:
@@ -216,7 +192,7 @@ class StageLogHandler(logging.Handler):
         if self._style != "plain":
             return
         running = self._progress.running
-        if running == "train" and self._progress.trained is not None:
+        if running == TRAIN.name and self._progress.trained is not None:
             # Training logs every epoch, which may take half a second.
             if time.monotonic() - self._last_epoch_line < _SECONDS_BETWEEN_EPOCH_LINES:
                 return
@@ -265,7 +241,7 @@ class Screen:
     def _print_finished_stage(self, event: Event) -> None:
         if self._style == "plain" and isinstance(event, StageFinished):
             seconds = "" if event.reused else f" ({event.seconds:.1f} s)"
-            _print(self._console, f"{_name(event)}: {_summary(event)}{seconds}")
+            _print(self._console, f"{run_name(event.stage, event.split)}: {_summary(event)}{seconds}")
 
     def take_over_logging(self) -> None:
         """Send all log records to the file and those of our stages to the terminal too. Prefect has set up its own."""

@@ -16,8 +16,8 @@ from schemas.config import (
     WorkerSeconds,
     separate_folders,
 )
-from schemas.contract import DatasetName
-from schemas.references import ModelVersion
+from schemas.contract import DatasetName, Split
+from schemas.references import ModelVersion, ValidatedSplit
 from tasks.data.data_folder import digest_of_csvs
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch as fetch_csvs
@@ -72,7 +72,6 @@ def train_fashion_mnist(
         prepared = prepare(train_data, test_data, dataset, training.validation_size, training.seed, artifacts)
         trained = fit_where_asked(prepared, training, artifacts, device, train_on, gpu_worker_seconds)
         evaluation = evaluate(prepared, trained, artifacts)
-        result = version(
-            {"train": train_data, "test": test_data}, prepared, trained, evaluation, training, promotion, artifacts
-        )
+        data: dict[Split, ValidatedSplit] = {"train": train_data, "test": test_data}
+        result = version(data, prepared, trained, evaluation, training, promotion, artifacts, further=())
         return end_of_training(result)

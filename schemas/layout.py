@@ -1,7 +1,9 @@
-"""Name every folder and file below the artifacts folder, once. Nothing else in the project spells them."""
+"""Name every folder and file below the artifacts folder, once. Nothing else in the project spells them.
+
+Only the folders of stage outputs are elsewhere, in tasks/runtime/stages.py: this module is part of cache keys.
+"""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 # Files of a stage's output folder.
@@ -93,13 +95,9 @@ def validation_folder(parquet: Path) -> Path:
 
 
 class Artifacts:
-    """The folder that runs write to, and every path in it."""
+    """The folder that runs write to, and every path in it but those of stage outputs."""
 
     def __init__(self, root: Path) -> None:
-        self.ingested = root / "data"
-        self.prepared = root / "prepared"
-        self.trained = root / "trained"
-        self.evaluated = root / "evaluated"
         self.checkpoints = root / "checkpoints"
         self.quarantine = root / "quarantine"
         # References that trainings on the gpu worker return to main flows, which read them at once.
@@ -119,8 +117,3 @@ class Artifacts:
     def store(self, dataset: str) -> Path:
         """Return the folder of a dataset's model store."""
         return self.stores / dataset
-
-    def stage_folders(self) -> Iterator[Path]:
-        """Yield the folders that hold stage outputs, one folder per key; those of validate after the data."""
-        yield from (self.ingested, self.prepared, self.trained, self.evaluated)
-        yield from sorted(self.ingested.glob(f"*/{VALIDATION_FOLDER}"))

@@ -20,11 +20,13 @@ class Reference(BaseModel):
 class StageRecord(Reference):
     """A stage's output: its folder, its cache key, its digest, and whether this run reused it.
 
+    split: set for a stage that runs per split.
     key: digest of everything that the output depends on. digest: that of the output itself.
     seconds: the time that building it took, in the run that built it.
     """
 
     stage: str
+    split: Split | None = None
     key: str
     digest: str
     path: Path

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import TrainingDiverged
-from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME, Artifacts
+from schemas.layout import HISTORY_NAME, METRICS_NAME, PREDICTIONS_NAME, TEST_IN_TRAIN_NAME
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel
 from schemas.store import EvaluatedMetrics
 from tasks.checks.near_duplicates import read_in_train
@@ -22,10 +22,9 @@ from tasks.model.test_predictions import StoredPredictions, image_digest, read_p
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_svg, publish_table
-from tasks.runtime.stage_cache import Stage, run_stage
+from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stages import EVALUATE
 from tasks.runtime.stored_file import read_json
-
-STAGE = Stage("evaluate", core=("tasks.model.inference", "tasks.model.metrics", "tasks.model.test_predictions"))
 
 _SHOWN_METRICS = (
     *("test_accuracy", "test_loss", "expected_calibration_error", "test_rows"),
@@ -68,8 +67,8 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         return Evaluation(record=record, **facts)
 
     evaluation = run_stage(
-        Artifacts(artifacts_dir).evaluated,
-        STAGE,
+        EVALUATE.outputs(artifacts_dir),
+        EVALUATE,
         {
             "dataset": prepared.dataset,
             "prepared": prepared.record.digest,

@@ -12,6 +12,7 @@ from schemas.references import CsvSplit
 from tasks.data.missing_data import likely_names, may_fetch
 from tasks.data.published_data import fetch_data, find_data, require_supplied
 from tasks.runtime.events import StageFinished, StageStarted, emit
+from tasks.runtime.stages import FETCH
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def fetch(dataset: str, data_dir: Path, opted_in: bool = False, announced: bool 
     The task has no retries: it has tried every source, and a wrong digest stays wrong.
     """
     contract = contract_of(dataset)
-    emit(StageStarted("fetch", None))
+    emit(StageStarted(FETCH.name, None))
     started = time.monotonic()
     present = find_data(contract, data_dir)
     if present is None and (announced or not (opted_in or may_fetch(contract, data_dir))):
@@ -36,5 +37,5 @@ def fetch(dataset: str, data_dir: Path, opted_in: bool = False, announced: bool 
         if name.lower().endswith((".csv", ".csv.gz")):
             logger.warning("%s is not read: did you mean %s?", data_dir / name, intended)
     facts: dict[str, str] = {split: csv.origin for split, csv in csvs.items()}
-    emit(StageFinished("fetch", None, present is not None, time.monotonic() - started, facts))
+    emit(StageFinished(FETCH.name, None, present is not None, time.monotonic() - started, facts))
     return csvs

@@ -13,17 +13,16 @@ from pydantic import TypeAdapter
 
 from schemas.config import BadRows
 from schemas.contract import contract_of
-from schemas.layout import QUARANTINE_NAME, Artifacts
+from schemas.layout import QUARANTINE_NAME
 from schemas.references import CsvSplit, ParquetSplit, StageRecord
 from tasks.checks.expectations import import_in_background
 from tasks.data.csv_to_parquet import IngestFacts, check_parquet, ingest_csv, quarantined_share, require_budget
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
-from tasks.runtime.stage_cache import Stage, run_stage
+from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stages import INGEST
 
 logger = logging.getLogger(__name__)
-
-STAGE = Stage("ingest", core=("tasks.data.csv_to_parquet",))
 
 
 @task(name="ingest", task_run_name="ingest {csv.split}", cache_policy=NO_CACHE)
@@ -66,7 +65,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
             source=csv,
         )
 
-    facts, parquet = run_stage(Artifacts(artifacts_dir).ingested, STAGE, inputs, build, parse)
+    facts, parquet = run_stage(INGEST.outputs(artifacts_dir), INGEST, inputs, build, parse)
     for sentence in facts.reordered:
         logger.warning("%s", sentence)
     if facts.quarantined:

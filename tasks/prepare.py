@@ -10,16 +10,15 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
-from schemas.layout import TEST_IN_TRAIN_NAME, Artifacts
+from schemas.layout import TEST_IN_TRAIN_NAME
 from schemas.references import PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
 from tasks.data.splits import check_arrays, write_splits
 from tasks.runtime.files import sha256_file
-from tasks.runtime.stage_cache import Stage, run_stage
+from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stages import PREPARE
 
 logger = logging.getLogger(__name__)
-
-STAGE = Stage("prepare", core=("tasks.data.splits",))
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE)
@@ -64,7 +63,7 @@ def prepare(
         read_in_train(record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
         return prepared
 
-    prepared = run_stage(Artifacts(artifacts_dir).prepared, STAGE, inputs, build, parse)
+    prepared = run_stage(PREPARE.outputs(artifacts_dir), PREPARE, inputs, build, parse)
     if prepared.validation_rows < validation_size:
         message = "validation_size %d is more than a fifth of %d train rows: validation has %d"
         logger.warning(message, validation_size, train.data.rows, prepared.validation_rows)

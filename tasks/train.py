@@ -24,13 +24,12 @@ from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
 from tasks.runtime.fingerprint import code_and_lock, package_versions
 from tasks.runtime.prefect_artifacts import publish_progress
-from tasks.runtime.stage_cache import Stage, output_folder, run_stage, stage_key
+from tasks.runtime.stage_cache import output_folder, run_stage, stage_key
+from tasks.runtime.stages import TRAIN
 from tasks.runtime.stored_file import read_json
 from tasks.runtime.worker_process import run_worker
 
 logger = logging.getLogger(__name__)
-
-STAGE = Stage("train", core=("tasks.model.fit",))
 
 DeviceKind = Literal["gpu", "cpu"]
 _EPOCH_LINE = "epoch %d/%d  loss %.4f  accuracy %.4f  val_loss %.4f  val_accuracy %.4f  %.1f s"
@@ -64,8 +63,8 @@ def is_trained(
 
     With "auto" and a GPU that turns out to be unusable this is False, also if the CPU has trained the model.
     """
-    key = stage_key(STAGE, _inputs(prepared, config, _device_kind(device)))
-    return output_folder(Artifacts(artifacts_dir).trained, key).exists()
+    key = stage_key(TRAIN, _inputs(prepared, config, _device_kind(device)))
+    return output_folder(TRAIN.outputs(artifacts_dir), key).exists()
 
 
 def _device_kind(device: DeviceChoice) -> DeviceKind:
@@ -76,7 +75,7 @@ def _device_kind(device: DeviceChoice) -> DeviceKind:
 def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, kind: DeviceKind) -> TrainedModel:
     inputs = _inputs(prepared, config, kind)
     # Named by the cache key, like the output folder: a training with other inputs never resumes from it.
-    checkpoint = Artifacts(artifacts_dir).checkpoints / f"{stage_key(STAGE, inputs)}.npz"
+    checkpoint = Artifacts(artifacts_dir).checkpoints / f"{stage_key(TRAIN, inputs)}.npz"
 
     def build(folder: Path) -> dict[str, Any]:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +117,7 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
                 "host": socket.gethostname(),
             },
             "environment": environment(),
-            **{f"{name}_sha256": digest for name, digest in code_and_lock(*STAGE.core).items()},
+            **{f"{name}_sha256": digest for name, digest in code_and_lock(*TRAIN.core).items()},
             "packages": package_versions(),
         }
 
@@ -127,7 +126,7 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
         read_golden(record.path, contract_of(prepared.dataset).pixels)
         return TrainedModel(record=record, **facts)
 
-    trained = run_stage(Artifacts(artifacts_dir).trained, STAGE, inputs, build, parse)
+    trained = run_stage(TRAIN.outputs(artifacts_dir), TRAIN, inputs, build, parse)
     checkpoint.unlink(missing_ok=True)
     sweep_temporaries(checkpoint)
     return trained

@@ -22,12 +22,11 @@ from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
-from tasks.runtime.stage_cache import Stage, run_stage
+from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stages import VALIDATE
 from tasks.runtime.stored_file import read_json, read_stored
 
 logger = logging.getLogger(__name__)
-
-STAGE = Stage("validate", core=("tasks.checks.suite",))
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def validate(
 
     record, facts = run_stage(
         validation_folder(data.path),
-        STAGE,
+        VALIDATE,
         {
             "dataset": dataset,
             "split": data.split,

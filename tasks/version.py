@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from schemas.layout import (
     WEIGHTS_NAME,
     images_name,
 )
-from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
+from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import Verdict, VersionFacts
 from tasks.registry.alias_log import CHAMPION, alias_event
 from tasks.registry.bom import write_bom
@@ -42,11 +42,10 @@ from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.files import sha256_file, write_json
 from tasks.runtime.prefect_artifacts import name_flow_run, publish_file_link, publish_markdown, publish_table
 from tasks.runtime.prefect_events import sender_of_run
-from tasks.runtime.stage_cache import Stage, stage_key
+from tasks.runtime.stage_cache import stage_key
+from tasks.runtime.stages import VERSION
 
 logger = logging.getLogger(__name__)
-
-STAGE = Stage("version", core=("tasks.registry.promotion",))
 
 
 @task(name="version", task_run_name="version", cache_policy=NO_CACHE)
@@ -58,19 +57,22 @@ def version(
     config: TrainingConfig,
     promotion: PromotionConfig,
     artifacts_dir: Path,
+    further: Sequence[StageRecord] = (),
 ) -> ModelVersion:
     """Add a version, unless one with the same cache key exists, and move the champion if its verdict promotes it.
+
+    further: records of stages whose outputs are in no other argument, for the lineage.
 
     The version is signed with the key of FASHION_ANN_SIGNING_KEY. If FASHION_ANN_VERIFY_KEY is set without it, the
     verdict does not promote: the version waits for a signature.
 
     Raises `CandidateRejected` for a version below a minimum. It is in the store nevertheless.
     """
-    emit(StageStarted("version", None))
+    emit(StageStarted(VERSION.name, None))
     store = ModelStore.of(artifacts_dir, prepared.dataset)
     private_key, signature_required = training_key(), verify_key() is not None
     key = stage_key(
-        STAGE,
+        VERSION,
         {
             "prepared": prepared.record.digest,
             "trained": trained.record.key,
@@ -78,6 +80,7 @@ def version(
             "profile": sha256_file(data["train"].record.path / PROFILE_NAME),
             # Other bounds give another verdict, and a stored verdict never changes.
             "promotion": promotion.model_dump(),
+            "further": [record.key for record in further],
         },
     )
 
@@ -93,7 +96,8 @@ def version(
         before = None if champion is None else champion.number
         event = alias_event(before, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
         facts = collect_facts(
-            data, prepared, trained, evaluation, config, promotion, verdict, event, key, _seconds_since_start()
+            *(data, prepared, trained, evaluation, config, promotion, verdict, event, key, _seconds_since_start()),
+            further,
         )
         write_bom(folder, number, facts)
         images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")

@@ -10,6 +10,7 @@ import pytest
 
 from schemas import layout
 from schemas.config import TrainingConfig
+from tasks.runtime.stages import STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each package, lowest first. A module imports its own package and lower ranks; packages of one rank do not meet.
@@ -113,9 +114,10 @@ def test_errors_are_defined_in_one_module() -> None:
 
 
 def _artifact_names() -> set[str]:
-    """Return every folder and file name that schemas/layout.py defines."""
+    """Return every folder and file name that schemas/layout.py and tasks/runtime/stages.py define."""
     root = Path("root")
     folders = {str(path.relative_to(root)) for path in vars(layout.Artifacts(root)).values()}
+    folders |= {stage.folder for stage in STAGES if stage.folder is not None}
     constants = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
     return {*folders, *constants, layout.images_name("test"), layout.labels_name("test")}
 
@@ -131,9 +133,23 @@ def _paths_spelled_in(path: Path) -> set[str]:
     return spelled
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "layout.py"], ids=_name)
-def test_artifact_names_are_spelled_only_in_layout(path: Path) -> None:
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name not in ("layout.py", "stages.py")], ids=_name)
+def test_artifact_names_are_spelled_once(path: Path) -> None:
     assert not _paths_spelled_in(path) & _artifact_names()
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stage_has_a_task_and_texts_for_people(stage: Stage) -> None:
+    tasks = [path for path in (ROOT / "tasks").glob("*.py") if f'@task(name="{stage.name}",' in path.read_text()]
+    assert len(tasks) == 1
+    assert stage.purpose
+    assert stage.failure
+
+
+def test_stages_are_defined_in_one_module() -> None:
+    """The terminal, gc, lineage, report and docs ignore any other stage, or know nothing but its name."""
+    defining = [_name(path) for path in MODULES if re.search(r"\bStage\(", path.read_text())]
+    assert defining == ["tasks.runtime.stages"]
 
 
 def test_the_main_flow_fits_one_page() -> None:

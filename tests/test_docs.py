@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cli import command_page
+from cli import command_page, stage_page
 from cli.arguments import COMMON_FLAGS, DATASET, Command, config_flag
+from cli.deploy import deployments
 from cli.main import COMMANDS
+from flows.train_fashion_mnist import train_fashion_mnist
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from tests import field_faults
 
@@ -58,6 +60,15 @@ def test_the_page_of_the_command_line_is_current() -> None:
     assert set(re.findall(r"^## (?!Flags)(.+)$", text, re.MULTILINE)) == set(FLAGS)
 
 
+def test_the_page_of_the_stages_is_current() -> None:
+    assert stage_page.PAGE.read_text(encoding="utf-8") == stage_page.page(), "python -m cli.stage_page > docs/stages.md"
+
+
+def test_every_deployment_is_in_the_table_of_events() -> None:
+    text = (PROJECT_ROOT / "docs" / "events.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z-]+/[a-z-]+)` \|", text, re.MULTILINE) == list(deployments())
+
+
 def test_the_page_of_field_faults_is_current() -> None:
     """It is collected in another process, because pytest does not run inside itself."""
     done = subprocess.run(
@@ -98,6 +109,9 @@ def test_shown_commands_run_in_the_checkout(page: Path) -> None:
 
 
 def test_configuration_table_has_flags_and_defaults() -> None:
+    page = (PROJECT_ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    own = set(train_fashion_mnist.parameters.properties) - {"training", "promotion"}
+    assert own <= set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE))
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for parameter, model in (("training", TrainingConfig), ("promotion", PromotionConfig)):
         for key, field in model.model_fields.items():

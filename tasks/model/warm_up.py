@@ -37,6 +37,7 @@ from pathlib import Path
 
 from tasks.runtime.events import Event, StageFinished, TrainingProgress, subscribe
 from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.stages import BEFORE_TRAINING, TRAIN
 from tasks.runtime.worker_process import keep_workers, prestart, stop_idle
 
 # By name, because that module imports this one.
@@ -69,9 +70,9 @@ def pipeline_session(
             match event:
                 case StageFinished(reused=False, stage=stage):
                     _release_freed_memory()
-                    if prestart_trainer and stage in ("ingest", "validate", "prepare"):
+                    if prestart_trainer and stage in BEFORE_TRAINING:
                         prestart(WORKER)
-                case StageFinished(reused=True, stage="train"):
+                case StageFinished(reused=True, stage=TRAIN.name):
                     stop_idle()  # the rebuilt data equals that of an earlier run
                 case TrainingProgress() if waiting:
                     threading.Thread(target=call_each, args=(waiting.pop(),), daemon=True).start()

@@ -33,6 +33,7 @@ from tasks.registry.store import ModelStore
 from tasks.runtime.files import contains_mount_point, discard_folder, is_discarded, remove_leftover
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stage_cache import read_record
+from tasks.runtime.stages import output_folders
 from tasks.runtime.stored_file import read_json
 
 Kind = Literal["version", "stage", "checkpoint", "leftover"]
@@ -199,7 +200,7 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str
     """
     artifacts = Artifacts(artifacts_dir)
     removed: set[Path] = set()
-    for folder in artifacts.stage_folders():
+    for folder in output_folders(artifacts_dir):
         if folder.parent in removed or not folder.is_dir():
             continue  # a validation is removed together with its data
         if folder.name == VALIDATION_FOLDER and (folder.is_symlink() or folder.parent.is_symlink()):

@@ -3,7 +3,7 @@
 import logging
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from schemas.references import Evaluation, PreparedData, StageRecord, TrainedMod
 from schemas.store import AliasEvent, VersionFacts
 from tasks.registry.alias_log import utc_now
 from tasks.runtime.fingerprint import code_was_edited
+from tasks.runtime.stages import position
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,13 @@ def collect_facts(
     event: AliasEvent,
     key: str,
     seconds_since_start: float | None,
+    further: Iterable[StageRecord] = (),
 ) -> VersionFacts:
     """Return the facts of a version that is created now.
 
     event: the promotion, which is part of the facts only if ``verdict`` promotes the version.
     key: the cache key of the version. seconds_since_start: of the flow run, None outside of one.
+    further: records of stages whose outputs are in no other argument.
     """
     return VersionFacts.model_validate(
         {
@@ -58,7 +61,7 @@ def collect_facts(
                 "reason": verdict["reason"],
                 "event": event.as_json() if verdict["outcome"] == "promoted" else None,
             },
-            "lineage": _lineage(data, prepared, trained, evaluation),
+            "lineage": _lineage(data, prepared, trained, evaluation, further),
         }
     )
 
@@ -89,14 +92,17 @@ def _describe_data(
 
 
 def _lineage(
-    data: Mapping[Split, ValidatedSplit], prepared: PreparedData, trained: TrainedModel, evaluation: Evaluation
+    data: Mapping[Split, ValidatedSplit],
+    prepared: PreparedData,
+    trained: TrainedModel,
+    evaluation: Evaluation,
+    further: Iterable[StageRecord],
 ) -> list[dict[str, Any]]:
     """Return the record of each stage, in the order of the pipeline."""
-    records: list[tuple[str | None, StageRecord]] = []
-    for split, validated in data.items():
-        records += [(split, validated.data.record), (split, validated.record)]
-    records += [(None, output.record) for output in (prepared, trained, evaluation)]
-    return [{"split": split, **record.model_dump(mode="json", exclude={"path"})} for split, record in records]
+    records = [record for validated in data.values() for record in (validated.data.record, validated.record)]
+    records += [*(output.record for output in (prepared, trained, evaluation)), *further]
+    records.sort(key=lambda record: position(record.stage, record.split))
+    return [record.model_dump(mode="json", exclude={"path"}) for record in records]
 
 
 def code_revision(root: Path = PROJECT_ROOT) -> dict[str, Any]:

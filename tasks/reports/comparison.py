@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError, WrongUsage
-from schemas.layout import PREDICTIONS_NAME, Artifacts, images_name
+from schemas.layout import PREDICTIONS_NAME, images_name
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
 from tasks.data.statistics import mcnemar
@@ -21,6 +21,7 @@ from tasks.reports.rendering import render
 from tasks.reports.version_report import ClassProbability, class_probability
 from tasks.runtime.files import atomic_write
 from tasks.runtime.stage_cache import output_folder
+from tasks.runtime.stages import PREPARE
 from tasks.runtime.stored_file import open_stored
 
 
@@ -137,7 +138,7 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
         fixed=fixed,
         broken=broken,
         without_pictures=f"{missing} of {len(wanted)} images are in neither the prepared test images in "
-        f"{Artifacts(artifacts_dir).prepared} nor a test CSV in {data_dir}. Put "
+        f"{PREPARE.outputs(artifacts_dir)} nor a test CSV in {data_dir}. Put "
         f"{manifests[1].data.test.file} there, or pass its folder with --data-dir, and run again."
         if missing
         else None,
@@ -179,9 +180,9 @@ def _image_sources(
 ) -> Iterator[Iterable[npt.NDArray[np.uint8]]]:
     """Yield the test images of each source, uint8 (pixels,) each. Skips sources that cannot be read."""
     for manifest in manifests:
-        key = manifest.stage("prepare").key
+        key = manifest.stage(PREPARE.name).key
         try:
-            path = output_folder(Artifacts(artifacts_dir).prepared, key) / images_name("test")
+            path = output_folder(PREPARE.outputs(artifacts_dir), key) / images_name("test")
             with open_stored(path):  # a pipe would block `np.load`
                 images = np.load(path, mmap_mode="r")
         except (OSError, ValueError, StoredArtifactError):

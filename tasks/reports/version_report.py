@@ -29,6 +29,7 @@ from tasks.reports.charts import RELIABILITY_CHART, learning_charts
 from tasks.reports.images import image_uri, weights_picture
 from tasks.reports.rendering import render
 from tasks.runtime.fingerprint import extra_of
+from tasks.runtime.stages import STAGES
 
 _PROGRAM = ".venv/bin/fashion-ann"  # the path in a checkout after `make run`
 
@@ -90,6 +91,7 @@ def write_report(
         checks={split: _checks(manifest["data"][split]["checks"]) for split in SPLITS},
         computed_seconds=sum(stage["seconds"] for stage in lineage if not stage["reused"]),
         total_seconds=sum(stage["seconds"] for stage in lineage),
+        purposes={stage.name: stage.purpose for stage in STAGES},
         files=[*sorted(path.name for path in folder.iterdir()), MANIFEST_NAME],
         data_docs=_data_docs(folder),
     )

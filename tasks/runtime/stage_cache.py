@@ -9,7 +9,6 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, overload
 
@@ -31,23 +30,12 @@ from tasks.runtime.files import (
 )
 from tasks.runtime.fingerprint import code_digest, lock_digest
 from tasks.runtime.locks import lock
+from tasks.runtime.stages import Stage
 from tasks.runtime.stored_file import check_stored, read_json
 
 logger = logging.getLogger(__name__)
 
 Parsed = TypeVar("Parsed")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of the pipeline whose output is cached.
-
-    name: identifies the stage in records, events and manifests.
-    core: modules whose code decides the output. They and the project modules that they import are part of the key.
-    """
-
-    name: str
-    core: tuple[str, ...]
 
 
 # Raised by the parsers of json, numpy, pyarrow and pydantic for the content of a file, and by code that then uses it.
@@ -131,6 +119,7 @@ def run_stage(
 def _reference(final: Path, record: Mapping[str, Any], *, reused: bool) -> StageRecord:
     return StageRecord(
         stage=record["stage"],
+        split=record["inputs"].get("split"),
         key=record["key"],
         digest=digest_of(record["files"]),
         path=final,

@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import InfrastructurePending, Pending, Submitting
 
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFICATIONS, NOTIFY, NOTIFY_VARIABLE, apply_automations
-from cli.deploy import create_pool, deploy_all, enter_checkout
+from cli.deploy import create_pool, deploy_all, deployments, enter_checkout
 from cli.server_process import project_settings
 from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
@@ -24,18 +24,7 @@ from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch_data import EVENT
 from tests.sample import SAMPLE
 
-DEPLOYMENTS = {
-    "train-fashion-mnist/on-demand",
-    "train-fashion-mnist/nightly",
-    "train-fashion-mnist/on-new-data",
-    "fit-model/gpu",
-    "predict-fashion-mnist/batch",
-    "watch-data/scheduled",
-    "verify-store/nightly",
-    "collect-garbage/weekly",
-    "promote-version/by-hand",
-    "rollback-champion/by-hand",
-}
+DEPLOYMENTS = deployments()
 TRIGGER = "train-fashion-mnist on new data"
 
 
@@ -77,7 +66,7 @@ def test_creates_the_pools_and_deployments_of_prefect_yaml() -> None:
         pools = {pool.name: pool for pool in client.read_work_pools()}
         flows = {flow.id: flow.name for flow in client.read_flows()}
         names = {f"{flows[deployment.flow_id]}/{deployment.name}" for deployment in client.read_deployments()}
-    assert names == DEPLOYMENTS
+    assert names == set(DEPLOYMENTS)
     assert {"cpu", "gpu"} <= set(pools)
     for name in ("cpu", "gpu"):
         assert pools[name].type == "process"
@@ -96,7 +85,7 @@ def test_deployment_runs_the_checkout_with_a_heartbeat(name: str) -> None:
     needed = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_CLIENT_RETRY_EXTRA_CODES")
     assert deployment.job_variables == {"env": {name: project_settings()[name] for name in needed}}
     assert deployment.enforce_parameter_schema
-    assert deployment.parameters == {}
+    assert deployment.parameters == DEPLOYMENTS[name].get("parameters", {})
     assert deployment.description
     assert not deployment.paused
 

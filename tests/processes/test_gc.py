@@ -10,7 +10,8 @@ import pytest
 from tasks.registry.gc import collect
 from tasks.registry.store import ModelStore
 from tasks.runtime.locks import artifacts_lock
-from tasks.runtime.stage_cache import Stage, run_stage
+from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stages import Stage
 from tests.processes.kill import killed_when
 from tests.tasks.registry.test_gc import DATASET, KINDS, add_run, stage_folders
 

@@ -15,7 +15,7 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRejected, StoredArtifactError
 from schemas.layout import HISTORY_NAME, WEIGHTS_NAME
-from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
+from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import LogHead
 from tasks.data.splits import open_split
 from tasks.evaluate import evaluate
@@ -95,6 +95,7 @@ def add(
         key: str | None = None,
         promotion: PromotionConfig = NO_FLOOR,
         fetched: tuple[Split, ...] = (),
+        further: tuple[StageRecord, ...] = (),
         **settings: Any,
     ) -> ModelVersion:
         config = small_config.model_copy(update=settings)
@@ -107,7 +108,7 @@ def add(
         evaluation = evaluate.fn(sample_prepared, trained, sample_artifacts)
         if key is not None:
             trained = trained.model_copy(update={"record": trained.record.model_copy(update={"key": key})})
-        return version.fn(data, sample_prepared, trained, evaluation, config, promotion, tmp_path)
+        return version.fn(data, sample_prepared, trained, evaluation, config, promotion, tmp_path, further)
 
     return run
 
@@ -163,6 +164,18 @@ def test_manifest_and_report_state_what_was_held_out(
     assert store.version(1).manifest.as_json()["data"]["held_out"] == {"rows": 100, "used_for": uses}
     report = (added.path / "report.html").read_text(encoding="utf-8")
     assert report.count(f"held out for {', '.join(uses)}") == 2
+
+
+def test_a_further_stage_is_in_the_lineage_of_a_new_version(
+    add: Any, store: ModelStore, sample_prepared: PreparedData
+) -> None:
+    add()
+    record = sample_prepared.record.model_copy(update={"stage": "average", "key": "3" * 64})
+    added = add(further=(record,))
+    assert (added.version, added.created) == (2, True)
+    assert store.version(2).manifest.stage("average").key == record.key
+    changed = record.model_copy(update={"key": "4" * 64})
+    assert [add(further=(further,)).version for further in (record, changed)] == [2, 3]
 
 
 def test_the_manifest_records_the_data(add: Any, store: ModelStore) -> None:

@@ -179,7 +179,7 @@ def test_changes_since_a_version_are_listed(
         fitted.model_copy(update={"key": recorded.get("key", fitted.key)}),
     )
     manifest = facts(
-        lineage=[{**stage.model_dump(mode="json", exclude={"path"}), "split": None} for stage in stages],
+        lineage=[stage.model_dump(mode="json", exclude={"path"}) for stage in stages],
         device={"kind": "gpu", "name": "H200", "count": 1, "backend": device.backend, **recorded.get("device", {})},
         environment={**trained.environment, **recorded.get("environment", {})},
         packages={**packages, **recorded.get("packages", {})},

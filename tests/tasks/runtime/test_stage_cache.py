@@ -12,9 +12,8 @@ from schemas.layout import RECORD_NAME
 from schemas.references import StageRecord
 from tasks.runtime.files import atomic_write, describe_files, digest_of, write_json
 from tasks.runtime.fingerprint import code_digest
-from tasks.runtime.stage_cache import Stage, read_stage, run_stage
-
-STAGE = Stage("prepare", core=("tasks.data.splits",))
+from tasks.runtime.stage_cache import read_stage, run_stage
+from tasks.runtime.stages import PREPARE
 
 
 def write() -> Any:
@@ -30,8 +29,8 @@ def _unreachable(folder: Path) -> dict[str, Any]:
 
 
 def test_a_second_run_reuses_the_output_and_its_facts(tmp_path: Path) -> None:
-    first, facts = run_stage(tmp_path, STAGE, {"data": "abc"}, write())
-    second, again = run_stage(tmp_path, STAGE, {"data": "abc"}, _unreachable)
+    first, facts = run_stage(tmp_path, PREPARE, {"data": "abc"}, write())
+    second, again = run_stage(tmp_path, PREPARE, {"data": "abc"}, _unreachable)
     assert (first.reused, second.reused) == (False, True)
     assert second.model_copy(update={"reused": False}) == first
     assert facts == again == {"length": 4}
@@ -39,7 +38,7 @@ def test_a_second_run_reuses_the_output_and_its_facts(tmp_path: Path) -> None:
 
 def test_inputs_code_and_lock_decide_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def path(inputs: dict[str, Any]) -> Path:
-        record, _ = run_stage(tmp_path, STAGE, inputs, write())
+        record, _ = run_stage(tmp_path, PREPARE, inputs, write())
         assert not record.reused
         return record.path
 
@@ -53,7 +52,7 @@ def test_inputs_code_and_lock_decide_the_output(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "record", "facts"])
 def test_a_damaged_output_is_rebuilt(tmp_path: Path, damage: str) -> None:
-    record, _ = run_stage(tmp_path, STAGE, {}, write())
+    record, _ = run_stage(tmp_path, PREPARE, {}, write())
     output = record.path / "output.txt"
     if damage == "changed":
         output.write_text("mase")
@@ -66,7 +65,7 @@ def test_a_damaged_output_is_rebuilt(tmp_path: Path, damage: str) -> None:
         (record.path / RECORD_NAME).write_text("{")
     with pytest.raises(StoredArtifactError):
         read_stage(record.path)
-    again, _ = run_stage(tmp_path, STAGE, {}, write())
+    again, _ = run_stage(tmp_path, PREPARE, {}, write())
     assert not again.reused
     assert output.read_text() == "made"
 
@@ -79,19 +78,19 @@ def test_a_record_that_was_sealed_again_is_rebuilt(tmp_path: Path, change: dict[
         TypeAdapter(int).validate_python(facts["length"], strict=True)
         return record, facts
 
-    record, _ = run_stage(tmp_path, STAGE, {}, write(), parse)
-    assert run_stage(tmp_path, STAGE, {}, write(), parse)[0].reused
+    record, _ = run_stage(tmp_path, PREPARE, {}, write(), parse)
+    assert run_stage(tmp_path, PREPARE, {}, write(), parse)[0].reused
     path = record.path / RECORD_NAME
     content = {**json.loads(path.read_bytes()), **change}
     del content["record_sha256"]
     write_json(path, {**content, "record_sha256": digest_of(content)})
-    again, facts = run_stage(tmp_path, STAGE, {}, write(), parse)
+    again, facts = run_stage(tmp_path, PREPARE, {}, write(), parse)
     assert (again.reused, facts) == (False, {"length": 4})
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b"NaN", b"pipe", b"link"])
 def test_what_is_no_record_is_rebuilt(tmp_path: Path, content: bytes) -> None:
-    path = run_stage(tmp_path, STAGE, {}, write())[0].path / RECORD_NAME
+    path = run_stage(tmp_path, PREPARE, {}, write())[0].path / RECORD_NAME
     path.unlink()
     if content == b"pipe":
         os.mkfifo(path)
@@ -99,7 +98,7 @@ def test_what_is_no_record_is_rebuilt(tmp_path: Path, content: bytes) -> None:
         path.symlink_to("/dev/zero")
     else:
         path.write_bytes(content)
-    assert not run_stage(tmp_path, STAGE, {}, write())[0].reused
+    assert not run_stage(tmp_path, PREPARE, {}, write())[0].reused
 
 
 def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        run_stage(tmp_path, STAGE, {}, fail)
+        run_stage(tmp_path, PREPARE, {}, fail)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
@@ -117,7 +116,7 @@ def test_an_error_text_names_no_temporary_folder(tmp_path: Path) -> None:
         raise OSError(f"Failed to open local file '{folder / 'x'}'")  # as pyarrow does, without a file name
 
     with pytest.raises(StageNotWritten, match=r"Failed to open local file '.*/[0-9a-f]+/x'\.$"):
-        run_stage(tmp_path, STAGE, {}, build)
+        run_stage(tmp_path, PREPARE, {}, build)
 
 
 def test_parsing_disturbed_by_a_thread_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +159,12 @@ def test_a_replaced_file_is_whole_or_unchanged(tmp_path: Path) -> None:
 
 def test_a_resealed_output_is_reused(tmp_path: Path) -> None:
     """Digests detect accidents. Anyone who can write to the folder can write them again."""
-    record, _ = run_stage(tmp_path, STAGE, {}, write())
+    record, _ = run_stage(tmp_path, PREPARE, {}, write())
     (record.path / "output.txt").write_text("faked")
     content = json.loads((record.path / RECORD_NAME).read_bytes())
     del content["record_sha256"]
     (record.path / RECORD_NAME).unlink()
     content["files"] = describe_files(record.path)
     write_json(record.path / RECORD_NAME, {**content, "record_sha256": digest_of(content)})
-    again, _ = run_stage(tmp_path, STAGE, {}, _unreachable)
+    again, _ = run_stage(tmp_path, PREPARE, {}, _unreachable)
     assert (again.reused, again.digest == record.digest) == (True, False)
