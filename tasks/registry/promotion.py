@@ -104,7 +104,7 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
                 f"champion ({champion.origin}). Promote it with `fashion-ann promote` if it is to replace the champion."
             )
     if failed:
-        broken = (f"{rule['rule']} is {rule['figure']:.4g}, expected {rule['bound']}" for rule in failed)
+        broken = (f"{rule['rule']} is {rule['figure']:.6g}, expected {rule['bound']}" for rule in failed)
         outcome, reason = "refused", f"Rejected: {'; '.join(broken)}."
     elif other_origin is not None:
         outcome, reason = "kept", other_origin

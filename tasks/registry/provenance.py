@@ -58,7 +58,7 @@ def collect_facts(
                 "reason": verdict["reason"],
                 "event": event.as_json() if verdict["outcome"] == "promoted" else None,
             },
-            "lineage": _lineage(data, prepared, trained, evaluation),
+            "lineage": lineage(data, prepared, trained, evaluation),
         }
     )
 
@@ -81,7 +81,7 @@ def _describe_data(data: Mapping[Split, ValidatedSplit], prepared: PreparedData)
     return {**splits, "split_rows": rows, "duplicates": prepared.duplicates.model_dump()}
 
 
-def _lineage(
+def lineage(
     data: Mapping[Split, ValidatedSplit], prepared: PreparedData, trained: TrainedModel, evaluation: Evaluation
 ) -> list[dict[str, Any]]:
     """Return the record of each stage, in the order of the pipeline."""
