@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
+from cli.printed_commands import runnable
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
@@ -299,7 +300,7 @@ def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move")
         for line in move.cleaned:
             print(line, file=sys.stderr)
     if problem is not None:
-        print(f"The event is not sent yet. The next run sends it. {problem}", file=sys.stderr)
+        print(runnable(f"The event is not sent yet. The next run sends it. {problem}"), file=sys.stderr)
     result = {**event.as_json(), "cleaned": move.cleaned, "event_sent": sent}
     print_result(options, result, [f"{event.alias}: {before} -> version {event.to}"], sort_keys=True)
 

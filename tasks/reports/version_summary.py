@@ -37,8 +37,8 @@ def summarize_version(
         "| stage of this run | result | seconds to compute |",
         "|---|---|---|",
         *(
-            f"| {entry['stage']}{' ' + entry['split'] if entry['split'] else ''} | {'cached' if entry['reused'] else 'computed'} "
-            f"| {entry['seconds']:.2f} |"
+            f"| {entry['stage']}{' ' + entry['split'] if entry['split'] else ''} "
+            f"| {'cached' if entry['reused'] else 'computed'} | {entry['seconds']:.2f} |"
             for entry in ([entry.as_json() for entry in manifest.lineage] if stages is None else stages)
         ),
         "",
