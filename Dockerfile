@@ -32,7 +32,7 @@ ENV FASHION_ANN_REVISION=$REVISION \
 # Healthy means that the worker has polled the server recently.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)"]
-CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--install-policy", "never", "--with-healthcheck"]
+CMD ["sh", "-c", "exec prefect worker start --pool ${FASHION_ANN_GPU_POOL:-fashion-ann-gpu} --type process --install-policy never --with-healthcheck"]
 
 FROM base AS cpu
 COPY requirements/cpu.lock requirements/
@@ -44,4 +44,4 @@ ARG REVISION=""
 ENV FASHION_ANN_REVISION=$REVISION
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=5)"]
-CMD ["prefect", "worker", "start", "--pool", "cpu", "--type", "process", "--install-policy", "never", "--with-healthcheck"]
+CMD ["sh", "-c", "exec prefect worker start --pool ${FASHION_ANN_CPU_POOL:-fashion-ann-cpu} --type process --install-policy never --with-healthcheck"]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from cli.environment import absolute_path
+from cli.printed_commands import runnable
 from schemas.config import BadRows, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetName
 from schemas.errors import WrongUsage
@@ -170,4 +171,4 @@ def print_result(options: argparse.Namespace, result: Any, lines: Iterable[str],
         print(json.dumps(result, indent=2, sort_keys=sort_keys, default=os.fspath))
         return
     for line in lines:
-        print(line.replace("\n", "\\n"))  # a newline in a stored text could imitate another line
+        print(runnable(line).replace("\n", "\\n"))  # a newline in a stored text could imitate another line

@@ -76,7 +76,8 @@ _WAITING_BODY = (
     "{{ event.payload.reason }}\n"
     "Test accuracy {{ event.payload.accuracy }}, p {{ event.payload.p }}, champion {{ event.payload.from }}.\n"
     "Report: {{ event.payload.report }}\n"
-    "Promote it: fashion-ann promote {{ event.payload.version }} --dataset {{ event.payload.dataset }} --reason R\n"
+    "Promote it in the checkout: .venv/bin/fashion-ann promote {{ event.payload.version }} "
+    "--dataset {{ event.payload.dataset }} --reason R\n"
     "Or run the deployment promote-version/by-hand."
 )
 
@@ -352,7 +353,7 @@ def notify_no_worker(block: UUID, within: timedelta = timedelta(minutes=5)) -> A
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match=ResourceSpecification(
-                {"prefect.resource.id": "prefect.work-pool.*", "prefect.resource.name": list(pool_names())}
+                {"prefect.resource.id": "prefect.work-pool.*", "prefect.resource.name": list(pool_names().values())}
             ),
             for_each={"prefect.resource.id"},
             after={"prefect.work-pool.not-ready"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
+from cli.printed_commands import runnable
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
@@ -26,6 +27,7 @@ commands = Commands()
 
 _VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 _REASON = Argument("--reason", required=True, metavar="R", help="recorded in the alias log")
+_VERDICTS = {"promoted": "promoted", "kept": "kept", "waiting": "waiting", "refused": "rejected"}
 _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
 
 
@@ -109,24 +111,22 @@ def _why(options: argparse.Namespace) -> None:
     store = _store(options)
     version = store.version(options.version)
     version.check()
-    verdict = version.read_json(VERDICT_NAME, Verdict).as_json()
+    verdict = version.read_json(VERDICT_NAME, Verdict)
     events = [event for event in store.aliases.read() if version.number in (event.to, event.before)]
     result = {
         "version": version.number,
-        "verdict": verdict,
+        "verdict": verdict.as_json(),
         "events": [event.as_json() for event in events],
         "lineage": [entry.as_json() for entry in version.manifest.lineage],
     }
     print_result(options, result, _why_lines(version.manifest, verdict, events), sort_keys=True)
 
 
-def _why_lines(manifest: "Manifest", verdict: dict[str, Any], events: Iterable["AliasEvent"]) -> Iterator[str]:
-    outcome = {"refused": "rejected"}.get(verdict["outcome"], verdict["outcome"])
-    yield f"version {manifest.version}: {outcome}"
-    yield f"  {verdict['reason']} (policy: {verdict['policy']})"
-    for rule in verdict["rules"]:
-        state = "passed" if rule["holds"] else "FAILED"
-        yield f"  {state}  {rule['rule']}: {rule['figure']}, expected {rule['bound']}"
+def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEvent"]) -> Iterator[str]:
+    yield f"version {manifest.version}: {_VERDICTS[verdict.outcome]}"
+    yield f"  {verdict.reason} (policy: {verdict.policy})"
+    for rule in verdict.rules:
+        yield f"  {'passed' if rule.holds else 'FAILED'}  {rule.rule}: {rule.finding}, expected {rule.bound}"
     for entry in manifest.lineage:
         stage = f"{entry.stage} {entry.split or ''}".strip()
         yield f"  {'reused' if entry.reused else 'ran   '}  {stage:<15} cache key {entry.key}"
@@ -300,7 +300,7 @@ def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move")
         for line in move.cleaned:
             print(line, file=sys.stderr)
     if problem is not None:
-        print(f"The event is not sent yet. The next run sends it. {problem}", file=sys.stderr)
+        print(runnable(f"The event is not sent yet. The next run sends it. {problem}"), file=sys.stderr)
     result = {**event.as_json(), "cleaned": move.cleaned, "event_sent": sent}
     print_result(options, result, [f"{event.alias}: {before} -> version {event.to}"], sort_keys=True)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cli.arguments import Argument, Commands, counted, data_dir, print_result
+from cli.printed_commands import program, runnable
 from schemas.config import artifacts_folder, data_folder
 from schemas.errors import DoctorFailed, NotRunning
 
@@ -87,10 +88,10 @@ def _up(options: argparse.Namespace) -> None:
     if options.no_auth or (status.access and not status.access.password):
         print(
             f"{options.prog}: warning: {status.url} requires no password: each program and each user of this machine "
-            "can run commands as you. `fashion-ann down`, then `fashion-ann up` starts it with one.",
+            + runnable("can run commands as you. `fashion-ann down`, then `fashion-ann up` starts it with one."),
             file=sys.stderr,
         )
-    run = "  prefect deployment run 'train-fashion-mnist/on-demand' --watch"
+    run = f"  {program('prefect')} deployment run 'train-fashion-mnist/on-demand' --watch"
     print_result(options, status.model_dump(mode="json"), [*_status_lines(status), run])
 
 

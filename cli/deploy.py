@@ -1,5 +1,6 @@
 """Create the work pools, deployments and automations of the project on the configured Prefect API."""
 
+import json
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,7 +11,7 @@ import httpx
 
 from cli.server_process import api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT, RESULT_FOLDER_VARIABLE
-from schemas.errors import NotDeployed
+from schemas.errors import NotDeployed, WrongUsage
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -26,6 +27,8 @@ _KEYS = {
     *("paused", "concurrency_limit", "schedules", "triggers"),
 }
 _DEFAULT_QUEUE = "default"
+# Keys of a work pool, and the ends of the variables that replace them.
+_POOL_VARIABLES = {"name": "", "type": "_TYPE", "job_template": "_TEMPLATE"}
 
 
 def enter_checkout() -> dict[str, str]:
@@ -48,8 +51,8 @@ def deploy_all(*, reset: bool = False) -> "Report":
     url = prefect_settings().api.url
     if not url:
         raise NotDeployed(
-            "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `make up` starts "
-            "a server and prints its address."
+            "No Prefect API is configured, and `deploy` needs a running server. Set PREFECT_API_URL. `fashion-ann up` "
+            "starts a server and prints its address."
         )
     if (problem := api_problem()) is not None:
         raise NotDeployed(f"Nothing was deployed. {problem}")
@@ -68,10 +71,23 @@ def deploy_all(*, reset: bool = False) -> "Report":
 
 
 def _definitions() -> dict[str, Any]:
-    """Return the content of prefect.yaml."""
+    """Return the content of prefect.yaml, with the work pools that the variables FASHION_ANN_*_POOL* name."""
     import yaml
 
     content: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / _SOURCE).read_bytes())
+    names = {}
+    for pool in content["definitions"]["work_pools"]:
+        before = pool["name"]
+        for key, end in _POOL_VARIABLES.items():
+            if value := os.environ.get(f"FASHION_ANN_{pool['role'].upper()}_POOL{end}"):
+                pool[key] = value
+        names[before] = pool["name"]
+    if len(set(names.values())) < len(names):
+        raise WrongUsage(f"Expected one work pool per role, received the name {pool['name']} for each of them.")
+    for queue in content["definitions"]["work_queues"]:
+        queue["work_pool_name"] = names[queue["work_pool_name"]]
+    for deployment in content["deployments"]:
+        deployment["work_pool"] = {**deployment["work_pool"], "name": names[deployment["work_pool"]["name"]]}
     return content
 
 
@@ -90,15 +106,41 @@ def _flow_name(spec: Mapping[str, Any]) -> str:
     return str(spec["entrypoint"]).rpartition(":")[2].replace("_", "-")
 
 
-def _work_pools() -> list[dict[str, Any]]:
-    """Return the work pools that prefect.yaml defines: name, type, description."""
-    pools: list[dict[str, Any]] = _definitions()["definitions"]["work_pools"]
-    return pools
+def work_pools() -> dict[str, dict[str, Any]]:
+    """Return the project's work pools by role, cpu or gpu: name, type, description, maybe job_template."""
+    return {pool["role"]: pool for pool in _definitions()["definitions"]["work_pools"]}
 
 
-def pool_names() -> tuple[str, ...]:
-    """Return the names of the project's work pools, in the order of prefect.yaml."""
-    return tuple(pool["name"] for pool in _work_pools())
+def pool_names() -> dict[str, str]:
+    """Return the names of the project's work pools by role, in the order of prefect.yaml."""
+    return {role: pool["name"] for role, pool in work_pools().items()}
+
+
+def job_template(pool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base job template of a work pool: the file that it names, else `base_job_template`.
+
+    Raises `NotDeployed` for a type other than process without a file, and for a file without a template.
+    """
+    name, kind, file = pool["name"], pool["type"], pool.get("job_template")
+    if file is None and kind != "process":
+        raise NotDeployed(
+            f"Work pool {name} is of type {kind}: expected a job template, received none. Write one with `prefect "
+            f"work-pool get-default-base-job-template --type {kind} --file FILE`, and name the file in job_template "
+            f"of {_SOURCE} or FASHION_ANN_{pool['role'].upper()}_POOL_TEMPLATE."
+        )
+    if file is None:
+        return base_job_template()
+    try:
+        template: dict[str, Any] = json.loads((PROJECT_ROOT / file).read_bytes())
+        if {"env"} <= template["variables"]["properties"].keys() and isinstance(template["job_configuration"], dict):
+            return template
+        problem = "it has no variable env"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise NotDeployed(
+        f"{PROJECT_ROOT / file}: expected the base job template of work pool {name} as JSON, with job_configuration "
+        f"and a variable env; {problem}."
+    )
 
 
 def base_job_template() -> dict[str, Any]:
@@ -123,22 +165,22 @@ def base_job_template() -> dict[str, Any]:
     }
 
 
-def create_pool(pool: dict[str, Any]) -> None:
+def create_pool(pool: Mapping[str, Any]) -> None:
     """Create a work pool, or keep an existing one as it is: an operator may have paused or limited it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
-    if pool["type"] != "process":
-        raise NotDeployed(f"prefect.yaml: work pool {pool['name']} is of type {pool['type']}, expected process.")
+    fields = {key: pool[key] for key in ("name", "type", "description")}
     with get_client(sync_client=True) as client:
         try:
-            client.create_work_pool(WorkPoolCreate(**pool, base_job_template=base_job_template()))
+            client.create_work_pool(WorkPoolCreate(**fields, base_job_template=job_template(pool)))
         except ObjectAlreadyExists as error:
             if (existing := client.read_work_pool(pool["name"]).type) != pool["type"]:
                 raise NotDeployed(
-                    f"A work pool {pool['name']} of type {existing} already exists, expected type {pool['type']}. Use "
-                    "a separate Prefect server or workspace for this project."
+                    f"A work pool {pool['name']} of type {existing} already exists, expected type {pool['type']}. "
+                    f"Choose another name with FASHION_ANN_{pool['role'].upper()}_POOL, or that type with "
+                    f"FASHION_ANN_{pool['role'].upper()}_POOL_TYPE and a job template."
                 ) from error
 
 
@@ -151,15 +193,16 @@ def _apply_pools(client: "SyncPrefectClient", report: "Report") -> None:
 
     last = LastDeploy(client, report, "work pools", _SOURCE)
     limits = {"is_paused": False, "concurrency_limit": None}
-    for pool in _work_pools():
+    for pool in work_pools().values():
         create_pool(pool)
         name, existing = pool["name"], client.read_work_pool(pool["name"]).model_dump()
-        wanted = {"description": pool["description"], "base_job_template": base_job_template(), **limits}
-        last.adopt(f"work pool {name}", {"base_job_template": existing["base_job_template"]})
+        wanted = {"description": pool["description"], "base_job_template": job_template(pool), **limits}
+        if f"work pool {name}" in last.parts:  # else it may be another team's, whose template stays
+            last.adopt(f"work pool {name}", {"base_job_template": existing["base_job_template"]})
         if updates := last.updates(f"work pool {name}", existing, wanted):
             client.update_work_pool(name, WorkPoolUpdate(**updates))
     # Prefect creates the default queue with its pool.
-    queues = [{"name": _DEFAULT_QUEUE, "work_pool_name": name} for name in pool_names()]
+    queues = [{"name": _DEFAULT_QUEUE, "work_pool_name": name} for name in pool_names().values()]
     for queue in [*queues, *_definitions()["definitions"]["work_queues"]]:
         name, pool_name = queue["name"], queue["work_pool_name"]
         wanted = limits | {key: value for key, value in queue.items() if key in limits}

@@ -302,7 +302,7 @@ def check_pools() -> str:
         f"{pool.name}: {counted(pool.deployments, 'deployment')}, {counted(pool.online, 'worker')} online"
         for pool in pools
     )
-    ours = pool_names()
+    ours = pool_names().values()
     if idle := [pool.name for pool in pools if pool.name in ours and pool.deployments and not pool.online]:
         commands = ", ".join(f"`prefect worker start --pool {name}`" for name in idle)
         raise Broken(counts, f"Start a worker, or its runs stay late: {commands}.")

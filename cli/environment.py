@@ -12,7 +12,7 @@ from schemas.errors import WrongUsage
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # Variables whose value is one path. Prefect's BASE_PATH is a part of URLs, its SEARCH_PATH names schemas of Postgres.
 _PATH = re.compile(
-    r"FASHION_ANN_\w+_(DIR|KEY)|PREFECT_(\w+_)?(HOME|DIRECTORY|FILE|(?<!BASE_)(?<!SEARCH_)PATH)|SSL_CERT_(DIR|FILE)|TMPDIR"
+    r"FASHION_ANN_\w+_(DIR|KEY|TEMPLATE)|PREFECT_(\w+_)?(HOME|DIRECTORY|FILE|(?<!BASE_)(?<!SEARCH_)PATH)|SSL_CERT_(DIR|FILE)|TMPDIR"
 )
 _DATABASE_URL = re.compile(r"PREFECT_(API|SERVER)_DATABASE_CONNECTION_URL")
 # One with a relative path. `:memory:` and URIs with `file:` are none.

@@ -17,6 +17,7 @@ from typing import NoReturn
 from cli import commands_data, commands_models, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
+from cli.printed_commands import runnable
 from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.errors import FashionAnnError
 from tasks.runtime.control_characters import escaping_output
@@ -54,7 +55,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         word, status = ("Terminated", 143) if isinstance(stopped, Terminated) else ("Interrupted", 130)
-        print(f"{word}. {options.when_stopped}", file=sys.stderr)
+        print(f"{word}. {runnable(options.when_stopped)}", file=sys.stderr)
     except BrokenPipeError:
         # The reader closed the pipe early, as `head` does. Python would report it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,7 +67,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
             message, status = str(error), error.exit_status
         elif isinstance(error, OSError):
             message = f"{error.filename or 'The system'}: {error.strerror or error}."
-        print(f"{options.prog}: {message}", file=sys.stderr)
+        print(f"{options.prog}: {runnable(message)}", file=sys.stderr)
     gc.freeze()
     sys.exit(status)
 

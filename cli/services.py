@@ -24,9 +24,10 @@ import httpx
 import psutil
 from pydantic import BaseModel, Field, ValidationError
 
-from cli.deploy import pool_names
+from cli.deploy import pool_names, work_pools
 from cli.placeholders import AUTH_STRINGS, DATABASE_URLS, require_chosen
 from cli.prefect_toml import remove_prefect_toml, settings_of_up, write_prefect_toml
+from cli.printed_commands import runnable
 from cli.server_process import (
     HOST,
     Access,
@@ -185,14 +186,14 @@ class ServicePaths:
         return self.logs / f"{name}.log"
 
 
-def service_of(pool: str) -> str:
-    """Return the service that is the worker of ``pool``. Prefect's name for it is `worker_name`."""
-    return f"worker-{pool}"
+def service_of(role: str) -> str:
+    """Return the service that is the worker of the pool for ``role``. Prefect's name for it is `worker_name`."""
+    return f"worker-{role}"
 
 
-def worker_name(pool: str, state: State) -> str:
+def worker_name(role: str, state: State) -> str:
     """Return the worker's name on the server and in manifests. A pool may have workers on several machines."""
-    return f"{pool}-{state.machine}"
+    return f"{role}-{state.machine}"
 
 
 # --- up ---
@@ -208,6 +209,7 @@ def up(artifacts_dir: Path, *, no_auth: bool = False) -> Status:
     from prefect.client.orchestration import SyncPrefectClient
 
     require_chosen(settings)
+    _require_process_pools()
     paths.create()  # a file there is named now, not in a failed start's log
     with _exclusive(paths):
         state = State.read(paths.state)
@@ -224,9 +226,18 @@ def up(artifacts_dir: Path, *, no_auth: bool = False) -> Status:
         variables = worker_environment(artifacts_dir, url, settings)
         _deploy(paths, variables)
         with SyncPrefectClient(url, auth_string=settings.get(_AUTH)) as client:
-            earlier = {pool: _ensure_worker(paths, state, pool, client, url, variables) for pool in pool_names()}
+            earlier = {role: _ensure_worker(paths, state, role, client, url, variables) for role in pool_names()}
             _await_workers(paths, state, client, earlier)
     return status(artifacts_dir)
+
+
+def _require_process_pools() -> None:
+    for pool in work_pools().values():
+        if pool["type"] != "process":
+            raise WrongUsage(
+                f"Work pool {pool['name']} is of type {pool['type']}, and `fashion-ann up` starts process workers "
+                "only. Run `fashion-ann deploy` with your own server, and start that pool's worker yourself."
+            )
 
 
 def _require_same_data(state: State) -> None:
@@ -460,23 +471,24 @@ def _deploy(paths: ServicePaths, variables: Mapping[str, str]) -> None:
 def _ensure_worker(
     paths: ServicePaths,
     state: State,
-    pool: str,
+    role: str,
     client: "SyncPrefectClient",
     url: str,
     variables: Mapping[str, str],
 ) -> datetime | None:
-    """Start the worker of ``pool`` unless it runs. Return the heartbeat that the server had of an earlier one."""
-    name = service_of(pool)
+    """Start the worker for ``role`` unless it runs. Return the heartbeat that the server had of an earlier one."""
+    name, pool = service_of(role), pool_names()[role]
     if (process := state.alive(name)) is not None:
         # A `down` that was killed may have left it suspended.
         process.resume()
         password = variables.get(_CLIENT_AUTH) or ""
-        if state.processes[name].url == url and process.environ().get(_CLIENT_AUTH, "") == password:
+        same_server = state.processes[name].url == url and process.environ().get(_CLIENT_AUTH, "") == password
+        if same_server and pool in process.cmdline():
             return None
-        # The server has another port or password now. It would not get this worker's requests, or reject them.
+        # The server has another port or password now, or the pool another name: this worker would get no runs.
         _stop(process)
-    earlier = _last_heartbeat(client, pool, state)
-    command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool, state)]
+    earlier = _last_heartbeat(client, role, state)
+    command = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(role, state)]
     _start(paths, state, name, [*command, "--install-policy", "never"], variables, url)
     return earlier
 
@@ -486,21 +498,21 @@ def _await_workers(
 ) -> None:
     """Wait until each worker has polled the server since its start. From then on it picks up runs."""
     deadline = time.monotonic() + _SECONDS_TO_START
-    for pool, heartbeat in earlier.items():
-        name = service_of(pool)
+    for role, heartbeat in earlier.items():
+        name = service_of(role)
         # Compared for equality: the clock may have been set since the earlier one.
-        while _last_heartbeat(client, pool, state) in (None, heartbeat):
+        while _last_heartbeat(client, role, state) in (None, heartbeat):
             problem = f"did not report to the server in {_SECONDS_TO_START} s"
             if (dead := state.alive(name) is None) or time.monotonic() > deadline:
                 raise ServiceFailed(_failure(paths, name, "ended" if dead else problem, state.processes[name].logged))
             time.sleep(0.2)
 
 
-def _last_heartbeat(client: "SyncPrefectClient", pool: str, state: State) -> datetime | None:
-    """Return the time of the last heartbeat of our worker of ``pool``, None if the server has none."""
+def _last_heartbeat(client: "SyncPrefectClient", role: str, state: State) -> datetime | None:
+    """Return the time of the last heartbeat of our worker for ``role``, None if the server has none."""
     with contextlib.suppress(httpx.HTTPError):
-        for worker in client.read_workers_for_work_pool(pool):
-            if worker.name == worker_name(pool, state):
+        for worker in client.read_workers_for_work_pool(pool_names()[role]):
+            if worker.name == worker_name(role, state):
                 return worker.last_heartbeat_time
     return None
 
@@ -630,6 +642,6 @@ def _exclusive(paths: ServicePaths) -> Iterator[None]:
             yield
             return
     waiting = f"waiting for another `fashion-ann up` or `down`, which holds {paths.lock}"
-    print(waiting, file=sys.stderr)
+    print(runnable(waiting), file=sys.stderr)
     with lock(paths.lock, waiting=waiting, seconds=_LOCK_SECONDS):
         yield

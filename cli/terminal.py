@@ -22,6 +22,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from cli.printed_commands import runnable
 from schemas.layout import Artifacts
 from tasks.runtime.control_characters import escaped, escaping
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, subscribe
@@ -260,7 +261,7 @@ class Screen:
 
 def _print(console: Console, line: str, style: str | None = None) -> None:
     """Print a line without wrapping it or reading markup in it."""
-    console.print(escaped(line), style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(escaped(runnable(line)), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def new_log(folder: Path) -> Path:

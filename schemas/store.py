@@ -285,6 +285,17 @@ class VerdictRule(StoredJson):
     bound: str
     holds: bool
 
+    @property
+    def finding(self) -> str:
+        """Return the figure as text. That of a comparison has its direction: a small p-value alone has none."""
+        text = f"{self.figure:.6g}" if isinstance(self.figure, float) else str(self.figure)
+        counts = self.model_extra or {}
+        if not {"fixed", "broken"} <= counts.keys():
+            return text
+        fixed, broken = counts["fixed"], counts["broken"]
+        favoured = "the candidate" if fixed > broken else "the champion" if fixed < broken else "neither"
+        return f"{text} in favour of {favoured} ({fixed} fixed, {broken} broken)"
+
 
 class Verdict(PairedVerdict):
     """The part of verdict.json that is shown."""

@@ -18,7 +18,7 @@ def predict(
     predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict)
     publish_table(
         f"{dataset}-prediction-checks",
-        [check.model_dump() for check in predictions.checks],
+        [{"result": check.result, **check.model_dump(exclude={"result"})} for check in predictions.checks],
         "\n\n".join(
             (
                 f"{predictions.rows} rows of {images.name} predicted by version {predictions.version}: "

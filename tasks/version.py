@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect import task
@@ -31,7 +32,7 @@ from schemas.store import Verdict, VersionFacts
 from tasks.registry.alias_log import CHAMPION, alias_event
 from tasks.registry.bom import write_bom
 from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
-from tasks.registry.provenance import collect_facts
+from tasks.registry.provenance import collect_facts, lineage
 from tasks.registry.signatures import SIGNING_VARIABLE, training_key, verify_key
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import check_version
@@ -46,6 +47,8 @@ from tasks.runtime.stage_cache import stage_key
 from tasks.runtime.stages import VERSION
 
 logger = logging.getLogger(__name__)
+
+NOTHING_NEW_TAG = "nothing-new"
 
 
 @task(name="version", task_run_name="version", cache_policy=NO_CACHE)
@@ -120,7 +123,8 @@ def version(
         is_champion = store.aliases.champion() == stored.number
         decided = any(event.to == stored.number and event.alias == CHAMPION for event in store.aliases.read())
     send_unsent(store, sender_of_run())
-    _publish(stored, champion=is_champion, created=created)
+    stages = lineage(data, prepared, trained, evaluation, further)
+    _publish(stored, None if created else stages, champion=is_champion)
     verdict = stored.manifest.verdict
     if verdict.outcome == "refused":
         raise CandidateRejected(
@@ -191,14 +195,16 @@ def _seconds_since_start() -> float | None:
     return None if context is None else round((datetime.now(UTC) - context.start_time).total_seconds(), 3)
 
 
-def _publish(stored: StoredVersion, *, champion: bool, created: bool) -> None:
+def _publish(stored: StoredVersion, stages: Sequence[Mapping[str, Any]] | None, *, champion: bool) -> None:
+    """Publish the version. stages: those of this run if an earlier run created the version, else None."""
     manifest, number = stored.manifest, stored.number
     dataset, name = manifest.dataset, f"v{number:04d}"
-    verdict = stored.read_json(VERDICT_NAME, Verdict).as_json()
-    name_flow_run(f"{dataset} {name} seed {manifest.seed}", (dataset, name, verdict["outcome"]))
+    verdict = stored.read_json(VERDICT_NAME, Verdict)
+    outcome = verdict.outcome if stages is None else NOTHING_NEW_TAG
+    name_flow_run(f"{dataset} {name} seed {manifest.seed}", (dataset, name, outcome))
     publish_markdown(
         f"{dataset}-version",
-        summarize_version(stored, champion=champion, created=created),
+        summarize_version(stored, stages, champion=champion),
         f"Version {number}: result of this run",
     )
     publish_file_link(
@@ -209,6 +215,14 @@ def _publish(stored: StoredVersion, *, champion: bool, created: bool) -> None:
     )
     publish_table(
         f"{dataset}-verdict",
-        [{key: rule[key] for key in ("rule", "figure", "bound", "holds")} for rule in verdict["rules"]],
-        f"Version {number}: {verdict['reason']}",
+        [
+            {
+                "result": "met" if rule.holds else "not met",
+                "rule": rule.rule,
+                "value": rule.finding,
+                "expected": rule.bound,
+            }
+            for rule in verdict.rules
+        ],
+        f"Version {number}: {verdict.reason}",
     )

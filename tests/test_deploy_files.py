@@ -67,19 +67,22 @@ def _worker(pool: str) -> list[str]:
     return ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_each_pool_has_an_image_target_with_its_lock(pool: str) -> None:
-    stage = _stages()[pool]
+@pytest.mark.parametrize("role", POOLS)
+def test_each_pool_has_an_image_target_with_its_lock(role: str) -> None:
+    stage = _stages()[role]
     (command,) = (yaml.safe_load(argument) for instruction, argument in stage if instruction == "CMD")
-    assert command[: len(_worker(pool))] == _worker(pool)
-    assert "--with-healthcheck" in command
+    assert command[:2] == ["sh", "-c"]
+    # The variable that names the pool for `deploy` names it for the worker.
+    variable = f"${{FASHION_ANN_{role.upper()}_POOL:-{POOLS[role]}}}"
+    assert command[2].startswith(f"exec {' '.join(_worker(variable))} ")
+    assert "--with-healthcheck" in command[2]
     assert "HEALTHCHECK" in dict(stage)
     assert dict(stage)["USER"].isdigit()
     assert dict(stage)["USER"] != "0"
     installs = [argument for instruction, argument in stage if instruction == "RUN"]
-    assert any(f"--require-hashes -r requirements/{pool}.lock" in argument for argument in installs)
+    assert any(f"--require-hashes -r requirements/{role}.lock" in argument for argument in installs)
     assert all("--require-hashes" in argument or "--no-deps" in argument for argument in installs)
-    assert (ROOT / "requirements" / f"{pool}.lock").exists()
+    assert (ROOT / "requirements" / f"{role}.lock").exists()
 
 
 def test_images_contain_only_runtime_files() -> None:
@@ -117,11 +120,11 @@ def test_compose_starts_the_services_of_up_in_order() -> None:
     assert after["database"] == {"settings": {"condition": "service_completed_successfully"}}
     assert after["server"] == {"database": {"condition": "service_healthy"}}
     assert after["deploy"] == {"server": {"condition": "service_healthy"}}
-    for pool in POOLS:
-        worker = defined[services.service_of(pool)]
-        assert worker["build"]["target"] == pool  # its command is the image's
+    for role in POOLS:
+        worker = defined[services.service_of(role)]
+        assert worker["build"]["target"] == role  # its command is the image's
         assert "command" not in worker
-        assert after[services.service_of(pool)] == {"deploy": {"condition": "service_completed_successfully"}}
+        assert after[services.service_of(role)] == {"deploy": {"condition": "service_completed_successfully"}}
     (device,) = defined["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
 
@@ -251,7 +254,7 @@ def test_units_start_the_services_of_up() -> None:
         *("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(services.PREFECT_DEFAULT_PORT))
     ]
     assert commands["fashion-ann-deploy.service"] == ["fashion-ann", "deploy"]
-    assert commands["fashion-ann-worker@.service"][:7] == _worker("%i")
+    assert commands["fashion-ann-worker@.service"][:7] == _worker("fashion-ann-%i")
     hidden = _unit("fashion-ann-worker@.service")["UnsetEnvironment"][0].split()
     assert set(hidden) <= set(services.SERVER_SECRETS)
     assert set(hidden) >= set(services.SERVER_SECRETS) & _named_settings()

@@ -57,7 +57,8 @@ def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
     if not _ALIAS.fullmatch(alias) or alias.lower() == CHAMPION:
         raise WrongUsage(
             f"Expected an alias of at most 64 letters, digits and dashes that starts with a letter, is no version such "
-            f"as v7 and is not champion, received {alias!r}. `fashion-ann promote` moves the champion."
+            f"as v7 and is not champion, received {alias!r}. `fashion-ann promote V --reason R` moves "
+            "the champion."
         )
     with _recovered(store, reason) as cleaned:
         if alias_values(store.aliases.read()).get(alias) == number:

@@ -101,10 +101,11 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
         if measured.origin != champion.origin:
             other_origin = (
                 f"Kept: its data is of another origin ({measured.origin}) than that of version {champion.number}, the "
-                f"champion ({champion.origin}). Promote it with `fashion-ann promote` if it is to replace the champion."
+                f"champion ({champion.origin}). Promote it with `fashion-ann promote V --reason R` if it is to "
+                "replace the champion."
             )
     if failed:
-        broken = (f"{rule['rule']} is {rule['figure']:.4g}, expected {rule['bound']}" for rule in failed)
+        broken = (f"{rule['rule']} is {rule['figure']:.6g}, expected {rule['bound']}" for rule in failed)
         outcome, reason = "refused", f"Rejected: {'; '.join(broken)}."
     elif other_origin is not None:
         outcome, reason = "kept", other_origin
@@ -140,7 +141,7 @@ def _compare(champion: Champion, paired: PairedTest | None, config: PromotionCon
         # A candidate without a comparison is not known to be better, and the champion may be restored.
         reason = (
             f"Kept: version {number}, the champion, cannot be measured. {champion.fault} Restore it, or promote "
-            "another version with `fashion-ann promote`."
+            "another version with `fashion-ann promote V --reason R`."
         )
         name = f"version {number}, the champion, can be measured"
         return reason, _rule(name, champion.fault, "loads and predicts the same test rows", holds=False)

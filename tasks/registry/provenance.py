@@ -61,7 +61,7 @@ def collect_facts(
                 "reason": verdict["reason"],
                 "event": event.as_json() if verdict["outcome"] == "promoted" else None,
             },
-            "lineage": _lineage(data, prepared, trained, evaluation, further),
+            "lineage": lineage(data, prepared, trained, evaluation, further),
         }
     )
 
@@ -91,7 +91,7 @@ def _describe_data(
     return {**splits, "split_rows": rows, "held_out": held_out, "duplicates": prepared.duplicates.model_dump()}
 
 
-def _lineage(
+def lineage(
     data: Mapping[Split, ValidatedSplit],
     prepared: PreparedData,
     trained: TrainedModel,

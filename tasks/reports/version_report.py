@@ -22,6 +22,7 @@ from schemas.layout import (
     WEIGHTS_NAME,
     Artifacts,
 )
+from schemas.store import Verdict
 from tasks.model.backend import DEFAULT_ENVIRONMENT
 from tasks.model.network import HIDDEN_UNITS, Network, read_weights
 from tasks.model.test_predictions import StoredPredictions, read_predictions
@@ -72,7 +73,7 @@ def write_report(
         version=version,
         manifest=manifest,
         metrics=metrics,
-        verdict=json.loads((folder / VERDICT_NAME).read_bytes()),
+        verdict=Verdict.parse(json.loads((folder / VERDICT_NAME).read_bytes()), VERDICT_NAME),
         error_count=int((~predictions.right).sum()),
         classes=[row for row in metrics["per_class"] if row["rows"]],
         confusions=_most_frequent_confusions(metrics["confusion_matrix"], contract),

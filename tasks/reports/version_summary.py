@@ -1,19 +1,30 @@
 """The Markdown summary of a version that a run publishes."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from schemas.layout import REPORT_NAME
 from tasks.registry.store import StoredVersion
 from tasks.reports.version_report import commands
 
 
-def summarize_version(version: StoredVersion, *, champion: bool, created: bool) -> str:
-    """Return half a page of Markdown. champion: it is the champion now. created: by this run."""
+def summarize_version(
+    version: StoredVersion, stages: Sequence[Mapping[str, Any]] | None = None, *, champion: bool
+) -> str:
+    """Return half a page of Markdown. champion: it is the champion now.
+
+    stages: the lineage of this run if an earlier run created the version, else None.
+    """
     manifest = version.manifest
-    note = "" if created else " An earlier run created it from the same inputs."
+    title, reason = f"Version {version.number}: {manifest.verdict.outcome}", manifest.verdict.reason
+    if stages is not None:
+        title = f"Nothing new: version {version.number}"
+        reason = f"An earlier run created it from the same inputs, {manifest.created}. Its verdict: {reason}"
     rows = ", ".join(f"{manifest.data.split_rows[split]:,}" for split in ("train", "validation", "test"))
     lines = [
-        f"# Version {version.number}: {manifest.verdict.outcome}{', current champion' if champion else ''}",
+        f"# {title}{', current champion' if champion else ''}",
         "",
-        f"{manifest.verdict.reason}{note}",
+        reason,
         "",
         "| metric | value |",
         "|---|---|",
@@ -23,11 +34,12 @@ def summarize_version(version: StoredVersion, *, champion: bool, created: bool) 
         f"| seed | {manifest.seed} |",
         f"| epochs | {manifest.epochs_run}, {manifest.training_seconds:.1f} s on {manifest.device.name} |",
         "",
-        "| stage | result | seconds |",
+        "| stage of this run | result | seconds to compute |",
         "|---|---|---|",
         *(
-            f"| {entry.stage} {entry.split or ''} | {'cached' if entry.reused else 'computed'} | {entry.seconds:.2f} |"
-            for entry in manifest.lineage
+            f"| {entry['stage']}{' ' + entry['split'] if entry['split'] else ''} "
+            f"| {'cached' if entry['reused'] else 'computed'} | {entry['seconds']:.2f} |"
+            for entry in ([entry.as_json() for entry in manifest.lineage] if stages is None else stages)
         ),
         "",
         f"Report: `{version.folder / REPORT_NAME}` (`{commands(manifest.as_json())['report']}`)",

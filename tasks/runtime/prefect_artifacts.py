@@ -3,6 +3,7 @@
 import base64
 import contextvars
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 # Shorter than the two seconds within which the UI is expected to show progress.
 UPDATE_SECONDS = 1.0
 
+# Characters with a meaning in Markdown: anywhere, not inside a word, at the start of a line, and after its number.
+_MARKDOWN = re.compile(r"[\\`*~<>\[\]|#&!]|(?<!\w)_|_(?!\w)|^[-+=]|(?:(?<=^\d)|(?<=^\d\d))[.)](?=\s|$)", re.MULTILINE)
+
 
 def inside_a_run() -> bool:
     """Return whether this code runs in a flow or task run."""
@@ -33,8 +37,15 @@ def inside_a_run() -> bool:
 
 
 def publish_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
+    """Publish a table whose columns have the order of the first row's keys."""
     if inside_a_run():
-        create_table_artifact(table=rows, key=key, description=description)
+        table = [{name: plain_cell(value) for name, value in row.items()} for row in rows]
+        create_table_artifact(table=table, key=key, description=description)
+
+
+def plain_cell(value: Any) -> Any:
+    """Return a cell that the UI shows as it is: it renders a text as Markdown, so ">= 0.1" became a quotation."""
+    return _MARKDOWN.sub(r"\\\g<0>", value) if isinstance(value, str) else value
 
 
 def publish_markdown(key: str, markdown: str, description: str) -> None:

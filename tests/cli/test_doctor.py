@@ -204,8 +204,16 @@ def test_database_of_another_prefect_is_broken(revision: str, known: bool, tmp_p
     ("pools", "ok", "part"),
     [
         ([], True, "no work pools"),
-        ([Pool("cpu", 1, 1), Pool("gpu", 0, 0)], True, "cpu: 1 deployment, 1 worker online"),
-        ([Pool("cpu", 2, 3), Pool("gpu", 1, 0)], False, "gpu: 1 deployment, 0 workers online"),
+        (
+            [Pool("fashion-ann-cpu", 1, 1), Pool("fashion-ann-gpu", 0, 0)],
+            True,
+            "fashion-ann-cpu: 1 deployment, 1 worker online",
+        ),
+        (
+            [Pool("fashion-ann-cpu", 2, 3), Pool("fashion-ann-gpu", 1, 0)],
+            False,
+            "fashion-ann-gpu: 1 deployment, 0 workers online",
+        ),
         ([Pool("another", 1, 0)], True, "another"),
     ],
 )
@@ -218,8 +226,8 @@ def test_our_pool_with_deployments_needs_a_worker(
         check = run_check("pools", doctor.check_pools)
     assert check.ok is ok
     assert part in check.says
-    assert ("--pool gpu" in check.cure) is not ok
-    assert "--pool cpu" not in check.cure
+    assert ("--pool fashion-ann-gpu" in check.cure) is not ok
+    assert "--pool fashion-ann-cpu" not in check.cure
 
 
 @field_fault(

@@ -13,6 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from cli.arguments import path_argument
 from cli.contract_page import PAGE
 from cli.main import COMMANDS
+from cli.printed_commands import runnable
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.cli.conftest import Run
@@ -254,7 +255,7 @@ def test_verify_exits_with_5_on_a_cut_alias_log(run: Run, store: Path, monkeypat
     "`verify --all` ends with 5 and names alias and version; an empty store is reported",
 )
 def test_verify_all_names_lost_versions(run: Run, store: Path) -> None:
-    assert run("verify", "--all")[:2] == (0, f"No version in {store} yet. `fashion-ann train` creates one.\n")
+    assert run("verify", "--all")[:2] == (0, runnable(f"No version in {store} yet. `fashion-ann train` creates one.\n"))
     store.mkdir(parents=True)
     ModelStore(store).aliases.append(event(1, alias="staging"))
     status, _, err = run("verify", "--all")

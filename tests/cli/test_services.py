@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from cli import services
+from cli.printed_commands import runnable
 from cli.server_process import start_mark
 from cli.services import Process, State
 from schemas.errors import ServiceFailed
@@ -248,7 +249,7 @@ def test_down_ends_the_services_of_a_lost_state(run: Run, tmp_path: Path) -> Non
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert str(server.pid) in run("status", "--artifacts-dir", tmp_path)[1]
         status, _, err = run("up", "--artifacts-dir", tmp_path)
-        assert (status, f"`fashion-ann down` to end the processes of its services: {server.pid}" in err) == (1, True)
+        assert (status, f"fashion-ann down` to end the processes of its services: {server.pid}" in err) == (1, True)
         assert run_json(run, "down", tmp_path)[:2] == (0, {"stopped": ["1 processes"]})
         assert server.wait(timeout=10) != 0
 
@@ -282,4 +283,4 @@ def test_waiting_for_another_up_is_reported(run: Run, tmp_path: Path) -> None:
         threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
         status, out, err = run("down", "--artifacts-dir", tmp_path)
     assert (status, out) == (0, "Nothing was running.\n")
-    assert err == f"waiting for another `fashion-ann up` or `down`, which holds {tmp_path}/services/lock\n"
+    assert err == runnable(f"waiting for another `fashion-ann up` or `down`, which holds {tmp_path}/services/lock\n")

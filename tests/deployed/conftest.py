@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from cli.deploy import pool_names
 from cli.server_process import free_port, restore_sigint
 from schemas.config import PROJECT_ROOT
 from tests.deployed.postgres import MISSING, Postgres, binaries, postgres_cluster
@@ -113,19 +114,19 @@ class Deployed:
         )
 
     @contextmanager
-    def worker(self, pool: str, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, role: str, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run a worker until the end of the block, see `start_worker`."""
-        process = self.start_worker(pool, name, **environment)
+        process = self.start_worker(role, name, **environment)
         try:
             yield process
         finally:
             stop(process)
 
-    def start_worker(self, pool: str, name: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, role: str, name: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker that shares only the server and the artifacts with the others, as on another machine."""
         with (self.home / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool_names()[role], "--name", name],
                 cwd=self.home,
                 env={**self.environment, "PREFECT_HOME": str(self.home / name), **environment},
                 stdout=log,

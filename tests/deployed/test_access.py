@@ -69,7 +69,13 @@ def test_client_without_the_password_gets_only_health(api: httpx.Client, headers
     assert answers == dict.fromkeys(OPEN_TO_ALL, 200)
 
 
-SOCKETS = ("events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled", "work_pools/cpu/workers/connect")
+SOCKETS = (
+    "events/in",
+    "events/out",
+    "logs/out",
+    "task_runs/subscriptions/scheduled",
+    "work_pools/fashion-ann-cpu/workers/connect",
+)
 
 
 @pytest.mark.parametrize("path", SOCKETS)
@@ -161,7 +167,7 @@ def test_worker_runs_no_command_of_a_flow_run(checkout: Checkout, api: httpx.Cli
     mark = checkout.folder.parent / f"{uuid.uuid4()}"
     deployment = api.get("/deployments/name/verify-store/nightly").json()
     body = {
-        **{"flow_id": deployment["flow_id"], "deployment_id": deployment["id"], "work_pool_name": "cpu"},
+        **{"flow_id": deployment["flow_id"], "deployment_id": deployment["id"], "work_pool_name": "fashion-ann-cpu"},
         "job_variables": {"command": f"touch {mark}", "working_dir": str(checkout.folder)},
         "state": {"type": "SCHEDULED"},
     }
@@ -172,7 +178,7 @@ def test_client_with_the_password_can_run_code(checkout: Checkout, api: httpx.Cl
     mark = checkout.folder.parent / f"{uuid.uuid4()}"
     deployment = api.get("/deployments/name/verify-store/nightly").json()
     body = {
-        **{"name": "other", "flow_id": deployment["flow_id"], "work_pool_name": "cpu"},
+        **{"name": "other", "flow_id": deployment["flow_id"], "work_pool_name": "fashion-ann-cpu"},
         "entrypoint": deployment["entrypoint"],
         "pull_steps": [
             *deployment["pull_steps"],
@@ -187,11 +193,11 @@ def test_client_with_the_password_can_run_code(checkout: Checkout, api: httpx.Cl
 def test_deploy_restricts_the_pools_of_an_earlier_version(checkout: Checkout, api: httpx.Client) -> None:
     from prefect.workers.process import ProcessWorker
 
-    pool, variables = "/work_pools/gpu", api.get("/variables/name/fashion_ann_deployed_work_pools").json()
+    pool, variables = "/work_pools/fashion-ann-gpu", api.get("/variables/name/fashion_ann_deployed_work_pools").json()
     wanted = api.get(pool).json()["base_job_template"]
     assert "command" not in wanted["job_configuration"]
     earlier = {name: dict(part) for name, part in variables["value"].items()}
-    del earlier["work pool gpu"]["base_job_template"]
+    del earlier["work pool fashion-ann-gpu"]["base_job_template"]
     api.patch(f"/variables/{variables['id']}", json={"value": earlier}).raise_for_status()
     edited = {"base_job_template": ProcessWorker.get_default_base_job_template(), "concurrency_limit": 3}
     api.patch(pool, json=edited).raise_for_status()

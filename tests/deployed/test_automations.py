@@ -115,11 +115,11 @@ def test_late_runs_are_notified_once_per_outage(
 ) -> None:
     shorten(notify_late(block, SOON))
     for outage in (1, 2):
-        deployed.client.update_work_pool("cpu", WorkPoolUpdate(concurrency_limit=0))
+        deployed.client.update_work_pool("fashion-ann-cpu", WorkPoolUpdate(concurrency_limit=0))
         runs = [deployed.start(WATCH, data_dir=str(tmp_path)) for _ in range(3)]
         message = wait_for_message(deployed, messages, "watch-data: late", outage)
         assert any(deployed.client.read_flow_run(run).name in message["body"] for run in runs)
-        deployed.client.update_work_pool("cpu", WorkPoolUpdate(concurrency_limit=None))
+        deployed.client.update_work_pool("fashion-ann-cpu", WorkPoolUpdate(concurrency_limit=None))
         for run in runs:
             deployed.end_of(run)
 
@@ -171,14 +171,14 @@ def test_pool_without_a_worker_is_notified_unless_paused(
     shorten(notify_no_worker(block, SOON))
     for number in (1, 2):
         with deployed.worker("gpu", "gpu-worker", PREFECT_WORKER_HEARTBEAT_SECONDS="1") as worker:
-            deployed.wait_for(lambda: deployed.client.read_work_pool("gpu").status == "READY")
+            deployed.wait_for(lambda: deployed.client.read_work_pool("fashion-ann-gpu").status == "READY")
             worker.kill()
-            message = wait_for_message(deployed, messages, "work pool gpu: no worker", number)
-            assert "work-pools/work-pool/gpu" in message["body"]
+            message = wait_for_message(deployed, messages, "work pool fashion-ann-gpu: no worker", number)
+            assert "work-pools/work-pool/fashion-ann-gpu" in message["body"]
     with deployed.worker("gpu", "gpu-worker", PREFECT_WORKER_HEARTBEAT_SECONDS="1") as worker:
-        deployed.wait_for(lambda: deployed.client.read_work_pool("gpu").status == "READY")
-        deployed.client.update_work_pool("gpu", WorkPoolUpdate(is_paused=True))
+        deployed.wait_for(lambda: deployed.client.read_work_pool("fashion-ann-gpu").status == "READY")
+        deployed.client.update_work_pool("fashion-ann-gpu", WorkPoolUpdate(is_paused=True))
         worker.kill()
         time.sleep(45)
-        deployed.client.update_work_pool("gpu", WorkPoolUpdate(is_paused=False))
+        deployed.client.update_work_pool("fashion-ann-gpu", WorkPoolUpdate(is_paused=False))
     assert len(messages) == 2, json.dumps(messages)

@@ -260,7 +260,7 @@ def test_up_after_the_clock_was_set_and_the_host_renamed(checkout: Checkout) -> 
     assert {name for name in before if after[name] != before[name]} == {"worker-cpu"}
     assert {process.pid for process in checkout.processes()} == set(after.values())
     with checkout.api() as api:
-        workers = api.post("/work_pools/cpu/workers/filter", json={}).raise_for_status().json()
+        workers = api.post("/work_pools/fashion-ann-cpu/workers/filter", json={}).raise_for_status().json()
     assert len(workers) == 1
 
     state = checkout.services / "state.json"
@@ -422,7 +422,7 @@ def test_up_keeps_what_an_operator_paused(checkout: Checkout) -> None:
     for path, change in (
         (schedule, {"active": False}),
         (f"/deployments/{on_demand['id']}", {"paused": True}),
-        ("/work_pools/gpu", {"is_paused": True}),
+        ("/work_pools/fashion-ann-gpu", {"is_paused": True}),
     ):
         api.patch(path, json=change).raise_for_status()
     for command in ("up", "down", "up"):
@@ -430,7 +430,7 @@ def test_up_keeps_what_an_operator_paused(checkout: Checkout) -> None:
         assert done.returncode == 0, done.stderr
     assert [schedule["active"] for schedule in read("nightly")["schedules"]] == [False]
     assert read("on-demand")["paused"]
-    assert api.get("/work_pools/gpu").json()["is_paused"]
+    assert api.get("/work_pools/fashion-ann-gpu").json()["is_paused"]
     log = next(checkout.services.rglob("deploy.log")).read_text()
     assert log.count("paused on the server; prefect.yaml has it active. Kept;") == 6
 

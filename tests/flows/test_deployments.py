@@ -1,5 +1,7 @@
 """prefect.yaml and the automations, deployed to a real Prefect server and read back."""
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,10 +16,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import InfrastructurePending, Pending, Submitting
+from prefect.workers.process import ProcessWorker
 
 from cli.automations import MARK_DEAD, MARK_NOT_STARTED, NOTIFICATIONS, NOTIFY, NOTIFY_VARIABLE, apply_automations
-from cli.deploy import create_pool, deploy_all, deployments, enter_checkout
+from cli.deploy import create_pool, deploy_all, deployments, enter_checkout, pool_names, work_pools
 from cli.server_process import project_settings
+from cli.services import up
 from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
@@ -35,7 +39,7 @@ def remove_everything() -> None:
             client.delete_automation(automation.id)
         for deployment in client.read_deployments():
             client.delete_deployment(deployment.id)
-        for pool in ("cpu", "gpu"):
+        for pool in pool_names().values():
             client.delete_work_pool(pool)
         for variable in client.read_variables():  # the records of the deploys
             client.delete_variable_by_name(variable.name)
@@ -67,8 +71,8 @@ def test_creates_the_pools_and_deployments_of_prefect_yaml() -> None:
         flows = {flow.id: flow.name for flow in client.read_flows()}
         names = {f"{flows[deployment.flow_id]}/{deployment.name}" for deployment in client.read_deployments()}
     assert names == set(DEPLOYMENTS)
-    assert {"cpu", "gpu"} <= set(pools)
-    for name in ("cpu", "gpu"):
+    assert {"fashion-ann-cpu", "fashion-ann-gpu"} <= set(pools)
+    for name in pool_names().values():
         assert pools[name].type == "process"
         assert not pools[name].is_paused
         assert pools[name].base_job_template["job_configuration"]["env"] == "{{ env }}"
@@ -80,7 +84,7 @@ def test_deployment_runs_the_checkout_with_a_heartbeat(name: str) -> None:
     deployment = read_deployment(name)
     flow = name.partition("/")[0].replace("-", "_")
     assert deployment.entrypoint == f"flows/{flow}.py:{flow}"
-    assert deployment.work_pool_name == ("gpu" if name == "fit-model/gpu" else "cpu")
+    assert deployment.work_pool_name == ("fashion-ann-gpu" if name == "fit-model/gpu" else "fashion-ann-cpu")
     assert deployment.pull_steps == [{"cli.deploy.enter_checkout": {}}]
     needed = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "PREFECT_CLIENT_RETRY_EXTRA_CODES")
     assert deployment.job_variables == {"env": {name: project_settings()[name] for name in needed}}
@@ -253,7 +257,7 @@ def gpu_runs() -> list[FlowRun]:
 
 @pytest.mark.usefixtures("deployed")
 def test_no_gpu_worker_fails_the_run_and_cancels_training(tmp_path: Path) -> None:
-    with pytest.raises(NoGpuWorker, match=r"No worker picked up the training within 1 s.*work pool gpu"):
+    with pytest.raises(NoGpuWorker, match=r"No worker picked up the training within 1 s.*work pool fashion-ann-gpu"):
         train_on_gpu(tmp_path)
     with get_client(sync_client=True) as client:
         children = gpu_runs()
@@ -275,13 +279,74 @@ def test_interrupt_while_waiting_cancels_training(tmp_path: Path, monkeypatch: p
     assert [run.state_name for run in gpu_runs() if run.id not in known] == ["Cancelled"]
 
 
+@pytest.fixture
+def other_pools(deployed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Name other pools for the test, and restore ours."""
+    monkeypatch.setenv("FASHION_ANN_CPU_POOL", "shop-cpu")
+    monkeypatch.setenv("FASHION_ANN_GPU_POOL", "shop-gpu")
+    yield
+    names = pool_names().values()
+    monkeypatch.undo()
+    deploy_all()
+    with get_client(sync_client=True) as client:
+        for name in names:
+            client.delete_work_pool(name)
+
+
+@pytest.mark.usefixtures("other_pools")
+def test_uses_pools_of_other_names_and_keeps_their_template() -> None:
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="shop-cpu", type="process", base_job_template=template))
+        kept = [line for line in deploy_all().kept if line.startswith("work pool")]
+        pools = {pool.name: pool for pool in client.read_work_pools()}
+        queue = client.read_work_queue_by_name("checks", "shop-cpu")
+    assert [line.partition(" ")[0] for line in kept] == ["work"] * 2
+    assert "work pool shop-cpu: base_job_template on the server differs from prefect.yaml" in kept[1]
+    assert pools["shop-cpu"].base_job_template == template
+    assert pools["shop-gpu"].base_job_template == pools["fashion-ann-gpu"].base_job_template
+    assert queue.concurrency_limit == 1
+    for name in DEPLOYMENTS:
+        role = "gpu" if name == "fit-model/gpu" else "cpu"
+        assert read_deployment(name).work_pool_name == f"shop-{role}"
+
+
+@pytest.mark.usefixtures("other_pools")
+def test_another_pool_type_needs_a_job_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_GPU_POOL_TYPE", "kubernetes")
+    with pytest.raises(NotDeployed, match="work-pool get-default-base-job-template --type kubernetes --file FILE"):
+        deploy_all()
+    file = tmp_path / "template.json"
+    monkeypatch.setenv("FASHION_ANN_GPU_POOL_TEMPLATE", str(file))
+    for content in ("", "[]", '{"variables": {"properties": {}}, "job_configuration": {}}'):
+        file.write_text(content)
+        with pytest.raises(NotDeployed, match=re.escape(str(file))):
+            deploy_all()
+    env = {"type": "object", "additionalProperties": {"type": "string"}}
+    template = {"job_configuration": {"env": "{{ env }}"}, "variables": {"type": "object", "properties": {"env": env}}}
+    file.write_text(json.dumps(template))
+    assert deploy_all().kept == []
+    with get_client(sync_client=True) as client:
+        pool = client.read_work_pool("shop-gpu")
+    assert (pool.type, pool.base_job_template) == ("kubernetes", template)
+    assert read_deployment("fit-model/gpu").work_pool_name == "shop-gpu"
+    with pytest.raises(WrongUsage, match="process workers"):
+        up(tmp_path)
+
+
 @pytest.mark.usefixtures("deployed")
 def test_rejects_an_existing_pool_of_another_type() -> None:
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="containers", type="docker"))
         with pytest.raises(NotDeployed, match="pool containers of type docker already exists, expected type process"):
-            create_pool({"name": "containers", "type": "process"})
+            create_pool({**work_pools()["cpu"], "name": "containers"})
         client.delete_work_pool("containers")
+
+
+def test_two_roles_need_two_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_GPU_POOL", "fashion-ann-cpu")
+    with pytest.raises(WrongUsage, match="one work pool per role"):
+        pool_names()
 
 
 def test_missing_deployment_fails_with_the_command_to_deploy(server: str, tmp_path: Path) -> None:
@@ -293,7 +358,7 @@ def test_missing_deployment_fails_with_the_command_to_deploy(server: str, tmp_pa
 
 @pytest.mark.usefixtures("deployed")
 def test_checks_wait_in_a_queue_with_one_run() -> None:
-    name, pool = "checks", "cpu"
+    name, pool = "checks", "fashion-ann-cpu"
     assert read_deployment("watch-data/scheduled").work_queue_name == name
     with get_client(sync_client=True) as client:
         queue = client.read_work_queue_by_name(name, pool)

@@ -26,15 +26,15 @@ from tests.field_faults import field_fault
 @pytest.fixture
 def gpu_deployment(server: str) -> Iterator[None]:
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="gpu", type="process"), overwrite=True)
+        client.create_work_pool(WorkPoolCreate(name="fashion-ann-gpu", type="process"), overwrite=True)
         flow = client.create_flow_from_name("fit-model")
         schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
         deployment = client.create_deployment(
-            flow_id=flow, name="doctor-test", work_pool_name="gpu", schedules=[schedule]
+            flow_id=flow, name="doctor-test", work_pool_name="fashion-ann-gpu", schedules=[schedule]
         )
         yield
         client.delete_deployment(deployment)
-        client.delete_work_pool("gpu")
+        client.delete_work_pool("fashion-ann-gpu")
 
 
 def test_server_of_our_version_passes(server: str) -> None:
@@ -46,12 +46,12 @@ def test_server_of_our_version_passes(server: str) -> None:
 
 @pytest.mark.usefixtures("gpu_deployment")
 def test_pool_is_broken_until_a_worker_sends_a_heartbeat() -> None:
-    assert Pool("gpu", deployments=1, online=0) in read_pools()
+    assert Pool("fashion-ann-gpu", deployments=1, online=0) in read_pools()
     with pytest.raises(Broken, match="0 workers online"):
         check_pools()
     with get_client(sync_client=True) as client:
-        client.send_worker_heartbeat("gpu", "worker 1", heartbeat_interval_seconds=30)
-    assert Pool("gpu", deployments=1, online=1) in read_pools()
+        client.send_worker_heartbeat("fashion-ann-gpu", "worker 1", heartbeat_interval_seconds=30)
+    assert Pool("fashion-ann-gpu", deployments=1, online=1) in read_pools()
     assert "gpu: 1 deployment, 1 worker online" in check_pools()
 
 

@@ -48,7 +48,7 @@ def snapshot(client: SyncPrefectClient) -> Snapshot:
         actions = [action.model_dump(exclude={"deployment_id", "block_document_id"}) for action in automation.actions]
         fields = automation.model_dump(include={"enabled", "description", "trigger"})
         values[automation.name] = {**fields, "actions": actions}
-    for name in ("cpu", "gpu"):
+    for name in ("fashion-ann-cpu", "fashion-ann-gpu"):
         values[f"pool {name}"] = client.read_work_pool(name).model_dump(include={"is_paused", "concurrency_limit"})
         queue = client.read_work_queue_by_name("default", name)
         values[f"queue {name}"] = queue.model_dump(include={"is_paused", "concurrency_limit"})
@@ -118,15 +118,15 @@ def delete_automation(client: SyncPrefectClient) -> None:
 
 
 def pause_pool(client: SyncPrefectClient) -> None:
-    client.update_work_pool("cpu", WorkPoolUpdate(is_paused=True))
+    client.update_work_pool("fashion-ann-cpu", WorkPoolUpdate(is_paused=True))
 
 
 def limit_pool(client: SyncPrefectClient) -> None:
-    client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=7))
+    client.update_work_pool("fashion-ann-gpu", WorkPoolUpdate(concurrency_limit=7))
 
 
 def pause_queue(client: SyncPrefectClient) -> None:
-    queue = client.read_work_queue_by_name("default", "gpu")
+    queue = client.read_work_queue_by_name("default", "fashion-ann-gpu")
     client.request("PATCH", "/work_queues/{id}", path_params={"id": queue.id}, json={"is_paused": True})
 
 
@@ -155,9 +155,13 @@ EDITS = {
     "disables an automation": Edit(disable(MARK_DEAD), MARK_DEAD, f"automation {MARK_DEAD}: disabled on the server; "),
     "edits an automation": Edit(edit_automation, MARK_NOT_STARTED, f"automation {MARK_NOT_STARTED}: trigger "),
     "deletes an automation": Edit(delete_automation, NOTIFY_NO_WORKER, f"automation {NOTIFY_NO_WORKER}: deleted on "),
-    "pauses a work pool": Edit(pause_pool, "pool cpu", "work pool cpu: paused on the server; "),
-    "limits a work pool": Edit(limit_pool, "pool gpu", "work pool gpu: concurrency_limit is 7 on the server; "),
-    "pauses a work queue": Edit(pause_queue, "queue gpu", "work queue gpu/default: paused on the server; "),
+    "pauses a work pool": Edit(pause_pool, "pool fashion-ann-cpu", "work pool fashion-ann-cpu: paused on the server; "),
+    "limits a work pool": Edit(
+        limit_pool, "pool fashion-ann-gpu", "work pool fashion-ann-gpu: concurrency_limit is 7 on the server; "
+    ),
+    "pauses a work queue": Edit(
+        pause_queue, "queue fashion-ann-gpu", "work queue fashion-ann-gpu/default: paused on the server; "
+    ),
 }
 
 
@@ -303,11 +307,11 @@ def test_deploy_after_a_deletion_of_all_creates_all(client: SyncPrefectClient, c
 
 
 def test_deleted_pool_gets_its_queues_and_deployments_back(client: SyncPrefectClient, checkout: Path) -> None:
-    client.delete_work_pool("cpu")
+    client.delete_work_pool("fashion-ann-cpu")
     assert deploy_all().kept == []
-    assert client.read_work_queue_by_name("checks", "cpu").concurrency_limit == 1
+    assert client.read_work_queue_by_name("checks", "fashion-ann-cpu").concurrency_limit == 1
     deployment = client.read_deployment_by_name(WATCH)
-    assert (deployment.work_pool_name, deployment.work_queue_name) == ("cpu", "checks")
+    assert (deployment.work_pool_name, deployment.work_queue_name) == ("fashion-ann-cpu", "checks")
 
 
 @field_fault(

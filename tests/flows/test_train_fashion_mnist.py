@@ -1,6 +1,7 @@
 """The main flow on the committed sample of the real data, against a real Prefect server."""
 
 import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 from prefect.exceptions import ParameterTypeError
 from pydantic import ValidationError
 
@@ -72,6 +74,15 @@ def test_an_unchanged_run_creates_no_version(artifacts: Path) -> None:
     version = train(artifacts)
     assert (version.version, version.created) == (1, False)
     assert (len(ModelStore.of(artifacts, "fashion-mnist").summaries()), fit_runs()) == before
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        newest = client.read_artifacts(limit=50, sort=ArtifactSort.CREATED_DESC)
+    assert set(run.tags) == {"fashion-mnist", "v0001", "nothing-new"}
+    table = next(artifact.data for artifact in newest if artifact.key == "fashion-mnist-test-validation")
+    assert list(json.loads(str(table))[0])[:2] == ["result", "of"]  # the keys of a reread file are sorted
+    summary = next(str(artifact.data) for artifact in newest if artifact.key == "fashion-mnist-version")
+    assert "| train | cached |" in summary
+    assert "computed" not in summary
 
 
 def test_retrains_a_damaged_model_to_the_same_weights(artifacts: Path) -> None:
@@ -123,6 +134,9 @@ def test_publishes_the_run_its_child_and_its_artifacts(artifacts: Path) -> None:
     summary = next(str(artifact.data) for artifact in artifacts_of_run if artifact.key == "fashion-mnist-version")
     assert "promoted, current champion" in summary
     assert "| ingest train | computed |" in summary
+    for key, columns in (("train-validation", ["result", "of"]), ("verdict", ["result", "rule"])):
+        table = next(artifact.data for artifact in artifacts_of_run if artifact.key == f"fashion-mnist-{key}")
+        assert list(json.loads(str(table))[0])[:2] == columns
     progress = [artifact.data for artifact in artifacts_of_run if artifact.type == "progress"]
     assert progress == [100.0]
     for artifact in artifacts_of_run:

@@ -46,6 +46,23 @@ def test_a_worker_process_imports_our_packages(foreign: Path, monkeypatch: pytes
         assert process.result()["job"] == {"n": 1}
 
 
+@field_fault(
+    "failure without a message",
+    "A command that a message names is typed in another folder, and no program of the environment is on PATH",
+    "It starts, because the message has its path",
+)
+@pytest.mark.parametrize("name", ["fashion-ann", "prefect"])
+def test_a_printed_program_starts_in_any_folder(name: str, tmp_path: Path) -> None:
+    variables = {**os.environ, "PATH": "/usr/bin:/bin", "PWD": str(tmp_path), "PREFECT_HOME": str(tmp_path)}
+    print_it = f"from cli.printed_commands import program; print(program('{name}'))"
+    printed = subprocess.run(
+        [sys.executable, "-c", print_it], env=variables, capture_output=True, text=True, check=True
+    )
+    command = f"{printed.stdout.strip()} --help"
+    done = subprocess.run(command, shell=True, env=variables, cwd=tmp_path, capture_output=True, text=True)  # noqa: S602
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.fixture
 def trapped(tmp_path: Path) -> tuple[Path, Path]:
     """Return a working directory with traps, and the folder of their marks."""

@@ -201,11 +201,20 @@ def test_the_manifest_records_the_seconds_of_the_flow_run(
 
 def test_the_summary_shows_cached_and_computed_stages(add: Any, store: ModelStore) -> None:
     add()
-    text = summarize_version(store.version(1), champion=True, created=False)
-    assert text.startswith("# Version 1: promoted, current champion\n\nPromoted: there was no champion. An earlier run")
+    text = summarize_version(store.version(1), champion=True)
+    assert text.startswith("# Version 1: promoted, current champion\n\nPromoted: there was no champion.\n")
     assert "| train, validation, test rows | 900, 100, 200 |" in text
     assert re.search(r"\| ingest train \| (cached|computed) \| \d+\.\d\d \|", text)
-    assert "An earlier run" not in summarize_version(store.version(1), champion=False, created=True)
+
+
+def test_a_run_with_nothing_new_lists_its_own_stages(add: Any, store: ModelStore) -> None:
+    add()
+    stages = [{"stage": "ingest", "split": "train", "reused": True, "seconds": 1.25}]
+    text = summarize_version(store.version(1), stages, champion=True)
+    assert text.startswith("# Nothing new: version 1, current champion\n\nAn earlier run created it")
+    assert "| ingest train | cached | 1.25 |" in text
+    assert "| train, validation, test rows | 900, 100, 200 |" in text  # the keys of a manifest that was read are sorted
+    assert "evaluate" not in text
 
 
 def test_the_stored_files_alone_reproduce_the_metrics(add: Any, sample_prepared: PreparedData) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from schemas.config import PromotionConfig
+from schemas.store import Verdict
 from tasks.data.statistics import PairedTest
 from tasks.registry.promotion import CandidateMetrics, Champion, decide
 
@@ -63,6 +64,25 @@ def test_the_policy_decides_against_a_champion(paired: PairedTest, policy: Any, 
         rule = verdict["rules"][-1]
         assert (rule["figure"], rule["fixed"], rule["broken"]) == (paired.p_value, paired.fixed, paired.broken)
         assert rule["holds"] == (outcome != "kept")
+
+
+@pytest.mark.parametrize(
+    ("paired", "finding"),
+    [
+        (BETTER, "2e-05 in favour of the candidate (40 fixed, 10 broken)"),
+        (WORSE, "2e-05 in favour of the champion (10 fixed, 40 broken)"),
+        (PairedTest(1_000, 5, 5, 1.0), "1 in favour of neither (5 fixed, 5 broken)"),
+    ],
+)
+def test_a_p_value_is_shown_with_its_direction(paired: PairedTest, finding: str) -> None:
+    verdict = Verdict.parse(decide(_candidate(champion=CHAMPION, paired=paired), DEFAULTS), "verdict.json")
+    assert verdict.rules[-1].finding == finding
+
+
+def test_a_figure_just_below_its_bound_is_not_rounded_to_it() -> None:
+    verdict = Verdict.parse(decide(_candidate(accuracy=0.79998), DEFAULTS), "verdict.json")
+    assert (verdict.rules[0].finding, verdict.rules[0].bound) == ("0.79998", ">= 0.8")
+    assert "0.79998" in verdict.reason
 
 
 SUPPLIED, FETCHED = "train supplied, test supplied", "train fetched, test fetched"

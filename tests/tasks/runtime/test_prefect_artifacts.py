@@ -8,7 +8,7 @@ import pytest
 from prefect.context import FlowRunContext
 
 from tasks.runtime import prefect_artifacts
-from tasks.runtime.prefect_artifacts import publish_markdown, publish_progress, publish_svg, publish_table
+from tasks.runtime.prefect_artifacts import plain_cell, publish_markdown, publish_progress, publish_svg, publish_table
 
 
 def test_publishes_nothing_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +22,24 @@ def test_publishes_nothing_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
     publish_svg("key", "<svg/>", "")
     with publish_progress("key", "") as show:
         show(0.5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        (">= 0.1", "\\>= 0.1"),
+        ("# heading", "\\# heading"),
+        ("- item", "\\- item"),
+        ("12. item", "12\\. item"),
+        ("_a_ *b* `c` <d> [e](f)", "\\_a\\_ \\*b\\* \\`c\\` \\<d\\> \\[e\\](f)"),
+        ("a\\b", "a\\\\b"),
+        ("expect_column_to_exist 0.5 at 2.5", "expect_column_to_exist 0.5 at 2.5"),
+        (0.5, 0.5),
+        (None, None),
+    ],
+)
+def test_a_cell_contains_no_markdown(cell: object, shown: object) -> None:
+    assert plain_cell(cell) == shown
 
 
 class _Server:

@@ -1,0 +1,36 @@
+"""Print commands that run where the user is: the programs of an environment are rarely on the search path."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from schemas.config import PROJECT_ROOT
+
+_COMMAND = re.compile(r"(?<=`)(fashion-ann|prefect|make)(?= [a-z.])")
+_PROGRAMS = Path(sys.executable).parent  # not resolved: the interpreter of an environment is a link
+# Commands enter the checkout later. The folder may have been removed.
+_CALLED_IN_CHECKOUT = os.environ.get("PWD") == str(PROJECT_ROOT)
+
+
+def runnable(text: str) -> str:
+    """Return ``text`` with each command in backticks as the user has to type it."""
+    return _COMMAND.sub(lambda found: program(found[0]), text)
+
+
+def program(name: str) -> str:
+    """Return the words that start a program in a shell: its name if the shell finds it, else its path.
+
+    `prefect` reads the address of the server, and `make` its targets, from the checkout: they start there.
+    """
+    own = _PROGRAMS / name
+    found = shutil.which(name)
+    words = name
+    if own.exists() and (found is None or not Path(found).samefile(own)):
+        inside = _CALLED_IN_CHECKOUT and own.is_relative_to(PROJECT_ROOT)
+        words = shlex.quote(str(own.relative_to(PROJECT_ROOT) if inside else own))
+    if name == "fashion-ann" or _CALLED_IN_CHECKOUT:
+        return words
+    return f"cd {shlex.quote(str(PROJECT_ROOT))} && {words}"

@@ -1,0 +1,70 @@
+"""Every command that a message of the product names can be typed as it is printed."""
+
+import ast
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.main import command_parser
+from cli.printed_commands import program, runnable
+from schemas.config import PROJECT_ROOT
+
+PRODUCT = ("cli", "flows", "schemas", "tasks")
+COMMAND = re.compile(r"`((?:fashion-ann|prefect|make) [^`]+)`")
+MAKEFILE = (PROJECT_ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def messages(tree: ast.AST) -> Iterator[str]:
+    """Yield the strings of a module that are no docstrings, with 1 in place of each value."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings | inside:
+            yield node.value
+
+
+def printed() -> Iterator[str]:
+    for folder in PRODUCT:
+        for path in sorted((PROJECT_ROOT / folder).rglob("*.py")):
+            for message in messages(ast.parse(path.read_text(encoding="utf-8"))):
+                yield from COMMAND.findall(message)
+
+
+COMMANDS = sorted({*printed(), "prefect deployment run train-fashion-mnist/on-demand --watch"})
+
+
+def test_the_search_finds_the_commands() -> None:
+    assert {"fashion-ann up", "prefect block ls", "fashion-ann promote V --reason R --force"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_printed_command_has_valid_arguments(command: str) -> None:
+    name, *words = shlex.split(command)
+    if name == "fashion-ann":
+        command_parser().parse_args(words)
+    elif name == "prefect":
+        from prefect.cli import _app as prefect
+
+        prefect._app.parse_args(words, exit_on_error=False, print_error=False)
+    else:
+        for word in (word for word in words if "=" not in word):
+            target = "$(VENV)/%.stamp" if word.endswith(".stamp") else word
+            assert re.search(rf"^([\w -]* )?{re.escape(target)}( [\w -]*)?:", MAKEFILE, re.MULTILINE), command
+
+
+def test_a_program_on_the_path_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(sys.executable).with_name("fashion-ann")
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert program("fashion-ann") == "fashion-ann"
+    monkeypatch.setenv("PATH", "")
+    assert program("fashion-ann").endswith("bin/fashion-ann")
+    assert runnable("Run `fashion-ann versions`, or `make up`: fashion-ann versions") == (
+        f"Run `{program('fashion-ann')} versions`, or `{program('make')} up`: fashion-ann versions"
+    )
+    assert program("make").endswith("make")
