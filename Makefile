@@ -63,6 +63,7 @@ audit: $(VENV)/dev.stamp $(VENV)/audit/done.stamp
 	$(BIN)/python -m benchmarks.licences
 	$(VENV)/audit/bin/python -m benchmarks.audit
 
+# All rows take at most 15 minutes on two quiet cores; `python -m benchmarks --only ROW` measures one.
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
 

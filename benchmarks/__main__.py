@@ -1,16 +1,20 @@
 """Measure this project's performance claims, each against a peer in the same run: `make bench`.
 
-Prints one table. The pipeline and its peer take turns, round by round, so that noise affects both. Each cell is the
-median with its range. Reads the published data in the data folder, and downloads it first if the folder has no CSVs.
+Prints each row on stderr when it is measured, and the table in Markdown on stdout at the end. The pipeline and its peer
+take turns, round by round, so that noise affects both. Each cell is the median with its range. Reads the published data
+in the data folder, and downloads it first if the folder has no CSVs.
 """
 
 import argparse
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
 
-from benchmarks.rows import ROWS, Bench
+from benchmarks.bench import Bench
+from benchmarks.rows import ROWS
 from schemas.config import data_folder
 from schemas.contract import FASHION_MNIST
 from tasks.data.published_data import fetch_data
@@ -29,15 +33,15 @@ def main() -> None:
         parser.error("--rounds and --seeds have to be at least 1")
     data_dir = data_folder()
     csvs = fetch_data(FASHION_MNIST, data_dir)  # also hashes them, so the file cache is warm from here on
-    print(_machine(options.rounds))
-    print(f"| {'measurement':<46} | {'ours':<30} | {'peer':<56} | {'ours / peer':<24} | goal |")
-    print("|---|---|---|---|---|", flush=True)
+    started = time.monotonic()
+    lines = ["| what | fashion-ann | peer | ratio | goal |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory(prefix="fashion-ann-bench-") as folder:
         bench = Bench(Path(folder), data_dir, csvs, options.rounds, options.seeds)
         for name in options.only or ROWS:
             for row in ROWS[name](bench):
-                cells = (f"{row.name:<46}", f"{row.ours:<30}", f"{row.peer:<56}", f"{row.ratio:<24}", row.goal)
-                print(f"| {' | '.join(cells)} |", flush=True)
+                lines.append(f"| {' | '.join((row.name, row.ours, row.peer, row.ratio, row.goal))} |")
+                print(lines[-1], file=sys.stderr, flush=True)
+    print(_machine(options.rounds), *lines, f"\nTotal: {(time.monotonic() - started) / 60:.1f} min.", sep="\n")
 
 
 def _machine(rounds: int) -> str:

@@ -38,10 +38,11 @@ class Row:
 class Finished:
     """Usage of a child process that succeeded, with all its descendants.
 
-    cpu_seconds: user and system time. peak_mb: largest sampled sum of PSS in 10^6 bytes; a page that n processes share
-    counts as 1/n in each.
+    started: Unix time. cpu_seconds: user and system time. peak_mb: largest sampled sum of PSS in 10^6 bytes; a page
+    that n processes share counts as 1/n in each.
     """
 
+    started: float
     wall_seconds: float
     cpu_seconds: float
     peak_mb: float
@@ -70,8 +71,18 @@ def spread(values: Sequence[float], unit: str = "", digits: int = 2) -> str:
     return f"{middle} (n = 1)" if len(values) == 1 else f"{middle} ({min(values):.{digits}f}..{max(values):.{digits}f})"
 
 
-def goal(text: str, *, met: bool) -> str:
-    return f"{text}: {'met' if met else 'MISSED'}"
+def at_most(limit: float | Fraction | None, value: float) -> str:
+    """Format a goal and its result; with None there is no goal."""
+    return "-" if limit is None else f"<= {limit}: {'met' if value <= limit else 'MISSED'}"
+
+
+def at_least(limit: float, value: float) -> str:
+    return f">= {limit}: {'met' if value >= limit else 'MISSED'}"
+
+
+def bounded(name: str, values: Sequence[float], limit: float | None = None, digits: int = 2) -> Row:
+    """Return the row of a measurement without a peer. The goal is a median of at most ``limit``."""
+    return Row(name, spread(values, digits=digits), goal=at_most(limit, statistics.median(values)))
 
 
 def compared(
@@ -91,14 +102,14 @@ def compared(
         spread(ours, digits=digits),
         f"{peer_name}: {spread(peer, digits=digits)}",
         spread(against, digits=ratio_digits),
-        "-" if limit is None else goal(f"<= {limit}", met=statistics.median(against) <= limit),
+        at_most(limit, statistics.median(against)),
     )
 
 
 def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Path) -> Finished:
     """Run a command in ``folder`` and wait for it. Raises RuntimeError with the end of its stderr when it fails."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         process = subprocess.Popen(command, env=dict(env), cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         with _memory_sampler(process.pid) as peak:
             try:
@@ -113,7 +124,7 @@ def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Pat
         stdout = out.read().decode()
         if process.returncode:
             raise RuntimeError(f"{command} exited with status {process.returncode}: {err.read().decode()[-2000:]}")
-        return Finished(wall, usage.ru_utime + usage.ru_stime, max(peak, default=0) / 1e6, stdout)
+        return Finished(began, wall, usage.ru_utime + usage.ru_stime, max(peak, default=0) / 1e6, stdout)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The peers of ingest and validate: plain pandas and a plain Great Expectations suite, in the same process."""
+"""The peers of ingest and validate: pandas, polars, DuckDB, and a plain Great Expectations suite."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +9,35 @@ import pandas as pd
 from schemas.contract import DatasetContract
 
 
-def pandas_ingests(source: Path, target: Path) -> dict[str, Callable[[], None]]:
-    """Return the variants of CSV to Parquet with pandas. The fastest one is the peer."""
+def plain_ingests(source: Path, target: Path, columns: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """Return variants of CSV to Parquet, by name. All columns contain bytes; "bytes" variants declare it."""
+    import duckdb
+    import polars as pl
 
-    def variant(**options: Any) -> Callable[[], None]:
+    polars_types = dict.fromkeys(columns, pl.UInt8)
+    duckdb_types = f", types={dict.fromkeys(columns, 'UTINYINT')}"
+
+    def pandas_variant(**options: Any) -> Callable[[], object]:
         return lambda: pd.read_csv(source, **options).to_parquet(target)
 
+    def duckdb_variant(types: str) -> Callable[[], object]:
+        reader = f"read_csv('{source}', store_rejects=true{types})"
+        return lambda: duckdb.connect().sql(f"COPY (FROM {reader}) TO '{target}' (FORMAT parquet)")
+
     return {
-        "pandas c": variant(engine="c"),
-        "pandas c uint8": variant(engine="c", dtype="uint8"),
-        "pandas pyarrow": variant(engine="pyarrow"),
-        "pandas pyarrow uint8": variant(engine="pyarrow", dtype="uint8"),
+        "pandas": pandas_variant(),
+        "pandas, bytes": pandas_variant(dtype="uint8"),
+        "pandas, engine pyarrow": pandas_variant(engine="pyarrow"),
+        "pandas, engine pyarrow, bytes": pandas_variant(engine="pyarrow", dtype="uint8"),
+        "polars": lambda: pl.read_csv(source).write_parquet(target),
+        "polars, bytes": lambda: pl.read_csv(source, schema_overrides=polars_types).write_parquet(target),
+        "polars, bytes, streamed": lambda: pl.scan_csv(source, schema_overrides=polars_types).sink_parquet(target),
+        "DuckDB": duckdb_variant(""),
+        "DuckDB, bytes": duckdb_variant(duckdb_types),
     }
 
 
-def plain_suite_accepts(path: Path, contract: DatasetContract, rows: int) -> bool:
+def plain_suite_accepts(frame: pd.DataFrame, contract: DatasetContract, rows: int) -> bool:
     """Validate with expectations on every column, as Great Expectations' tutorials do. Return True on success."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
@@ -46,6 +60,6 @@ def plain_suite_accepts(path: Path, contract: DatasetContract, rows: int) -> boo
         context.data_sources.add_pandas("pandas")
         .add_dataframe_asset("split")
         .add_batch_definition_whole_dataframe("whole")
-        .get_batch({"dataframe": pd.read_parquet(path)})
+        .get_batch({"dataframe": frame})
     )
     return bool(batch.validate(gx.ExpectationSuite(name="plain", expectations=expectations)).success)

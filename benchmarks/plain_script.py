@@ -6,7 +6,7 @@ import sys
 # TensorFlow imports jax if it is installed. Only our tests need it, so the peer must not pay for it.
 sys.modules["jax"] = None  # type: ignore[assignment]
 
-import keras  # noqa: E402
+import keras as keras  # noqa: E402  # for the other peers
 import pandas as pd  # noqa: E402
 
 

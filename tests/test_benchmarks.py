@@ -1,16 +1,22 @@
-"""`make bench` takes half an hour, so no test runs it. These tests import its modules and run its small programs."""
+"""`make bench` takes a quarter of an hour, so no test runs it. These tests import its modules and run its programs."""
 
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.bench import Run
 from benchmarks.make_profile import make_profile
+from benchmarks.measure import Finished, at_least, at_most, compared
+from benchmarks.peers import plain_ingests
 from schemas.config import PROJECT_ROOT
-from schemas.contract import DIGITS
+from schemas.contract import DIGITS, FASHION_MNIST
 from schemas.errors import WrongUsage
+from tests.sample import SAMPLE
 
 
 def test_every_module_can_be_imported() -> None:
@@ -33,3 +39,45 @@ def test_makes_no_profile_of_other_data(tmp_path: Path) -> None:
         (tmp_path / f"digits_{split}.csv").write_text("label\n")
     with pytest.raises(WrongUsage, match="not the published train split"):
         make_profile("digits", tmp_path, tmp_path / "digits.json")
+
+
+def run_module(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_every_peer_of_ingest_writes_the_same_rows(tmp_path: Path) -> None:
+    target = tmp_path / "peer.parquet"
+    source = tmp_path / "test.csv"
+    source.write_bytes(gzip.decompress((SAMPLE / f"{FASHION_MNIST.csv_name('test')}.gz").read_bytes()))
+    lines = [list(map(int, line.split(","))) for line in source.read_text().splitlines()[1:]]
+    for name, ingest in plain_ingests(source, target, FASHION_MNIST.columns).items():
+        ingest()
+        table = pq.read_table(target)
+        assert tuple(table.column_names) == FASHION_MNIST.columns, name
+        assert [list(row.values()) for row in table.to_pylist()] == lines, name
+        target.unlink()
+
+
+def test_times_the_products_of_an_incomplete_batch_too() -> None:
+    assert all(seconds > 0 for seconds in json.loads(run_module("benchmarks.gemm", "300", "256")))
+
+
+def test_records_when_a_command_returns(tmp_path: Path) -> None:
+    stamps = tmp_path / "stamps.json"
+    run_module("benchmarks.timed_command", stamps, "versions", "--artifacts-dir", tmp_path / "artifacts")
+    ((name, _),) = json.loads(stamps.read_bytes())
+    assert name == "returned"
+
+
+def test_run_counts_from_its_last_epoch_and_skips_the_start() -> None:
+    printed = 'Epoch 1/10\n{"test_accuracy": 0.9, "nested": {}}\n'
+    events = [("start started", 1.0), ("fetch started", 2.0), ("epoch", 5.0), ("epoch", 7.0), ("returned", 7.5)]
+    run = Run(Finished(0.0, 8.0, 8.0, 900.0, printed), events)
+    assert (run.first_stage, run.between("epoch", "returned"), run.result["test_accuracy"]) == (2.0, 0.5, 0.9)
+
+
+def test_goal_is_a_bound_of_the_median_ratio() -> None:
+    row = compared("epoch", [0.3, 0.4, 0.9], "`model.fit`", [1.0, 1.0, 1.0], 0.4)
+    assert (row.ratio, row.goal) == ("0.40 (0.30..0.90)", "<= 0.4: met")
+    assert (at_most(0.4, 0.41), at_most(None, 1), at_least(0.9, 0.89)) == ("<= 0.4: MISSED", "-", ">= 0.9: MISSED")
