@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -128,25 +130,56 @@ def config_arguments() -> Iterator[Argument]:
     for key, field in {**TrainingConfig.model_fields, **PromotionConfig.model_fields}.items():
         types = get_args(field.annotation) or (field.annotation,)
         values: dict[str, Any] = {"type": float, "metavar": "X"}
-        if key == "policy":
+        if get_origin(field.annotation) is Literal:
             values = {"choices": types}
+        elif key == "hidden_units":
+            values = {"type": _units, "metavar": "N"}
         elif int in types:
             values = {"type": int, "metavar": "N"}
         default = "off" if field.default is None else field.default
         yield Argument(config_flag(key), dest=key, help=f"{field.description} (default: {default})", **values)
 
 
-def read_config(model: type[Config], options: argparse.Namespace) -> Config:
-    """Return a ``model`` of schemas/config.py with the flags that were given. Raises `WrongUsage` naming the flags."""
-    given = {key: getattr(options, key) for key in model.model_fields if getattr(options, key) is not None}
+def _units(text: str) -> list[int]:
     try:
-        return model(**given)
+        return [int(units) for units in text.split(",")]
+    except ValueError as error:
+        message = f"expected a number of units, or several such as 512,256, received {text!r}"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def read_config(model: type[Config], options: argparse.Namespace, file: Path | None = None) -> Config:
+    """Return a ``model`` of schemas/config.py with the flags that were given, then the settings of a TOML file.
+
+    Raises `WrongUsage` naming the flag, or the file and its key.
+    """
+    flags = {key: getattr(options, key) for key in model.model_fields if getattr(options, key) is not None}
+    settings = {} if file is None else _read_toml(file)
+    try:
+        return model.model_validate({**settings, **flags})
     except ValidationError as error:
-        faults = [
-            f"{config_flag(str(fault['loc'][0]))}: {fault['msg']}, received {fault['input']}"
-            for fault in error.errors()
-        ]
+        faults = []
+        for fault in error.errors():
+            key = str(fault["loc"][0])
+            place = config_flag(key) if key in flags else f"{file}, {key}"
+            faults.append(f"{place}: {fault['msg']}, received {fault['input']}")
         raise WrongUsage("; ".join(faults) + ".") from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WrongUsage(
+            f"{file}: expected a TOML file with settings of the training, such as epochs = 5 ({error!s:.200}). "
+            "`fashion-ann show VERSION --config` prints one."
+        ) from error
+
+
+def config_lines(config: TrainingConfig) -> Iterator[str]:
+    """Yield the lines of a TOML file with all settings. A setting that is off is left out."""
+    for key, value in config.model_dump(exclude_none=True).items():
+        yield f"{key} = {json.dumps(value)}"
 
 
 def read_bad_rows(text: str) -> BadRows:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
+from cli.arguments import Argument, Commands, config_lines, data_dir, path_argument, print_result
 from cli.printed_commands import runnable
 from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
@@ -65,11 +65,21 @@ def _version_rows(versions: Iterable["VersionSummary"]) -> Iterator[str]:
         yield f"{row.version:>7}  {facts}  {', '.join(marks)}".rstrip()
 
 
-@commands.add("show", _VERSION, help="show the details of a version", writes=False)
+@commands.add(
+    "show",
+    _VERSION,
+    Argument("--config", action="store_true", help="print only its training settings, as a file for `train --config`"),
+    help="show the details of a version",
+    writes=False,
+)
 def _show(options: argparse.Namespace) -> None:
     store = _store(options)
     version = store.version(options.version)
     version.check()
+    if options.config:
+        recipe = version.manifest.recipe
+        print_result(options, recipe.model_dump(), config_lines(recipe))
+        return
     shown = {
         **version.manifest.as_json(),
         "metrics": version.read_json(METRICS_NAME, StoredMetrics).as_json(),
@@ -86,6 +96,12 @@ def _show(options: argparse.Namespace) -> None:
     print_result(options, shown, _show_lines(shown), sort_keys=True)
 
 
+def _settings_line(manifest: dict[str, Any]) -> str:
+    used = {"batch_size": manifest["batch_size_used"]} if manifest["batch_size_used"] else {}
+    settings = {**manifest["configuration"], **used}
+    return "  " + ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
 def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
     aliases = f" ({', '.join(shown['aliases'])})" if shown["aliases"] else ""
     yield f"version {shown['version']}{aliases}, created {shown['created']}"
@@ -94,7 +110,7 @@ def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
     device = shown["device"]
     several = f"{device['count']} x " if device["count"] > 1 else ""
     yield f"  trained on {several}{device['name']}, {shown['epochs_run']} epochs, {shown['training_seconds']:.1f} s"
-    yield "  " + ", ".join(f"{key} {value}" for key, value in shown["configuration"].items())
+    yield _settings_line(shown)
     for row in shown["metrics"]["per_class"]:
         scores = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
         yield f"  {row['name']:<12} {scores}  {row['rows']} rows"
@@ -117,6 +133,7 @@ def _why(options: argparse.Namespace) -> None:
         "version": version.number,
         "verdict": verdict.as_json(),
         "events": [event.as_json() for event in events],
+        "configuration": version.manifest.configuration,
         "lineage": [entry.as_json() for entry in version.manifest.lineage],
     }
     print_result(options, result, _why_lines(version.manifest, verdict, events), sort_keys=True)
@@ -127,6 +144,7 @@ def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEv
     yield f"  {verdict.reason} (policy: {verdict.policy})"
     for rule in verdict.rules:
         yield f"  {'passed' if rule.holds else 'FAILED'}  {rule.rule}: {rule.finding}, expected {rule.bound}"
+    yield _settings_line(manifest.as_json())
     for entry in manifest.lineage:
         stage = f"{entry.stage} {entry.split or ''}".strip()
         yield f"  {'reused' if entry.reused else 'ran   '}  {stage:<15} cache key {entry.key}"

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cli.arguments import (
@@ -56,13 +57,20 @@ _STAGES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
         "(default: %(default)s)",
     ),
     Argument("--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"),
+    Argument(
+        "--config",
+        type=path_argument,
+        metavar="FILE",
+        help="TOML file with settings of the training, as printed by `show V --config`; flags override it",
+    ),
     *config_arguments(),
     help="run the whole pipeline in this process",
     description=f"{_STAGES.capitalize()}. Completed stages are reused.",
     when_stopped="Nothing had started.",
 )
 def _train(options: argparse.Namespace) -> None:
-    training, promotion = read_config(TrainingConfig, options), read_config(PromotionConfig, options)
+    training = read_config(TrainingConfig, options, options.config and Path(options.config))
+    promotion = read_config(PromotionConfig, options)
     bad_rows = read_bad_rows(options.bad_rows)
     data, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
     # Only now, because these imports are slow.

@@ -4,9 +4,9 @@ import os
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from schemas.errors import WrongUsage
 
@@ -50,6 +50,27 @@ Reason = Annotated[str, Field(pattern=r"\S")]
 # Seconds to wait for an idle gpu worker to start a training.
 WorkerSeconds = Annotated[float, Field(ge=1, le=86_400)]
 
+# Keras's names of the activations and optimizers that a recipe may have. Keras writes each activation as its name.
+Activation = Literal["relu", "elu", "gelu", "leaky_relu", "selu", "sigmoid", "silu", "softplus", "tanh"]
+Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+HIDDEN_LAYERS, LARGEST_LAYER = 8, 4_096
+_Units = Annotated[int, Field(ge=1, le=LARGEST_LAYER)]
+
+
+def _one_form(units: int | list[int]) -> int | list[int]:
+    # The same network has one cache key.
+    return units[0] if isinstance(units, list) and len(units) == 1 else units
+
+
+# The tags give an error of one form only.
+HiddenUnits = Annotated[
+    Annotated[_Units, Tag("one layer")]
+    | Annotated[list[_Units], Field(min_length=1, max_length=HIDDEN_LAYERS), Tag("several layers")],
+    Discriminator(lambda units: "several layers" if isinstance(units, list) else "one layer"),
+    AfterValidator(_one_form),
+]
+
 
 class TrainingConfig(BaseModel):
     """Hyperparameters of training. Unknown keys are errors.
@@ -64,7 +85,15 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(
         4e-3, gt=0, le=1, description="peak of the schedule: one epoch of linear warm-up, then cosine decay"
     )
-    weight_decay: float = Field(0.15, ge=0, le=1, description="decoupled weight decay, as in AdamW")
+    optimizer: Optimizer = Field("adamw", description="optimizer of Keras, with Keras's other defaults")
+    weight_decay: float = Field(
+        0.15, ge=0, le=1, description="decoupled weight decay, as in AdamW; 0 with another optimizer, unless given"
+    )
+    hidden_units: HiddenUnits = Field(128, description="units of the hidden layer, or of several, such as 512,256")
+    activation: Activation = Field("relu", description="activation of the hidden layers")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label spread over all classes in the training loss"
+    )
     dropout: float = Field(0.05, ge=0, lt=1, description="share of hidden activations set to 0 in training")
     validation_size: int = Field(
         600,
@@ -85,6 +114,19 @@ class TrainingConfig(BaseModel):
         le=2**32 - 1,
         description="random seed of the validation split, initial weights, batch order and dropout",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decay_only_with_adamw(cls, settings: Any) -> Any:
+        # AdamW is Adam with weight decay, so Adam would otherwise be AdamW.
+        if isinstance(settings, dict) and settings.get("optimizer", "adamw") != "adamw":
+            return {"weight_decay": 0.0, **settings}
+        return settings
+
+    @property
+    def layer_units(self) -> tuple[int, ...]:
+        """Return the units of each hidden layer."""
+        return tuple(self.hidden_units) if isinstance(self.hidden_units, list) else (self.hidden_units,)
 
 
 class PromotionConfig(BaseModel):

@@ -39,7 +39,7 @@ def _check_time(text: str) -> str:
     return text
 
 
-Setting = bool | int | float | str | None
+Setting = bool | int | float | str | list[int] | None
 TrainingSettings = Annotated[dict[str, Setting], AfterValidator(_within(TrainingConfig))]
 PromotionSettings = Annotated[dict[str, Setting], AfterValidator(_within(PromotionConfig))]
 Time = Annotated[str, AfterValidator(_check_time)]
@@ -175,6 +175,7 @@ class VersionFacts(StoredJson):
     topology_id: Digest
     data: StoredData
     configuration: TrainingSettings
+    batch_size_used: Annotated[int, Field(ge=1)] | None = None
     promotion: PromotionSettings
     seed: int
     code: StoredCode
@@ -189,6 +190,12 @@ class VersionFacts(StoredJson):
     flow_run_id: str | None
     verdict: StoredVerdict
     lineage: list[StoredStage]
+
+    @property
+    def recipe(self) -> TrainingConfig:
+        """Return the configuration of the training. Settings of other releases are left out."""
+        known = TrainingConfig.model_fields
+        return TrainingConfig.model_validate({key: value for key, value in self.configuration.items() if key in known})
 
     def stage(self, name: str, split: str | None = None) -> StoredStage:
         """Return the lineage entry of a stage. Raises `StoredArtifactError` without one."""
@@ -266,6 +273,7 @@ class EvaluatedMetrics(StoredMetrics):
     expected_calibration_error: Share
     confusion_matrix: list[list[Annotated[int, Field(ge=0, lt=10**12)]]]
     calibration: Annotated[list[CalibrationBin], Field(min_length=1)]
+    inactive_units: dict[str, Annotated[int, Field(ge=0)]]
     history: Annotated[list[Epoch], Field(min_length=1)]
 
 

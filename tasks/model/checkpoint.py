@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from tasks.runtime.stored_file import open_stored, parse_json
 
 logger = logging.getLogger(__name__)
 
-# Four copies of 10 MB of variables, see `tasks.model.network`, and the metrics of 10,000 epochs.
-_LARGEST_CHECKPOINT = 100_000_000
+# Names, and the metrics of 10,000 epochs.
+_LARGEST_OVERHEAD = 10_000_000
 
 # Metrics of one epoch: loss, accuracy, val_loss, val_accuracy, seconds.
 EpochMetrics = dict[str, float]
@@ -61,9 +62,11 @@ class TrainingState:
         """Load the state from the file, if it exists. A damaged file is logged and changes nothing."""
         if self._path is None or not os.path.lexists(self._path):
             return
+        sizes = {name: math.prod(variable.shape) * 8 for name, variable in self._variables.items()}
+        largest = sum(sizes.values()) + sum(sizes[name] for name in self._network_names) + _LARGEST_OVERHEAD
         try:
             with (
-                open_stored(self._path, largest=_LARGEST_CHECKPOINT) as file,
+                open_stored(self._path, largest=largest) as file,
                 np.load(file, allow_pickle=False) as saved,
             ):
                 if any(member.compress_type != zipfile.ZIP_STORED for member in saved.zip.infolist()):

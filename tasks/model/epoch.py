@@ -29,18 +29,22 @@ RunEpoch = Callable[[npt.NDArray[np.int32], OnSteps], dict[str, float]]
 _BLOCK_STEPS = 64
 
 
-def epoch_runner(network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int) -> RunEpoch:
+def epoch_runner(
+    network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int, label_smoothing: float = 0
+) -> RunEpoch:
     """Return the function that trains ``network`` with ``optimizer``, both of Keras, on the images of ``split``.
 
     Call it in the `tasks.model.backend.distribution_scope` that yielded ``devices``. Each batch has ``batch_size`` rows
     of the order, the last one fewer.
     """
     if backend_name() == "tensorflow" and devices == 1:
-        return _graph_epoch(network, optimizer, split, batch_size)
-    return _fit_epoch(network, optimizer, split, batch_size, devices)
+        return _graph_epoch(network, optimizer, split, batch_size, label_smoothing)
+    return _fit_epoch(network, optimizer, split, batch_size, devices, label_smoothing)
 
 
-def _graph_epoch(network: Any, optimizer: Any, split: PreparedSplit, batch_size: int) -> RunEpoch:
+def _graph_epoch(
+    network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, label_smoothing: float
+) -> RunEpoch:
     import keras
     import tensorflow as tf
 
@@ -52,7 +56,7 @@ def _graph_epoch(network: Any, optimizer: Any, split: PreparedSplit, batch_size:
         """Return the sum of losses, the number of correct rows and the share of the batch's gradients."""
         with tf.GradientTape() as tape:
             probabilities = network(_normalized(images, split.scale), training=True)
-            loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+            loss = tf.reduce_sum(_losses(labels, probabilities, label_smoothing))
             share = loss / rows
         correct = tf.reduce_sum(keras.metrics.sparse_categorical_accuracy(labels, probabilities))
         return loss, correct, tape.gradient(share, [variable.value for variable in variables])
@@ -99,6 +103,16 @@ def _normalized(images: Any, scale: PixelScale) -> Any:
     return (keras.ops.cast(images, "float32") - scale.minimum) / (scale.maximum - scale.minimum)
 
 
+def _losses(labels: Any, probabilities: Any, label_smoothing: float) -> Any:
+    """Return the loss of each row."""
+    import keras
+
+    if not label_smoothing:
+        return keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+    shares = keras.ops.one_hot(labels, probabilities.shape[-1])
+    return keras.losses.categorical_crossentropy(shares, probabilities, label_smoothing=label_smoothing)
+
+
 def _blocks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
     """Yield the rows of each block and its number of steps. All batches of a block have the same size."""
     whole = rows // batch_size
@@ -109,14 +123,16 @@ def _blocks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
         yield slice(whole * batch_size, rows), 1
 
 
-def _fit_epoch(network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int) -> RunEpoch:
+def _fit_epoch(
+    network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int, label_smoothing: float
+) -> RunEpoch:
     import keras
 
     steps = math.ceil(len(split.labels) / batch_size)
     trainer = _with_image_table(network, split)
     trainer.compile(
         optimizer=optimizer,
-        loss="sparse_categorical_crossentropy",
+        loss=lambda labels, probabilities: _losses(labels, probabilities, label_smoothing),
         # As an object: Keras builds a metric given by name in the first step, which traces it twice.
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         # A step takes less time than the Python code around it. On several devices Keras fails with more than one step

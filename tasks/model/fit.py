@@ -25,6 +25,9 @@ from tasks.runtime.worker_process import Emit
 
 logger = logging.getLogger(__name__)
 
+# The classes in keras.optimizers.
+_OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "rmsprop": "RMSprop"}
+
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Fit to the splits in ``job["prepared"]`` and write the model to ``job["folder"]``.
@@ -93,12 +96,12 @@ def fit_network(
     rows = len(train.labels)
     batch_size = batch_size_for(rows, config)
     with distribution_scope(devices) as device_count:
-        network = build_network(contract, config.dropout)
+        network = build_network(contract, config)
         schedule = learning_rate_schedule(config, math.ceil(rows / batch_size))
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
-        run_epoch = epoch_runner(network, optimizer, train, batch_size, device_count)
+        optimizer = getattr(keras.optimizers, _OPTIMIZERS[config.optimizer])(schedule, weight_decay=config.weight_decay)
+        run_epoch = epoch_runner(network, optimizer, train, batch_size, device_count, config.label_smoothing)
     # Evaluate on a single-device copy: a distributed model returns each prediction once per device.
-    evaluation_copy = build_network(contract, config.dropout)
+    evaluation_copy = build_network(contract, config)
     evaluation_copy.compile(
         loss="sparse_categorical_crossentropy", metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")]
     )
@@ -155,7 +158,7 @@ def learning_rate_schedule(config: TrainingConfig, steps: int) -> Any:
 
 def save_model(model: Any, contract: DatasetContract, config: TrainingConfig, folder: Path) -> None:
     """Write topology and weights of an uncompiled copy of ``model``: compiling changes both files."""
-    uncompiled = build_network(contract, config.dropout)
+    uncompiled = build_network(contract, config)
     uncompiled.set_weights(model.get_weights())
     (folder / TOPOLOGY_NAME).write_bytes(topology_bytes(uncompiled))
     uncompiled.save_weights(folder / WEIGHTS_NAME)

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from schemas.errors import StoredArtifactError
 from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, labels_name
 from tasks.data.splits import PreparedSplit, open_split
 from tasks.model.backend import set_up_backend
-from tasks.model.network import load_network, predict_rows
+from tasks.model.network import inactive_units, load_network, predict_rows
 from tasks.model.warm_up import WORKER
 from tasks.runtime.files import write_json
 from tasks.runtime.stored_file import read_json
@@ -27,13 +27,15 @@ TOLERANCE = 1e-5
 class StoredModelOutput:
     """Output of a stored model. Without a test split ``loss`` is None and the arrays have no rows.
 
-    probabilities: float32 (N, classes). labels: the true classes, int32 (N,).
+    probabilities: float32 (N, classes). labels: the true classes, int32 (N,). inactive_units: see
+    `tasks.model.network.inactive_units`.
     """
 
     golden_difference: float
     loss: float | None
     probabilities: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int32]
+    inactive_units: dict[str, int] = field(default_factory=dict)
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -64,18 +66,21 @@ def run_stored_model(
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Return golden_difference, and loss and the path of the probabilities on the test split, as a worker process."""
+    """Return golden_difference, and the results on the test split, as a worker process."""
     set_up_backend(seed=0)
     folder = Path(job["folder"])
     model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME, job["digests"])
     loss = path = None
+    inactive: dict[str, int] = {}
     if job["prepared"] is not None:
         test = open_split(Path(job["prepared"]), "test")
         # In the worker's temporary folder, which is removed once the output is read.
         path = str(Path(tempfile.mkdtemp()) / "probabilities.npy")
         probabilities, loss = predict_rows(model, test)
         np.save(path, probabilities)
-    return {"golden_difference": golden_difference(model, folder, job["digests"]), "loss": loss, "probabilities": path}
+        inactive = inactive_units(model, test)
+    golden = golden_difference(model, folder, job["digests"])
+    return {"golden_difference": golden, "loss": loss, "probabilities": path, "inactive_units": inactive}
 
 
 def write_golden(model: Any, split: PreparedSplit, folder: Path) -> None:

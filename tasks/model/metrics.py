@@ -59,6 +59,7 @@ def compute_metrics(
         "confusion_matrix": confusion.tolist(),
         "expected_calibration_error": expected_calibration_error(calibration),
         "calibration": calibration,
+        "inactive_units": output.inactive_units,
         "history": history,
     }
 

@@ -1,4 +1,4 @@
-"""Build the network, evaluate it, and load a stored one safely: input, Dense 128 ReLU, Dropout, Dense softmax.
+"""Build the network, evaluate it, and load a stored one safely: hidden layers with Dropout, then Dense softmax.
 
 A stored network is built from code, not from its files. Before Keras is imported, and before memory of a declared size
 is allocated, the files are compared with that code: anyone who can write them can write matching digests, too.
@@ -10,22 +10,23 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from schemas.config import ACTIVATIONS, HIDDEN_LAYERS, LARGEST_LAYER, TrainingConfig
 from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
 from tasks.data.splits import PreparedSplit
 from tasks.runtime.files import canonical_json
 from tasks.runtime.stored_file import read_json, read_stored
 
-HIDDEN_UNITS = 128
 _BLOCK_ROWS = 1_000  # per call of the backend
 
-# Of images and classes in a stored topology: a network of two such dimensions has 10 MB.
+# Of images and classes in a stored topology.
 _LARGEST_DIMENSION = 10_000
 # Keras adds 18 kB of names to the weights.
 _LARGEST_OVERHEAD = 200_000
@@ -39,30 +40,40 @@ class Network:
     name: str
     pixels: int
     classes: int
+    hidden_units: tuple[int, ...]
+    activation: str
     dropout: float
 
     @classmethod
-    def of(cls, contract: DatasetContract, dropout: float) -> "Network":
-        return cls(contract.name.replace("-", "_"), contract.pixels, contract.classes, dropout)
+    def of(cls, contract: DatasetContract, config: TrainingConfig) -> "Network":
+        name = contract.name.replace("-", "_")
+        return cls(name, contract.pixels, contract.classes, config.layer_units, config.activation, config.dropout)
 
     def build(self) -> Any:
         """Return the uncompiled `keras.Model`, see `build_network`."""
         import keras
 
         pixels = keras.Input((self.pixels,), name="pixels")
-        hidden = keras.layers.Dense(HIDDEN_UNITS, activation="relu", name="hidden")(pixels)
-        hidden = keras.layers.Dropout(self.dropout, name="dropout")(hidden)
+        hidden = pixels
+        for suffix, units in self._hidden_layers():
+            hidden = keras.layers.Dense(units, activation=self.activation, name=f"hidden{suffix}")(hidden)
+            hidden = keras.layers.Dropout(self.dropout, name=f"dropout{suffix}")(hidden)
         probabilities = keras.layers.Dense(self.classes, activation="softmax", name="probabilities")(hidden)
         return keras.Model(pixels, probabilities, name=self.name)
 
     def weights(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each dataset in the weights by its path, in the order of `keras.Model.set_weights`."""
-        return {
-            "layers/dense/vars/0": (self.pixels, HIDDEN_UNITS),
-            "layers/dense/vars/1": (HIDDEN_UNITS,),
-            "layers/dense_1/vars/0": (HIDDEN_UNITS, self.classes),
-            "layers/dense_1/vars/1": (self.classes,),
-        }
+        sizes = (self.pixels, *self.hidden_units, self.classes)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for number, (inputs, units) in enumerate(pairwise(sizes)):
+            layer = f"layers/dense_{number}" if number else "layers/dense"
+            shapes |= {f"{layer}/vars/0": (inputs, units), f"{layer}/vars/1": (units,)}
+        return shapes
+
+    def _hidden_layers(self) -> Iterator[tuple[str, int]]:
+        """Yield the suffix of the names, empty for the first, and the units of each hidden layer."""
+        for number, units in enumerate(self.hidden_units, start=1):
+            yield f"_{number}" if number > 1 else "", units
 
     def topology(self) -> dict[str, Any]:
         """Return the topology that Keras writes, without the keys that are null, false or empty."""
@@ -95,12 +106,12 @@ class Network:
             "module": "keras.layers",
             "name": "pixels",
         }
-        layers = [
-            images,
-            dense("hidden", ("pixels", self.pixels), HIDDEN_UNITS, "relu"),
-            layer("Dropout", "dropout", ("hidden", HIDDEN_UNITS), {"rate": self.dropout}),
-            dense("probabilities", ("dropout", HIDDEN_UNITS), self.classes, "softmax"),
-        ]
+        layers, before = [images], ("pixels", self.pixels)
+        for suffix, units in self._hidden_layers():
+            layers.append(dense(f"hidden{suffix}", before, units, self.activation))
+            layers.append(layer("Dropout", f"dropout{suffix}", (f"hidden{suffix}", units), {"rate": self.dropout}))
+            before = f"dropout{suffix}", units
+        layers.append(dense("probabilities", before, self.classes, "softmax"))
         ends = {"input_layers": ["pixels", 0, 0], "output_layers": ["probabilities", 0, 0]}
         return {
             "class_name": "Functional",
@@ -110,12 +121,12 @@ class Network:
         }
 
 
-def build_network(contract: DatasetContract, dropout: float) -> Any:
+def build_network(contract: DatasetContract, config: TrainingConfig) -> Any:
     """Return the uncompiled `keras.Model`: float32 (N, pixels) in, float32 (N, classes) probabilities out.
 
     All layers are named, also the input. Keras numbers unnamed layers, so topologies would differ between processes.
     """
-    return Network.of(contract, dropout).build()
+    return Network.of(contract, config).build()
 
 
 def evaluate_rows(network: Any, split: PreparedSplit) -> dict[str, float]:
@@ -144,6 +155,22 @@ def predict_rows(network: Any, split: PreparedSplit) -> tuple[npt.NDArray[np.flo
         loss += float(keras.ops.sum(keras.losses.sparse_categorical_crossentropy(split.labels[rows], block)))
         probabilities.append(np.asarray(block))
     return np.concatenate(probabilities), loss / len(split.labels)
+
+
+def inactive_units(network: Any, split: PreparedSplit) -> dict[str, int]:
+    """Return the number of units of each hidden layer whose output is the same for all images of a split."""
+    import keras
+
+    layers = [layer for layer in network.layers if layer.name.startswith("hidden")]
+    lowest, highest = ([np.full(layer.units, start) for layer in layers] for start in (np.inf, -np.inf))
+    for rows in _blocks(len(split.images)):
+        values: Any = split.scaled(rows)
+        for place, layer in enumerate(layers):
+            values = layer(values)  # without a graph, which would take longer to trace than it saves
+            outputs = keras.ops.convert_to_numpy(values)
+            lowest[place] = np.minimum(lowest[place], outputs.min(axis=0))
+            highest[place] = np.maximum(highest[place], outputs.max(axis=0))
+    return {layer.name: int((low == high).sum()) for layer, low, high in zip(layers, lowest, highest, strict=True)}
 
 
 def _blocks(rows: int) -> Iterator[slice]:
@@ -176,13 +203,23 @@ def read_network(topology: Path, digests: Mapping[str, str] | None = None) -> Ne
     try:
         layers = received["config"]["layers"]
         sizes = layers[0]["config"]["batch_shape"][1], layers[-1]["config"]["units"]
-        network = Network(received["config"]["name"], *sizes, dropout=layers[2]["config"].get("rate", 0))
-        rate_fits = type(network.dropout) in (int, float) and 0 <= network.dropout < 1
-        if not rate_fits or any(type(size) is not int or not 0 < size <= _LARGEST_DIMENSION for size in sizes):
+        hidden = tuple(layer["config"]["units"] for layer in layers[1:-1:2])
+        activation, dropout = layers[1]["config"]["activation"], layers[2]["config"].get("rate", 0)
+        if not (
+            all(type(size) is int and 0 < size <= _LARGEST_DIMENSION for size in sizes)
+            and all(type(units) is int and 0 < units <= LARGEST_LAYER for units in hidden)
+            and len(hidden) <= HIDDEN_LAYERS
+            and type(dropout) in (int, float)
+            and 0 <= dropout < 1
+            and activation in ACTIVATIONS
+        ):
             raise ValueError(
-                f"it declares {sizes[0]!r:.40} pixels, {sizes[1]!r:.40} classes and dropout {network.dropout!r:.40}; "
-                f"expected whole numbers up to {_LARGEST_DIMENSION} and a share below 1"
+                f"it declares {sizes[0]!r:.40} pixels, {sizes[1]!r:.40} classes, hidden units {hidden!r:.80}, "
+                f"activation {activation!r:.40} and dropout {dropout!r:.40}; expected whole numbers up to "
+                f"{_LARGEST_DIMENSION}, at most {HIDDEN_LAYERS} hidden layers of up to {LARGEST_LAYER} units, "
+                f"one of {', '.join(ACTIVATIONS)} and a share below 1"
             )
+        network = Network(received["config"]["name"], *sizes, hidden, activation, dropout)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise StoredArtifactError(
             f"{topology} cannot be read as a topology of this project ({type(error).__name__}: {error!s:.300})."

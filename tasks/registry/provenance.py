@@ -11,6 +11,7 @@ from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import AliasEvent, VersionFacts
+from tasks.model.fit import batch_size_for
 from tasks.registry.alias_log import utc_now
 from tasks.runtime.fingerprint import code_was_edited
 from tasks.runtime.stages import position
@@ -49,6 +50,7 @@ def collect_facts(
             "topology_id": trained.topology_sha256,
             "data": _describe_data(data, prepared, config),
             "configuration": config.model_dump(),
+            "batch_size_used": batch_size_for(prepared.train_rows, config),
             "promotion": promotion.model_dump(),
             "seed": config.seed,
             "code": code_revision(),

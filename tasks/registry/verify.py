@@ -24,8 +24,7 @@ def check_version(version: StoredVersion) -> None:
     version.check()
     manifest, topology = version.manifest, version.folder / TOPOLOGY_NAME
     received = read_network(topology, version.digests)
-    dropout = manifest.configuration.get("dropout", received.dropout)
-    expected = Network.of(contract_of(manifest.dataset), float(dropout or 0))
+    expected = Network.of(contract_of(manifest.dataset), manifest.recipe)
     if received != expected:
         raise StoredArtifactError(f"{topology}: expected {expected}, as the manifest defines, received {received}.")
     weights = version.folder / WEIGHTS_NAME

@@ -1,6 +1,7 @@
 """Write report.html: one file that a browser opens offline, from the files of a version and its test images."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from schemas.layout import (
 )
 from schemas.store import Verdict
 from tasks.model.backend import DEFAULT_ENVIRONMENT
-from tasks.model.network import HIDDEN_UNITS, Network, read_weights
+from tasks.model.network import Network, read_weights
 from tasks.model.test_predictions import StoredPredictions, read_predictions
 from tasks.reports.charts import RELIABILITY_CHART, learning_charts
 from tasks.reports.images import image_uri, weights_picture
@@ -66,10 +67,11 @@ def write_report(
     metrics = json.loads((folder / METRICS_NAME).read_bytes())
     predictions = read_predictions(folder / PREDICTIONS_NAME, contract)
     history, lineage = metrics["history"], manifest["lineage"]
+    network = Network.of(contract, TrainingConfig.model_validate(manifest["configuration"]))
     html = render(
         "version.html",
         contract=contract,
-        hidden_units=HIDDEN_UNITS,
+        layers=_layers(network, metrics["inactive_units"]),
         version=version,
         manifest=manifest,
         metrics=metrics,
@@ -82,7 +84,7 @@ def write_report(
         learning=learning_charts(history),
         best_epoch=min(range(len(history)), key=lambda epoch: float(history[epoch]["val_loss"])) + 1,
         reliability=RELIABILITY_CHART,
-        weights=weights_picture(_first_layer(folder, contract), contract.height, contract.width),
+        weights=weights_picture(read_weights(folder / WEIGHTS_NAME, network)[0], contract.height, contract.width),
         meanings={
             key: field.description
             for model in (TrainingConfig, PromotionConfig)
@@ -176,9 +178,20 @@ def _data_docs(folder: Path) -> str | None:
     return f"../../../../{index.parent.name}/{index.name}" if index.is_file() else None
 
 
-def _first_layer(folder: Path, contract: DatasetContract) -> npt.NDArray[np.float32]:
-    """Return the kernel of the first dense layer, float32 (pixels, units)."""
-    return read_weights(folder / WEIGHTS_NAME, Network.of(contract, dropout=0))[0]
+def _layers(network: Network, inactive_units: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the row of each layer with weights: its name, kind, outputs, parameters and inactive units."""
+    shapes = list(network.weights().values())
+    names = [layer["name"] for layer in network.topology()["config"]["layers"] if layer["class_name"] == "Dense"]
+    return [
+        {
+            "name": name,
+            "kind": f"Dense, {network.activation if name in inactive_units else 'softmax'}",
+            "outputs": bias[0],
+            "parameters": math.prod(kernel) + bias[0],
+            "inactive": inactive_units.get(name),
+        }
+        for name, kernel, bias in zip(names, shapes[::2], shapes[1::2], strict=True)
+    ]
 
 
 def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -201,7 +214,10 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
         if (value := manifest["promotion"].get(key, default)) != default
     }
     options = [
-        word for key, value in flags.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))
+        word
+        for key, value in flags.items()
+        if value is not None
+        for word in (f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
     ]
     words = {
         "install": ["make", f".venv/{extra_of(manifest['packages'])}.stamp"],

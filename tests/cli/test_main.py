@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cli.arguments import path_argument
+from cli.arguments import path_argument, read_config
 from cli.contract_page import PAGE
-from cli.main import COMMANDS
+from cli.main import COMMANDS, command_parser
 from cli.printed_commands import runnable
 from schemas.config import PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
+from tasks.runtime.files import write_json
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
 from tests.stored import add_promoted, add_stored, event, make_older, metrics, verdict
@@ -38,6 +39,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "--epoch-count", "3"], "--epoch-count"),
         (["train", "--epoch", "3"], "--epoch"),  # no abbreviations
         (["train", "--device", "tpu"], "--device"),
+        (["train", "--hidden-units", "128-64"], "--hidden-units"),
+        (["train", "--hidden-units", "128,0"], "--hidden-units"),
+        (["train", "--optimizer", "lion"], "--optimizer"),
+        (["train", "--config", "/no/such.toml"], "/no/such.toml: expected a TOML file"),
         (["train", "--promotion-policy", "always"], "--promotion-policy"),
         *((["train", "--bad-rows", wrong], "--bad-rows") for wrong in ("few", "-1", "1.5", "101%", "%", "5 %", "")),
         (["train", "--data-dir", ""], "FASHION_ANN_DATA_DIR"),
@@ -70,6 +75,49 @@ def test_help_names_every_flag(run: Run, name: str) -> None:
         for key, value in TrainingConfig():
             assert f"--{key.replace('_', '-')} " in out
             assert f"(default: {'off' if value is None else value})" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("epoch = 3", "recipe.toml, epoch: Extra inputs"),
+        ("epochs = 0", "recipe.toml, epochs: Input should be greater"),
+        ("hidden_units = [64, 0]", "recipe.toml, hidden_units: Input should be greater"),
+        ("epochs 3", "line 1"),
+        ("epochs = '\xff'", "expected a TOML file"),
+    ],
+)
+def test_a_faulty_recipe_file_is_wrong_usage(run: Run, tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "recipe.toml").write_bytes(content.encode("latin-1"))
+    status, out, err = run("train", "--config", tmp_path / "recipe.toml")
+    assert (status, out) == (2, "")
+    assert named in err
+
+
+def test_show_writes_the_recipe_that_train_reads(run: Run, store: Path, tmp_path: Path) -> None:
+    recipe = TrainingConfig(epochs=7, hidden_units=[512, 256], optimizer="sgd", learning_rate=1e-5, early_stopping=3)
+    add_stored(store, configuration=recipe.model_dump())
+    status, out, _ = run("show", "1", "--config")
+    assert status == 0
+    (file := tmp_path / "recipe.toml").write_text(out)
+    options = command_parser().parse_args(["train", "--config", str(file), "--seed", "5"])
+    assert read_config(TrainingConfig, options, file) == recipe.model_copy(update={"seed": 5})
+    assert json.loads(run("show", "1", "--config", "--json")[1]) == recipe.model_dump()
+
+
+def test_show_and_why_print_the_settings_used(run: Run, store: Path) -> None:
+    recipe = TrainingConfig(batch_size=256, optimizer="rmsprop")
+    write = {"verdict.json": {**verdict(None), "policy": "better", "rules": []}}
+    add_stored(
+        store,
+        configuration=recipe.model_dump(),
+        batch_size_used=192,
+        write=lambda folder: [write_json(folder / name, content) for name, content in write.items()],
+    )
+    for command in ("show", "why"):
+        out = run(command, "1")[1]
+        assert "batch_size 192, " in out
+        assert "optimizer rmsprop, " in out
 
 
 def test_lists_an_empty_store(run: Run, store: Path) -> None:

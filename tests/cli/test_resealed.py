@@ -243,8 +243,9 @@ def test_a_manifest_beyond_its_bounds_is_rejected(
         assert (status, "0003" in err) == (5, True), (command, err)
 
 
-def test_another_network_than_the_manifest_defines(store: ModelStore, run: Run) -> None:
-    reseal(store.folder(3), _set("configuration", "dropout", to=0.5))
+@pytest.mark.parametrize(("key", "value"), [("dropout", 0.5), ("activation", "tanh"), ("hidden_units", [128, 64])])
+def test_another_network_than_the_manifest_defines(store: ModelStore, run: Run, key: str, value: object) -> None:
+    reseal(store.folder(3), _set("configuration", key, to=value))
     for command in ("verify", "alias", "predict"):
         status, err = run(command)
         assert (status, "topology.json: expected Network" in err) == (5, True), (command, err)

@@ -126,6 +126,4 @@ def test_topology_is_equal_across_processes_and_backends(
 ) -> None:
     folder, _ = on_jax
     for _ in range(2):  # regardless of networks built before
-        assert (folder / TOPOLOGY_NAME).read_bytes() == topology_bytes(
-            build_network(FASHION_MNIST, small_config.dropout)
-        )
+        assert (folder / TOPOLOGY_NAME).read_bytes() == topology_bytes(build_network(FASHION_MNIST, small_config))

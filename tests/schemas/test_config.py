@@ -26,7 +26,11 @@ TRAINING = {
     "epochs": ((1, 10_000), (0, 10_001)),
     "batch_size": ((1, 65_536), (0, 65_537)),
     "learning_rate": ((EPSILON, 1), (0, 1 + EPSILON, float("nan"))),
+    "optimizer": (("adamw", "adam", "sgd", "rmsprop"), ("lion", "AdamW")),
     "weight_decay": ((0, 1), (-EPSILON, 1 + EPSILON)),
+    "hidden_units": ((1, 4_096, [1, 4_096], [7] * 8), (0, 4_097, [4, 0], [], [7] * 9, "128-64")),
+    "activation": (("relu", "tanh", "gelu"), ("softmax", "lambda")),
+    "label_smoothing": ((0, 1 - EPSILON), (-EPSILON, 1)),
     "dropout": ((0, 1 - EPSILON), (-EPSILON, 1)),
     "validation_size": ((10, 1_000_000), (9, 1_000_001)),
     "early_stopping": ((1, 10_000, None), (0, 10_001)),
@@ -59,6 +63,17 @@ def test_bounds_of_every_key(
 def test_every_key_has_bounds() -> None:
     assert set(TRAINING) == set(TrainingConfig.model_fields)
     assert set(PROMOTION) == set(PromotionConfig.model_fields)
+
+
+def test_one_hidden_layer_has_one_form() -> None:
+    assert TrainingConfig(hidden_units=[64]) == TrainingConfig(hidden_units=64)
+    assert TrainingConfig(hidden_units=[64, 32]).layer_units == (64, 32)
+
+
+def test_only_adamw_has_weight_decay_by_default() -> None:
+    assert TrainingConfig(optimizer="adamw") == TrainingConfig()
+    assert TrainingConfig(optimizer="adam").weight_decay == 0
+    assert TrainingConfig(optimizer="sgd", weight_decay=0.1).weight_decay == 0.1
 
 
 @pytest.mark.parametrize("model", [TrainingConfig, PromotionConfig])

@@ -65,7 +65,7 @@ def worse_trained(
     """An untrained network in place of the trained one."""
     folder = tmp_path_factory.mktemp("worse")
     set_up_backend(small_config.seed)
-    network = build_network(FASHION_MNIST, small_config.dropout)
+    network = build_network(FASHION_MNIST, small_config)
     save_model(network, FASHION_MNIST, small_config, folder)
     write_golden(network, open_split(sample_prepared.record.path, "validation"), folder)
     shutil.copy(sample_trained.record.path / HISTORY_NAME, folder)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
 from tasks.model.checkpoint import TrainingState
 from tasks.model.network import build_network
@@ -52,7 +53,7 @@ def test_a_damaged_checkpoint_changes_nothing(
     damage: Callable[[Path, list[Any]], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "checkpoint.npz"
-    network, optimizer = (build_network(FASHION_MNIST, dropout=0).variables for _ in range(2))
+    network, optimizer = (build_network(FASHION_MNIST, TrainingConfig(dropout=0)).variables for _ in range(2))
     damage(path, [*network, *optimizer])
     before = [np.array(variable) for variable in [*network, *optimizer]]
     state = TrainingState(network, optimizer, path)

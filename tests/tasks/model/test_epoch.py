@@ -1,10 +1,12 @@
 """Epochs: the graph, `fit` and plain Keras do the same steps."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
+from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
 from schemas.references import PreparedData
 from tasks.data.splits import open_split
@@ -15,25 +17,38 @@ from tasks.model.network import build_network
 pytestmark = pytest.mark.usefixtures("backend")
 
 
-def test_each_step_is_that_of_keras(sample_prepared: PreparedData) -> None:
-    """Compare weights and moments of AdamW with `train_on_batch` after each of nine steps, the last of one image."""
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        ("AdamW", {}),
+        ("Adam", {"label_smoothing": 0.1}),
+        ("SGD", {"hidden_units": [32, 16], "activation": "tanh"}),
+        ("RMSprop", {}),
+    ],
+)
+def test_each_step_is_that_of_keras(optimizer: str, settings: dict[str, Any], sample_prepared: PreparedData) -> None:
+    """Compare weights and moments with those of `train_on_batch` after each of nine steps, the last of one image."""
     import keras
+
+    config = TrainingConfig(dropout=0, **settings)
 
     train = open_split(sample_prepared.record.path, "train")
     order = np.random.default_rng(0).permutation(900).astype(np.int32)[: 8 * 37 + 1]
     set_up_backend(7)
-    networks = [build_network(FASHION_MNIST, dropout=0) for _ in range(2)]
+    networks = [build_network(FASHION_MNIST, config) for _ in range(2)]
     networks[1].set_weights(networks[0].get_weights())
     ours, plain = (
-        keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(4e-3, 20), weight_decay=0.15) for _ in range(2)
+        getattr(keras.optimizers, optimizer)(keras.optimizers.schedules.CosineDecay(4e-3, 20), weight_decay=0.15)
+        for _ in range(2)
     )
-    networks[1].compile(plain, "sparse_categorical_crossentropy", metrics=["accuracy"])
-    run = epoch_runner(networks[0], ours, train, batch_size=37, devices=1)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)
+    networks[1].compile(plain, loss, metrics=["accuracy"])
+    run = epoch_runner(networks[0], ours, train, 37, devices=1, label_smoothing=config.label_smoothing)
     for first in range(0, len(order), 37):
         rows = order[first : first + 37]
         pixels = train.images[rows] / np.float32(255)
         networks[1].reset_metrics()
-        expected = networks[1].train_on_batch(pixels, train.labels[rows], return_dict=True)
+        expected = networks[1].train_on_batch(pixels, np.eye(10)[train.labels[rows]], return_dict=True)
         assert run(rows, lambda done, metrics: None) == pytest.approx(expected, abs=1e-5)
         variables = ([*networks[0].variables, *ours.variables], [*networks[1].variables, *plain.variables])
         for one, other in zip(*variables, strict=True):
@@ -45,7 +60,7 @@ def test_reports_the_share_and_the_means_so_far(sample_prepared: PreparedData) -
 
     train = open_split(sample_prepared.record.path, "train")
     set_up_backend(7)
-    network, optimizer = build_network(FASHION_MNIST, dropout=0), keras.optimizers.SGD(0.0)
+    network, optimizer = build_network(FASHION_MNIST, TrainingConfig(dropout=0)), keras.optimizers.SGD(0.0)
     run = epoch_runner(network, optimizer, train, batch_size=4, devices=1)
     seen: list[tuple[float, Mapping[str, float]]] = []
     result = run(np.arange(899, dtype=np.int32), lambda done, metrics: seen.append((done, metrics)))

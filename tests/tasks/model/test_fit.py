@@ -77,7 +77,7 @@ def test_seed_and_epoch_change_weights_and_order() -> None:
     weights, orders = [], []
     for seed in (7, 9):
         set_up_backend(seed)
-        weights.append(_weights(build_network(FASHION_MNIST, dropout=0)))
+        weights.append(_weights(build_network(FASHION_MNIST, TrainingConfig(dropout=0))))
         orders += [tuple(epoch_order(100, seed, epoch)) for epoch in range(2)]
     assert weights[0] != weights[1]
     assert len(set(orders)) == 4
@@ -133,6 +133,21 @@ def test_resumed_training_equals_an_uninterrupted_one(
     assert _weights(finished) == _weights(uninterrupted)
 
 
+def test_a_larger_recipe_resumes_to_the_same_weights(fit: Callable[..., Fitted], tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=2, hidden_units=[1_024, 512], optimizer="sgd", label_smoothing=0.1, seed=7)
+    checkpoint = tmp_path / "checkpoint.npz"
+
+    def stop(epoch: int, metrics: EpochMetrics) -> None:
+        raise _Stopped
+
+    with pytest.raises(_Stopped):
+        fit(config, checkpoint=checkpoint, on_epoch=stop)
+    epochs: list[int] = []
+    resumed, _ = fit(config, checkpoint=checkpoint, on_epoch=lambda epoch, _: epochs.append(epoch))
+    assert epochs == [2]
+    assert _weights(resumed) == _weights(fit(config)[0])
+
+
 @pytest.mark.parametrize("epochs_done", [0, 1])
 @field_fault(
     "stray files and bad values",
@@ -157,17 +172,24 @@ def test_a_diverging_training_ends_without_a_checkpoint(
     assert checkpoint.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "optimizer_class"), [("adamw", "AdamW"), ("adam", "Adam"), ("sgd", "SGD"), ("rmsprop", "RMSprop")]
+)
 def test_network_and_optimizer_follow_the_config(
-    fit: Callable[..., Fitted], small_config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    optimizer_class: str,
+    fit: Callable[..., Fitted],
+    small_config: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import keras
 
-    config = small_config.model_copy(update={"weight_decay": 0.25, "dropout": 0.3})
-    rates: list[float] = []
+    config = small_config.model_copy(update={"optimizer": name, "weight_decay": 0.25, "dropout": 0.3})
+    built: list[TrainingConfig] = []
 
-    def build(contract: DatasetContract, dropout: float) -> Any:
-        rates.append(dropout)
-        return build_network(contract, dropout)
+    def build(contract: DatasetContract, config: TrainingConfig) -> Any:
+        built.append(config)
+        return build_network(contract, config)
 
     def optimizer(schedule: Any, weight_decay: float) -> None:
         assert schedule.get_config() == learning_rate_schedule(config, steps=25).get_config()  # 900 rows, 36 per step
@@ -175,10 +197,10 @@ def test_network_and_optimizer_follow_the_config(
         raise _Stopped
 
     monkeypatch.setattr("tasks.model.fit.build_network", build)
-    monkeypatch.setattr(keras.optimizers, "AdamW", optimizer)
+    monkeypatch.setattr(keras.optimizers, optimizer_class, optimizer)
     with pytest.raises(_Stopped):
         fit(config)
-    assert rates == [0.3]
+    assert built == [config]
 
 
 def test_validation_metrics_equal_those_of_keras(stopped_early: Fitted, sample_prepared: PreparedData) -> None:

@@ -9,9 +9,20 @@ import h5py
 import numpy as np
 import pytest
 
+from schemas.config import ACTIVATIONS, TrainingConfig
 from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError
-from tasks.model.network import Network, build_network, load_network, read_network, read_weights, topology_bytes
+from schemas.references import PreparedData
+from tasks.data.splits import open_split
+from tasks.model.network import (
+    Network,
+    build_network,
+    inactive_units,
+    load_network,
+    read_network,
+    read_weights,
+    topology_bytes,
+)
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -20,12 +31,12 @@ pytestmark = pytest.mark.usefixtures("backend")
 def path(tmp_path: Path) -> Path:
     """A valid topology file."""
     path = tmp_path / "topology.json"
-    path.write_bytes(topology_bytes(build_network(FASHION_MNIST, dropout=0.2)))
+    path.write_bytes(topology_bytes(build_network(FASHION_MNIST, TrainingConfig(dropout=0.2))))
     return path
 
 
 def test_layers_and_parameters() -> None:
-    model = build_network(FASHION_MNIST, dropout=0.2)
+    model = build_network(FASHION_MNIST, TrainingConfig(dropout=0.2))
     assert model.count_params() == 101_770
     assert [(type(layer).__name__, layer.name) for layer in model.layers] == [
         ("InputLayer", "pixels"),
@@ -42,7 +53,7 @@ def test_layers_and_parameters() -> None:
 
 
 def test_a_loaded_network_predicts_like_the_saved_one(path: Path) -> None:
-    model = build_network(FASHION_MNIST, dropout=0.2)
+    model = build_network(FASHION_MNIST, TrainingConfig(dropout=0.2))
     weights = path.with_name("model.weights.h5")
     model.save_weights(weights)
     images = np.random.default_rng(0).random((64, 784), dtype=np.float32)
@@ -56,10 +67,33 @@ LAMBDA = {"class_name": "Lambda", "module": "keras.layers", "config": {"name": "
 SYSTEM = {"class_name": "system", "module": "os", "config": {}, "registered_name": None}
 
 
-def test_the_expected_topology_is_the_one_that_keras_writes(path: Path) -> None:
-    assert read_network(path) == Network.of(FASHION_MNIST, 0.2)
-    path.write_bytes(topology_bytes(build_network(FASHION_MNIST, dropout=0.0)))
-    assert read_network(path) == Network.of(FASHION_MNIST, 0)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"dropout": 0.2}, {"dropout": 0}, {"hidden_units": [12, 8]}, {"hidden_units": [3] * 8}),
+        *({"activation": name, "hidden_units": 9} for name in ACTIVATIONS),
+    ],
+    ids=str,
+)
+def test_a_network_of_every_recipe_is_loaded_again(settings: dict[str, Any], path: Path) -> None:
+    config, weights = TrainingConfig(**settings), path.with_name("model.weights.h5")
+    model = build_network(FASHION_MNIST, config)
+    path.write_bytes(topology_bytes(model))
+    model.save_weights(weights)
+    assert read_network(path) == Network.of(FASHION_MNIST, config)
+    loaded = load_network(path, weights)
+    images = np.random.default_rng(0).random((4, 784), dtype=np.float32)
+    np.testing.assert_array_equal(loaded.predict_on_batch(images), model.predict_on_batch(images))
+
+
+def test_counts_the_units_that_are_the_same_for_all_images(sample_prepared: PreparedData) -> None:
+    model = build_network(FASHION_MNIST, TrainingConfig(hidden_units=[6, 4], activation="sigmoid"))
+    weights = model.get_weights()
+    weights[0][:, :2] = 0  # constant, but not 0
+    weights[2][:, 3] = 0
+    model.set_weights(weights)
+    test = open_split(sample_prepared.record.path, "test")
+    assert inactive_units(model, test) == {"hidden": 2, "hidden_2": 1}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +103,7 @@ def test_the_expected_topology_is_the_one_that_keras_writes(path: Path) -> None:
         ((1, "config", "kernel_initializer"), [SYSTEM]),
         ((1, "config", "kernel_regularizer"), [{"class_name": "L2", "module": "keras.regularizers", "config": {}}]),
         ((1, "registered_name"), ["evil>Dense", "Dropout", 1, ["Dense"]]),
-        ((1, "config", "activation"), ["tanh", "", None, 0, [], ["relu"], {}, {"relu": 1}]),
+        ((1, "config", "activation"), ["linear", "", None, 0, [], ["relu"], {}, {"relu": 1}]),
         ((1, "config", "units"), [129, 10**9, 10**12, "128", None]),
         ((1, "config", "dtype", "config", "name"), ["float64", "mixed_float16"]),
         ((2, "config", "rate"), ["0.2", True, -0.1, 1, [0.2]]),
@@ -116,7 +150,7 @@ def test_rejects_what_is_no_topology(content: bytes, path: Path) -> None:
 @pytest.fixture(scope="module")
 def valid_weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("weights") / "model.weights.h5"
-    build_network(FASHION_MNIST, dropout=0.2).save_weights(path)
+    build_network(FASHION_MNIST, TrainingConfig(dropout=0.2)).save_weights(path)
     return path.read_bytes()
 
 
@@ -195,6 +229,6 @@ def test_rejects_unreadable_weights(content: bytes, path: Path) -> None:
 
 def test_rejects_weights_of_another_shape(path: Path) -> None:
     weights = path.with_name("model.weights.h5")
-    build_network(replace(FASHION_MNIST, class_names=("a", "b")), dropout=0.2).save_weights(weights)
+    build_network(replace(FASHION_MNIST, class_names=("a", "b")), TrainingConfig(dropout=0.2)).save_weights(weights)
     with pytest.raises(StoredArtifactError, match=r"model\.weights\.h5 cannot be loaded"):
         load_network(path, weights)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from schemas.config import TrainingConfig
 from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError
 from schemas.store import PairedVerdict, RecallMetrics, StoredMetrics, Verdict
@@ -24,7 +25,7 @@ from tasks.runtime.files import digest_of, pretty_json
 from tasks.runtime.stored_file import parse_json, read_json
 from tests.stored import event
 
-NETWORK = Network.of(FASHION_MNIST, 0.05)
+NETWORK = Network.of(FASHION_MNIST, TrainingConfig(dropout=0.05))
 
 
 def _models(*models: Any) -> Callable[[Path], object]:

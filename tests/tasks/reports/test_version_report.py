@@ -76,7 +76,8 @@ def test_page_shows_the_manifest(manifest: dict[str, Any], page: Page) -> None:
         *(f"{entry['seconds']:.2f}" for entry in manifest["lineage"]),
         *(f"{name} {release}" for name, release in manifest["packages"].items()),
         *(*manifest["configuration"], *manifest["promotion"]),
-        f"784 pixels, Dense 128 with ReLU, Dropout {manifest['configuration']['dropout']}, Dense 10 with softmax",
+        f"from 784 pixels to 10 classes: 101,770 parameters. Dropout {manifest['configuration']['dropout']} follows",
+        *("hidden Dense, relu 128 100,480 ", "probabilities Dense, softmax 10 1,290", "36 (64 configured)"),
         f"All stages: {sum(entry['seconds'] for entry in manifest['lineage']):.1f} s",
         *(FASHION_MNIST.licence, "1906.08255", "1912.05283"),
         *(command for name, command in commands(manifest).items() if name != "report"),
@@ -245,7 +246,7 @@ def test_many_epochs_keep_the_page_small(write: Callable[..., Page], manifest: d
 
 
 def test_commands_state_the_configuration(manifest: dict[str, Any]) -> None:
-    training = TrainingConfig(epochs=7, early_stopping=2, seed=3, learning_rate=1e-3)
+    training = TrainingConfig(epochs=7, early_stopping=2, seed=3, learning_rate=1e-3, hidden_units=[512, 256])
     promotion = PromotionConfig(policy="not_worse", minimum_accuracy=0.5, minimum_recall=0.1, significance=0.01)
     manifest |= {"dataset": "digits", "version": 4, "parent": 2, "configuration": training.model_dump()}
     manifest |= {"promotion": promotion.model_dump()}
