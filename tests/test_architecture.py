@@ -153,7 +153,11 @@ def test_stages_are_defined_in_one_module() -> None:
 
 
 def test_the_main_flow_fits_one_page() -> None:
-    assert len((ROOT / "flows" / "train_fashion_mnist.py").read_text(encoding="utf-8").splitlines()) < 80
+    """Without imports: a stage of a user adds one, and two lines of the function."""
+    tree = ast.parse((ROOT / "flows" / "train_fashion_mnist.py").read_text(encoding="utf-8"))
+    (flow,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    assert flow.end_lineno is not None
+    assert flow.end_lineno - flow.lineno < 60
 
 
 def test_no_registry_address_and_no_missing_hash_in_the_locks() -> None:
