@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
-from schemas.config import BadRows, PromotionConfig, TrainingConfig
+from schemas.config import BadRows, Note, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetName
 from schemas.errors import WrongUsage
 
@@ -191,6 +191,14 @@ def read_bad_rows(text: str) -> BadRows:
             f"--bad-rows: expected a number of rows such as 20, or a share such as 0.5%, received {text!r}."
         ) from error
     return budget
+
+
+def read_note(text: str | None) -> str | None:
+    """Return the value of ``--note``. Raises `WrongUsage` if it is blank or too long."""
+    try:
+        return TypeAdapter(Note | None).validate_python(text)
+    except ValidationError as error:
+        raise WrongUsage(f"--note: {error.errors()[0]['msg']}, received {text!r}.") from error
 
 
 def counted(number: int, noun: str) -> str:

@@ -50,7 +50,7 @@ def _list(options: argparse.Namespace) -> None:
     none = [] if faults else [f"No quarantine files in {artifacts_dir}."]
     print_result(options, result, _list_lines(files) if files else none)
     if faults:
-        raise StoredArtifactError(" ".join(faults))
+        raise StoredArtifactError("\n".join(faults))
 
 
 def _list_lines(files: Iterable["QuarantineFile"]) -> Iterator[str]:

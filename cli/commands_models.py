@@ -4,14 +4,14 @@ import argparse
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.arguments import Argument, Commands, config_lines, data_dir, path_argument, print_result
 from cli.printed_commands import runnable
-from schemas.config import PromotionConfig, artifacts_folder, data_folder, expanded
+from schemas.config import artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
 from schemas.store import StoredMetrics, Verdict
@@ -41,28 +41,75 @@ def _empty(store: "ModelStore") -> str:
     return f"No version in {store.root} yet. `fashion-ann train` creates one."
 
 
-@commands.add("versions", help="list the model versions", writes=False)
+@commands.add(
+    "versions",
+    Argument("--sort", metavar="COLUMN", default="version", help="order by this column; the best accuracy comes first"),
+    Argument("--last", type=int, metavar="N", help="list the newest N versions only"),
+    help="list the model versions",
+    description="List the model versions with their verdicts, aliases and notes, and each setting that differs between "
+    "the listed ones: a column of hyperparameters, promotion rules, or the digest of data, topology or training code.",
+    writes=False,
+)
 def _versions(options: argparse.Namespace) -> None:
+    if options.last is not None and options.last < 1:
+        raise WrongUsage(f"--last: expected at least 1, received {options.last}.")
     store = _store(options)
-    versions = store.summaries()
-    print_result(options, [vars(row) for row in versions], _version_rows(versions) if versions else [_empty(store)])
+    every = store.summaries()
+    versions = _sorted(every[-(options.last or 0) :], options.sort)
+    print_result(options, [vars(row) for row in versions], _version_rows(versions) if every else [_empty(store)])
     # After the intact versions are listed, the others decide the exit status.
     if faults := [fault for row in versions if (fault := row.damaged or row.other_layout)]:
-        raise StoredArtifactError(" ".join(faults))
+        raise StoredArtifactError("\n".join(faults))
 
 
-def _version_rows(versions: Iterable["VersionSummary"]) -> Iterator[str]:
-    yield f"{'version':>7}  {'created':<24}  {'accuracy':>8}  {'loss':>7}  aliases"
-    for row in versions:
-        if row.damaged:
-            facts = f"{'damaged':<43}"
-        elif row.other_layout:
-            facts = f"{'older layout' if 'older layout' in row.other_layout else 'newer layout':<43}"
-        else:
-            facts = f"{row.created:<24}  {row.test_accuracy:>8.4f}  {row.test_loss:>7.4f}"
-        mark = {"refused": ["rejected"], "waiting": [] if "champion" in row.aliases else ["waiting for approval"]}
-        marks = [*row.aliases, *mark.get(row.outcome or "", [])]
-        yield f"{row.version:>7}  {facts}  {', '.join(marks)}".rstrip()
+def _sorted(versions: Iterable["VersionSummary"], column: str) -> list["VersionSummary"]:
+    """Return the versions ordered by a column of `_columns`, those without a value last."""
+    rows = list(versions)
+    names = {"version", *(name for row in rows for name in _columns(row))}
+    if rows and column not in names:
+        raise WrongUsage(f"--sort: expected one of {', '.join(sorted(names))}, received {column}.")
+
+    def key(row: "VersionSummary") -> tuple[bool, float, str]:
+        value = row.version if column == "version" else _columns(row).get(column)
+        number = float(value) if isinstance(value, int | float) else 0.0
+        return value is None, -number if column == "accuracy" else number, str(value)
+
+    return sorted(rows, key=key)
+
+
+def _columns(row: "VersionSummary") -> dict[str, Any]:
+    """Return the values of a version by column, without its number."""
+    state = "damaged" if row.damaged else "older layout" if "older layout" in (row.other_layout or "") else None
+    return {
+        "created": row.created,
+        "accuracy": row.test_accuracy,
+        "loss": row.test_loss,
+        "verdict": state or ("newer layout" if row.other_layout else _VERDICTS[row.outcome or "kept"]),
+        "aliases": ", ".join(row.aliases) or None,
+        **row.settings,
+        "note": row.note,
+    }
+
+
+def _version_rows(versions: Sequence["VersionSummary"]) -> Iterator[str]:
+    rows = [_columns(row) for row in versions]
+    compared = [row.settings for row in versions if row.settings]
+    differing = [
+        name
+        for name in dict.fromkeys(name for settings in compared for name in settings)
+        if any(settings.get(name) != compared[0].get(name) for settings in compared)
+    ]
+    optional = [*differing, *(["note"] if any(row.get("note") for row in rows) else [])]
+    names = ("created", "accuracy", "loss", "verdict", "aliases", *optional)
+    decimals = {"accuracy", "loss"}
+    table = [("version", *names)]
+    for version, row in zip(versions, rows, strict=True):
+        values = ((name, row.get(name)) for name in names)
+        cells = ("" if value is None else f"{value:.4f}" if name in decimals else str(value) for name, value in values)
+        table.append((str(version.version), *cells))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for number, *others in table:
+        yield f"{number:>{widths[0]}}  {'  '.join(map(str.ljust, others, widths[1:]))}".rstrip()
 
 
 @commands.add(
@@ -105,6 +152,8 @@ def _settings_line(manifest: dict[str, Any]) -> str:
 def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
     aliases = f" ({', '.join(shown['aliases'])})" if shown["aliases"] else ""
     yield f"version {shown['version']}{aliases}, created {shown['created']}"
+    if shown["note"]:
+        yield f"  note: {shown['note']}"
     yield f"  {shown['verdict']['reason']}"
     yield f"  test accuracy {shown['test_accuracy']:.4f}, test loss {shown['test_loss']:.4f}"
     device = shown["device"]
@@ -178,17 +227,8 @@ def _reproduce(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="fashion-ann-reproduce-") as scratch:
         result = reproduce(version, artifacts_folder(options.artifacts_dir), Path(scratch))
     print_result(options, result, _reproduce_lines(result), sort_keys=True)
-    # The same seed on the same CPU gives the same bits. A p-value counts only if something else changed.
-    if result["identical"]:
-        return
-    failure = f"Version {version.number} was not reproduced"
-    if not result["differs"]:
-        raise NotReproduced(
-            f"{failure}: the weights differ, but code, lock, prepared data, packages, environment and device are those "
-            "of the manifest."
-        )
-    if result["paired"]["p_value"] < PromotionConfig().significance:
-        raise NotReproduced(f"{failure}: the difference in accuracy is significant.")
+    if result["verdict"] == "not reproduced":
+        raise NotReproduced(f"Version {version.number} was not reproduced: {result['reason']}.")
 
 
 def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
@@ -203,12 +243,15 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
         )
     for line in result["differs"]:
         yield f"  changed since: {line}"
+    yield f"  verdict   {result['verdict']}: {result['reason']}"
 
 
 @commands.add(
     "compare",
     Argument("before", metavar="V", help="a number, or an alias such as champion"),
-    Argument("after", metavar="W", help="another number or alias"),
+    Argument(
+        "after", metavar="W", nargs="?", help="another number or alias; without it V is compared with the champion"
+    ),
     Argument(
         "--output",
         type=path_argument,
@@ -218,14 +261,17 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
     description="Print counts, and write the images to an HTML page. Uses the test predictions stored with each "
-    "version, so no model is loaded.",
+    "version, so no model is loaded. Print each setting and each part of the provenance that differs, also from the "
+    "champion.",
     when_stopped="Nothing was written.",
 )
 def _compare(options: argparse.Namespace) -> None:
+    from tasks.registry.alias_log import CHAMPION
     from tasks.reports.comparison import compare, write_comparison
 
     store, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
-    before, after = store.resolve(options.before), store.resolve(options.after)
+    names = (CHAMPION, options.before) if options.after is None else (options.before, options.after)
+    before, after = map(store.resolve, names)
     if options.output is None:
         output = Artifacts(artifacts_dir).comparisons / f"{before:04d}-{after:04d}.html"
     else:
@@ -261,7 +307,12 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
             f"{row['fixed']} fixed, {row['broken']} broken"
         )
     for row in figures["differs"]:
-        yield f"  {row['what']}: {row['before']} -> {row['after']}"
+        champion = f" (champion {figures['champion']}: {row['champion']})" if "champion" in row else ""
+        yield f"  {row['what']}: {row['before']} -> {row['after']}{champion}"
+    for sentence in figures["unknown"]:
+        yield f"  {sentence}"
+    if not figures["differs"] and not figures["unknown"]:
+        yield "  the same: settings, topology, data, code, lock, packages, environment and device"
 
 
 @commands.add(
@@ -400,7 +451,7 @@ def _verify(options: argparse.Namespace) -> None:
     if options.all and (fault := log_fault(store)) is not None:
         faults.append(fault)
     if faults:
-        raise StoredArtifactError(" ".join(faults))
+        raise StoredArtifactError("\n".join(faults))
 
 
 @commands.add(

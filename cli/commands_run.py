@@ -15,6 +15,7 @@ from cli.arguments import (
     print_result,
     read_bad_rows,
     read_config,
+    read_note,
 )
 from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder, expanded
 from schemas.contract import FASHION_MNIST
@@ -56,6 +57,7 @@ _STAGES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
         help="device that trains; auto: a GPU if one is usable, else the CPU; gpu: fail without a usable GPU "
         "(default: %(default)s)",
     ),
+    Argument("--note", metavar="TEXT", help="a remark that is stored with the new version, up to 500 characters"),
     Argument("--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"),
     Argument(
         "--config",
@@ -71,7 +73,7 @@ _STAGES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 def _train(options: argparse.Namespace) -> None:
     training = read_config(TrainingConfig, options, options.config and Path(options.config))
     promotion = read_config(PromotionConfig, options)
-    bad_rows = read_bad_rows(options.bad_rows)
+    bad_rows, note = read_bad_rows(options.bad_rows), read_note(options.note)
     data, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
     # Only now, because these imports are slow.
     from cli.embedded_server import run_training_flow
@@ -89,6 +91,7 @@ def _train(options: argparse.Namespace) -> None:
             bad_rows,
             progress,
             fetch=options.fetch,
+            note=note,
             quiet=options.quiet,
         )
     except (KeyboardInterrupt, Terminated):

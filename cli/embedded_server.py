@@ -30,7 +30,15 @@ from cli.server_process import (
     wait_until_healthy,
 )
 from cli.terminal import Progress, Screen
-from schemas.config import PROJECT_ROOT, BadRows, DeviceChoice, PromotionConfig, TrainingConfig, python_command
+from schemas.config import (
+    PROJECT_ROOT,
+    BadRows,
+    DeviceChoice,
+    Note,
+    PromotionConfig,
+    TrainingConfig,
+    python_command,
+)
 from schemas.contract import DatasetName
 from schemas.errors import LockHeld, LocksUnavailable, ServerUnavailable
 from schemas.references import ModelVersion
@@ -60,6 +68,7 @@ def run_training_flow(
     progress: Progress,
     *,
     fetch: bool = False,
+    note: Note | None = None,
     quiet: bool,
 ) -> ModelVersion:
     """Run train-fashion-mnist in this process, show it on the terminal unless ``quiet``, and return its version.
@@ -94,6 +103,7 @@ def run_training_flow(
             device=device,
             bad_rows=bad_rows,
             fetch=fetch,
+            note=note,
         )
     if not isinstance(version, ModelVersion):
         raise TypeError(f"The flow was expected to return a ModelVersion, it returned {version!r}.")

@@ -3,10 +3,9 @@
 import os
 import re
 from collections.abc import MutableMapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from schemas.config import python_path
+from schemas.config import absolute, python_path
 from schemas.errors import WrongUsage
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -42,14 +41,14 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
 
 
 def absolute_path(path: str) -> str:
-    """Return the path as an absolute one. An empty path, and one with a leading ``~``, stay as they are.
+    """Return the path as `schemas.config.absolute` does. An empty path, and one with a leading ``~``, stay as they are.
 
     Raises `WrongUsage` if the path is relative and the working directory was removed.
     """
     if not path.strip() or path.startswith("~"):
         return path
     try:
-        return str(Path(path).absolute())
+        return str(absolute(path))
     except OSError as error:
         raise WrongUsage(
             f"{path}: expected an absolute path, because the working directory cannot be used ({error.strerror})."

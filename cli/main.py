@@ -17,7 +17,7 @@ from typing import NoReturn
 from cli import commands_data, commands_models, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
-from cli.printed_commands import runnable
+from cli.printed_commands import one_sentence_per_line, runnable
 from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.errors import FashionAnnError
 from tasks.runtime.control_characters import escaping_output
@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
             message, status = str(error), error.exit_status
         elif isinstance(error, OSError):
             message = f"{error.filename or 'The system'}: {error.strerror or error}."
-        print(f"{options.prog}: {runnable(message)}", file=sys.stderr)
+        print(f"{options.prog}: {one_sentence_per_line(runnable(message))}", file=sys.stderr)
     gc.freeze()
     sys.exit(status)
 

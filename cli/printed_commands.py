@@ -10,6 +10,8 @@ from pathlib import Path
 from schemas.config import PROJECT_ROOT
 
 _COMMAND = re.compile(r"(?<=`)(fashion-ann|prefect|make)(?= [a-z.])")
+_SENTENCE_END = re.compile(r"(?<=[^\s.]{2}[.]) (?=[A-Z`/])")
+_LONG = 400  # characters, more than three lines of a terminal
 _PROGRAMS = Path(sys.executable).parent  # not resolved: the interpreter of an environment is a link
 # Commands enter the checkout later. The folder may have been removed.
 _CALLED_IN_CHECKOUT = os.environ.get("PWD") == str(PROJECT_ROOT)
@@ -18,6 +20,11 @@ _CALLED_IN_CHECKOUT = os.environ.get("PWD") == str(PROJECT_ROOT)
 def runnable(text: str) -> str:
     """Return ``text`` with each command in backticks as the user has to type it."""
     return _COMMAND.sub(lambda found: program(found[0]), text)
+
+
+def one_sentence_per_line(message: str) -> str:
+    """Return a long message with a line for each sentence."""
+    return _SENTENCE_END.sub("\n", message) if len(message) > _LONG else message
 
 
 def program(name: str) -> str:

@@ -1,11 +1,12 @@
 """Train a version again from its manifest, outside the store, and compare it with the original."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from schemas.config import DeviceChoice, TrainingConfig
+from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig
 from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.layout import WEIGHTS_NAME, short_key
@@ -23,6 +24,10 @@ from tasks.runtime.stages import INGEST, PREPARE, TRAIN
 from tasks.train import train
 from tasks.validate import validate
 
+Verdict = Literal["reproduced", "equivalent", "not reproduced"]
+# Changes of `changes_since` with which the same configuration trains something else.
+_TRAINED = ("code of the train stage", "prepared data", "cache key of the train stage")
+
 
 def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dict[str, Any]:
     """Validate, prepare and train in ``scratch`` with the data and configuration of the manifest of ``version``.
@@ -33,6 +38,7 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     - ``identical``: whether the digests of the weights are equal; both are in ``weights_sha256``
     - ``test_accuracy`` of both, and ``paired``, the test between them (`tasks.data.statistics.PairedTest`)
     - ``differs``: the changes since, see `changes_since`
+    - ``verdict`` and ``reason``, see `reproduction_verdict`
 
     Raises `DataUnavailable` when the ingested data was removed, and `StoredArtifactError` when it or the version is
     damaged.
@@ -55,14 +61,40 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
         run_stored_model(folder, prepared.record.path).right for folder in (trained.record.path, version.folder)
     )
     expected = manifest.files[WEIGHTS_NAME].sha256
+    identical, differs = trained.weights_sha256 == expected, changes_since(manifest, trained, prepared.record.digest)
+    paired = mcnemar(correct, correct_before)
+    verdict, reason = reproduction_verdict(identical, differs, paired.p_value)
     return {
         "version": version.number,
-        "identical": trained.weights_sha256 == expected,
+        "verdict": verdict,
+        "reason": reason,
+        "identical": identical,
         "weights_sha256": {"expected": expected, "found": trained.weights_sha256},
         "test_accuracy": {"expected": float(correct_before.mean()), "found": float(correct.mean())},
-        "paired": asdict(mcnemar(correct, correct_before)),
-        "differs": changes_since(manifest, trained, prepared.record.digest),
+        "paired": asdict(paired),
+        "differs": differs,
     }
+
+
+def reproduction_verdict(identical: bool, differs: Sequence[str], p_value: float) -> tuple[Verdict, str]:
+    """Return whether a version was reproduced, and the reason. ``differs``: the result of `changes_since`.
+
+    The same seed on the same CPU gives the same bits. Other packages or another device round differently, so that the
+    accuracy decides. With other code or data something else was trained.
+    """
+    changed = ", ".join(line.partition(":")[0] for line in differs)
+    if identical:
+        return "reproduced", "the weights are identical"
+    if not differs:
+        return "not reproduced", (
+            "the weights differ, but code, lock, prepared data, packages, environment and device are those of the "
+            "manifest"
+        )
+    if p_value < PromotionConfig().significance:
+        return "not reproduced", f"the difference in accuracy is significant; changed since: {changed}"
+    if any(line.startswith(_TRAINED) for line in differs):
+        return "not reproduced", f"the weights differ, and something else was trained; changed since: {changed}"
+    return "equivalent", f"the weights differ, the accuracy does not significantly; changed since: {changed}"
 
 
 def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: Path) -> ParquetSplit:

@@ -214,7 +214,8 @@ class ApiProblem:
 def api_problem() -> ApiProblem | None:
     """Return why the configured API cannot be used, or None. Prefect's client would retry for a minute instead."""
     settings = prefect_settings()
-    url, auth_string = settings.api.url, settings.api.auth_string
+    url = settings.api.url
+    auth_string = settings.api.auth_string or None  # Compose passes an unset variable as an empty one
     # /health needs no password, so it cannot check one. Cloud has no other page for this, and keys, not passwords.
     page = "health" if settings.connected_to_cloud else "admin/version"
     expected = f"the API at {url} was expected to answer"

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.states import ON_RUNNING
-from schemas.config import expanded, separate_folders
+from schemas.config import absolute, expanded, separate_folders
 from schemas.contract import DatasetName
 from schemas.references import Predictions
 from tasks.predict import predict
@@ -33,4 +33,4 @@ def predict_fashion_mnist(
     artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR, then to artifacts/ of the checkout.
     """
     artifacts, _ = separate_folders(artifacts_dir)
-    return predict(expanded(images), expanded(output), version, dataset, artifacts, strict)
+    return predict(absolute(expanded(images)), absolute(expanded(output)), version, dataset, artifacts, strict)

@@ -10,6 +10,7 @@ from schemas.config import (
     BadRows,
     DataDigest,
     DeviceChoice,
+    Note,
     PromotionConfig,
     TrainingConfig,
     TrainOn,
@@ -48,6 +49,7 @@ def train_fashion_mnist(
     data_digest: DataDigest | None = None,
     bad_rows: BadRows = 0,
     fetch: bool = False,
+    note: Note | None = None,
 ) -> ModelVersion | State[ModelVersion]:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
@@ -57,6 +59,7 @@ def train_fashion_mnist(
     train_on: "gpu" trains on a worker of the gpu pool, which must take the training within gpu_worker_seconds.
     data_digest: the data to train on. If the folder contains other data, the run ends as Superseded.
     bad_rows: number or share ("0.5%") of a split's rows that may be bad. They are quarantined.
+    note: a remark that is stored with a new version and shown beside it.
     fetch: download the published data into any folder without CSVs, not only into data/ of the checkout.
     """
     training_key()  # a wrong key must not be found after the training
@@ -73,5 +76,5 @@ def train_fashion_mnist(
         trained = fit_where_asked(prepared, training, artifacts, device, train_on, gpu_worker_seconds)
         evaluation = evaluate(prepared, trained, artifacts)
         data: dict[Split, ValidatedSplit] = {"train": train_data, "test": test_data}
-        result = version(data, prepared, trained, evaluation, training, promotion, artifacts, further=())
+        result = version(data, prepared, trained, evaluation, training, promotion, artifacts, note, further=())
         return end_of_training(result)

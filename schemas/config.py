@@ -45,6 +45,8 @@ BadRows = (
     Annotated[int, Field(strict=True, ge=0, lt=10**12)]
     | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
 )
+# A person's remark on a run, which its version keeps.
+Note = Annotated[str, Field(pattern=r"\S", max_length=500)]
 # Recorded in the alias log with a move by hand.
 Reason = Annotated[str, Field(pattern=r"\S")]
 # Seconds to wait for an idle gpu worker to start a training.
@@ -191,11 +193,18 @@ def expanded(path: str | Path) -> Path:
         raise WrongUsage(f"{path}: the home folder is unknown ({problem}). Give a path without ~.") from error
 
 
+def absolute(path: str | Path) -> Path:
+    """Return the absolute path without "..". Links are followed only if ".." behind one leads elsewhere."""
+    given = Path(path).absolute()
+    plain, real = Path(os.path.normpath(given)), os.path.realpath(given)
+    return plain if os.path.realpath(plain) == real else Path(real)
+
+
 def _folder(given: str | Path | None, variable: str, default: str) -> Path:
     chosen = os.environ.get(variable, PROJECT_ROOT / default) if given is None else given
     if not str(chosen).strip():
         raise WrongUsage(f"Expected a folder, received an empty string: give a path, or leave {variable} unset.")
-    folder = expanded(chosen).absolute()
+    folder = absolute(expanded(chosen))
     if folder.exists() and not folder.is_dir():
         raise WrongUsage(f"Expected a folder, received the file {folder}. Give another path.")
     return folder

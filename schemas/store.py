@@ -188,6 +188,7 @@ class VersionFacts(StoredJson):
     epochs_run: int
     parent: VersionNumber | None
     flow_run_id: str | None
+    note: str | None = None
     verdict: StoredVerdict
     lineage: list[StoredStage]
 

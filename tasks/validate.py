@@ -96,7 +96,9 @@ def validate(
         parse,
     )
     result = record.path / RESULT_NAME
-    docs = write_data_docs(artifacts_dir, dataset, data.split, result, record.path.name)
+    docs = write_data_docs(
+        artifacts_dir, dataset, data, result, record.path.name, None if train is None else train.data
+    )
     publish_markdown(
         f"{dataset}-{data.split}-data-docs",
         f"[Data Docs]({docs.as_uri()}): `{docs}`\n\nAll results: `{result}`\n",
@@ -112,8 +114,9 @@ def validate(
         logger.warning("%s split: %s", data.split, line)
     if facts.broken:
         raise DataContractError(
-            f"{data.split} split ({data.source.name}) breaks its contract: {'; '.join(facts.broken)}. "
-            f"All results are in {result}. Fix the data and run again.",
+            f"{data.split} split ({data.source.name}) breaks its contract:\n"
+            + "".join(f"  {sentence}\n" for sentence in facts.broken)
+            + f"All results are in {result}. Fix the data and run again.",
             problems=facts.problems,
         )
     return ValidatedSplit(

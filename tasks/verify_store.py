@@ -25,6 +25,6 @@ def verify_versions(dataset: str, artifacts_dir: Path) -> VerifiedStore:
         rows.append({"version": "alias log", "result": fault})
     publish_table(f"{dataset}-verified", rows, f"The versions in {store.root}")
     if faults := [str(row["result"]) for row in rows if row["result"] != "intact"]:
-        raise StoredArtifactError(" ".join(faults))
+        raise StoredArtifactError("\n".join(faults))
     logger.info("%s: %d versions are intact", store.root, len(results))
     return VerifiedStore(dataset=dataset, versions=tuple(result.version for result in results))

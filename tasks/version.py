@@ -60,6 +60,7 @@ def version(
     config: TrainingConfig,
     promotion: PromotionConfig,
     artifacts_dir: Path,
+    note: str | None = None,
     further: Sequence[StageRecord] = (),
 ) -> ModelVersion:
     """Add a version, unless one with the same cache key exists, and move the champion if its verdict promotes it.
@@ -67,7 +68,7 @@ def version(
     further: records of stages whose outputs are in no other argument, for the lineage.
 
     The version is signed with the key of FASHION_ANN_SIGNING_KEY. If FASHION_ANN_VERIFY_KEY is set without it, the
-    verdict does not promote: the version waits for a signature.
+    verdict does not promote: the version waits for a signature. note: a person's remark, stored with a new version.
 
     Raises `CandidateRejected` for a version below a minimum. It is in the store nevertheless.
     """
@@ -98,8 +99,10 @@ def version(
         write_json(folder / VERDICT_NAME, verdict)
         before = None if champion is None else champion.number
         event = alias_event(before, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
+        seconds = _seconds_since_start()
         facts = collect_facts(
-            *(data, prepared, trained, evaluation, config, promotion, verdict, event, key, _seconds_since_start()),
+            *(data, prepared, trained, evaluation, config, promotion, verdict, event, key, seconds),
+            note,
             further,
         )
         write_bom(folder, number, facts)
@@ -120,6 +123,10 @@ def version(
                 store.aliases.append(stored.manifest.verdict.event)
         else:
             logger.info("version %d already covers this data, code and configuration", stored.number)
+            if note not in (None, stored.manifest.note):
+                logger.warning(
+                    "the note is not stored, because version %d exists: versions never change", stored.number
+                )
         is_champion = store.aliases.champion() == stored.number
         decided = any(event.to == stored.number and event.alias == CHAMPION for event in store.aliases.read())
     send_unsent(store, sender_of_run())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import command_parser
-from cli.printed_commands import program, runnable
+from cli.printed_commands import one_sentence_per_line, program, runnable
 from schemas.config import PROJECT_ROOT
 
 PRODUCT = ("cli", "flows", "schemas", "tasks")
@@ -56,6 +56,13 @@ def test_a_printed_command_has_valid_arguments(command: str) -> None:
         for word in (word for word in words if "=" not in word):
             target = "$(VENV)/%.stamp" if word.endswith(".stamp") else word
             assert re.search(rf"^([\w -]* )?{re.escape(target)}( [\w -]*)?:", MAKEFILE, re.MULTILINE), command
+
+
+def test_a_long_refusal_has_a_line_for_each_sentence() -> None:
+    sentence = "The folder is empty, and a sentence of some length follows, with v1.2 of a file and more words still."
+    message = " ".join([sentence] * 5)
+    assert one_sentence_per_line(message) == "\n".join([sentence] * 5)
+    assert one_sentence_per_line(f"{sentence} {sentence}") == f"{sentence} {sentence}"
 
 
 def test_a_program_on_the_path_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

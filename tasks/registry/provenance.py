@@ -30,12 +30,13 @@ def collect_facts(
     event: AliasEvent,
     key: str,
     seconds_since_start: float | None,
+    note: str | None = None,
     further: Iterable[StageRecord] = (),
 ) -> VersionFacts:
     """Return the facts of a version that is created now.
 
     event: the promotion, which is part of the facts only if ``verdict`` promotes the version.
-    key: the cache key of the version. seconds_since_start: of the flow run, None outside of one.
+    key: the cache key of the version. seconds_since_start: of the flow run, None outside of one. note: of a person.
     further: records of stages whose outputs are in no other argument.
     """
     return VersionFacts.model_validate(
@@ -58,6 +59,7 @@ def collect_facts(
             "seconds_since_start": seconds_since_start,
             "parent": event.before,
             "flow_run_id": event.flow_run,
+            "note": note,
             "verdict": {
                 "outcome": verdict["outcome"],
                 "reason": verdict["reason"],

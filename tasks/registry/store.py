@@ -15,10 +15,10 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from schemas.layout import (
@@ -33,6 +33,7 @@ from schemas.layout import (
 )
 from schemas.store import AliasEvent, Manifest, StoredJson, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
+from tasks.registry.differences import settings
 from tasks.registry.manifest import read_manifest, write_manifest
 from tasks.registry.signatures import SIGNATURE_BYTES, VERIFY_VARIABLE, fingerprint, is_signed, verify_key
 from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sync_to_disk, temporary_name
@@ -160,7 +161,8 @@ def _warn_of_litter(folder: Path, names: str) -> None:
 class VersionSummary:
     """One row of `fashion-ann versions`. ``damaged`` is the reason why a manifest cannot be read, else None.
 
-    ``other_layout`` is the reason instead if another release wrote the manifest.
+    ``other_layout`` is the reason instead if another release wrote the manifest. ``settings``: those of
+    `tasks.registry.differences.settings`.
     """
 
     version: int
@@ -172,6 +174,8 @@ class VersionSummary:
     path: str
     damaged: str | None = None
     other_layout: str | None = None
+    note: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class ModelStore:
@@ -258,8 +262,8 @@ class ModelStore:
             except StoredArtifactError as error:
                 rows.append(replace(row, damaged=str(error)))
             else:
-                facts = read.model_dump(include={"created", "test_accuracy", "test_loss"})
-                rows.append(replace(row, outcome=read.verdict.outcome, **facts))
+                facts = read.model_dump(include={"created", "test_accuracy", "test_loss", "note"})
+                rows.append(replace(row, outcome=read.verdict.outcome, settings=settings(read), **facts))
         return rows
 
     def history(self) -> list[AliasEvent]:

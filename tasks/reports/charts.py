@@ -6,11 +6,13 @@ The templates draw the charts. SVG is sharp at any size, uses the colours of the
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, log10
+from unicodedata import east_asian_width
 
 import numpy as np
 
 from tasks.reports.rendering import render
 
+_SMALLEST_CELL = 14  # the height of a name
 _X, _Y = (46, 390), (208, 12)  # where the axes start and end
 
 
@@ -89,4 +91,21 @@ def draw_learning_curves(history: Sequence[Mapping[str, float]]) -> str:
 
 def draw_confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
     """Return an SVG picture of a confusion matrix, true classes as rows."""
-    return render("confusion_matrix.svg", matrix=matrix, class_names=class_names, rows=sum(map(sum, matrix)))
+    count = len(class_names)
+    name = max(_text_width(name) for name in class_names)
+    return render(
+        "confusion_matrix.svg",
+        matrix=matrix,
+        class_names=class_names,
+        rows=sum(map(sum, matrix)),
+        cell=max(_SMALLEST_CELL, min(56, 1_000 // count)),  # of many classes the picture is not much wider
+        left=max(116, name + 26),
+        # The names of the columns rise to the right at 35 degrees.
+        top=max(128, 80 + name * 6 // 10),
+        right=max(40, name * 9 // 10 - 10),
+    )
+
+
+def _text_width(text: str) -> int:
+    """Return an upper bound of the width of a text of 12 pixels."""
+    return sum(13 if east_asian_width(character) in "WF" else 8 for character in text)

@@ -1,6 +1,7 @@
 """Compare two versions on the same test images: counts as JSON, images in an HTML page."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import DatasetContract, contract_of
-from schemas.errors import DataContractError, StoredArtifactError, WrongUsage
+from schemas.errors import DataContractError, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.layout import PREDICTIONS_NAME, images_name
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
 from tasks.data.statistics import mcnemar
 from tasks.model.test_predictions import image_digest, read_predictions, shared_rows
+from tasks.registry.differences import differences, unknown_differences
 from tasks.registry.store import ModelStore
 from tasks.reports.images import image_uri
 from tasks.reports.rendering import render
@@ -68,6 +70,7 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
     for version in versions:
         version.check()
     manifests = [version.manifest for version in versions]
+    champion = _third_version(store, before, after)
     contract = contract_of(manifests[1].dataset)
     old, new = (
         read_predictions(version.folder / PREDICTIONS_NAME, contract, version.digests[PREDICTIONS_NAME])
@@ -104,7 +107,9 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
             for label, name in enumerate(contract.class_names)
             if (of_class := labels == label).any()
         ],
-        "differs": _differences(*manifests),
+        "differs": differences(manifests[0], manifests[1], champion),
+        "unknown": unknown_differences(*manifests),
+        "champion": None if champion is None else champion.version,
     }
     sides: list[list[tuple[int, int]]] = []
     for changed in (new_right & ~old_right, old_right & ~new_right):
@@ -153,26 +158,14 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
         temporary.write_text(html, encoding="utf-8")
 
 
-def _differences(before: Manifest, after: Manifest) -> list[dict[str, Any]]:
-    """Return the differences in configuration, data, code, lock, environment and device between two manifests."""
-
-    def properties(manifest: Manifest) -> dict[str, Any]:
-        return {
-            **manifest.configuration,
-            "train data, sha256": manifest.data.train.csv_sha256,
-            "test data, sha256": manifest.data.test.csv_sha256,
-            "code": manifest.code.revision,
-            "lock, sha256": manifest.lock_sha256,
-            **manifest.environment,
-            "device": manifest.device.name,
-        }
-
-    old, new = properties(before), properties(after)
-    return [
-        {"what": key, "before": old.get(key), "after": new.get(key)}
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
-    ]
+def _third_version(store: ModelStore, *compared: int) -> Manifest | None:
+    """Return the manifest of the champion, None if it is one of the compared versions or cannot be read."""
+    number = store.aliases.champion()
+    if number is None or number in compared:
+        return None
+    with suppress(StoredArtifactError, VersionNotFound):
+        return store.version(number).manifest
+    return None
 
 
 def _image_sources(

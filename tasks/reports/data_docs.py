@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.contract import Split
 from schemas.errors import StoredArtifactError
 from schemas.layout import INDEX_NAME, VERDICTS_FOLDER, Artifacts, is_litter
+from schemas.references import ParquetSplit
 from tasks.checks.expectations import fresh_context
 from tasks.runtime.files import digest_of, remove_leftover
 from tasks.runtime.locks import lock
@@ -42,14 +42,26 @@ _WARNING_MARK = re.compile(
 _SUITE_LINK = re.compile(r'<a href="[^"]*/expectations/[^"]*" *>(.*?)</a>')
 # The site contains this logo; the pages load it from the web.
 _LOGO = re.compile(r'src="https://great-expectations-web-assets[^"]*"')
+_TITLE = re.compile(r"<title>.*?</title>")
+_CONTENT = re.compile(r'<div class="container-fluid pt-4[^>]*>')
+_OTHER_RUN = "This result is of another run: the split was compared with another train file than the one listed here."
 _TITLE_END = re.compile(r'(<div id="section-1-content-block-2")')
 
 
-def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Path, run: str) -> Path:
+def write_data_docs(
+    artifacts_dir: Path,
+    dataset: str,
+    data: ParquetSplit,
+    result: Path,
+    run: str,
+    train: ParquetSplit | None = None,
+) -> Path:
     """Replace the pages of the split's previous validation with those of ``result``; return the index page.
 
-    run: the name of the validation. Readers never see a partial page: files are renamed into place, the index last.
+    run: the name of the validation. train: the split that a test split was compared with. Readers never see a partial
+    page: files are renamed into place, the index last.
     """
+    split = data.split
     docs = Artifacts(artifacts_dir).data_docs
     verdict = docs / VERDICTS_FOLDER / f"{dataset}-{split}.json"
     content = json.dumps(
@@ -57,6 +69,10 @@ def write_data_docs(artifacts_dir: Path, dataset: str, split: Split, result: Pat
             "dataset": dataset,
             "split": split,
             "run": run,
+            "file": data.source.name,
+            "csv_sha256": data.source.sha256,
+            "rows": data.rows,
+            "train_csv_sha256": (data if train is None else train).source.sha256,
             # A new style draws the pages again.
             "style": digest_of(_style()),
             "when": datetime.fromtimestamp(result.stat().st_mtime, UTC).isoformat(),
@@ -95,14 +111,23 @@ def _build(site: Path) -> None:
     context = fresh_context()
     from great_expectations.render.renderer.site_builder import SiteBuilder
 
-    links = []
-    for path in sorted((site / VERDICTS_FOLDER).glob("*.json")):
+    sections: list[str] = []
+    sources: dict[str, tuple[str, str]] = {}
+    train_csvs: dict[str, str] = {}
+    # In reverse, so that train comes before the test split that was compared with it.
+    for path in sorted((site / VERDICTS_FOLDER).glob("*.json"), reverse=True):
         try:
             stored = read_json(path)
+            source, dataset, links = _source(stored), stored["dataset"], []
             for profile, verdict in stored["verdict"].items():
-                name = f"{stored['dataset']}-{stored['split']}-{profile}"
-                address = html.escape(_add_result(context, stored, name, verdict))
-                links.append(f'<li><a href="{address}">{html.escape(name)}</a>: {_counts(verdict)}</li>')
+                name = f"{dataset}-{stored['split']}-{profile}"
+                address = _add_result(context, stored, name, verdict)
+                sources[address] = name, source
+                links.append(f'<li><a href="{html.escape(address)}">{html.escape(name)}</a>: {_counts(verdict)}</li>')
+            other = train_csvs.setdefault(dataset, stored["train_csv_sha256"]) != stored["train_csv_sha256"]
+            note = f"<p><strong>{_OTHER_RUN}</strong></p>" if other else ""
+            title = html.escape(f"{dataset}, {stored['split']}")
+            sections.append(f"<li>{title}: {html.escape(source)}{note}<ul>{''.join(links)}</ul></li>")
         except (ValueError, TypeError, LookupError, AttributeError, StoredArtifactError) as error:
             logger.warning("no page of %s, which has other content than a validation (%s)", path.name, error)
     pages = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(site)}
@@ -112,10 +137,29 @@ def _build(site: Path) -> None:
     builder.build()
     style = _style()
     for page in site.rglob("*.html"):
-        up = "../" * (len(page.relative_to(site).parts) - 1)
-        page.write_text(_offline(page.read_text("utf-8"), f"{up}static/images/logo-long.png", style), "utf-8")
+        place = page.relative_to(site)
+        text = _offline(page.read_text("utf-8"), f"{'../' * (len(place.parts) - 1)}static/images/logo-long.png", style)
+        if place.as_posix() in sources:
+            text = _named(text, *map(html.escape, sources[place.as_posix()]))
+        page.write_text(text, "utf-8")
     index = site / INDEX_NAME
-    index.write_text(_TITLE_END.sub(rf"<ul>{''.join(links)}</ul>\1", index.read_text("utf-8"), count=1), "utf-8")
+    text = _TITLE_END.sub(lambda found: f"<ul>{''.join(sections)}</ul>{found[0]}", index.read_text("utf-8"), count=1)
+    index.write_text(text, "utf-8")
+
+
+def _named(page: str, name: str, source: str) -> str:
+    """Return the page of a result with its name and source in the title, and the source at its top."""
+    page = _TITLE.sub(lambda _: f"<title>{name}: {source}</title>", page, count=1)
+    return _CONTENT.sub(lambda found: f"{found[0]}<p>{source}</p>", page, count=1)
+
+
+def _source(stored: Mapping[str, Any]) -> str:
+    """Return the file that was validated, and when."""
+    when = datetime.fromisoformat(stored["when"])
+    return (
+        f"{stored['file']}, {stored['rows']:,} rows, sha256 {stored['csv_sha256'][:16]}, validated "
+        f"{when:%Y-%m-%d %H:%M:%S} UTC in run {stored['run']}"
+    )
 
 
 def _add_result(

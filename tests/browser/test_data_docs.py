@@ -27,8 +27,9 @@ def index(sample_data: dict[Split, ValidatedSplit], tmp_path_factory: pytest.Tem
     pq.write_table(pa.table(inverted, names=table.column_names), folder / "inverted.parquet")
     result = validate_parquet(folder / "inverted.parquet", FASHION_MNIST, "test").result
     write_json(folder / "result.json", result)
-    write_data_docs(folder, FASHION_MNIST.name, "train", sample_data["train"].result, "accepted")
-    return write_data_docs(folder, FASHION_MNIST.name, "test", folder / "result.json", "inverted")
+    train, test = sample_data["train"], sample_data["test"].data
+    write_data_docs(folder, FASHION_MNIST.name, train.data, train.result, "accepted")
+    return write_data_docs(folder, FASHION_MNIST.name, test, folder / "result.json", "inverted", train.data)
 
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)

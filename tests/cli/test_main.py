@@ -257,7 +257,7 @@ def test_paths_are_those_of_the_callers_folder(run: Run, tmp_path: Path, monkeyp
 def test_every_argument_for_a_path_is_made_absolute() -> None:
     """The commands run in the checkout, so a relative path would name another file there."""
     paths = {"D", "FILE", "FILE.html", "OUT", "IMAGES"}
-    other = {"V", "W", "N", "X", "R", "NAME"}
+    other = {"V", "W", "N", "X", "R", "NAME", "TEXT", "COLUMN"}
     for command in COMMANDS.values():
         for argument in (argument for group in command.arguments for argument in group):
             metavar = argument.settings.get("metavar")
@@ -312,9 +312,9 @@ def test_verify_all_names_lost_versions(run: Run, store: Path) -> None:
 
 def test_waiting_version_is_listed(run: Run, store: Path) -> None:
     add_stored(store, verdict={**verdict(None), "outcome": "waiting"})
-    assert run("versions")[1].endswith("  waiting for approval\n")
+    assert run("versions")[1].endswith("  waiting\n")
     ModelStore(store).aliases.append(event(1))
-    assert run("versions")[1].endswith("  champion\n")
+    assert run("versions")[1].endswith("  waiting  champion\n")
 
 
 def test_gc_exits_with_5_on_a_damaged_alias_log(run: Run, store: Path) -> None:

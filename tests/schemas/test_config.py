@@ -10,6 +10,7 @@ from schemas.config import (
     PromotionConfig,
     TrainingConfig,
     WorkerSeconds,
+    absolute,
     allowed_bad_rows,
     artifacts_folder,
     data_folder,
@@ -19,6 +20,30 @@ from schemas.config import (
 )
 from schemas.errors import WrongUsage
 from tests.field_faults import field_fault
+
+PATHS = {
+    "a/../b": "b",
+    "./a/./b/..": "a",
+    "a/b": "a/b",
+    "missing/../../{}/b": "b",
+    "link/../b": "target/b",  # the parent of the link's target
+    "link/b": "link/b",
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), PATHS.items())
+def test_a_path_is_printed_without_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    (tmp_path / "target" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "target" / "inner")
+    monkeypatch.chdir(tmp_path)
+    path = given.format(tmp_path.name)
+    assert absolute(path) == tmp_path / expected
+    assert artifacts_folder(path) == tmp_path / expected
+    monkeypatch.setenv("FASHION_ANN_DATA_DIR", path)
+    assert data_folder() == tmp_path / expected
+
 
 EPSILON = 1e-9
 # For each key: the values accepted at both ends of its range, and the nearest ones that are rejected.

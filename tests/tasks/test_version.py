@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cli.main import main
+from cli.printed_commands import runnable
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRejected, StoredArtifactError
@@ -108,7 +109,7 @@ def add(
         evaluation = evaluate.fn(sample_prepared, trained, sample_artifacts)
         if key is not None:
             trained = trained.model_copy(update={"record": trained.record.model_copy(update={"key": key})})
-        return version.fn(data, sample_prepared, trained, evaluation, config, promotion, tmp_path, further)
+        return version.fn(data, sample_prepared, trained, evaluation, config, promotion, tmp_path, further=further)
 
     return run
 
@@ -278,7 +279,7 @@ def test_data_of_another_origin_is_promoted_by_hand_only(
     with pytest.raises(SystemExit):
         main(["why", "3", "--artifacts-dir", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert printed.startswith(f"version 3: kept\n  {published.verdict} (policy: not_worse)\n")
+    assert printed.startswith(f"version 3: kept\n  {runnable(published.verdict)} (policy: not_worse)\n")
     assert (
         "  FAILED  origin of the data, compared with version 1: train fetched, test fetched, "
         "expected train supplied, test supplied\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.reproduce import changes_since
+from cli.reproduce import changes_since, reproduction_verdict
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import Split
 from schemas.errors import CandidateRejected, NothingToRollBackTo, StoredArtifactError, WrongUsage
@@ -188,3 +188,26 @@ def test_changes_since_a_version_are_listed(
     changes = changes_since(manifest, trained, prepared.digest)
     assert len(changes) == (change is not None)
     assert all(line.startswith(str(change)) for line in changes)
+
+
+PACKAGE, CODE = "package: keras 3.14, now 3.15", f"code of the train stage: {'1' * 64}, now 2"
+
+
+@pytest.mark.parametrize(
+    ("identical", "differs", "p_value", "verdict"),
+    [
+        (True, [], 1.0, "reproduced"),
+        (True, [CODE], 1.0, "reproduced"),
+        (False, [], 1.0, "not reproduced"),
+        (False, [PACKAGE], 0.6, "equivalent"),
+        (False, [PACKAGE], 0.01, "not reproduced"),
+        (False, [CODE], 0.6, "not reproduced"),
+        (False, ["prepared data: 1, now 2", PACKAGE], 0.6, "not reproduced"),
+        (False, ["cache key of the train stage, for an unrecorded reason: 1, now 2"], 0.6, "not reproduced"),
+    ],
+)
+def test_a_reproduction_always_has_a_verdict(identical: bool, differs: list[str], p_value: float, verdict: str) -> None:
+    received, reason = reproduction_verdict(identical, differs, p_value)
+    assert received == verdict
+    if differs and not identical:
+        assert differs[0].partition(":")[0] in reason

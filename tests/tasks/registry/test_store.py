@@ -29,7 +29,7 @@ def test_versions_are_listed(store: ModelStore) -> None:
     for accuracy in (0.8, 0.9):
         add_stored(store.root, accuracy)
     store.aliases.append(event(2))
-    assert [asdict(row) for row in store.summaries()] == [
+    assert [{**asdict(row), "settings": None} for row in store.summaries()] == [
         {
             "version": number,
             "created": "2026-01-01T00:00:00.000Z",
@@ -40,6 +40,8 @@ def test_versions_are_listed(store: ModelStore) -> None:
             "path": str(store.root / "versions" / f"000{number}"),
             "damaged": None,
             "other_layout": None,
+            "note": None,
+            "settings": None,
         }
         for number, accuracy, aliases in ((1, 0.8, []), (2, 0.9, ["champion"]))
     ]

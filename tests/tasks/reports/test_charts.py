@@ -45,6 +45,28 @@ def test_draws_a_confusion_matrix() -> None:
     ]
 
 
+@pytest.mark.parametrize("classes", [3, 10, 24, 256])
+@pytest.mark.parametrize(
+    "name", ["{}", "a class with a name of many letters, {}", "\u304a\u304a\u304a\u304a\u304a\u304a{}"]
+)
+def test_a_confusion_matrix_of_many_classes_is_not_cut(classes: int, name: str) -> None:
+    names = [name.format(number) for number in range(classes)]
+    svg = ElementTree.fromstring(draw_confusion_matrix([[12_345] * classes] * classes, names))  # noqa: S314
+    width, height = float(svg.attrib["width"]), float(svg.attrib["height"])
+    longest = max(sum(12 if ord(letter) > 0x2E80 else 7 for letter in name) for name in names)
+    for text in svg.iter("{http://www.w3.org/2000/svg}text"):
+        if "transform" in text.attrib:
+            x, y = map(float, re.findall(r"[\d.]+", text.attrib["transform"])[:2])
+            assert x + longest * 0.82 <= width
+            assert y - longest * 0.58 >= 60  # below the title
+        elif text.attrib.get("text-anchor") == "end":
+            assert float(text.attrib["x"]) - longest >= 0
+    for cell in svg.iter("{http://www.w3.org/2000/svg}rect"):
+        if "height" in cell.attrib and cell.attrib["height"] != "100%":
+            assert float(cell.attrib["x"]) + float(cell.attrib["width"]) <= width
+            assert float(cell.attrib["y"]) + float(cell.attrib["height"]) <= height
+
+
 @pytest.mark.parametrize("epochs", [2, 200, 201])
 def test_draws_learning_curves(epochs: int) -> None:
     epoch = {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.6, "val_accuracy": 0.7}

@@ -7,6 +7,7 @@ from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError, WrongUsage
 from tasks.registry.store import ModelStore
 from tasks.reports.comparison import compare, write_comparison
+from tests.stored import event
 from tests.tasks.reports.pages import Page
 from tests.tasks.reports.predicted_versions import IMAGES, add_predicted, compare_versions, write_prepared
 
@@ -51,6 +52,26 @@ def test_csv_and_arrays_give_the_same_images(artifacts: Path, tmp_path: Path) ->
     write_prepared(artifacts)
     assert compare_versions(artifacts) == from_csv
     assert from_csv.without_pictures is None
+
+
+def test_the_page_never_calls_unrecorded_code_the_same(artifacts: Path, tmp_path: Path) -> None:
+    write_prepared(artifacts)
+    comparison = compare_versions(artifacts)
+    write_comparison(comparison, tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert comparison.figures["differs"] == []
+    assert "The code of the train stage is not recorded for both versions." in text
+    assert "are the same" not in text
+
+
+def test_the_settings_of_a_third_champion_are_shown(artifacts: Path, tmp_path: Path) -> None:
+    champion = add_predicted(artifacts, [0, 1, 2], [0, 1, 2], epochs=7)
+    ModelStore.of(artifacts, FASHION_MNIST.name).aliases.append(event(champion))
+    write_prepared(artifacts)
+    comparison = compare_versions(artifacts)
+    write_comparison(comparison, tmp_path / "page.html")
+    assert comparison.figures["differs"] == [{"what": "epochs", "before": None, "after": None, "champion": 7}]
+    assert "champion, version 3" in Page(tmp_path / "page.html").text
 
 
 def test_page_is_self_contained(artifacts: Path, tmp_path: Path) -> None:

@@ -92,14 +92,14 @@ def test_marks_warnings_and_failures_apart(
 
 
 def test_replaces_only_the_split_that_was_validated(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
-    results = {split: validated.result for split, validated in sample_data.items()}
-    write_data_docs(tmp_path, "fashion-mnist", "train", results["train"], "first")
-    index = write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "second")
+    train, test = sample_data["train"], sample_data["test"]
+    write_data_docs(tmp_path, "fashion-mnist", train.data, train.result, "first")
+    index = write_data_docs(tmp_path, "fashion-mnist", test.data, test.result, "second", train.data)
     before = _linked(index)
     (tmp_path / ".data_docs.abcdefgh" / "verdicts").mkdir(parents=True)  # left by a killed run
     for folder in (index.parent, index.parent / "verdicts"):
         (folder / "._fashion-mnist-train.json").write_bytes(b"\0\5\x16\7")  # left by macOS
-    write_data_docs(tmp_path, "fashion-mnist", "test", results["test"], "third")
+    write_data_docs(tmp_path, "fashion-mnist", test.data, test.result, "third", train.data)
     after = _linked(index)
     assert {link for link in before if "second" in link} == before - after
     assert len(after) == len(before) == 4
@@ -108,14 +108,37 @@ def test_replaces_only_the_split_that_was_validated(sample_data: dict[Split, Val
     assert {path.name for path in tmp_path.iterdir()} == {"data_docs", ".data_docs.lock"}
 
 
+def test_names_file_time_and_run_of_each_split(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
+    train, test = sample_data["train"], sample_data["test"]
+    result = tmp_path / "result.json"
+    result.write_bytes(train.result.read_bytes())
+    os.utime(result, (0, 0))
+    write_data_docs(tmp_path, "fashion-mnist", train.data, result, "first")
+    index = write_data_docs(tmp_path, "fashion-mnist", test.data, test.result, "second", train.data)
+    words = re.sub(r"<[^>]*>|\s+", " ", index.read_text(encoding="utf-8"))
+    source = "fashion-mnist_train.csv.gz, 1,000 rows, sha256 "
+    assert f"fashion-mnist, train: {source}" in words
+    assert "validated 1970-01-01 00:00:00 UTC in run first" in words
+    assert "fashion-mnist, test: fashion-mnist_test.csv.gz, 200 rows" in words
+    assert "another run" not in words
+    for link in _linked(index):
+        page = (index.parent / link).read_text(encoding="utf-8")
+        assert ("<title>fashion-mnist-train-" in page) is (source in page) is ("train" in link)
+
+    other = train.data.source.files[0].model_copy(update={"sha256": "f" * 64})
+    changed = train.data.model_copy(update={"source": train.data.source.model_copy(update={"files": (other,)})})
+    write_data_docs(tmp_path, "fashion-mnist", changed, result, "third")
+    assert "This result is of another run" in index.read_text(encoding="utf-8")
+
+
 def test_draws_pages_again_only_if_they_are_gone(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
-    result = sample_data["train"].result
-    index = write_data_docs(tmp_path, "fashion-mnist", "train", result, "run")
+    data, result = sample_data["train"].data, sample_data["train"].result
+    index = write_data_docs(tmp_path, "fashion-mnist", data, result, "run")
     drawn = index.stat().st_mtime_ns
-    write_data_docs(tmp_path, "fashion-mnist", "train", result, "run")
+    write_data_docs(tmp_path, "fashion-mnist", data, result, "run")
     assert index.stat().st_mtime_ns == drawn
     index.unlink()
-    write_data_docs(tmp_path, "fashion-mnist", "train", result, "run")
+    write_data_docs(tmp_path, "fashion-mnist", data, result, "run")
     assert index.exists()
 
 
@@ -128,7 +151,7 @@ def test_leaves_out_what_is_no_validation(
     (verdicts / "b.json").write_text('{"verdict": {"columns": {}}}')
     os.mkfifo(verdicts / "fashion-mnist-test.json")
     test = sample_data["test"]
-    index = write_data_docs(tmp_path, "fashion-mnist", "test", test.result, "run")
+    index = write_data_docs(tmp_path, "fashion-mnist", test.data, test.result, "run")
     assert len(_linked(index)) == 2
     assert "no page of a.json" in caplog.text
     assert "no page of b.json" in caplog.text
