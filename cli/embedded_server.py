@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import gc
 import json
 import os
 import secrets
@@ -76,6 +77,7 @@ def run_training_flow(
     ``progress`` is updated while the flow runs, so it is up to date also when the run is stopped. Raises
     `ServerUnavailable` if the configured API cannot be used.
     """
+    gc.disable()  # until the imports have ended
     for name, value in project_settings().items():
         os.environ.setdefault(name, value)
     # Known before the import of Prefect, which takes 0.7 s. Meanwhile the server imports its modules, too.
@@ -93,6 +95,8 @@ def run_training_flow(
     with screen.showing(), _prefect_api(server, screen.log):
         from flows.train_fashion_mnist import train_fashion_mnist
 
+        gc.freeze()
+        gc.enable()
         screen.take_over_logging()
         version = train_fashion_mnist(
             dataset=dataset,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.contract import SAMPLE_ROWS, DatasetContract
 from tasks.checks.near_duplicates import Sketches, sketch
@@ -81,7 +80,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
             labels = batch.column(names.index(contract.label_column))
             if pa.types.is_nested(labels.type):  # such as lists, which pyarrow does not count
                 labels = pa.array(map(str, labels.to_pylist()))
-            label_rows.update({entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()})
+            label_rows.update({entry["values"]: entry["counts"] for entry in labels.value_counts().to_pylist()})
     in_range = all(
         low <= (profile.minimum or 0) and (profile.maximum or 0) <= high
         for profile, (low, high) in zip(profiles, map(contract.bounds, names), strict=True)
@@ -195,6 +194,8 @@ class _ColumnProfile:
     maximum: float | None = None
 
     def add(self, values: pa.Array) -> None:
+        import pyarrow.compute as pc  # here, because its import reads the documentation of each function
+
         self.nulls += values.null_count
         if pa.types.is_float16(values.type):
             values = values.cast(pa.float32())  # pyarrow has no `is_nan` and `min_max` for 16 bits

@@ -9,7 +9,7 @@
 | block optional imports of Keras | `blocked_imports` | 0.3 s, 60 MB | Keras imports matplotlib, pandas, sklearn |
 | block jax and scipy for TensorFlow | `blocked_imports` | 1 s, 140 MB | a converter in TensorFlow imports jax |
 | import scipy.stats and altair on first use | checks/expectations.py | 60 MB | Great Expectations imports both |
-| import Great Expectations in a thread | tasks/ingest.py | 2 s | validate waits for the import |
+| import Great Expectations in a thread | tasks/ingest.py | 1 s | validate waits for the import |
 | start the server before Prefect is imported | cli/embedded_server.py | 0.7 s | it starts after that import |
 | prepare the run while the server starts | cli/embedded_server.py | 0.5 s | the first stages wait for it |
 | collect no garbage while the server imports | cli/server_main.py | 0.4 s | as in the command |

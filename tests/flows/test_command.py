@@ -359,7 +359,7 @@ def test_failed_start_names_the_observed_cause(
 @field_fault(
     "environment of the machine",
     "PREFECT_SERVER_API_AUTH_STRING is in a Prefect profile, proxies are set, and no server runs",
-    "`train` uses the password for its own server, and reaches it without the proxies",
+    "`train` starts its own server with another, random password, and reaches it without the proxies",
 )
 def test_trains_with_a_password_in_a_profile_and_proxies(without_api: Command, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
