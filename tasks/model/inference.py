@@ -86,7 +86,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
 def write_golden(model: Any, split: PreparedSplit, folder: Path) -> None:
     """Write the golden predictions: the first 32 images of ``split``, normalized, with their probabilities."""
     images = split.scaled(slice(32))
-    probabilities = np.asarray(model.predict_on_batch(images))
+    probabilities = np.asarray(model(images, training=False))
     # JSON keeps all digits of a float32.
     write_json(folder / GOLDEN_NAME, {"images": images.tolist(), "probabilities": probabilities.tolist()})
 
@@ -120,7 +120,7 @@ def golden_difference(model: Any, folder: Path, digests: Mapping[str, str] | Non
     NaN, or another number of classes, counts as 1: the largest possible difference of two probabilities.
     """
     images, expected = read_golden(folder, model.input_shape[1], digests)
-    actual = np.asarray(model.predict_on_batch(images))
+    actual = np.asarray(model(images, training=False))
     if actual.shape != expected.shape:
         return 1.0
     difference = np.abs(actual.astype(np.float64) - expected)

@@ -13,6 +13,7 @@ from tasks.model.inference import TOLERANCE, read_golden, run_stored_model
 from tasks.model.network import Network, load_network, read_network, read_weights
 from tasks.registry.alias_log import alias_values
 from tasks.registry.store import ModelStore, StoredVersion
+from tasks.runtime.worker_process import keep_workers
 
 
 def check_version(version: StoredVersion) -> None:
@@ -66,16 +67,21 @@ class Verified:
 
 def verify_each(store: ModelStore, numbers: Iterable[int]) -> Iterator[Verified]:
     """Verify versions and yield the result of each. One that `gc` removes meanwhile is left out."""
-    for number in numbers:
-        path = str(store.folder(number))
-        try:
-            version = store.version(number)
-            difference, signed, signed_by = verify(version), version.signature() is not None, version.check_signature()
-            yield Verified(number, path, len(version.manifest.files), difference, None, signed, signed_by)
-        except VersionNotFound:
-            continue
-        except StoredArtifactError as error:
-            yield Verified(number, path, 0, None, str(error))
+    with keep_workers():
+        for number in numbers:
+            path = str(store.folder(number))
+            try:
+                version = store.version(number)
+                difference, signed, signed_by = (
+                    verify(version),
+                    version.signature() is not None,
+                    version.check_signature(),
+                )
+                yield Verified(number, path, len(version.manifest.files), difference, None, signed, signed_by)
+            except VersionNotFound:
+                continue
+            except StoredArtifactError as error:
+                yield Verified(number, path, 0, None, str(error))
 
 
 def log_fault(store: ModelStore) -> str | None:

@@ -3,8 +3,8 @@
 Keras's backend needs it. Memory, a GPU's above all, is freed only when the process ends. A fresh process also proves
 that a model loads from its stored files alone.
 
-A worker imports what its jobs need, once, and forks a process for each job before it receives that job. A job shares no
-state with another one, only the pages of the imports. Its own thread-free process is safe to fork: no job runs in it.
+A worker imports what its jobs need, once, and forks a process for each job before that job is sent. So jobs share the
+pages of the imports and no state. The worker runs no job and starts no thread: it is safe to fork.
 
 Messages are JSON, one per line. `multiprocessing` would import the caller's main module in the new process, which is
 Prefect's engine: one second and 60 MB.

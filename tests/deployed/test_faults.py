@@ -30,7 +30,7 @@ from prefect.states import Cancelling, Late
 
 from cli.server_process import has_ended
 from schemas.config import PROJECT_ROOT
-from tasks.model import fit
+from tasks.model.warm_up import WORKER
 from tasks.registry.store import ModelStore
 from tests.deployed.conftest import Deployed, csrf_headers, deployed_at, stop
 from tests.deployed.postgres import Postgres
@@ -134,11 +134,12 @@ class SuspendedRun:
         return set(self.artifacts.glob("checkpoints/*.npz"))
 
     def _trainers(self) -> set[psutil.Process]:
-        """Return the training processes of this server."""
+        """Return the training processes of this server, which their worker forked."""
         trainers = set()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if fit.__name__ in process.cmdline() and process.environ().get("PREFECT_API_URL") == self.deployed.url:
+                forked = all(WORKER in each.cmdline() for each in (process, *process.parents()[:1]))
+                if forked and process.environ().get("PREFECT_API_URL") == self.deployed.url:
                     trainers.add(process)
         return trainers
 
