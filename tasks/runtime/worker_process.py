@@ -214,7 +214,8 @@ def serve_jobs(works: Mapping[str, Work], prepare: Callable[[], object] = lambda
     ours.addHandler(Sender())
     with _faults_sent(send):
         prepare()
-    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # jemalloc's thread, which survives forks
+    # Arrow's jemalloc has a thread and handles forks; jax warns whether it has one or not.
+    warnings.filterwarnings("ignore", ".*multi-?threaded")
     while _FORKS and (child := os.fork()):
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status < 0:
