@@ -14,8 +14,8 @@ _HEAD = """# The stages
 
 Generated from tasks/runtime/stages.py by `python -m cli.stage_page > docs/stages.md`.
 
-The stages in the order of the pipeline. Each writes to a folder of [artifacts/](../artifacts/README.md) and reuses its
-output if nothing has changed. The core modules decide the output, so their code is part of the cache key
+The stages in the order of the pipeline. A stage with an output writes it to [artifacts/](../artifacts/README.md), and
+reuses it if nothing has changed. The core modules decide the output, so their code is part of the cache key
 ([how a stage works](design.md#how-a-stage-works)). [Extending](extending.md#add-a-stage) describes how to add one.
 
 | stage | runs | task | output | fails with | core modules |
