@@ -72,6 +72,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         STAGE,
         {
             "dataset": prepared.dataset,
+            "contract": contract.digest,
             "prepared": prepared.record.digest,
             "trained": trained.record.digest,
             "environment": environment(),
