@@ -20,7 +20,7 @@ import pandas as pd
 
 from benchmarks.checks import faults
 from schemas.config import artifacts_folder, data_folder
-from schemas.contract import CONTRACTS, DatasetContract, contract_of
+from schemas.contract import DatasetContract, contract_of
 from schemas.layout import PROFILE_NAME
 from schemas.references import CheckResult
 from tasks.checks.image_checks import measure_predicted
@@ -41,7 +41,7 @@ _DRAWS = 300
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predicted_checks", description=__doc__)
-    parser.add_argument("dataset", choices=CONTRACTS)
+    parser.add_argument("dataset")
     parser.add_argument("--artifacts-dir", metavar="D")
     parser.add_argument("--cost", metavar="IMAGES.csv", type=Path)
     options = parser.parse_args()

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
 from schemas.config import BadRows, Note, PromotionConfig, TrainingConfig
-from schemas.contract import FASHION_MNIST, DatasetName
+from schemas.contract import DEFAULT_DATASET, contract_of
 from schemas.errors import WrongUsage
 
 Config = TypeVar("Config", TrainingConfig, PromotionConfig)
@@ -51,10 +51,19 @@ def data_dir(purpose: str) -> Argument:
     )
 
 
+def dataset_argument(text: str) -> str:
+    """Return the name of a dataset whose file can be read, as the ``type`` of an argument."""
+    try:
+        return contract_of(text).name
+    except WrongUsage as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 DATASET = Argument(
     "--dataset",
-    choices=get_args(DatasetName),
-    default=FASHION_MNIST.name,
+    type=dataset_argument,
+    metavar="NAME",
+    default=DEFAULT_DATASET,
     help="dataset whose contract and model store are used (default: %(default)s)",
 )
 COMMON_FLAGS = (

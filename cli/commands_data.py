@@ -1,22 +1,28 @@
-"""The commands for data: `contract`, and `quarantine list` and `export`."""
+"""The commands for data: `contract`, `dataset init`, `list`, `show` and `profile`, `quarantine list` and `export`."""
 
 import argparse
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
+from cli.arguments import Argument, Commands, data_dir, dataset_argument, path_argument, print_result
 from cli.contract_page import contract_json, contract_text
 from schemas.config import artifacts_folder, data_folder, expanded
-from schemas.contract import SPLITS, contract_of
-from schemas.errors import FashionAnnError, StoredArtifactError
+from schemas.contract import SPLITS, contract_of, dataset_paths
+from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
 
 if TYPE_CHECKING:
     from tasks.data.quarantine import Export, QuarantineFile
 
 commands = Commands()
 
-GROUP_HELP = {"quarantine": "list rejected rows, or export them to correct"}
+GROUP_HELP = {
+    "dataset": "make a dataset of your own from CSVs, list and show datasets",
+    "quarantine": "list rejected rows, or export them to correct",
+}
+_NAME = Argument("name", metavar="NAME", type=dataset_argument, help="name of a dataset")
 
 
 @commands.add(
@@ -28,6 +34,118 @@ GROUP_HELP = {"quarantine": "list rejected rows, or export them to correct"}
 def _contract(options: argparse.Namespace) -> None:
     contract = contract_of(options.dataset)
     print_result(options, contract_json(contract), contract_text(contract).rstrip().splitlines())
+
+
+@commands.add(
+    "dataset init",
+    Argument("name", metavar="NAME", help="name of the new dataset: a-z, 0-9 and dashes"),
+    Argument(
+        "--from",
+        dest="folder",
+        type=path_argument,
+        metavar="DIR",
+        required=True,
+        help="folder with the CSVs, of which the names contain train and test",
+    ),
+    Argument(
+        "--like",
+        type=dataset_argument,
+        metavar="DATASET",
+        help="copy bounds and minimum rows of this dataset",
+    ),
+    Argument("--transpose", action="store_true", help="the CSVs have the pixels column by column, as those of EMNIST"),
+    Argument(
+        "--holdout",
+        type=float,
+        metavar="X",
+        help="take this share of each class of the train rows as the test split, such as 0.1 (default: off)",
+    ),
+    help="write a dataset file and its baseline profile, inferred from CSVs",
+    description="Write NAME.toml and the baseline profile NAME.json to $FASHION_ANN_DATASETS_DIR, else to datasets/ of "
+    "the checkout. Columns, labels, shape, pixel range, background and bounds are inferred from the CSVs. Checks that "
+    "the train split itself would fail are turned off. Print what to look at.",
+    dataset=False,
+    writes=False,
+    when_stopped="No dataset was written.",
+)
+def _init(options: argparse.Namespace) -> None:
+    from tasks.checks.new_dataset import init_dataset
+
+    new = init_dataset(
+        options.name,
+        Path(options.folder),
+        like=options.like,
+        transpose=options.transpose,
+        holdout=options.holdout,
+    )
+    path, folder = new.contract.path, shlex.quote(options.folder)
+    result = {"dataset": options.name, "path": path, "profile": new.contract.reference, "notes": new.notes}
+    written = f"wrote {path} and {path.with_suffix('.json').name}. Look at:"
+    next_step = f"then run `fashion-ann train --dataset {options.name} --data-dir {folder}`"
+    print_result(options, result, [written, *(f"- {note}" for note in new.notes), *new.picture, next_step])
+
+
+@commands.add(
+    "dataset list",
+    help="list all datasets",
+    description="Print name, shape, number of classes and file of each dataset. A file that cannot be used is an error "
+    "at the end.",
+    dataset=False,
+    writes=False,
+)
+def _list_datasets(options: argparse.Namespace) -> None:
+    contracts, faults = [], []
+    for name in sorted(dataset_paths()):
+        try:
+            contracts.append(contract_of(name))
+        except WrongUsage as error:
+            faults.append(str(error))
+    result = [
+        {"name": contract.name, "height": contract.height, "width": contract.width, "classes": contract.classes}
+        | {"path": contract.path, "reference": contract.reference}
+        for contract in contracts
+    ]
+    lines = [
+        f"{contract.name}: {contract.height} x {contract.width}, {contract.classes} classes, {contract.path}"
+        for contract in contracts
+    ]
+    print_result(options, result, lines)
+    if faults:
+        raise WrongUsage(" ".join(faults))
+
+
+@commands.add(
+    "dataset show",
+    _NAME,
+    help="print the contract of a dataset, and its file",
+    description="Print what a dataset file requires, with every default, as `contract` does, and the path of the file.",
+    dataset=False,
+    writes=False,
+)
+def _show(options: argparse.Namespace) -> None:
+    contract = contract_of(options.name)
+    lines = [*contract_text(contract).rstrip().splitlines(), "", f"file {contract.path}, digest {contract.digest}"]
+    print_result(options, contract_json(contract), lines)
+
+
+@commands.add(
+    "dataset profile",
+    _NAME,
+    data_dir("folder of the CSVs"),
+    help="write the baseline profile of a dataset again, from the train split in the data folder",
+    description="Write NAME.json beside the dataset file: the profile that images and labels are compared with. For "
+    "published data it is made from the published train split only.",
+    dataset=False,
+    writes=False,
+    when_stopped="The profile was not changed.",
+)
+def _profile(options: argparse.Namespace) -> None:
+    from tasks.checks.new_dataset import make_profile
+
+    contract = contract_of(options.name)
+    target = contract.path.with_suffix(".json")
+    make_profile(contract, data_folder(options.data_dir), target)
+    print_result(options, {"dataset": options.name, "profile": target}, [f"wrote {target}"])
 
 
 @commands.add(

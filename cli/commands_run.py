@@ -18,7 +18,7 @@ from cli.arguments import (
     read_note,
 )
 from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder, expanded
-from schemas.contract import FASHION_MNIST
+from schemas.contract import DEFAULT_DATASET
 from schemas.layout import REPORT_NAME
 from tasks.runtime.stages import STAGES
 
@@ -34,7 +34,7 @@ _STAGES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 @commands.add(
     "train",
     data_dir(
-        f"folder of {FASHION_MNIST.csv_name('train')} and {FASHION_MNIST.csv_name('test')} (named for the dataset), "
+        f"folder of {DEFAULT_DATASET}_train.csv and {DEFAULT_DATASET}_test.csv (named for the dataset), "
         "plain or as .csv.gz, whole or in shards"
     ),
     Argument(
@@ -111,7 +111,7 @@ def _version_lines(version: "ModelVersion", dataset: str) -> Iterator[str]:
     if version.created:
         yield f"  {version.verdict}"
     if version.waiting:
-        about = "" if dataset == FASHION_MNIST.name else f" --dataset {dataset}"
+        about = "" if dataset == DEFAULT_DATASET else f" --dataset {dataset}"
         yield f"  promote it with `fashion-ann promote {version.version} --reason R{about}`"
     yield f"  model   {version.path}"
     yield f"  report  {version.path / REPORT_NAME}"
@@ -123,8 +123,8 @@ def _version_lines(version: "ModelVersion", dataset: str) -> Iterator[str]:
         "images",
         type=path_argument,
         metavar="IMAGES",
-        help="a CSV or .csv.gz as for train, with any number of rows; the column "
-        f"{FASHION_MNIST.label_column} is optional and adds the accuracy",
+        help="a CSV or .csv.gz as for train, with any number of rows; the column label "
+        "is optional and adds the accuracy",
     ),
     Argument(
         "--output",

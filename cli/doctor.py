@@ -19,7 +19,7 @@ from cli.arguments import counted
 from cli.deploy import pool_names
 from cli.server_process import access_of, api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT, separate_folders
-from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
+from schemas.contract import DEFAULT_DATASET, FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from tasks.runtime.fingerprint import installed_extra, installed_version, locked_packages
 
@@ -65,7 +65,7 @@ class Pool:
     online: int
 
 
-def examine(artifacts_dir: Path, data_dir: Path, dataset: str = FASHION_MNIST.name) -> list[Check]:
+def examine(artifacts_dir: Path, data_dir: Path, dataset: str = DEFAULT_DATASET) -> list[Check]:
     """Run all checks in order. One that raises an exception counts as failed."""
     with _preserve_prefect_home():
         return [
@@ -421,7 +421,7 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> str
     return f"{' and '.join(path.name for path in paths)} in {data_dir}; a run checks every cell"
 
 
-def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
+def check_store(artifacts_dir: Path, dataset: str = DEFAULT_DATASET) -> str:
     """Check that every version matches its manifest, that the champion exists and that the alias log is intact."""
     from tasks.registry.store import ModelStore
 
@@ -474,7 +474,7 @@ def check_store(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
     return f"{counted(len(numbers), 'version')}, {unread} intact, {current}{suffix}"
 
 
-def check_champion(artifacts_dir: Path, dataset: str = FASHION_MNIST.name) -> str:
+def check_champion(artifacts_dir: Path, dataset: str = DEFAULT_DATASET) -> str:
     """Return the age of the champion. More than `MAX_CHAMPION_DAYS` are a concern."""
     from tasks.registry.store import ModelStore
 

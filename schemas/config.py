@@ -162,6 +162,11 @@ def data_folder(given: str | Path | None = None) -> Path:
     return _folder(given, "FASHION_ANN_DATA_DIR", _DATA_FOLDER)
 
 
+def datasets_folder() -> Path:
+    """Return the folder of your dataset files: FASHION_ANN_DATASETS_DIR, else datasets/ of the checkout."""
+    return _folder(None, "FASHION_ANN_DATASETS_DIR", "datasets")
+
+
 def separate_folders(artifacts_dir: str | Path | None = None, data_dir: str | Path | None = None) -> tuple[Path, Path]:
     """Return `artifacts_folder` and `data_folder`. Raises `WrongUsage` if one contains the other, or they are equal.
 

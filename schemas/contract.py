@@ -1,19 +1,50 @@
-"""Define the data contract of each dataset: files, columns, value ranges, classes and checks."""
+"""Read the data contract of a dataset from its TOML file: files, columns, value ranges, classes and checks.
 
+docs/data.md describes the keys. The project's own files are in schemas/datasets/, and yours are in `datasets_folder`.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import CoreSchema
+
+from schemas.config import datasets_folder
 from schemas.errors import WrongUsage
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-# The contracts' names as a type: Prefect rejects a flow parameter with another name before the run starts.
-DatasetName = Literal["fashion-mnist", "digits"]
+DEFAULT_DATASET = "fashion-mnist"
+# Of store folders and of the keys of Prefect's artifacts.
+NAME_PATTERN = "^[a-z0-9]+(-[a-z0-9]+)*$"
 
-_PROFILES = Path(__file__).parent / "profiles"
+_SHIPPED = Path(__file__).parent / "datasets"
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Label = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Text = Annotated[str, Field(min_length=1)]
+Side = Annotated[int, Field(ge=2, le=1_000)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Rows = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+CsvFileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+\.csv$")]
 
 
 @dataclass(frozen=True)
@@ -24,10 +55,12 @@ class IdxFile:
     depend on the compression (Debian compresses it again).
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
-    gzip_bytes: int
-    gzip_sha256: str
-    content_sha256: str
+    gzip_bytes: Rows
+    gzip_sha256: Digest
+    content_sha256: Digest
 
 
 @dataclass(frozen=True)
@@ -37,8 +70,10 @@ class PublishedSplit:
     rows_sha256: `tasks.data.sources.rows_digest`, which does not depend on row order.
     """
 
-    rows: int
-    rows_sha256: str
+    __pydantic_config__ = _STRICT
+
+    rows: Rows
+    rows_sha256: Digest
     images: IdxFile | None = None
     labels: IdxFile | None = None
 
@@ -50,9 +85,34 @@ class BundledData:
     `tasks.data.splits.stratified_split` draws the ``test_rows`` of the test split with ``seed``.
     """
 
+    __pydantic_config__ = _STRICT
+
     loader: str
-    test_rows: int
-    seed: int
+    test_rows: Rows
+    seed: Rows
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the published data can be downloaded from."""
+
+    __pydantic_config__ = _STRICT
+
+    kaggle_slug: str | None = None
+    mirrors: tuple[str, ...] = ()
+    debian_package: str | None = None
+    debian_folder: str | None = None
+    bundled: BundledData | None = None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of a check in a dataset file. Without one, the check has no such bound."""
+
+    __pydantic_config__ = _STRICT
+
+    warn: float | None = None
+    fail: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +129,14 @@ class Check:
     warn: float | None = None
     fail: float | None = None
     low_is_bad: bool = False
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.warn, self.fail)
+
+    @property
+    def off(self) -> bool:
+        return self.warn is None and self.fail is None
 
     def fails(self, value: float) -> bool:
         """Return whether a split with this value is rejected."""
@@ -87,70 +155,6 @@ class PixelScale(NamedTuple):
 
     minimum: int
     maximum: int
-
-
-@dataclass(frozen=True)
-class DatasetContract:
-    """The format and the checks of one image dataset stored as CSV: a header, then one row per image.
-
-    A row is the label and the pixels, row-major from the top left. Pixels are integers; ``pixel_min`` is background.
-    Labels are 0 .. classes - 1.
-    """
-
-    name: str
-    height: int
-    width: int
-    pixel_min: int
-    pixel_max: int
-    class_names: tuple[str, ...]
-    minimum_rows: Mapping[Split, int]
-    maximum_class_share: float
-    published: Mapping[Split, PublishedSplit]
-    checks: tuple[Check, ...]
-    # Largest root mean square difference of near duplicates, as a share of the pixel range.
-    near_duplicate: float
-    # Baseline profile, created from the published train split by `python -m benchmarks.make_profile`. Without it, the
-    # checks that need it are skipped.
-    reference: Path | None = None
-    # Sources of the published data.
-    kaggle_slug: str | None = None
-    mirrors: tuple[str, ...] = ()
-    debian_package: str | None = None
-    debian_folder: str | None = None
-    bundled: BundledData | None = None
-    # Text of the model card in report.html.
-    licence: str = ""
-    known_limits: tuple[str, ...] = ()
-
-    label_column = "label"
-
-    @property
-    def scale(self) -> PixelScale:
-        return PixelScale(self.pixel_min, self.pixel_max)
-
-    @property
-    def pixels(self) -> int:
-        """Return the number of pixels per image."""
-        return self.height * self.width
-
-    @property
-    def classes(self) -> int:
-        return len(self.class_names)
-
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Return the column names in order: ``label, pixel1, ..``."""
-        return (self.label_column, *(f"pixel{number}" for number in range(1, self.pixels + 1)))
-
-    def bounds(self, column: str) -> tuple[int, int]:
-        """Return the smallest and the largest value that ``column`` may contain."""
-        return (0, self.classes - 1) if column == self.label_column else (self.pixel_min, self.pixel_max)
-
-    def check(self, name: str) -> Check:
-        return next(check for check in self.checks if check.name == name)
-
-    def csv_name(self, split: Split) -> str:
-        return f"{self.name}_{split}.csv"
 
 
 # Images that are sampled for checks of images and labels. With all of them, measurements would change by about 1 %.
@@ -289,111 +293,289 @@ CHECKS: tuple[Check, ...] = (
     ),
 )
 
-FASHION_MNIST = DatasetContract(
-    name="fashion-mnist",
-    height=28,
-    width=28,
-    pixel_min=0,
-    pixel_max=255,
-    class_names=(
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    ),
-    minimum_rows={"train": 1_000, "test": 100},
-    maximum_class_share=0.5,
-    published={
-        "train": PublishedSplit(
-            rows=60_000,
-            images=IdxFile(
-                name="train-images-idx3-ubyte.gz",
-                gzip_bytes=26_421_880,
-                gzip_sha256="3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                content_sha256="c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            ),
-            labels=IdxFile(
-                name="train-labels-idx1-ubyte.gz",
-                gzip_bytes=29_515,
-                gzip_sha256="a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                content_sha256="bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-            ),
-            rows_sha256="0c69d5cdeb902b69084012f812f066de080317bb3c64f43ca87f910d8ec86906",
-        ),
-        "test": PublishedSplit(
-            rows=10_000,
-            images=IdxFile(
-                name="t10k-images-idx3-ubyte.gz",
-                gzip_bytes=4_422_102,
-                gzip_sha256="346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                content_sha256="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            ),
-            labels=IdxFile(
-                name="t10k-labels-idx1-ubyte.gz",
-                gzip_bytes=5_148,
-                gzip_sha256="67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                content_sha256="0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-            ),
-            rows_sha256="90c92c0507755a7d443edde8297ce4d0f131e42884e2e87e7fc9b81ffe215258",
-        ),
-    },
-    checks=CHECKS,
-    near_duplicate=0.02,
-    reference=_PROFILES / "fashion-mnist.json",
-    kaggle_slug="zalando-research/fashionmnist",
-    mirrors=(
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
-    ),
-    debian_package="dataset-fashion-mnist",
-    debian_folder="/usr/share/datasets/fashion-mnist",
-    licence="MIT, copyright 2017 Zalando SE",
-    known_limits=(
-        "Some test images have near-duplicates among the train images (arXiv 1906.08255), so the test accuracy is "
-        "slightly too high. Those that differ in few pixels are counted above.",
-        "Some images have a wrong label, in both splits (arXiv 1912.05283). A few of the errors shown here are errors "
-        "of the label.",
-        "The images are studio pictures of one shop: cut out, centred, grey and upright. Other photographs are another "
-        "task.",
-    ),
-)
+# Other bounds for photographs: they have no background, fill the range as the light allows, and resemble each other.
+PHOTOGRAPHS: Mapping[str, Bounds] = {
+    **dict.fromkeys(("inverted_images", "background", "brightest_pixel"), Bounds()),
+    "label_relation": Bounds(warn=0.5, fail=0.3),
+    "label_agreement": Bounds(warn=0.8, fail=0.5),
+    "near_duplicates_in_train": Bounds(warn=0.005),
+    "drift": Bounds(warn=0.2),
+}
+Kind = Literal["drawings", "photographs"]
+_KINDS: Mapping[Kind, Mapping[str, Bounds]] = {"drawings": {}, "photographs": PHOTOGRAPHS}
 
-DIGITS = DatasetContract(
-    name="digits",
-    height=8,
-    width=8,
-    pixel_min=0,
-    pixel_max=16,
-    class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    minimum_rows={"train": 500, "test": 100},
-    maximum_class_share=0.5,
-    published={
-        "train": PublishedSplit(
-            rows=1_438, rows_sha256="87e4fab0f62a07d302c1852cb9ee044443d343482f18a87ae3db41c4c3d09f21"
-        ),
-        "test": PublishedSplit(
-            rows=359, rows_sha256="e8e626027d88364e73bdbc75542388e07fe9ffe809143daa0d19aa8bdd12a49d"
-        ),
-    },
-    checks=CHECKS,
-    near_duplicate=0.03,
-    reference=_PROFILES / "digits.json",
-    bundled=BundledData(loader="load_digits", test_rows=359, seed=0),
-    licence='CC BY 4.0: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning '
-    "Repository, 1998",
-    known_limits=(
-        "The 1,797 images that come with scikit-learn are only the test part of the 5,620 published ones. Results on "
-        "all of them are not comparable.",
-        "13 of the 43 writers wrote these. Train and test are drawn at random, so both contain digits of every writer. "
-        "The test accuracy does not predict the accuracy on an unknown writer.",
-        "Images are 8 x 8 pixels with values 0 to 16: counts of black pixels in 4 x 4 blocks of a 32 x 32 bitmap, with "
-        "size and position normalized. Digits from another scanner or preparation are another task.",
-    ),
-)
 
-CONTRACTS: Mapping[str, DatasetContract] = {contract.name: contract for contract in (FASHION_MNIST, DIGITS)}
+_NO_BACKGROUND = BeforeValidator(lambda value: None if value == "none" else value)
+_OFF = BeforeValidator(lambda value: Bounds() if value == "off" else value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """The keys of a dataset file, in the order in which `docs/data.md` describes them.
+
+    labels: the name of each class by its label in the CSVs. background: the pixel value of empty areas, None for
+    images without any. naming: the names of the pixel columns, such as "pixel1..", or "none" for CSVs without a header.
+    transpose: the CSVs have the pixels column by column. holdout: share of the train rows that is the test split.
+    files: names of the CSVs, if they are others than NAME_train.csv and NAME_test.csv. near_duplicate: largest root
+    mean square difference of near duplicates, as a share of the pixel range. known_limits, licence: text of the model
+    card. check_bounds: bounds that differ from those of ``kind``.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    height: Side
+    width: Side
+    labels: Annotated[Mapping[Label, Text], Field(min_length=2, max_length=256)]
+    pixel_min: Byte = 0
+    pixel_max: Byte = 255
+    background: Annotated[Byte | None, _NO_BACKGROUND] = 0
+    label_column: Text = "label"
+    naming: Annotated[str, Field(alias="columns")] = "pixel1.."
+    transpose: bool = False
+    files: Mapping[Split, CsvFileName] = field(default_factory=dict)
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    minimum_rows: Mapping[Split, Rows] = field(default_factory=lambda: {"train": 1_000, "test": 100})
+    maximum_class_share: Share = 0.5
+    near_duplicate: Share = 0.02
+    kind: Kind = "drawings"
+    check_bounds: Annotated[Mapping[str, Annotated[Bounds, _OFF]], Field(alias="checks")] = field(default_factory=dict)
+    published: Mapping[Split, PublishedSplit] = field(default_factory=dict)
+    sources: Sources = Sources()
+    licence: str = ""
+    known_limits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if keys contradict each other."""
+        if self.pixel_min >= self.pixel_max:
+            raise ValueError(f"expected pixel_min below pixel_max, received {self.pixel_min} and {self.pixel_max}")
+        if self.background not in (None, self.pixel_min, self.pixel_max):
+            raise ValueError(
+                f'background: expected {self.pixel_min}, {self.pixel_max} or "none", received {self.background}'
+            )
+        if len(set(self.labels.values())) < len(self.labels):
+            raise ValueError("labels: expected a different name for each label")
+        for key, table in (("minimum_rows", self.minimum_rows), ("published", self.published)):
+            if table and set(table) != set(SPLITS):
+                raise ValueError(f"{key}: expected train and test, received {', '.join(table)}")
+        if self.label_column in self._file_pixels:
+            raise ValueError(f"label_column: expected a name that is no pixel's, received {self.label_column!r}")
+        names = {check.name for check in CHECKS}
+        if unknown := set(self.check_bounds) - names:
+            raise ValueError(f"checks: expected names of {', '.join(sorted(names))}, received {min(unknown)!r}")
+        for check in self.checks:
+            if check.warn is not None and check.fail is not None and check.fails(check.warn):
+                raise ValueError(f"checks.{check.name}: expected a warning before the failure, received {check.warn:g}")
+
+    @cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """Return every check with its bounds for this dataset. A check that is off has none."""
+        bounds = {**_KINDS[self.kind], **self.check_bounds}
+        return tuple(replace(check, **vars(bounds.get(check.name, check.bounds))) for check in CHECKS)
+
+    @property
+    def pixels(self) -> int:
+        """Return the number of pixels per image."""
+        return self.height * self.width
+
+    @cached_property
+    def _file_pixels(self) -> tuple[str, ...]:
+        """Return the names of the pixel columns in the order of the CSVs. Raises ValueError for another ``naming``."""
+        first, dots, last = ("pixel1", "..", "") if self.naming == "none" else self.naming.partition("..")
+        rows, across = (self.width, self.height) if self.transpose else (self.height, self.width)
+        if grid := re.fullmatch(r"(.*?)(\d+)x(\d+)", first):
+            top, left = int(grid[2]), int(grid[3])
+            names = [f"{grid[1]}{top + row}x{left + column}" for row in range(rows) for column in range(across)]
+        elif numbered := re.fullmatch(r"(.*?)(\d+)", first):
+            start, digits = int(numbered[2]), len(numbered[2])
+            names = [f"{numbered[1]}{start + at:0{digits}}" for at in range(self.pixels)]
+        if not dots or not (grid or numbered) or last not in ("", names[-1]):
+            raise ValueError(
+                'columns: expected the first name, then two dots, such as "pixel0..", "1x1..28x28", or "none" for CSVs '
+                f"without a header; received {self.naming!r} for {self.height} x {self.width} pixels"
+            )
+        return tuple(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetContract(DatasetFile):
+    """The format and the checks of one image dataset stored as CSV: one row per image, mostly below a header.
+
+    A row is the label and the pixels, integers, row-major from the top left. Ingest replaces the label by its class, 0
+    .. classes - 1 in the order of the labels.
+
+    path: the dataset file. digest: that of its keys and values, which no comment changes. reference: the baseline
+    profile, a JSON file beside the dataset file. Without it, the checks that need it are skipped.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    reference: Path | None = None
+
+    @property
+    def scale(self) -> PixelScale:
+        """Return the pixel values that become 0 and 1. The background becomes 0."""
+        if self.background == self.pixel_max:
+            return PixelScale(self.pixel_max, self.pixel_min)
+        return PixelScale(self.pixel_min, self.pixel_max)
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def class_labels(self) -> tuple[int, ...]:
+        """Return the label of each class, in ascending order."""
+        return tuple(sorted(self.labels))
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.labels[label] for label in self.class_labels)
+
+    @property
+    def has_header(self) -> bool:
+        return self.naming != "none"
+
+    @property
+    def file_columns(self) -> tuple[str, ...]:
+        """Return the column names in the order of the CSVs."""
+        return (self.label_column, *self._file_pixels)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Return the column names: the label, then the pixels of the upright image row by row."""
+        if not self.transpose:
+            return self.file_columns
+        places = (column * self.height + row for row in range(self.height) for column in range(self.width))
+        return (self.label_column, *(self._file_pixels[place] for place in places))
+
+    @property
+    def can_be_fetched(self) -> bool:
+        """Return whether the data is published, and a source of it is known."""
+        return bool(self.published) and self.sources != Sources()
+
+    @property
+    def csv_splits(self) -> tuple[Split, ...]:
+        """Return the splits that have CSVs of their own."""
+        return SPLITS if self.holdout is None else ("train",)
+
+    @property
+    def label_ranges(self) -> str:
+        """Return the labels as text, such as "0..8, 10..24"."""
+        runs = [
+            [label for _, label in run]
+            for _, run in groupby(enumerate(self.class_labels), key=lambda entry: entry[1] - entry[0])
+        ]
+        return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+    def bounds(self, column: str) -> tuple[int, int]:
+        """Return the smallest and the largest value of ``column`` after ingest."""
+        return (0, self.classes - 1) if column == self.label_column else (self.pixel_min, self.pixel_max)
+
+    def check(self, name: str) -> Check:
+        return next(check for check in self.checks if check.name == name)
+
+    def csv_name(self, split: Split) -> str:
+        """Return the name of a split's CSV. With a holdout both splits have the same."""
+        source = split if split in self.csv_splits else "train"
+        return self.files.get(source, f"{self.name}_{source}.csv")
+
+
+# --- dataset files ---
+
+
+def dataset_paths() -> dict[str, Path]:
+    """Return the file of each dataset by the name that the file has. No file is read."""
+    folders = (_SHIPPED, datasets_folder())
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("[!.]*.toml"))}
+
+
+def shipped_contracts() -> list[DatasetContract]:
+    """Return the contracts of the project's own datasets."""
+    return [_read(path) for path in sorted(_SHIPPED.glob("*.toml"))]
 
 
 def contract_of(dataset: str) -> DatasetContract:
-    """Return the contract with that name. Raises `WrongUsage`, which lists the known names."""
-    if dataset not in CONTRACTS:
-        raise WrongUsage(f"There is no dataset {dataset!r}: expected one of {', '.join(CONTRACTS)}.")
-    return CONTRACTS[dataset]
+    """Return the contract with that name. Raises `WrongUsage` if there is none, or its file is wrong."""
+    paths = dataset_paths()
+    if dataset not in paths:
+        raise WrongUsage(
+            f"There is no dataset {dataset!r}: expected one of {', '.join(sorted(paths))}. `fashion-ann dataset init` "
+            "makes one from CSVs."
+        )
+    path = paths[dataset]
+    if path.parent != _SHIPPED and (_SHIPPED / path.name).exists():
+        raise WrongUsage(f"{path} has the name of a dataset of the project. Expected another name. Rename the file.")
+    return _read(path)
+
+
+def check_name(name: str) -> None:
+    """Raise `WrongUsage` unless ``name`` can name a dataset: its store, and artifacts in Prefect's UI."""
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > 64:
+        likely = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:64]
+        raise WrongUsage(
+            f"Expected the name of a dataset: up to 64 characters of a-z, 0-9 and single dashes, received {name!r}. "
+            f"Use {likely or 'another name'}."
+        )
+
+
+def _read(path: Path) -> DatasetContract:
+    """Return the contract in ``path``. Raises `WrongUsage`, which names the file and the key."""
+    try:
+        check_name(path.stem)
+        reference = path.with_suffix(".json")
+        return _parse(path, path.read_bytes(), reference if reference.exists() else None)
+    except (OSError, ValueError, WrongUsage) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise WrongUsage(f"{path}: {reason}. Correct the file; docs/data.md describes its keys.") from error
+
+
+@cache
+def _parse(path: Path, content: bytes, reference: Path | None) -> DatasetContract:
+    table = tomllib.loads(content.decode())
+    try:
+        # As JSON, because there strict pydantic reads the keys of `labels` as integers, and arrays as tuples.
+        keys = _adapter().validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_describe, error.errors()[:3]))) from error
+    values = {entry.name: getattr(keys, entry.name) for entry in fields(keys)}
+    digest = hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
+    return DatasetContract(**values, name=path.stem, path=path, digest=digest, reference=reference)
+
+
+@cache
+def _adapter() -> TypeAdapter[DatasetFile]:
+    return TypeAdapter(DatasetFile)
+
+
+def _describe(error: Any) -> str:
+    """Return key, expected and received value of an error of pydantic."""
+    key = ".".join(map(str, error["loc"]))
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return f"{key}: expected no such key"
+        case "missing_argument" | "missing":
+            return f"{key}: expected this key, received none"
+        case "value_error":
+            return str(error["ctx"]["error"])
+    return f"{key}: {error['msg']}, received {error['input']!r:.80}"
+
+
+def _registered(name: str) -> str:
+    try:
+        return contract_of(name).name
+    except WrongUsage as error:
+        raise ValueError(str(error)) from error
+
+
+class _ListedNames:
+    """Add the names of all datasets to the JSON schema of a parameter."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": sorted(dataset_paths())}
+
+
+# A flow parameter: Prefect rejects any other name before the run starts. Its form has the names of the last `deploy`.
+DatasetName = Annotated[str, AfterValidator(_registered), _ListedNames()]
+
+FASHION_MNIST = _read(_SHIPPED / f"{DEFAULT_DATASET}.toml")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import DatasetName, Split
+from schemas.contract import NAME_PATTERN, Split
 from schemas.errors import StoredArtifactError
 
 # A plain name: it cannot lead out of the version's folder.
@@ -167,7 +167,7 @@ class StoredCode(StoredJson):
 class VersionFacts(StoredJson):
     """A manifest without the version number, the files and the digest, which the store adds."""
 
-    dataset: DatasetName
+    dataset: Annotated[str, Field(pattern=NAME_PATTERN)]
     created: Time
     made_from: str
     test_accuracy: Share

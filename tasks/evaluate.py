@@ -71,6 +71,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         EVALUATE,
         {
             "dataset": prepared.dataset,
+            "contract": contract.digest,
             "prepared": prepared.record.digest,
             "trained": trained.record.digest,
             "environment": environment(),

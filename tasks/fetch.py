@@ -30,7 +30,8 @@ def fetch(dataset: str, data_dir: Path, opted_in: bool = False, announced: bool 
     emit(StageStarted(FETCH.name, None))
     started = time.monotonic()
     present = find_data(contract, data_dir)
-    if present is None and (announced or not (opted_in or may_fetch(contract, data_dir))):
+    may_download = may_fetch(contract, data_dir) or (opted_in and contract.can_be_fetched)
+    if present is None and (announced or not may_download):
         require_supplied(contract, data_dir)
     csvs = present or fetch_data(contract, data_dir)
     for name, intended in likely_names(contract, data_dir).items():

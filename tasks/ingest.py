@@ -49,7 +49,8 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
 
     # Without the budget, which decides only whether there is an output. File names are part of the facts.
     names = [file.path.name for file in csv.files]
-    inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "dataset": dataset, "origin": csv.origin}
+    inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "origin": csv.origin}
+    inputs |= {"dataset": dataset, "contract": contract.digest}
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[IngestFacts, ParquetSplit]:
         facts = TypeAdapter(IngestFacts).validate_python(stored)

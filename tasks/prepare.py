@@ -49,6 +49,7 @@ def prepare(
 
     inputs = {
         "dataset": dataset,
+        "contract": contract.digest,
         "train": train.data.sha256,
         "test": test.data.sha256,
         "test_in_train": sha256_file(test.record.path / TEST_IN_TRAIN_NAME),

@@ -77,6 +77,7 @@ def validate(
         VALIDATE,
         {
             "dataset": dataset,
+            "contract": contract.digest,
             "split": data.split,
             # The digest of the current file, so that a file changed in place is validated again.
             "data": sha256_file(data.path),

@@ -40,7 +40,7 @@ def tiny_contract() -> DatasetContract:
         FASHION_MNIST,
         height=2,
         width=2,
-        class_names=("a", "b", "c"),
+        labels=MappingProxyType({0: "a", 1: "b", 2: "c"}),
         minimum_rows=MappingProxyType({"train": 6, "test": 6}),
         reference=None,
     )

@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 
 from benchmarks.bench import Run
-from benchmarks.make_profile import make_profile
 from benchmarks.measure import Finished, at_least, at_most, compared
 from benchmarks.peers import plain_ingests
 from schemas.config import PROJECT_ROOT
-from schemas.contract import DIGITS, FASHION_MNIST
-from schemas.errors import WrongUsage
+from schemas.contract import FASHION_MNIST
 from tests.sample import SAMPLE
 
 
@@ -26,19 +23,6 @@ def test_every_module_can_be_imported() -> None:
     program = f"import importlib\nfor name in {[*names, '__main__']}: importlib.import_module('benchmarks.' + name)"
     done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_makes_the_stored_profile_of_the_digits(tmp_path: Path) -> None:
-    make_profile("digits", tmp_path, tmp_path / "digits.json")
-    assert DIGITS.reference is not None
-    assert json.loads((tmp_path / "digits.json").read_bytes()) == json.loads(DIGITS.reference.read_bytes())
-
-
-def test_makes_no_profile_of_other_data(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / f"digits_{split}.csv").write_text("label\n")
-    with pytest.raises(WrongUsage, match="not the published train split"):
-        make_profile("digits", tmp_path, tmp_path / "digits.json")
 
 
 def run_module(*arguments: str | Path) -> str:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import DIGITS, SPLITS
+from schemas.contract import SPLITS, contract_of
 from schemas.references import ParquetSplit
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
@@ -18,6 +18,8 @@ from tasks.registry.store import ModelStore
 from tasks.train import train
 from tasks.validate import validate
 from tasks.version import version
+
+DIGITS = contract_of("digits")
 
 
 @pytest.mark.usefixtures("in_this_process")

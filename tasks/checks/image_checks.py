@@ -16,6 +16,7 @@ from tasks.checks.image_profile import (
     ImageProfile,
     Images,
     Labels,
+    above_background,
     baseline_profile,
     histogram,
     variance_explained,
@@ -34,8 +35,10 @@ from tasks.checks.scan import Drawn, PredictedImages, Sample, Scan
 
 # Between 5 % and 95 % inverted images the split is a mixture; aggregate statistics then describe neither part.
 _MIXTURE = 0.05
-# Enough images for bounds that were derived from 100; few enough that one of ten shards is most of a chunk.
+# Enough images for bounds that were derived from 100, and of each class; few enough that one of ten shards is most of a
+# chunk.
 _CHUNK_IMAGES = 128
+_CHUNK_IMAGES_PER_CLASS = 12
 _LEAST_OF_A_CLASS = 3
 # Checks run on each chunk, in order of precedence: orientation is meaningless for images of another dataset.
 _CHUNK_CHECKS = (
@@ -193,7 +196,8 @@ def _measure_images(
     failed = _failed({**pixel_range, **compared}, contract)
     chunks = _measure_chunks(drawn, contract, compare, failed)
     share = measured["inverted_images"].value
-    mixture = _MIXTURE < share < 1 - _MIXTURE and not {"polarity", "position", "similarity"} & failed
+    mixed = _MIXTURE < share < 1 - _MIXTURE and not contract.check("inverted_images").off
+    mixture = mixed and not {"polarity", "position", "similarity"} & failed
     # If every chunk is faulty and the split is too, the fault is that of the whole split.
     if chunks is not None and (chunks.value < 1 or not (failed or mixture)):
         measured["faulty_chunks"] = chunks
@@ -221,6 +225,8 @@ def _constant_columns(
 
     A pixel should vary if fewer than one split of ``rows`` in a million would have such a constant pixel by chance.
     """
+    # Ordered by distance from the background.
+    minimum, maximum = np.sort([above_background(end, contract) for end in (minimum, maximum)], axis=0)
     by_chance = (1 - np.asarray(baseline.varying)) ** rows * contract.pixels
     # Background is the smallest value present: another background than the contract's has a check of its own.
     constant = (minimum == maximum) & ((minimum > minimum.min()) | (by_chance < 1e-6))
@@ -250,7 +256,8 @@ def _measure_chunks(
         skipped.add("label_agreement")
     names = [name for name in _CHUNK_CHECKS if name not in skipped]
     chunks = []
-    for part in np.array_split(np.arange(len(drawn.labels)), max(1, len(drawn.labels) // _CHUNK_IMAGES)):
+    size = max(_CHUNK_IMAGES, _CHUNK_IMAGES_PER_CLASS * contract.classes)
+    for part in np.array_split(np.arange(len(drawn.labels)), max(1, len(drawn.labels) // size)):
         images, labels = drawn.images[part], drawn.labels[part]
         fault = _first_fault(images, labels, contract, compare, names)
         chunks.append(_Chunk(int(drawn.rows[part[0]]), int(drawn.rows[part[-1]]), *fault))

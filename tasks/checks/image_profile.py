@@ -31,7 +31,7 @@ class ImageProfile:
 
     class_rows: images per class. mean_images: the mean image of each class present, in pixel values, by label.
     histogram: share of pixels that are background, then of the other values in 16 bins of equal width.
-    varying: for each pixel, the share of images in which it is not at its smallest value.
+    varying: for each pixel, the share of images in which it is not at its value closest to the background.
     label_agreement: share of images whose most similar mean image is that of their label (`balanced_agreement`).
     label_relation: share of the pixels' variance that labels explain (`variance_explained`).
     class_histograms: the histogram of each class present, by label. class_fits: the mean over its images of the largest
@@ -52,12 +52,13 @@ def profile_images(images: Images, labels: Labels, contract: DatasetContract) ->
     """Return the profile of at least one labelled image."""
     means = mean_images(images, labels)
     correlations = standardized(images) @ standardized(np.stack(list(means.values()))).T
+    ink = above_background(images, contract)
     nearest, fits = np.array(list(means))[correlations.argmax(axis=1)], correlations.max(axis=1)
     return ImageProfile(
         class_rows=np.bincount(labels, minlength=contract.classes).tolist(),
         mean_images={str(label): np.round(mean.astype(float), 1).tolist() for label, mean in means.items()},
         histogram=np.round(histogram(images, contract), 6).tolist(),
-        varying=np.round((images != images.min(axis=0)).mean(axis=0), 5).tolist(),
+        varying=np.round((ink != ink.min(axis=0)).mean(axis=0), 5).tolist(),
         label_agreement=round(balanced_agreement(nearest == labels, labels)[0], 4),
         label_relation=round(variance_explained(images, labels), 4),
         class_histograms={
@@ -107,11 +108,18 @@ def mean_images(images: Images, labels: Labels) -> dict[int, Floats]:
 
 def histogram(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:
     """Return the share of background pixels, then of the other values in bins of equal width; float64 (17,)."""
-    counts = np.bincount(images.ravel(), minlength=256)
-    values = np.arange(contract.pixel_min + 1, contract.pixel_max + 1)
-    bins = (values - contract.pixel_min - 1) * _BINS // (contract.pixel_max - contract.pixel_min)
-    binned = np.bincount(bins, weights=counts[values], minlength=_BINS)
-    return np.asarray(np.concatenate([[counts[: contract.pixel_min + 1].sum()], binned]) / images.size)
+    width = contract.pixel_max - contract.pixel_min
+    counts = np.bincount(above_background(images, contract).ravel(), minlength=width + 1)
+    binned = np.bincount(np.arange(width) * _BINS // width, weights=counts[1 : width + 1], minlength=_BINS)
+    return np.asarray(np.concatenate([counts[:1], binned]) / images.size)
+
+
+def above_background(values: npt.NDArray[Any], contract: DatasetContract) -> npt.NDArray[Any]:
+    """Return the distance of pixel values from the background, or from the smallest value if there is none."""
+    background = contract.scale.minimum
+    if background == 0:
+        return values
+    return values - background if background == contract.pixel_min else background - values
 
 
 def standardized(images: npt.NDArray[Any]) -> Floats:

@@ -13,6 +13,7 @@ from tasks.checks.image_profile import (
     ImageProfile,
     Images,
     Labels,
+    above_background,
     balanced_agreement,
     mean_images,
     most_similar,
@@ -43,18 +44,22 @@ def join_first(values: Sequence[str], shown: int) -> str:
 
 def measure_pixel_range(images: Images, contract: DatasetContract) -> dict[str, Measurement]:
     """Measure background and brightest_pixel: do pixels use the whole range of the contract?"""
-    smallest, largest = images.min(axis=1), images.max(axis=1)
-    without = int((smallest > contract.pixel_min).sum())
+    background, end = contract.scale
+    sign = 1 if end > background else -1
+    ink = above_background(images, contract)
+    smallest, largest = ink.min(axis=1), ink.max(axis=1)
+    without = int((smallest > 0).sum())
+    least, most = ("smallest", "largest") if sign > 0 else ("largest", "smallest")
     middle = float(np.median(largest))
     return {
         "background": Measurement(
             without / len(images),
-            f"{without} of {len(images)} sampled images have no pixel of {contract.pixel_min}, the background; the "
-            f"smallest pixel of the median image is {np.median(smallest):g}",
+            f"{without} of {len(images)} sampled images have no pixel of {background}, the background; the "
+            f"{least} pixel of the median image is {background + sign * np.median(smallest):g}",
         ),
         "brightest_pixel": Measurement(
-            (middle - contract.pixel_min) / (contract.pixel_max - contract.pixel_min),
-            f"the largest pixel of the median image is {middle:g}, the range ends at {contract.pixel_max}",
+            middle / (contract.pixel_max - contract.pixel_min),
+            f"the {most} pixel of the median image is {background + sign * middle:g}, the range ends at {end}",
         ),
     }
 
@@ -64,7 +69,8 @@ def border_brightness(images: Images, contract: DatasetContract) -> npt.NDArray[
     frame = np.ones((contract.height, contract.width), bool)
     frame[1:-1, 1:-1] = False
     edge = images[:, frame.ravel()].mean(axis=1)
-    return np.asarray((edge - contract.pixel_min) / (contract.pixel_max - contract.pixel_min))
+    background, end = contract.scale
+    return np.asarray((edge - background) / (end - background))
 
 
 class BaselineImages:
@@ -96,8 +102,13 @@ def compare_with_baseline(
     explained: share of the images' variance that labels explain (`variance_explained`). Each fault is reported once:
     orientation is measured in the polarity that fits better, and labels are compared in the view that fits best.
     """
-    means = np.stack(list(mean_images(images, labels).values()))
-    view, measured = _compare(means, _matched, contract, baseline)
+    fits = baseline.profile.class_fits
+    if fits and explained < _SHUFFLED * baseline.profile.label_relation:
+        # With shuffled labels all mean images are similar, so each image is compared on its own.
+        view, measured = _compare(images, _most, contract, baseline, float(np.mean(list(fits.values()))))
+    else:
+        means = np.stack(list(mean_images(images, labels).values()))
+        view, measured = _compare(means, _matched, contract, baseline)
     nearest = baseline.labels[most_similar(images, view)]
     return {**measured, **measure_labels(labels, nearest, contract, baseline.profile, explained)}
 
@@ -113,7 +124,7 @@ def compare_unlabelled(
     """
     fits = np.array([baseline.profile.class_fits[str(label)] for label in baseline.labels])
     expected = float(fits[np.searchsorted(baseline.labels, predicted)].mean())
-    return _compare(images, lambda table: table.max(axis=1), contract, baseline, expected, _NORMAL_Z)[1]
+    return _compare(images, _most, contract, baseline, expected, _NORMAL_Z)[1]
 
 
 def _compare(
@@ -161,7 +172,7 @@ def _compare(
         other = "they look like images of another dataset"
         if _smoothness(images, contract) < _smoothness(baseline.images, contract) / 2:
             other = "neighbouring pixels are unrelated: the pixels look permuted"
-    background = f"the images look inverted, background is {contract.pixel_max}" if inverted else ""
+    background = f"the images look inverted, background is {contract.scale.maximum}" if inverted else ""
     view = baseline.shifted[nearest]
     if not looks_moved:
         view = baseline.oriented[orientation] * np.float32(-1 if inverted else 1)
@@ -175,6 +186,11 @@ def _compare(
 
 def _standard_error(values: Floats) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def _most(correlations: Floats) -> Floats:
+    """Return the largest correlation of each image."""
+    return np.asarray(correlations.max(axis=1))
 
 
 def _matched(correlations: Floats) -> Floats:
@@ -259,18 +275,16 @@ def describe_renaming(renamed: npt.NDArray[np.int64], contract: DatasetContract)
     classes = len(renamed)
     shifts = np.bincount((np.arange(classes) - renamed) % classes, minlength=classes)
     shift = int(shifts.argmax())
+    contiguous = contract.class_labels[-1] - contract.class_labels[0] == classes - 1
     # Most, not all: with few rows a class or two match others.
-    if shift and shifts[shift] > classes / 2:
+    if shift and shifts[shift] > classes / 2 and contiguous:
         amount = shift if shift <= classes - shift else shift - classes
         size = "one" if abs(amount) == 1 else str(abs(amount))
         return (
             f"the labels look shifted by {'one' if amount == 1 else amount}: each is {size} "
             f"{'more' if amount > 0 else 'less'} than the class of its image"
         )
-    names = contract.class_names
-    moved = ", ".join(
-        f"{label} ({names[label]}) looks like {like} ({names[like]})"
-        for label, like in enumerate(renamed.tolist())
-        if label != like
-    )
+    texts = [f"{label} ({contract.labels[label]})" for label in contract.class_labels]
+    pairs = enumerate(renamed.tolist())
+    moved = join_first([f"{texts[one]} looks like {texts[like]}" for one, like in pairs if one != like], 10)
     return f"the labels look permuted: {moved}"

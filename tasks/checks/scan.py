@@ -86,7 +86,7 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
         for profile, (low, high) in zip(profiles, map(contract.bounds, names), strict=True)
     )
     sample = builder.sample() if builder is not None and in_range else None
-    return Scan(rows, _column_frame(names, profiles, contract), _class_frame(label_rows), sample)
+    return Scan(rows, _column_frame(names, profiles, contract), _class_frame(label_rows, contract), sample)
 
 
 def _column_frame(
@@ -117,13 +117,14 @@ def _column_frame(
     return objects if typed.select_dtypes("float64").size else typed
 
 
-def _class_frame(label_rows: Counter[Any]) -> "pd.DataFrame":
+def _class_frame(label_rows: Counter[Any], contract: DatasetContract) -> "pd.DataFrame":
     import pandas as pd
 
     total = label_rows.total() or 1
+    labels: dict[Any, int] = dict(enumerate(contract.class_labels))
     return pd.DataFrame(
         {
-            "label": [str(label) for label in label_rows],
+            "label": [str(labels[value] if type(value) is int and value in labels else value) for value in label_rows],
             "rows": np.array(list(label_rows.values()), np.int64),
             "share": [count / total for count in label_rows.values()],
         }

@@ -137,7 +137,7 @@ def class_expectations(contract: DatasetContract, minimum_rows: int, exact_rows:
     """Return the expectations on the labels: every class and no other, none too frequent, and the row count."""
     import great_expectations.expectations as gxe
 
-    labels = [str(label) for label in range(contract.classes)]
+    labels = [str(label) for label in contract.class_labels]
     listed = ", ".join(labels)
     share = contract.maximum_class_share
     shares = f"class shares: no class may have more than {share:.0%} of the rows"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_cells import MAX_SHOWN, Line, cell_note, column_at, parse_cell, parse_line, shorten
+from tasks.data.csv_cells import MAX_SHOWN, Line, cell_note, column_at, parse_cell, parse_label, parse_line, shorten
 from tasks.data.quarantine import BadRow
 
 Rows = npt.NDArray[np.uint8]  # (N, columns)
@@ -36,14 +36,14 @@ class Tally:
     rows: number of good rows.
     count: number of bad cells; a row of the wrong length counts as one.
     problems: the first ten of these.
-    labels: bool (256,), True for each label of a good row.
+    classes: bool (256,), True for each class of a good row.
     bad_labels: up to two different cells that are no label.
     """
 
     rows: int = 0
     count: int = 0
     problems: list[CellProblem] = field(default_factory=list)
-    labels: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, bool))
+    classes: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, bool))
     bad_labels: set[str] = field(default_factory=set)
 
 
@@ -54,22 +54,33 @@ class BlockParser:
         self, contract: DatasetContract, columns: tuple[str, ...], path: Path, on_bad_row: Callable[[BadRow], None]
     ) -> None:
         """``columns`` are those of the file, in its order."""
+        self._class_of: dict[int | None, int] = {label: at for at, label in enumerate(contract.class_labels)}
+        self._label_ranges = contract.label_ranges
+        # The same for the labels that fit into a byte, for arrays.
+        self._classes, self._is_label = np.zeros(256, np.uint8), np.zeros(256, bool)
+        for at, label in enumerate(contract.class_labels):
+            if 0 <= label < 256:
+                self._classes[label], self._is_label[label] = at, True
         self.tally = Tally()
         self._columns = columns
         self._label_at = columns.index(contract.label_column) if contract.label_column in columns else None
         self._bounds = [contract.bounds(column) for column in columns]
         # Every byte is within 0..255; only columns with narrower bounds need a check.
-        self._narrow = [(at, low, high) for at, (low, high) in enumerate(self._bounds) if (low, high) != (0, 255)]
+        self._narrow = [
+            (at, low, high)
+            for at, (low, high) in enumerate(self._bounds)
+            if (low, high) != (0, 255) and at != self._label_at
+        ]
         self._path = path
         self._on_bad_row = on_bad_row
         self._blank: list[tuple[int, bytes]] = []  # blank lines that may turn out to be the end of the file
         self._blank_run = self._blank_bytes = 0  # since the last line that is not blank
-        self._line = 1  # number of the last line that was read; 1 is the header
+        self._line = int(contract.has_header)  # number of the last line that was read; 1 is the header
         self._open = bytearray()  # lines so far of a row whose quotes are open
         self._open_line = 0  # number of the first of these
 
     def parse(self, block: bytes) -> Rows:
-        """Return the good rows of a block, uint8 (N, columns)."""
+        """Return the good rows of a block, uint8 (N, columns), with classes in place of labels."""
         rows = self._parse_array(block.replace(b"\r\n", b"\n"))
         if rows is None:
             good = b"".join(map(self._parse_line, BytesIO(block)))
@@ -78,7 +89,7 @@ class BlockParser:
             self._line += len(rows)
         self.tally.rows += len(rows)
         if self._label_at is not None:
-            self.tally.labels[rows[:, self._label_at]] = True
+            self.tally.classes[rows[:, self._label_at]] = True
         return rows
 
     def finish(self) -> None:
@@ -114,6 +125,11 @@ class BlockParser:
         for at, low, high in self._narrow:
             if rows[:, at].min() < low or rows[:, at].max() > high:
                 return None
+        if self._label_at is not None:
+            labels = rows[:, self._label_at]
+            if not self._is_label[labels].all():
+                return None
+            rows[:, self._label_at] = self._classes[labels]
         return rows
 
     def _parse_line(self, raw: bytes) -> bytes:
@@ -164,14 +180,16 @@ class BlockParser:
             self._reject_length(first_line, line, raw, parsed)
             return b""
         if not line.translate(None, _DIGITS_QUOTES_SPACES):
-            with suppress(ValueError):  # not a number, above 255, or of thousands of digits
-                values = bytes(map(int, cells))
+            with suppress(ValueError, KeyError):  # not a number, above 255, of thousands of digits, or no label
+                values = bytearray(map(int, cells))
+                if self._label_at is not None:
+                    values[self._label_at] = self._class_of[values[self._label_at]]
                 if all(low <= values[at] <= high for at, low, high in self._narrow):
-                    return values
+                    return bytes(values)
         numbers = bytearray()
         bad: list[int] = []
         for at, (cell, (low, high)) in enumerate(zip(cells, self._bounds, strict=True)):
-            number = parse_cell(cell)
+            number = self._class_of.get(parse_label(cell)) if at == self._label_at else parse_cell(cell)
             if number is not None and low <= number <= high:
                 numbers.append(number)
             else:
@@ -182,8 +200,8 @@ class BlockParser:
             self.tally.bad_labels.add(cells[self._label_at].strip(" ")[:MAX_SHOWN])
         problems = []
         for at in bad[: max(1, PROBLEMS_SHOWN - len(self.tally.problems))]:
-            low, high = self._bounds[at]
-            reason = f"expected an integer {low}..{high}{cell_note(cells[at])}"
+            allowed = self._label_ranges if at == self._label_at else "{}..{}".format(*self._bounds[at])
+            reason = f"expected an integer {allowed}{cell_note(cells[at])}"
             problems.append(self._problem(first_line, at, shorten(cells[at]), reason))
         self._reject(raw, cells[bad[0]], problems, len(bad))
         return b""

@@ -11,6 +11,7 @@ MAX_SHOWN = 40  # characters of a value in a message
 BOM = b"\xef\xbb\xbf"
 LONE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
 _NUMBER = re.compile(" *0*([0-9]{1,3}) *")
+_LABEL = re.compile(" *(-?)0*([0-9]{1,18}) *")
 # Text up to a comma, a lone carriage return or the end. Groups: the text, what its quotes contain, the closing quote
 # (empty if the quote is left open), text after that, and what ends it.
 _PART = re.compile(r'((?: *+"([^"]*+(?:""[^"]*+)*+)("|\Z))?([^,\r]*+))([,\r]?)')
@@ -78,6 +79,12 @@ def parse_cell(cell: str) -> int | None:
     """Return the number in a cell, or None if it is no number from 0 to 999."""
     match = _NUMBER.fullmatch(cell)
     return int(match[1]) if match else None
+
+
+def parse_label(cell: str) -> int | None:
+    """Return the number in a cell, which may be negative or have up to 18 digits, or None if it is none."""
+    match = _LABEL.fullmatch(cell)
+    return int(match[1] + match[2]) if match else None
 
 
 def shorten(value: str) -> str:

@@ -46,13 +46,18 @@ def reject_other_formats(path: Path, start: bytes, first_column: str) -> None:
 
 
 def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_optional: bool) -> tuple[str, ...]:
-    """Return the columns of a header line in its order.
+    """Return the columns of a header line in its order; without a header, those of the first row.
 
     Raises `DataContractError` unless they are the contract's columns. With ``label_optional`` the label may be missing.
     """
     parsed = parse_line(line)
     received = tuple(cell.strip(" ") for cell in parsed.cells)
-    expected = contract.columns
+    expected = contract.file_columns
+    if not contract.has_header:
+        if not any(map(re.compile("-?[0-9]+").fullmatch, received)):
+            reason = f'expected numbers, because {contract.path.name} has columns = "none"'
+            raise unusable(path, [CellProblem(1, expected[0], shorten(received[0]), reason, path.name)])
+        return expected[1:] if label_optional and len(received) == len(expected) - 1 else expected
     if label_optional and contract.label_column not in received and received[0] in expected:
         expected = expected[1:]
     if sorted(received) == sorted(expected):

@@ -66,8 +66,9 @@ class CsvRows:
     """The rows of one CSV in file order, read in constant memory; created by `open_csv`.
 
     Iteration yields blocks, uint8 (N, len(columns)) with N at least 1, in the contract's order of columns. Every value
-    is within the contract's bounds. Bad rows go to the quarantine. Without one, no block is yielded after the first bad
-    row: the rest is read for more of them, and `DataContractError` ends the iteration.
+    is within the contract's bounds. The first column has classes in place of labels. Bad rows go to the quarantine.
+    Without one, no block is yielded after the first bad row: the rest is read for more of them, and `DataContractError`
+    ends the iteration.
 
     columns: the contract's columns, or these without the label.
     labelled: whether the first column is the label.
@@ -86,15 +87,20 @@ class CsvRows:
         path = self._path = file.raw.path
         self._in_file: tuple[str, ...] = contract.columns
         self._blocks = self._whole_lines(file)
-        header, line_end, self._first_block = next(self._blocks, b"").removeprefix(BOM).partition(b"\n")
+        first_block = next(self._blocks, b"").removeprefix(BOM)
+        header, line_end, self._first_block = first_block.partition(b"\n")
         header = header.removesuffix(b"\r") if line_end else header
         self._in_file = check_header(path, header, contract, label_optional=label_optional)
-        self.columns = tuple(column for column in contract.columns if column in self._in_file)
+        if not contract.has_header:
+            header, self._first_block = b"", first_block
+        present = set(self._in_file)
+        self.columns = tuple(column for column in contract.columns if column in present)
         self.labelled = self.columns[0] == contract.label_column
         self.reordered: str | None = None
-        if self.columns != self._in_file:
-            at, name = next((at, name) for at, name in enumerate(self._in_file) if name != self.columns[at])
-            order = f"{name} is column {at + 1}, expected {self.columns.index(name) + 1}"
+        usual = [column for column in contract.file_columns if column in present]
+        if usual != list(self._in_file):
+            at, name = next((at, name) for at, name in enumerate(self._in_file) if name != usual[at])
+            order = f"{name} is column {at + 1}, expected {usual.index(name) + 1}"
             self.reordered = f"{path.name}: columns were reordered ({order})"
         self._has_quarantine = quarantine is not None
         on_bad_row = (lambda row: None) if quarantine is None else quarantine.source(path, header)
@@ -103,7 +109,7 @@ class CsvRows:
 
     def __iter__(self) -> Iterator[Rows]:
         tally = self.tally
-        order = None if self.reordered is None else [self._in_file.index(column) for column in self.columns]
+        order = None if self.columns == self._in_file else [self._in_file.index(column) for column in self.columns]
         for block in chain([self._first_block] if self._first_block else [], self._blocks):
             rows = self._parser.parse(block)
             if len(rows) and (self._has_quarantine or not tally.count):

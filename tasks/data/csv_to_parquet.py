@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -73,7 +74,8 @@ def ingest_csv(
     with atomic_write(target) as temporary:
         readers: list[CsvRows] = []
         with (
-            open_quarantine(quarantine) as bad,
+            # The train split quarantines the bad rows of files that both splits are taken from.
+            open_quarantine(quarantine, discard=contract.holdout is not None and csv.split == "test") as bad,
             pq.ParquetWriter(
                 temporary,
                 schema,
@@ -84,18 +86,20 @@ def ingest_csv(
                 column_encoding=dict.fromkeys(contract.columns, "BYTE_STREAM_SPLIT"),
             ) as writer,
         ):
+            good = 0
             for group in _row_groups(_read(csv, contract, bad, readers), len(schema)):
                 writer.write_table(pa.Table.from_arrays([pa.array(column) for column in group], schema=schema))
+                good += group.shape[1]
             # A shard may change while the next one is read.
             for file, stamp in zip(csv.files, before, strict=True):
                 require_unchanged(file.path, stamp, file.sha256)
         tallies = [reader.tally for reader in readers]
         problems = [problem for tally in tallies for problem in tally.problems]
         facts = IngestFacts(
-            rows=sum(tally.rows for tally in tallies),
+            rows=good,
             quarantined=bad.rows,
-            count=sum(tally.count for tally in tallies),
-            problems=tuple(problems[:PROBLEMS_SHOWN]),
+            count=sum(tally.count for tally in tallies) if bad.rows else 0,
+            problems=tuple(problems[:PROBLEMS_SHOWN]) if bad.rows else (),
             labels_shifted=_label_shift(tallies, contract),
             reordered=tuple(reader.reordered for reader in readers if reader.reordered is not None),
         )
@@ -105,11 +109,29 @@ def ingest_csv(
 
 
 def _read(csv: CsvSplit, contract: DatasetContract, bad: Quarantine, readers: list[CsvRows]) -> Iterator[Rows]:
-    """Yield the good rows of every file. Append the reader of each to ``readers``."""
+    """Yield the good rows of every file that are in the split. Append the reader of each to ``readers``."""
+    seen = np.zeros(contract.classes, np.int64)
     for file in csv.files:
         with open_csv(file.path, contract, expected_sha256=file.sha256, quarantine=bad) as reader:
             readers.append(reader)
-            yield from reader
+            for rows in reader:
+                if contract.holdout is not None:
+                    rows = rows[held_out(rows[:, 0], seen, contract.holdout) == (csv.split == "test")]
+                yield rows
+
+
+def held_out(classes: npt.NDArray[np.uint8], seen: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
+    """Return which of the next rows are in the test split, bool (N,): ``share`` of each class, at equal distances.
+
+    classes: that of each row, uint8 (N,). seen: the rows of each class so far, int64 (classes,); this call adds to it.
+    """
+    order = np.argsort(classes, kind="stable")
+    counts = np.bincount(classes, minlength=len(seen))
+    places = np.empty(len(classes), np.int64)  # of each row among those of its class
+    places[order] = np.arange(len(classes)) - (np.cumsum(counts) - counts)[classes[order]]
+    places += seen[classes]
+    seen += counts
+    return np.asarray(np.floor((places + 1) * share) > np.floor(places * share))
 
 
 def _row_groups(blocks: Iterable[Rows], columns: int) -> Iterator[Rows]:
@@ -156,8 +178,9 @@ def quarantined_share(facts: IngestFacts) -> str:
 
 def _require_rows(csv: CsvSplit, facts: IngestFacts, contract: DatasetContract, quarantine: Path) -> None:
     """Raise `DataContractError` unless there are as many good rows as the contract requires."""
-    published, minimum = contract.published[csv.split].rows, contract.minimum_rows[csv.split]
+    minimum = contract.minimum_rows[csv.split]
     if csv.origin == "fetched":
+        published = contract.published[csv.split].rows
         enough, expected = facts.rows == published, f"the {published} of the published"
         fix = f"Delete {_place(csv)}, and run again to fetch it"
     else:
@@ -175,9 +198,9 @@ def _label_shift(tallies: Sequence[Tally], contract: DatasetContract) -> int:
 
     Return -1 for the opposite, else 0.
     """
-    low, high = contract.bounds(contract.label_column)
+    low, high = contract.class_labels[0], contract.class_labels[-1]
     bad = set[str]().union(*(tally.bad_labels for tally in tallies))
-    occurs = np.logical_or.reduce([tally.labels for tally in tallies])[low : high + 1]
+    occurs = np.logical_or.reduce([tally.classes for tally in tallies])[: contract.classes]
     if bad == {str(high + 1)} and occurs[1:].all() and not occurs[0]:
         return 1
     return -1 if bad == {str(low - 1)} and occurs[:-1].all() and not occurs[-1] else 0

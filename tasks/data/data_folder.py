@@ -128,6 +128,8 @@ def record_path(contract: DatasetContract, data_dir: Path) -> Path:
 def read_record(contract: DatasetContract, data_dir: Path) -> dict[str, str]:
     """Return the digest of each split that was downloaded into ``data_dir``; empty if the record is unreadable."""
     path = record_path(contract, data_dir)
+    if not contract.published:
+        return {}
     try:
         files = json.loads(path.read_bytes())["files"]
         return {split: str(entry["sha256"]) for split, entry in files.items()}

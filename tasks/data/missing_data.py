@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from schemas.config import is_default_data_folder
-from schemas.contract import CONTRACTS, SPLITS, DatasetContract, Split
+from schemas.contract import SPLITS, DatasetContract, Split, dataset_paths
 from tasks.data.data_folder import is_csv_name, present_csvs
 
 # Parts of file names that indicate a split; t10k is the test split of the IDX files.
@@ -21,9 +21,9 @@ _SHOWN = 8
 def may_fetch(contract: DatasetContract, data_dir: Path) -> bool:
     """Return whether published data may be downloaded into ``data_dir`` without ``--fetch``.
 
-    That is data/ of the checkout, unless a name in it resembles a CSV of ``contract``.
+    That is data/ of the checkout, unless a name in it resembles a CSV of ``contract``, or nothing was published.
     """
-    return is_default_data_folder(data_dir) and not likely_names(contract, data_dir)
+    return contract.can_be_fetched and is_default_data_folder(data_dir) and not likely_names(contract, data_dir)
 
 
 def describe_missing(contract: DatasetContract, data_dir: Path) -> str | None:
@@ -32,7 +32,7 @@ def describe_missing(contract: DatasetContract, data_dir: Path) -> str | None:
     missing = [split for split in SPLITS if split not in present]
     if not missing:
         return None
-    expected = " and ".join(map(contract.csv_name, missing))
+    expected = " and ".join(dict.fromkeys(map(contract.csv_name, missing)))
     if not data_dir.is_dir():
         link = f"is a link to {data_dir.readlink()}, which " if data_dir.is_symlink() else ""
         problem = f"{data_dir} {link}does not exist. Expected a folder with {expected}."
@@ -50,11 +50,13 @@ def describe_missing(contract: DatasetContract, data_dir: Path) -> str | None:
     return f"{problem} The folder {_listed(_names(data_dir), likely_names(contract, data_dir, missing))}."
 
 
-def likely_names(contract: DatasetContract, data_dir: Path, splits: Sequence[Split] = SPLITS) -> dict[str, str]:
+def likely_names(contract: DatasetContract, data_dir: Path, splits: Sequence[Split] | None = None) -> dict[str, str]:
     """Return each name in ``data_dir`` that resembles a CSV of ``splits`` without being one, with the intended name.
 
-    A file in another format counts too, and a folder of such files. Names of other datasets do not count.
+    A file in another format counts too, and a folder of such files. Names of other datasets do not count. ``splits``
+    are by default those that have CSVs.
     """
+    splits = splits or contract.csv_splits
     names = _names(data_dir) if data_dir.is_dir() else []
     likely = {name: _intended(contract, data_dir / name, splits) for name in names}
     return {name: intended for name, intended in likely.items() if intended is not None}
@@ -78,10 +80,13 @@ def _csv(contract: DatasetContract, name: str, splits: Sequence[Split]) -> str |
     """Return the names of the CSVs that ``name`` resembles, None if there are none."""
     name = name.lower()
     letters = _letters(name)
-    if _NO_DATA.fullmatch(name) or any(_letters(other) in letters for other in CONTRACTS if other != contract.name):
+    others = (other for other in map(_letters, dataset_paths()) if not _letters(contract.name).startswith(other))
+    if _NO_DATA.fullmatch(name) or any(letters.startswith(other) for other in others):
         return None
     csvs = {_letters(contract.csv_name(split)): split for split in SPLITS}
     found = [split for split in SPLITS if re.search(_WORDS[split], name)]
+    if found and contract.holdout is not None:
+        return None  # such as a test.csv without labels
     found = found or [csvs[close] for close in difflib.get_close_matches(letters, csvs, n=1, cutoff=0.9)]  # a typo
     if not found and _letters(contract.name) not in letters and not _DATA_SUFFIX.search(name):
         return None

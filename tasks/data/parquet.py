@@ -144,6 +144,12 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
             yield cast(T, item)
 
 
+def read_rows(path: Path, columns: Sequence[str]) -> tuple[Bytes, Bytes]:
+    """Return the images, uint8 (N, pixels), and the classes, uint8 (N,), of a whole Parquet of ingest."""
+    rows = np.concatenate([block for _, block in blocks(path, columns)], axis=1)  # (1 + pixels, N)
+    return np.ascontiguousarray(rows[1:].T), rows[0]
+
+
 def select_rows(block: Bytes, start: int, rows: npt.NDArray[np.int64]) -> Bytes:
     """Return those of ``rows`` (ascending) that are in a block (columns, N) with first row ``start``: (columns, n)."""
     first, after = np.searchsorted(rows, [start, start + block.shape[1]])

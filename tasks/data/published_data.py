@@ -61,6 +61,11 @@ def find_data(contract: DatasetContract, data_dir: Path) -> dict[Split, CsvSplit
 def require_supplied(contract: DatasetContract, data_dir: Path) -> None:
     """Raise `DataContractError`, with what ``data_dir`` contains instead, unless it has the CSVs of both splits."""
     if (problem := describe_missing(contract, data_dir)) is not None:
+        if not contract.can_be_fetched:
+            raise DataContractError(
+                f"{problem} Nothing was downloaded, because {contract.path} lists no published data. "
+                f"{_how_to_supply(contract, data_dir)}"
+            )
         raise DataContractError(
             f"{problem} Nothing was downloaded, because published data never replaces or completes yours. "
             f"{_how_to_supply(contract, data_dir)} To train on the published data instead, use --fetch (flow parameter "
@@ -172,8 +177,8 @@ def _folder_errors(contract: DatasetContract, data_dir: Path) -> Iterator[None]:
 
 
 def _how_to_supply(contract: DatasetContract, data_dir: Path) -> str:
-    train, test = (contract.csv_name(split) for split in SPLITS)
+    names = " and ".join(map(contract.csv_name, contract.csv_splits))
     return (
-        f"To supply the data yourself, put {train} and {test} (or both as .csv.gz) into {data_dir}, or name the folder "
-        "that contains them with --data-dir or FASHION_ANN_DATA_DIR."
+        f"To supply the data yourself, put {names} (or {'both ' if contract.holdout is None else ''}as .csv.gz) into "
+        f"{data_dir}, or name the folder that contains them with --data-dir or FASHION_ANN_DATA_DIR."
     )

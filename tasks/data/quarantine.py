@@ -61,8 +61,9 @@ def quarantine_path(artifacts_dir: Path, csv: CsvSplit) -> Path:
 class Quarantine:
     """Writer of rejected rows in file order, in constant memory; created by `open_quarantine`."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path, stack: ExitStack, *, discard: bool) -> None:
         self.rows = 0
+        self._discard = discard
         self._path = path
         self._stack = stack
         self._writer: pq.ParquetWriter | None = None
@@ -74,6 +75,8 @@ class Quarantine:
         """Return the function that adds rejected rows of the file ``path`` with that header line."""
 
         def add(row: BadRow) -> None:
+            if self._discard:
+                return
             self._headers[path.name] = header.decode()
             self.rows += 1
             self._buffer.append((path.name, *row, hashlib.sha256(row.raw).hexdigest()))
@@ -105,10 +108,13 @@ class Quarantine:
 
 
 @contextmanager
-def open_quarantine(path: Path) -> Iterator[Quarantine]:
-    """Yield a writer of rejected rows. ``path`` is created when the block succeeds and there were any."""
+def open_quarantine(path: Path, *, discard: bool = False) -> Iterator[Quarantine]:
+    """Yield a writer of rejected rows. ``path`` is created when the block succeeds and there were any.
+
+    With ``discard`` rejected rows are neither counted nor written.
+    """
     with ExitStack() as stack:
-        quarantine = Quarantine(path, stack)
+        quarantine = Quarantine(path, stack, discard=discard)
         yield quarantine
         quarantine.finish()
 
@@ -249,7 +255,8 @@ def export_rejected(quarantine: QuarantineFile, contract: DatasetContract, csvs:
         written = not path.exists() and not packed.exists()
         if written:
             sweep_temporaries(path)
-            lines = chain([quarantine.headers[source].encode()], (row for _, row in group))
+            header = quarantine.headers[source].encode()
+            lines = chain([header] if header else [], (row for _, row in group))
             with atomic_write(path, mode=PRIVATE_FILE) as temporary, temporary.open("wb") as file:
                 file.writelines(line + b"\n" for line in lines)
         shards.append(CorrectionShard(source, packed if packed.exists() else path, rows[source], written))

@@ -49,16 +49,16 @@ class Source(NamedTuple):
 
 def default_sources(contract: DatasetContract) -> list[Source]:
     """Return the sources of a dataset in the order in which they are tried."""
-    sources: list[Source] = []
-    if contract.bundled is not None:
-        sources.append(scikit_learn(contract.bundled))
-    if contract.debian_folder is not None:
-        sources.append(idx_folder(Path(contract.debian_folder)))
-    if contract.kaggle_slug is not None:
-        sources.append(kaggle_zip(KAGGLE_DOWNLOAD + contract.kaggle_slug))
-    sources += map(idx_mirror, contract.mirrors)
-    if contract.debian_package is not None and contract.debian_folder is not None:
-        sources.append(debian_package(contract.debian_package, contract.debian_folder))
+    listed, sources = contract.sources, list[Source]()
+    if listed.bundled is not None:
+        sources.append(scikit_learn(listed.bundled))
+    if listed.debian_folder is not None:
+        sources.append(idx_folder(Path(listed.debian_folder)))
+    if listed.kaggle_slug is not None:
+        sources.append(kaggle_zip(KAGGLE_DOWNLOAD + listed.kaggle_slug))
+    sources += map(idx_mirror, listed.mirrors)
+    if listed.debian_package is not None and listed.debian_folder is not None:
+        sources.append(debian_package(listed.debian_package, listed.debian_folder))
     return sources
 
 
@@ -88,7 +88,7 @@ def _write_split(contract: DatasetContract, split: Split, rows: Rows, folder: Pa
     """Write the rows of a split as a CSV to ``folder``, and return its path. Raises as `_check_rows` does."""
     _check_rows(contract, split, rows)
     path = folder / contract.csv_name(split)
-    write_csv(rows, contract.columns, path)
+    write_csv(rows, contract.file_columns, path)
     return path
 
 

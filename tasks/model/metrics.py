@@ -47,14 +47,14 @@ def compute_metrics(
         "per_class": [
             {
                 "label": label,
-                "name": name,
-                "rows": int(rows[label]),
-                "precision": float(precision[label]),
-                "recall": float(recall[label]),
-                "recall_interval": wilson_interval(int(correct[label]), int(rows[label])) if rows[label] else None,
-                "f1": float(f1[label]),
+                "name": contract.labels[label],
+                "rows": int(rows[at]),
+                "precision": float(precision[at]),
+                "recall": float(recall[at]),
+                "recall_interval": wilson_interval(int(correct[at]), int(rows[at])) if rows[at] else None,
+                "f1": float(f1[at]),
             }
-            for label, name in enumerate(contract.class_names)
+            for at, label in enumerate(contract.class_labels)
         ],
         "confusion_matrix": confusion.tolist(),
         "expected_calibration_error": expected_calibration_error(calibration),

@@ -59,14 +59,15 @@ def image_digest(image: npt.NDArray[np.uint8]) -> bytes:
 def write_predictions(path: Path, predictions: StoredPredictions, contract: DatasetContract) -> None:
     """Write a Parquet file with one row per test row.
 
-    Columns: ``row`` int64 from 0; ``image``, its digest; ``true_label`` and the predicted ``label`` int32; the
-    probabilities ``p0``, ``p1``, ... float32, as in the output of `predict`.
+    Columns: ``row`` int64 from 0; ``image``, its digest; ``true_label`` and the predicted ``label`` int32, as in the
+    CSV; the probabilities ``p0``, ``p1``, ... float32, named by label as in the output of `predict`.
     """
+    label_of = np.array(contract.class_labels, np.int32)
     columns: list[Any] = [
         np.arange(len(predictions.labels)),
         predictions.images,
-        predictions.labels,
-        predictions.predicted.astype(np.int32),
+        label_of[predictions.labels],
+        label_of[predictions.predicted],
         *map(np.ascontiguousarray, predictions.probabilities.T),
     ]
     # A dictionary saves nothing: digests and probabilities do not repeat.
@@ -76,7 +77,7 @@ def write_predictions(path: Path, predictions: StoredPredictions, contract: Data
 def _schema(contract: DatasetContract) -> pa.Schema:
     """Return the columns of `write_predictions`."""
     columns = {"row": pa.int64(), "image": pa.binary(_DIGEST_BYTES), "true_label": pa.int32(), "label": pa.int32()}
-    return pa.schema({**columns, **{f"p{label}": pa.float32() for label in range(contract.classes)}})
+    return pa.schema({**columns, **{f"p{label}": pa.float32() for label in contract.class_labels}})
 
 
 def read_predictions(path: Path, contract: DatasetContract, sha256: str | None = None) -> StoredPredictions:
@@ -96,16 +97,18 @@ def read_predictions(path: Path, contract: DatasetContract, sha256: str | None =
             )
             _require_sizes(file, opened, _schema(contract), size)
             table = file.read()
+            known, labels = np.array(contract.class_labels), table["true_label"].to_numpy()
+            classes = np.minimum(np.searchsorted(known, labels), len(known) - 1).astype(np.int32)
             predictions = StoredPredictions(
                 images=table["image"].to_pylist(),
-                labels=_columns(table, ["true_label"]).ravel(),
-                probabilities=_columns(table, [f"p{label}" for label in range(contract.classes)]),
+                labels=classes,
+                probabilities=_columns(table, [f"p{label}" for label in contract.class_labels]),
             )
-            labels, probabilities = predictions.labels, predictions.probabilities
+            probabilities = predictions.probabilities
             if any(column.null_count for column in table.columns) or not np.isfinite(probabilities).all():
                 raise ValueError("expected finite numbers")
-            if not ((labels >= 0) & (labels < contract.classes)).all():
-                raise ValueError(f"expected labels from 0 to {contract.classes - 1}")
+            if not (known[classes] == labels).all():
+                raise ValueError(f"expected labels of {contract.label_ranges}")
         except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
             message = " ".join(str(error).split())[:300]
             raise StoredArtifactError(f"{path}: expected the predictions of a version ({message}).") from error

@@ -68,7 +68,7 @@ def predict_csv(
                     probabilities = model.predict_on_batch(scale_pixels(pixels, contract.scale))
                     table = _predictions_table(probabilities, start, contract, schema)
                     writer.write_table(table)
-                    checks.add(pixels, table["label"].to_numpy(), labels)
+                    checks.add(pixels, probabilities.argmax(axis=1), labels)
                     start += len(rows)
                 # Raises if the images changed while they were read, before the output gets its name.
                 reading.close()
@@ -97,11 +97,11 @@ def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Sche
     """Return the columns, none nullable, with the version as metadata.
 
     - ``row`` int64: data row of the CSV, from 0, as in the index of a pandas frame of the same file
-    - ``label`` int32: predicted class
-    - ``name`` string: its name
-    - ``p0``, ``p1``, ... float32: probability per class
+    - ``label`` int32: predicted label
+    - ``name`` string: the name of its class
+    - ``p0``, ``p1``, ... float32: probability per label
     """
-    probabilities = {f"p{label}": pa.float32() for label in range(contract.classes)}
+    probabilities = {f"p{label}": pa.float32() for label in contract.class_labels}
     columns = {"row": pa.int64(), "label": pa.int32(), "name": pa.string(), **probabilities}
     return pa.schema(
         [pa.field(name, kind, nullable=False) for name, kind in columns.items()],
@@ -118,8 +118,9 @@ def _predictions_table(
     probabilities: npt.NDArray[np.float32], start: int, contract: DatasetContract, schema: pa.Schema
 ) -> pa.Table:
     """Return a table of probabilities float32 (N, classes); ``start`` is the row number of the first."""
-    labels = probabilities.argmax(axis=1).astype(np.int32)
-    names = pa.array(contract.class_names).take(pa.array(labels))
+    classes = probabilities.argmax(axis=1)
+    labels = np.array(contract.class_labels, np.int32)[classes]
+    names = pa.array(contract.class_names).take(pa.array(classes))
     rows = np.arange(start, start + len(labels))
     return pa.table([rows, labels, names, *probabilities.T], schema=schema)
 

@@ -36,9 +36,9 @@ class PredictionChecks:
         self._correct = 0
 
     def add(
-        self, images: npt.NDArray[np.uint8], predicted: npt.NDArray[np.int32], labels: npt.NDArray[np.uint8] | None
+        self, images: npt.NDArray[np.uint8], predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.uint8] | None
     ) -> None:
-        """Add the next images, uint8 (N, pixels), with the predicted class and the label of each, if any."""
+        """Add the next images, uint8 (N, pixels), with the predicted and the true class of each, if it is known."""
         self._seen.add(images, predicted)
         if labels is not None:
             self._label_rows += np.bincount(labels, minlength=len(self._label_rows))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
-from schemas.contract import Split
+from schemas.contract import Split, contract_of
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import AliasEvent, VersionFacts
 from tasks.model.fit import batch_size_for
@@ -42,6 +42,7 @@ def collect_facts(
     return VersionFacts.model_validate(
         {
             "dataset": prepared.dataset,
+            "dataset_sha256": contract_of(prepared.dataset).digest,
             "created": utc_now(),
             "made_from": key,
             **evaluation.model_dump(include={"test_accuracy", "test_loss"}),

@@ -97,15 +97,15 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
         "per_class": [
             {
                 "label": label,
-                "name": name,
+                "name": contract.labels[label],
                 "rows": int(of_class.sum()),
                 "recall_before": float(old_right[of_class].mean()),
                 "recall_after": float(new_right[of_class].mean()),
                 "fixed": int((new_right & ~old_right)[of_class].sum()),
                 "broken": int((old_right & ~new_right)[of_class].sum()),
             }
-            for label, name in enumerate(contract.class_names)
-            if (of_class := labels == label).any()
+            for at, label in enumerate(contract.class_labels)
+            if (of_class := labels == at).any()
         ],
         "differs": differences(manifests[0], manifests[1], champion),
         "unknown": unknown_differences(*manifests),

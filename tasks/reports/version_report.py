@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract
+from schemas.contract import DEFAULT_DATASET, SPLITS, DatasetContract
 from schemas.layout import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -201,7 +201,7 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
     defaults. ``compare`` exists only for a version that was compared with a champion.
     """
     dataset, version, champion = manifest["dataset"], manifest["version"], manifest["parent"]
-    about = [] if dataset == FASHION_MNIST.name else ["--dataset", dataset]
+    about = [] if dataset == DEFAULT_DATASET else ["--dataset", dataset]
     flags = {key: manifest["configuration"].get(key) for key in TrainingConfig.model_fields}
     if bad_rows := max(manifest["data"][split]["quarantined"] for split in SPLITS):
         flags["bad_rows"] = bad_rows

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from cli.services import ServicePaths, State
-from schemas import contract as contracts
 from schemas.config import PROJECT_ROOT
 from schemas.layout import QUARANTINE_NAME
 from tasks.data.quarantine import export_rejected, list_quarantine
 from tasks.ingest import ingest
 from tasks.runtime.log_rotation import LARGEST_BYTES, rotate_logs
+from tests.registered import register
 from tests.tasks.data.csv_cases import GOOD, TINY
 from tests.tasks.data.csv_oracle import supplied
 
@@ -92,7 +92,7 @@ WRITERS = [
 def test_others_cannot_read(
     write: Callable[[Path], Path], mask: int, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contracts, "CONTRACTS", {"tiny": TINY})
+    register(monkeypatch, tmp_path / "datasets", TINY)
     with umask(mask):
         assert stat.S_IMODE(write(tmp_path).stat().st_mode) == mode
 

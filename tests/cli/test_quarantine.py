@@ -3,12 +3,10 @@
 import gzip
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from schemas import contract as contracts
 from schemas.errors import DataContractError
 from schemas.references import ParquetSplit
 from tasks.data.published_data import find_data
@@ -16,11 +14,11 @@ from tasks.ingest import ingest
 from tasks.runtime.files import sha256_file
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
+from tests.registered import register
 from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
 from tests.tasks.data.csv_oracle import values
 
-CONTRACT = replace(TINY, name="fashion-mnist")
-TRAIN = "fashion-mnist_train"
+TRAIN = "tiny_train"
 BAD = b"10,1,256,x,-1\r\n" + b"1,2,3,\xff,5"
 # Cells of BAD and their corrections.
 CORRECTIONS = ((b"10,", b"1,"), (b"256,x,-1", b"25,3,1"), (b"\xff", b"4"))
@@ -29,19 +27,19 @@ CORRECTIONS = ((b"10,", b"1,"), (b"256,x,-1", b"25,3,1"), (b"\xff", b"4"))
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the data folder, with a test split. The contract has images of 2 x 2 pixels."""
-    monkeypatch.setattr(contracts, "CONTRACTS", {"fashion-mnist": CONTRACT})
+    register(monkeypatch, tmp_path / "datasets", TINY)
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(tmp_path / "data"))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "fashion-mnist_test.csv").write_bytes(GOOD)
+    (tmp_path / "data" / "tiny_test.csv").write_bytes(GOOD)
     return tmp_path / "data"
 
 
 def take(data: Path, bad_rows: int = 9) -> ParquetSplit:
     """Ingest the train split of the data folder."""
-    csvs = find_data(CONTRACT, data)
+    csvs = find_data(TINY, data)
     assert csvs is not None
-    result: ParquetSplit = ingest.fn(csvs["train"], "fashion-mnist", data.parent / "artifacts", bad_rows)
+    result: ParquetSplit = ingest.fn(csvs["train"], "tiny", data.parent / "artifacts", bad_rows)
     return result
 
 
@@ -53,7 +51,7 @@ def correct(shard: Path) -> None:
 
 
 def names(data: Path) -> set[str]:
-    return {path.name for path in data.iterdir()} - {"fashion-mnist_test.csv"}
+    return {path.name for path in data.iterdir()} - {"tiny_test.csv"}
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
@@ -70,7 +68,7 @@ def test_corrected_rows_are_taken_once(run: Run, data: Path, content: bytes, row
     suffix = ".csv.gz" if packed else ".csv"
     (data / f"{TRAIN}{suffix}").write_bytes(gzip.compress(content) if packed else content)
     bad = take(data).quarantined
-    status, out, _ = run("quarantine", "export", "--json")
+    status, out, _ = run("quarantine", "export", "--dataset", "tiny", "--json")
     shard = data / f"{TRAIN}-corrected.csv"
     assert status == 0
     assert json.loads(out) == [
@@ -92,7 +90,7 @@ def test_corrected_rows_are_taken_once(run: Run, data: Path, content: bytes, row
         again = take(data)
         assert (again.rows, again.quarantined) == (5, bad)
         assert values(again.path)[:3] == ROWS
-        status, out, _ = run("quarantine", "export")
+        status, out, _ = run("quarantine", "export", "--dataset", "tiny")
         assert status == 0
         assert f"{shard} exists and was left unchanged" in out
         assert (names(data), shard.read_bytes()) == ({f"{TRAIN}-all{suffix}", shard.name}, corrected)
@@ -104,7 +102,7 @@ def test_exports_one_shard_per_source_file(run: Run, data: Path) -> None:
     (data / f"{TRAIN}-3.csv").write_bytes(GOOD)
     take(data)
     originals = names(data)
-    assert run("quarantine", "export", "--split", "train")[0] == 0
+    assert run("quarantine", "export", "--dataset", "tiny", "--split", "train")[0] == 0
     assert names(data) - originals == {f"{TRAIN}-1-corrected.csv", f"{TRAIN}-2-corrected.csv"}
     label_last = LABEL_LAST.partition(b"\n")[0]
     assert (data / f"{TRAIN}-2-corrected.csv").read_bytes() == label_last + b"\n2,2,2,2,x\n"
@@ -114,11 +112,11 @@ def test_exports_one_shard_per_source_file(run: Run, data: Path) -> None:
         (data / f"{TRAIN}-2-corrected.csv").unlink()
         if trained:
             take(data)
-        assert run("quarantine", "export")[0] == 0
+        assert run("quarantine", "export", "--dataset", "tiny")[0] == 0
         assert (data / f"{TRAIN}-2-corrected.csv").exists()
     # Rows that are still wrong in a shard are corrected there.
     take(data)
-    status, out, _ = run("quarantine", "export")
+    status, out, _ = run("quarantine", "export", "--dataset", "tiny")
     assert status == 0
     assert f"correct 2 rows of {TRAIN}-1-corrected.csv there" in out
     assert names(data) - originals == {f"{TRAIN}-1-corrected.csv", f"{TRAIN}-2-corrected.csv"}
@@ -126,7 +124,7 @@ def test_exports_one_shard_per_source_file(run: Run, data: Path) -> None:
     shard = data / f"{TRAIN}-1-corrected.csv"
     (data / f"{shard.name}.gz").write_bytes(gzip.compress(shard.read_bytes()))
     shard.unlink()
-    assert run("quarantine", "export")[0] == 0
+    assert run("quarantine", "export", "--dataset", "tiny")[0] == 0
     assert not shard.exists()
 
 
@@ -134,7 +132,7 @@ def test_completes_an_export_killed_after_the_rename(run: Run, data: Path) -> No
     (data / f"{TRAIN}.csv").write_bytes(GOOD + BAD)
     take(data)
     (data / f"{TRAIN}.csv").rename(data / f"{TRAIN}-all.csv")
-    assert run("quarantine", "export")[0] == 0
+    assert run("quarantine", "export", "--dataset", "tiny")[0] == 0
     assert names(data) == {f"{TRAIN}-all.csv", f"{TRAIN}-corrected.csv"}
 
 
@@ -144,17 +142,17 @@ def test_chooses_by_the_csvs_or_by_file(run: Run, data: Path) -> None:
     take(data)
     (older,) = folder.iterdir()
     source.write_bytes(GOOD + b"1,1,1,1,newer\n")
-    assert run("quarantine", "export")[0] == 1  # no run has read these yet
+    assert run("quarantine", "export", "--dataset", "tiny")[0] == 1  # no run has read these yet
     take(data)
     listed = json.loads(run("quarantine", "list", "--json")[1])
     assert [entry["path"] for entry in listed] == sorted(str(path) for path in folder.iterdir())
-    assert run("quarantine", "export")[0] == 0
+    assert run("quarantine", "export", "--dataset", "tiny")[0] == 0
     shard = data / f"{TRAIN}-corrected.csv"
     assert b"newer" in shard.read_bytes()
     shard.unlink()
     source = data / f"{TRAIN}-all.csv"
     source.write_bytes(GOOD + b"1,1,1,1,older\n")
-    assert run("quarantine", "export", older)[0] == 0
+    assert run("quarantine", "export", "--dataset", "tiny", older)[0] == 0
     assert b"older" in shard.read_bytes()
 
 
@@ -169,7 +167,7 @@ def test_export_requires_the_csvs_of_the_file(run: Run, data: Path, content: byt
     take(data)
     (older,) = (data.parent / "artifacts" / "quarantine").iterdir()
     (data / f"{TRAIN}.csv").write_bytes(content)
-    status, out, err = run("quarantine", "export", older)
+    status, out, err = run("quarantine", "export", "--dataset", "tiny", older)
     assert (status, out, names(data)) == (3, "", {f"{TRAIN}.csv"})
     assert f"{older} holds rows of other CSVs than those in {data}" in err
     assert f"train-{sha256_file(data / f'{TRAIN}.csv')}.parquet" in err
@@ -185,7 +183,7 @@ def test_the_printed_hint_succeeds(run: Run, data: Path) -> None:
     (data / f"{TRAIN}.csv").write_bytes(GOOD + BAD)
     with pytest.raises(DataContractError):
         take(data, bad_rows=0)
-    out = run("quarantine", "export")[1]
+    out = run("quarantine", "export", "--dataset", "tiny")[1]
     correct(data / f"{TRAIN}-corrected.csv")
     with pytest.raises(DataContractError):
         take(data, bad_rows=1)
@@ -233,7 +231,7 @@ def test_nothing_to_export_exits_with_1(run: Run, data: Path, content: bytes | N
         (data / f"{TRAIN}.csv").write_bytes(content)
         take(data)
     before = names(data)
-    status, out, err = run("quarantine", "export")
+    status, out, err = run("quarantine", "export", "--dataset", "tiny")
     assert (status, out) == (1, "")
     assert err.startswith("fashion-ann quarantine export: Nothing to export: ")
     assert message in err
@@ -245,11 +243,11 @@ def test_export_rejects_foreign_files(run: Run, data: Path, tmp_path: Path) -> N
     take(data)
     (path,) = (tmp_path / "artifacts" / "quarantine").iterdir()
     for file in ("train-0.parquet", str(data / f"{TRAIN}.csv"), str(path.parent)):
-        status, _, err = run("quarantine", "export", file)
+        status, _, err = run("quarantine", "export", "--dataset", "tiny", file)
         assert status == 2
         assert f"{file}: expected a quarantine file named SPLIT-DIGEST.parquet" in err
     (data / f"{TRAIN}.csv").rename(data / f"{TRAIN}-2024.csv")
-    status, _, err = run("quarantine", "export", path)
+    status, _, err = run("quarantine", "export", "--dataset", "tiny", path)
     assert status == 1
     assert f"rows of {TRAIN}.csv, which is not in the data folder" in err
     assert names(data) == {f"{TRAIN}-2024.csv"}

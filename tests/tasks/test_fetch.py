@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.contract import DIGITS, FASHION_MNIST, SPLITS
+from schemas.contract import FASHION_MNIST, SPLITS, contract_of
 from schemas.errors import DataContractError
 from tasks.data.published_data import find_data
 from tasks.fetch import fetch
@@ -11,6 +11,8 @@ from tasks.runtime.events import Event, StageFinished, StageStarted, subscribe
 from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 from tests.tasks.data.published import TEST, TRAIN, supply
+
+DIGITS = contract_of("digits")
 
 
 def test_returns_the_csvs_and_emits_the_events_of_a_stage(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.contract import DIGITS, FASHION_MNIST, Split
+from schemas.contract import FASHION_MNIST, Split, contract_of
 from schemas.references import ValidatedSplit
 from tasks.checks.image_checks import measure_checks, measure_predicted
 from tasks.checks.image_profile import ImageProfile, profile_images
@@ -37,6 +37,8 @@ from tests.tasks.checks.rows import (
     transposed,
     write_rows,
 )
+
+DIGITS = contract_of("digits")
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +345,7 @@ def test_orientations_differ_and_turn_right() -> None:
     np.testing.assert_array_equal(views["turned by 90 degrees to the right"][0], right)
 
 
-_THREE_BY_THREE = replace(DIGITS, height=3, width=3, pixel_min=10, pixel_max=110)
+_THREE_BY_THREE = replace(DIGITS, height=3, width=3, pixel_min=10, pixel_max=110, background=10)
 
 
 def test_border_brightness_by_hand() -> None:
@@ -362,7 +364,7 @@ def test_pixel_range_starts_at_the_smallest_pixel() -> None:
     assert "2 of 3 sampled images have no pixel of 10" in measured["background"].detail
 
 
-_CLASSES = replace(DIGITS, class_names=("a", "b", "c", "d", "e"))
+_CLASSES = replace(DIGITS, labels=dict(enumerate("abcde")))
 
 
 @pytest.mark.parametrize(
@@ -385,7 +387,7 @@ def test_describes_shifts_and_permutations(nearest: list[int], description: str)
 
 
 def test_half_of_the_classes_are_no_shift() -> None:
-    contract = replace(DIGITS, class_names=("a", "b", "c", "d"))
+    contract = replace(DIGITS, labels=dict(enumerate("abcd")))
     assert "permuted" in describe_renaming(np.array([3, 0, 2, 1]), contract)
 
 

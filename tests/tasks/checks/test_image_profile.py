@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.contract import DIGITS, FASHION_MNIST, Split
+from schemas.contract import FASHION_MNIST, Split, contract_of
 from schemas.layout import PROFILE_NAME
 from schemas.references import ValidatedSplit
 from tasks.checks.image_profile import (
@@ -21,6 +21,8 @@ from tasks.checks.image_profile import (
     write_profile,
 )
 from tests.tasks.checks.rows import read_rows
+
+DIGITS = contract_of("digits")
 
 
 def test_mean_images_by_hand() -> None:
@@ -75,7 +77,7 @@ def test_histogram_separates_background() -> None:
 
 
 def test_histogram_starts_at_the_smallest_pixel() -> None:
-    contract = replace(DIGITS, pixel_min=100, pixel_max=132)  # two values per bin
+    contract = replace(DIGITS, pixel_min=100, pixel_max=132, background=100)  # two values per bin
     images = np.array([[100, 100, 101, 102, 103, 130, 131, 132]], np.uint8)
     assert (histogram(images, contract) * 8).tolist() == [2, 2, 1, *[0] * 12, 1, 2]
 

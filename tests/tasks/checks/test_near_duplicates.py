@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
+from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from tasks.checks import near_duplicates
 from tasks.checks.near_duplicates import (
     Sketches,
@@ -18,6 +18,8 @@ from tasks.checks.near_duplicates import (
     sketch,
 )
 from tests.tasks.checks.rows import Bytes, write_rows
+
+DIGITS = contract_of("digits")
 
 each_contract = pytest.mark.parametrize("contract", [FASHION_MNIST, DIGITS], ids=lambda contract: contract.name)
 

@@ -228,7 +228,7 @@ def test_line_numbers_are_right_across_blocks(
 
 @pytest.mark.parametrize("form", [bytes, quoted], ids=["array", "lines"])
 def test_pixels_must_be_within_the_contracts_range(tmp_path: Path, form: Callable[[bytes], bytes]) -> None:
-    contract = replace(TINY, pixel_min=10, pixel_max=210)
+    contract = replace(TINY, pixel_min=10, pixel_max=210, background=10)
     good = HEADER + b"0,10,11,209,210\n"
     assert read(tmp_path / "tiny.csv", form(good), contract).tolist() == [[0, 10, 11, 209, 210]]
     for row, column in ((b"0,9,10,210,210\n", "pixel1"), (b"0,10,10,210,211\n", "pixel4")):

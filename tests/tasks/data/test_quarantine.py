@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from schemas import contract as contracts
 from schemas.errors import DataContractError
 from schemas.references import CsvSplit, ParquetSplit
 from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.quarantine import SCHEMA, list_quarantine, quarantine_path
 from tasks.ingest import ingest
+from tests.registered import register
 from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, rows_of, supplied, values
 
@@ -21,8 +21,8 @@ TWO_BAD = GOOD + b"10,1,256,x,-1\r\n" + b"1,2,3,\xff,5"
 
 
 @pytest.fixture(autouse=True)
-def tiny_is_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contracts, "CONTRACTS", {"tiny": TINY})
+def tiny_is_a_dataset(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, tmp_path_factory.mktemp("datasets"), TINY)
 
 
 def put(folder: Path, content: bytes = TWO_BAD, name: str = "tiny_train.csv") -> CsvSplit:

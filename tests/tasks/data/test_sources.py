@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schemas.contract import DIGITS, FASHION_MNIST, SPLITS, DatasetContract, Split
+from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split, contract_of
 from schemas.errors import DataContractError
 from tasks.data.download import DEFAULT_LIMITS, Limits, SourceError
 from tasks.data.sources import Source, debian_package, default_sources, extract, rows_digest, write_csv
@@ -32,6 +32,8 @@ from tests.tasks.data.published import (
     kaggle_members,
     write_idx,
 )
+
+DIGITS = contract_of("digits")
 
 
 @pytest.fixture
@@ -265,8 +267,8 @@ def test_missing_scikit_learn_is_reported_with_the_command(folder: Path, monkeyp
 
 def test_order_of_the_default_sources() -> None:
     assert [source.name for source in default_sources(FASHION_MNIST)] == [
-        f"IDX files in {FASHION_MNIST.debian_folder}",
+        f"IDX files in {FASHION_MNIST.sources.debian_folder}",
         "https://www.kaggle.com/api/v1/datasets/download/zalando-research/fashionmnist",
-        *FASHION_MNIST.mirrors,
-        f"Debian package {FASHION_MNIST.debian_package}",
+        *FASHION_MNIST.sources.mirrors,
+        f"Debian package {FASHION_MNIST.sources.debian_package}",
     ]

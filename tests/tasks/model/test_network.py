@@ -229,6 +229,8 @@ def test_rejects_unreadable_weights(content: bytes, path: Path) -> None:
 
 def test_rejects_weights_of_another_shape(path: Path) -> None:
     weights = path.with_name("model.weights.h5")
-    build_network(replace(FASHION_MNIST, class_names=("a", "b")), TrainingConfig(dropout=0.2)).save_weights(weights)
+    build_network(replace(FASHION_MNIST, labels=dict(enumerate("ab"))), TrainingConfig(dropout=0.2)).save_weights(
+        weights
+    )
     with pytest.raises(StoredArtifactError, match=r"model\.weights\.h5 cannot be loaded"):
         load_network(path, weights)

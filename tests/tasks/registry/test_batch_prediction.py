@@ -394,7 +394,7 @@ def test_a_full_disk_names_the_output_and_leaves_nothing(
 def test_class_names_come_from_the_contract(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = replace(FASHION_MNIST, class_names=tuple("abcdefghij"))
+    other = replace(FASHION_MNIST, labels=dict(enumerate("abcdefghij")))
     monkeypatch.setattr(batch_prediction, "contract_of", lambda dataset: other)
     table = pd.read_parquet(run(put(tmp_path, LINES), two_versions).output)
     assert table["name"].tolist() == ["abcdefghij"[label] for label in table["label"]]

@@ -12,7 +12,7 @@ import pytest
 from cli.arguments import read_bad_rows, read_config
 from cli.main import command_parser
 from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import DIGITS, FASHION_MNIST, DatasetContract
+from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.references import PreparedData
 from tasks.model.inference import StoredModelOutput
 from tasks.model.metrics import compute_metrics
@@ -21,6 +21,8 @@ from tasks.registry.store import ModelStore
 from tasks.reports.version_report import commands, most_confident_errors, predicted_images, write_report
 from tasks.runtime.files import write_json
 from tests.tasks.reports.pages import Page
+
+DIGITS = contract_of("digits")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_shows_the_most_confident_errors(sample_version: Path, page: Page) -> No
 
 
 def test_image_always_has_the_probability_of_its_class(tiny_contract: DatasetContract) -> None:
-    contract = replace(tiny_contract, class_names=("a", "b", "c", "d"), pixel_max=16)
+    contract = replace(tiny_contract, labels=dict(enumerate("abcd")), pixel_max=16)
     predictions = StoredPredictions([b""], np.array([3], np.int32), np.array([[0.1, 0.6, 0.27, 0.03]], np.float32))
     (shown,) = predicted_images([0], predictions, np.array([[0, 1, 0.5, 0.25]], np.float32), contract)
     assert (shown.true_class, shown.predicted_class) == ("d", "b")
@@ -155,7 +157,7 @@ def write(sample_version: Path, tmp_path: Path, sample_prepared: PreparedData) -
 def test_another_dataset_without_errors(write: Callable[..., Page], manifest: dict[str, Any]) -> None:
     for split, warnings in (("train", []), ("test", ["the pixels drifted"])):
         manifest["data"][split] |= {"warnings": warnings}
-    contract = replace(FASHION_MNIST, name="shapes", class_names=tuple(f"<shape {n}>" for n in range(10)), licence="")
+    contract = replace(FASHION_MNIST, name="shapes", labels={n: f"<shape {n}>" for n in range(10)}, licence="")
     page = write(manifest, errors=0, contract=contract)
     for text in ("There are no errors", "misclassified 0 of 200 test images (0.0 %)", "<shape 3>"):
         assert text in page.text
