@@ -162,7 +162,7 @@ def two_versions(
 
     def write(folder: Path, number: int) -> VersionFacts:
         set_up_backend(number)
-        model = build_network(FASHION_MNIST, TrainingConfig(dropout=0.5))
+        model = build_network(FASHION_MNIST, TrainingConfig())
         (folder / "topology.json").write_bytes(topology_bytes(model))
         model.save_weights(folder / "model.weights.h5")
         profile = read_profile((sample_data["train"].record.path / PROFILE_NAME).read_bytes())
