@@ -97,10 +97,10 @@ def _train(options: argparse.Namespace) -> None:
     except (KeyboardInterrupt, Terminated):
         options.when_stopped = progress.summary_when_stopped()
         raise
-    print_result(options, version.model_dump(), _version_lines(version, options.dataset))
+    print_result(options, version.model_dump(), _version_lines(version))
 
 
-def _version_lines(version: "ModelVersion", dataset: str) -> Iterator[str]:
+def _version_lines(version: "ModelVersion") -> Iterator[str]:
     if version.created:
         champion = " (now champion)" if version.champion else " (waiting for approval)" if version.waiting else ""
         yield f"created version {version.version}{champion}"
@@ -111,8 +111,7 @@ def _version_lines(version: "ModelVersion", dataset: str) -> Iterator[str]:
     if version.created:
         yield f"  {version.verdict}"
     if version.waiting:
-        about = "" if dataset == DEFAULT_DATASET else f" --dataset {dataset}"
-        yield f"  promote it with `fashion-ann promote {version.version} --reason R{about}`"
+        yield f"  promote it with `fashion-ann promote {version.version} --reason R`"
     yield f"  model   {version.path}"
     yield f"  report  {version.path / REPORT_NAME}"
 

@@ -17,8 +17,9 @@ from typing import NoReturn
 from cli import commands_data, commands_models, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
-from cli.printed_commands import one_sentence_per_line, runnable
+from cli.printed_commands import one_sentence_per_line, repeat_flags, runnable
 from schemas.config import PROJECT_ROOT, separate_folders
+from schemas.contract import FASHION_MNIST
 from schemas.errors import FashionAnnError
 from tasks.runtime.control_characters import escaping_output
 
@@ -40,6 +41,8 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     # The commands that need the folder report it with the reason.
     warnings.filterwarnings("ignore", "Failed to create the Prefect home")
     options = command_parser().parse_args(arguments)
+    dataset = getattr(options, "dataset", None)
+    repeat_flags(artifacts_dir=options.artifacts_dir, dataset=None if dataset == FASHION_MNIST.name else dataset)
     signal.signal(signal.SIGTERM, _terminate)
     status = 0
     try:

@@ -9,17 +9,36 @@ from pathlib import Path
 
 from schemas.config import PROJECT_ROOT
 
-_COMMAND = re.compile(r"(?<=`)(fashion-ann|prefect|make)(?= [a-z.])")
+_COMMAND = re.compile(r"(?<=`)(fashion-ann|prefect|make)( [a-z.][^`]*)(?=`)")
 _SENTENCE_END = re.compile(r"(?<=[^\s.]{2}[.]) (?=[A-Z`/])")
 _LONG = 400  # characters, more than three lines of a terminal
 _PROGRAMS = Path(sys.executable).parent  # not resolved: the interpreter of an environment is a link
 # Commands enter the checkout later. The folder may have been removed.
 _CALLED_IN_CHECKOUT = os.environ.get("PWD") == str(PROJECT_ROOT)
+# Flags of the running command that choose its store, and the commands that do not accept them.
+_flags: dict[str, str] = {}
+_WITHOUT = {"--dataset": ("up", "down", "status", "deploy", "quarantine list")}
+
+
+def repeat_flags(**flags: str | None) -> None:
+    """Repeat these flags in each printed command of `fashion-ann`, which would use another store without them."""
+    _flags.clear()
+    _flags.update({f"--{name.replace('_', '-')}": value for name, value in flags.items() if value is not None})
 
 
 def runnable(text: str) -> str:
     """Return ``text`` with each command in backticks as the user has to type it."""
-    return _COMMAND.sub(lambda found: program(found[0]), text)
+    return _COMMAND.sub(lambda found: program(found[1]) + found[2] + _repeated(*found.groups()), text)
+
+
+def _repeated(name: str, arguments: str) -> str:
+    words = arguments.split()
+    command = {words[0], " ".join(words[:2])}
+    return "".join(
+        f" {flag} {shlex.quote(value)}"
+        for flag, value in _flags.items()
+        if name == "fashion-ann" and flag not in words and command.isdisjoint(_WITHOUT.get(flag, ()))
+    )
 
 
 def one_sentence_per_line(message: str) -> str:

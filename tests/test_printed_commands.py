@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cli.main import COMMANDS as COMMANDS_OF_THE_PARSER
 from cli.main import command_parser
-from cli.printed_commands import one_sentence_per_line, program, runnable
+from cli.printed_commands import one_sentence_per_line, program, repeat_flags, runnable
 from schemas.config import PROJECT_ROOT
 
 PRODUCT = ("cli", "flows", "schemas", "tasks")
@@ -56,6 +57,30 @@ def test_a_printed_command_has_valid_arguments(command: str) -> None:
         for word in (word for word in words if "=" not in word):
             target = "$(VENV)/%.stamp" if word.endswith(".stamp") else word
             assert re.search(rf"^([\w -]* )?{re.escape(target)}( [\w -]*)?:", MAKEFILE, re.MULTILINE), command
+
+
+def test_a_printed_command_uses_the_same_store() -> None:
+    text = "Run `fashion-ann versions`, `fashion-ann up` or `fashion-ann show 1 --dataset digits`, then `make up`."
+    try:
+        repeat_flags(artifacts_dir="/a b", dataset="digits")
+        commands = re.findall("`([^`]+)`", runnable(text))
+    finally:
+        repeat_flags()
+    assert [shlex.split(command)[1:] for command in commands[:3]] == [
+        ["versions", "--artifacts-dir", "/a b", "--dataset", "digits"],
+        ["up", "--artifacts-dir", "/a b"],
+        ["show", "1", "--dataset", "digits", "--artifacts-dir", "/a b"],
+    ]
+    assert commands[3] == f"{program('make')} up"
+
+
+@pytest.mark.parametrize("name", COMMANDS_OF_THE_PARSER)
+def test_only_commands_without_a_dataset_omit_the_flag(name: str) -> None:
+    try:
+        repeat_flags(dataset="digits")
+        assert ("--dataset digits" in runnable(f"`fashion-ann {name}`")) is COMMANDS_OF_THE_PARSER[name].dataset
+    finally:
+        repeat_flags()
 
 
 def test_a_long_refusal_has_a_line_for_each_sentence() -> None:

@@ -1,5 +1,6 @@
 """Open Prefect's UI in a browser after real runs."""
 
+import re
 from typing import Any
 
 import pytest
@@ -49,6 +50,17 @@ def _open_latest(ui: Page, key: str) -> None:
 def test_shows_an_artifact(ui: Page, key: str, text: str) -> None:
     _open_latest(ui, key)
     expect(ui.get_by_text(text).first).to_be_visible(timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize("key", ["train-validation", "verdict"])
+def test_a_table_shows_bounds_and_results(ui: Page, key: str) -> None:
+    _open_latest(ui, key)
+    bound = ui.get_by_text(re.compile(r"^\s*[<>]= [\d.e-]+\s*$")).first  # Markdown would show it as a quotation
+    expect(bound).to_be_visible(timeout=TIMEOUT)
+    assert ui.locator("table blockquote, .artifact-data-table blockquote").count() == 0
+    result = ui.get_by_text("met", exact=True).first.bounding_box()
+    assert result is not None
+    assert result["x"] + result["width"] < 1400
 
 
 @pytest.mark.parametrize("key", ["confusion-matrix", "learning-curve"])

@@ -79,11 +79,12 @@ def test_waits_for_health_until_the_process_ends_or_time_is_up(protected: str) -
     ("path", "auth_string", "parts"),
     [
         ("/api", None, ["PREFECT_API_AUTH_STRING=user:password", "401", "none was received"]),
+        ("/api", "", ["401", "none was received"]),
         ("/api", "someone:else", ["a different one was received"]),
         ("", PASSWORD, ["404", "end in /api"]),
         ("/api", PASSWORD, None),
     ],
-    ids=["no password", "wrong password", "address without /api", "right"],
+    ids=["no password", "empty password", "wrong password", "address without /api", "right"],
 )
 def test_names_the_problem_of_an_api(
     protected: str, path: str, auth_string: str | None, parts: list[str] | None

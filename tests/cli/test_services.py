@@ -249,7 +249,10 @@ def test_down_ends_the_services_of_a_lost_state(run: Run, tmp_path: Path) -> Non
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert str(server.pid) in run("status", "--artifacts-dir", tmp_path)[1]
         status, _, err = run("up", "--artifacts-dir", tmp_path)
-        assert (status, f"fashion-ann down` to end the processes of its services: {server.pid}" in err) == (1, True)
+        assert (
+            status,
+            f"fashion-ann down --artifacts-dir {tmp_path}` to end the processes of its services: {server.pid}" in err,
+        ) == (1, True)
         assert run_json(run, "down", tmp_path)[:2] == (0, {"stopped": ["1 processes"]})
         assert server.wait(timeout=10) != 0
 

@@ -26,6 +26,7 @@ from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.errors import NoGpuWorker, NotDeployed, WrongUsage
 from tasks.watch_data import EVENT
+from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
 DEPLOYMENTS = deployments()
@@ -293,6 +294,11 @@ def other_pools(deployed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
             client.delete_work_pool(name)
 
 
+@field_fault(
+    "operator's decision overwritten",
+    "Another team has a work pool with the configured name",
+    "`deploy` uses it, keeps its job template and prints the difference",
+)
 @pytest.mark.usefixtures("other_pools")
 def test_uses_pools_of_other_names_and_keeps_their_template() -> None:
     template = ProcessWorker.get_default_base_job_template()

@@ -114,6 +114,10 @@ def test_rejects_a_300_and_remembers_it(copied: ParquetSplit, tmp_path: Path) ->
             "column pixel400: expected type uint8, received int16",
             "column pixel400: expected maximum <= 255, received 300",
         ]
+        first, *violations, last = str(caught.value).splitlines()
+        assert first == "test split (fashion-mnist_test.csv.gz) breaks its contract:"
+        assert ["pixel400" in line for line in violations] == [True] * 2
+        assert last.startswith("All results are in ")
     assert len(list((tmp_path / "validation").glob(f"*/{RESULT_NAME}"))) == 1
 
 

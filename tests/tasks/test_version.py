@@ -96,6 +96,7 @@ def add(
         key: str | None = None,
         promotion: PromotionConfig = NO_FLOOR,
         fetched: tuple[Split, ...] = (),
+        note: str | None = None,
         further: tuple[StageRecord, ...] = (),
         **settings: Any,
     ) -> ModelVersion:
@@ -109,7 +110,7 @@ def add(
         evaluation = evaluate.fn(sample_prepared, trained, sample_artifacts)
         if key is not None:
             trained = trained.model_copy(update={"record": trained.record.model_copy(update={"key": key})})
-        return version.fn(data, sample_prepared, trained, evaluation, config, promotion, tmp_path, further=further)
+        return version.fn(data, sample_prepared, trained, evaluation, config, promotion, tmp_path, note, further)
 
     return run
 
@@ -230,6 +231,18 @@ def test_the_same_inputs_add_no_second_version(add: Any, store: ModelStore) -> N
     again = add()
     assert (again.version, again.created) == (1, False)
     assert store.numbers() == [1]
+
+
+def test_a_note_is_stored_with_a_new_version_only(
+    add: Any, store: ModelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    added = add(note="<b>half</b> the decay")
+    assert store.version(1).manifest.note == "<b>half</b> the decay"
+    assert "Note: &lt;b&gt;half&lt;/b&gt; the decay" in (added.path / "report.html").read_text(encoding="utf-8")
+    assert not add(note="<b>half</b> the decay").created
+    assert "note" not in caplog.text
+    assert not add(note="another").created
+    assert "the note is not stored, because version 1 exists" in caplog.text
 
 
 def test_a_resealed_verdict_does_not_prevent_a_new_version(add: Any, store: ModelStore) -> None:

@@ -206,6 +206,11 @@ PACKAGE, CODE = "package: keras 3.14, now 3.15", f"code of the train stage: {'1'
         (False, ["cache key of the train stage, for an unrecorded reason: 1, now 2"], 0.6, "not reproduced"),
     ],
 )
+@field_fault(
+    "failure without a message",
+    "`reproduce` trains other weights, and code or packages changed",
+    "It prints a verdict and its reason; other code or data ends with status 1",
+)
 def test_a_reproduction_always_has_a_verdict(identical: bool, differs: list[str], p_value: float, verdict: str) -> None:
     received, reason = reproduction_verdict(identical, differs, p_value)
     assert received == verdict

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from tasks.registry.differences import differences, unknown_differences
+from tests.field_faults import field_fault
 from tests.stored import DIGEST, data_facts, facts
 
 OTHER = "f" * 64
@@ -64,6 +65,11 @@ def test_the_value_of_a_third_champion_is_in_each_row() -> None:
         ({"code": {"revision": None, "dirty": None}, "lineage": []}, "revision of the code is not recorded"),
         ({"code_sha256": None}, "code of the train stage is not recorded"),
     ],
+)
+@field_fault(
+    "cause named but not observed",
+    "`compare` reads versions of uncommitted code, or without a recorded revision",
+    "It names what may differ, and does not call the code the same",
 )
 def test_what_is_not_recorded_is_not_called_the_same(changed: dict[str, Any], part: str) -> None:
     one = _facts(**changed)
