@@ -413,11 +413,10 @@ def check_data(data_dir: Path, contract: DatasetContract = FASHION_MNIST) -> str
             )
         return f"no CSVs in {data_dir}: the published ones will be downloaded"
     if (problem := describe_missing(contract, data_dir)) is not None:
-        raise Broken(
-            problem,
-            "Add the CSVs, or name their folder with --data-dir or FASHION_ANN_DATA_DIR. `fashion-ann train --fetch` "
-            "downloads the published ones into a folder without CSVs.",
-        )
+        fix = "Add the CSVs, or name their folder with --data-dir or FASHION_ANN_DATA_DIR."
+        if contract.can_be_fetched:
+            fix += " `fashion-ann train --fetch` downloads the published ones into a folder without CSVs."
+        raise Broken(problem, fix)
     return f"{' and '.join(path.name for path in paths)} in {data_dir}; a run checks every cell"
 
 

@@ -111,6 +111,9 @@ def validate(
         [{name: row[name] for name in _TABLE_COLUMNS} for row in facts.rows],
         f"{data.split}: {data.rows} rows validated by Great Expectations, Data Docs in {docs}",
     )
+    if contract.reference is None:
+        message = "%s has no baseline profile: images and labels are compared with none. Make it with `%s`"
+        logger.warning(message, dataset, f"fashion-ann dataset profile {dataset}")
     for line in facts.warnings:
         logger.warning("%s split: %s", data.split, line)
     if facts.broken:

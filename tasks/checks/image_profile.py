@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 
 from schemas.contract import DatasetContract
+from schemas.errors import WrongUsage
 from tasks.runtime.stored_file import parse_json
 
 Images = npt.NDArray[np.uint8]  # (N, pixels)
@@ -97,8 +98,16 @@ def read_profile(content: bytes, contract: DatasetContract | None = None) -> Ima
 
 
 def baseline_profile(contract: DatasetContract) -> ImageProfile | None:
-    """Return the profile of the published train split, or None if the contract has none."""
-    return None if contract.reference is None else read_profile(contract.reference.read_bytes())
+    """Return the baseline profile of a dataset, None without one. Raises `WrongUsage` for one that does not fit."""
+    if contract.reference is None:
+        return None
+    try:
+        return read_profile(contract.reference.read_bytes(), contract)
+    except ValueError as error:
+        raise WrongUsage(
+            f"{contract.reference} is no baseline profile of {contract.name}: {error}. Make it again with `fashion-ann "
+            f"dataset profile {contract.name}`."
+        ) from error
 
 
 def mean_images(images: Images, labels: Labels) -> dict[int, Floats]:

@@ -237,6 +237,25 @@ def test_rejects_a_wrong_parameter_without_a_run(deployment_name: str, parameter
         assert len(client.read_flow_runs()) == before
 
 
+@pytest.mark.usefixtures("deployed")
+def test_a_new_dataset_is_accepted_after_the_next_deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_DATASETS_DIR", str(tmp_path))
+    (tmp_path / "mine.toml").write_text('height = 2\nwidth = 2\nlabels = { 1 = "a", 2 = "b" }\n')
+    name = "train-fashion-mnist/on-demand"
+    with get_client(sync_client=True) as client:
+        with pytest.raises(PrefectHTTPStatusError, match=r"422|409"):
+            client.create_flow_run_from_deployment(read_deployment(name).id, parameters={"dataset": "mine"})
+        assert f"{name}: parameter_openapi_schema updated" in deploy_all().changed
+        deployment = read_deployment(name)
+        assert deployment.parameter_openapi_schema["properties"]["dataset"]["enum"] == [
+            *("digits", "fashion-mnist", "mine"),
+        ]
+        run = client.create_flow_run_from_deployment(deployment.id, parameters={"dataset": "mine"})
+        client.delete_flow_run(run.id)
+    monkeypatch.delenv("FASHION_ANN_DATASETS_DIR")
+    deploy_all()
+
+
 def train_on_gpu(artifacts: Path) -> None:
     from flows.train_fashion_mnist import train_fashion_mnist
 

@@ -40,6 +40,22 @@ def test_reuses_an_unchanged_csv_but_not_a_changed_one(csv: CsvSplit, tmp_path: 
     assert values(third.path)[2][4] == 251
 
 
+def test_reuses_an_output_when_other_datasets_change(csv: CsvSplit, tmp_path: Path) -> None:
+    datasets = tmp_path / "datasets"
+
+    def reused() -> bool:
+        result: ParquetSplit = ingest.fn(csv, "tiny", tmp_path / "artifacts")
+        return result.record.reused
+
+    assert not reused()
+    (datasets / "other.toml").write_text("height = 3")
+    text = (datasets / "tiny.toml").read_text()
+    (datasets / "tiny.toml").write_text(f"# A comment.\n{text}")
+    assert reused()
+    (datasets / "tiny.toml").write_text(text.replace("near_duplicate = 0.02", "near_duplicate = 0.03"))
+    assert not reused()
+
+
 def test_warns_of_reordered_columns_when_cached_too(
     csv: CsvSplit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

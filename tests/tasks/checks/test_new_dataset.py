@@ -8,7 +8,7 @@ import pytest
 
 from schemas.contract import Bounds, DatasetContract, contract_of
 from schemas.errors import DataContractError, DataUnavailable, FashionAnnError, WrongUsage
-from tasks.checks.image_profile import read_profile
+from tasks.checks.image_profile import baseline_profile, read_profile
 from tasks.checks.new_dataset import dataset_toml, init_dataset, make_profile
 from tests.field_faults import field_fault
 from tests.own_data import digits, numbered, photographs, split, write_csv
@@ -236,3 +236,10 @@ def test_makes_no_profile_of_other_data(tmp_path: Path) -> None:
         (tmp_path / f"digits_{name}.csv").write_text("label\n")
     with pytest.raises(WrongUsage, match="not the published train split"):
         make_profile(contract_of("digits"), tmp_path, tmp_path / "digits.json")
+
+
+def test_a_profile_of_other_labels_names_the_cure(folder: Path) -> None:
+    contract = init_dataset("mine", folder).contract
+    contract.path.write_text(contract.path.read_text().replace('9 = "9"\n', ""))
+    with pytest.raises(WrongUsage, match=r"mine\.json is no baseline profile.*9 classes.*dataset profile mine`"):
+        baseline_profile(contract_of("mine"))
