@@ -34,8 +34,8 @@ def epoch_runner(
 ) -> RunEpoch:
     """Return the function that trains ``network`` with ``optimizer``, both of Keras, on the images of ``split``.
 
-    Call it in the `tasks.model.backend.distribution_scope` that yielded ``devices``. Each batch has ``batch_size`` rows
-    of the order, the last one fewer.
+    Call it in the `tasks.model.backend.distribution_scope` that yielded ``devices``. Batches have at most
+    ``batch_size`` rows of the order, see `steps_per_epoch`.
     """
     if backend_name() == "tensorflow" and devices == 1:
         return _graph_epoch(network, optimizer, split, batch_size, label_smoothing)
@@ -113,14 +113,24 @@ def _losses(labels: Any, probabilities: Any, label_smoothing: float) -> Any:
     return keras.losses.categorical_crossentropy(shares, probabilities, label_smoothing=label_smoothing)
 
 
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Return the number of batches of an epoch. Their sizes differ by at most one row.
+
+    With whole batches and a rest, a rest of few rows would move the weights as far as a whole batch does.
+    """
+    return math.ceil(rows / batch_size)
+
+
 def _blocks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
     """Yield the rows of each block and its number of steps. All batches of a block have the same size."""
-    whole = rows // batch_size
-    for first in range(0, whole, _BLOCK_STEPS):
-        after = min(first + _BLOCK_STEPS, whole)
-        yield slice(first * batch_size, after * batch_size), after - first
-    if rows % batch_size:
-        yield slice(whole * batch_size, rows), 1
+    batches = steps_per_epoch(rows, batch_size)
+    smaller, longer = divmod(rows, batches)
+    first = 0
+    for size, count in ((smaller + 1, longer), (smaller, batches - longer)):
+        for done in range(0, count, _BLOCK_STEPS):
+            steps = min(_BLOCK_STEPS, count - done)
+            yield slice(first, first + steps * size), steps
+            first += steps * size
 
 
 def _fit_epoch(
@@ -128,7 +138,7 @@ def _fit_epoch(
 ) -> RunEpoch:
     import keras
 
-    steps = math.ceil(len(split.labels) / batch_size)
+    steps = steps_per_epoch(len(split.labels), batch_size)
     trainer = _with_image_table(network, split)
     trainer.compile(
         optimizer=optimizer,
@@ -163,12 +173,14 @@ def row_batches(order: npt.NDArray[np.int32], labels: npt.NDArray[np.int32], bat
     """
     import keras
 
+    parts = np.array_split(order, steps_per_epoch(len(order), batch_size))
+
     class RowBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
         def __len__(self) -> int:
-            return math.ceil(len(order) / batch_size)
+            return len(parts)
 
         def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], ...]:
-            rows = order[index * batch_size : (index + 1) * batch_size]
+            rows = parts[index]
             if devices == 1:
                 return rows, labels[rows]
             padded = np.resize(rows, -(-len(rows) // devices) * devices)

@@ -1,7 +1,6 @@
 """Fit the network with the training recipe, in Keras. The same seed gives the same weights, also after a kill."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from schemas.layout import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.data.splits import PreparedSplit, open_split
 from tasks.model.backend import distribution_scope, set_up_backend
 from tasks.model.checkpoint import EpochMetrics, TrainingState
-from tasks.model.epoch import OnSteps, epoch_runner
+from tasks.model.epoch import OnSteps, epoch_runner, steps_per_epoch
 from tasks.model.inference import write_golden
 from tasks.model.network import build_network, evaluate_rows, topology_bytes
 from tasks.runtime.files import write_json
@@ -97,7 +96,7 @@ def fit_network(
     batch_size = batch_size_for(rows, config)
     with distribution_scope(devices) as device_count:
         network = build_network(contract, config)
-        schedule = learning_rate_schedule(config, math.ceil(rows / batch_size))
+        schedule = learning_rate_schedule(config, steps_per_epoch(rows, batch_size))
         optimizer = getattr(keras.optimizers, _OPTIMIZERS[config.optimizer])(schedule, weight_decay=config.weight_decay)
         run_epoch = epoch_runner(network, optimizer, train, batch_size, device_count, config.label_smoothing)
     # Evaluate on a single-device copy: a distributed model returns each prediction once per device.
