@@ -20,7 +20,7 @@ from schemas.errors import DataContractError, DataUnavailable, WrongUsage
 from schemas.layout import PROFILE_NAME
 from schemas.references import CsvSplit
 from tasks.checks.image_checks import measure_checks, measure_leaks
-from tasks.checks.image_profile import ImageProfile, Images, Labels, profile_images, write_profile
+from tasks.checks.image_profile import Images, Labels, profile_images, write_profile
 from tasks.checks.near_duplicates import duplicate_report, find_test_images_in_train
 from tasks.checks.scan import scan_parquet
 from tasks.checks.summary import check_results, sentences
@@ -32,7 +32,7 @@ from tasks.data.csv_reader import open_csv
 from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.data_folder import csv_split, present_csvs
 from tasks.data.parquet import read_rows
-from tasks.data.published_data import fetch_data, find_data, require_supplied
+from tasks.data.published_data import fetch_data, require_supplied
 from tasks.data.quarantine import open_quarantine
 from tasks.runtime.files import atomic_write
 
@@ -68,7 +68,8 @@ def init_dataset(
     column by column. holdout: share of the train rows that becomes the test split.
 
     A check that the train split would fail, compared with its own profile, is turned off. Raises `WrongUsage` for a
-    name that is invalid or in use, `DataUnavailable` without CSVs, and `DataContractError` for their content.
+    name that is invalid or in use and for another ``folder``, `DataUnavailable` without CSVs, and `DataContractError`
+    for their content.
     """
     check_name(name)
     if (existing := dataset_paths().get(name)) is not None:
@@ -86,7 +87,7 @@ def init_dataset(
         profile = profile_images(loaded["train"].images, loaded["train"].classes, contract)
         reference = Path(temporary) / PROFILE_NAME
         write_profile(reference, profile)
-        contract, more = _fit_checks(replace(contract, reference=reference), loaded, profile)
+        contract, more = _fit_checks(replace(contract, reference=reference), loaded)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target.with_suffix(".json")) as file:
         write_profile(file, profile)
@@ -101,10 +102,9 @@ def make_profile(contract: DatasetContract, data_dir: Path, target: Path) -> Non
     If the dataset is published, that must be the published split; it is downloaded if the folder has no CSVs. Raises
     `WrongUsage` for another one, and `DataContractError` for missing or bad CSVs.
     """
-    csvs = fetch_data(contract, data_dir) if contract.can_be_fetched else find_data(contract, data_dir)
-    if csvs is None:
+    if not contract.can_be_fetched:
         require_supplied(contract, data_dir)
-    assert csvs is not None  # noqa: S101  # `require_supplied` raised
+    csvs = fetch_data(contract, data_dir)
     if contract.can_be_fetched and csvs["train"].origin != "fetched":
         raise WrongUsage(
             f"{csvs['train'].name} in {data_dir} is not the published train split of {contract.name}. Pass an empty "
@@ -167,7 +167,7 @@ def _draft(
 def _csv_name(folder: Path, name: str, split: Split) -> str:
     """Return the name of the split's only CSV in ``folder``; of shards, the part that they share."""
     if not folder.is_dir():
-        raise DataUnavailable(f"{folder} is not a folder. Expected one with the CSVs. Give another one with --from.")
+        raise WrongUsage(f"{folder} is not a folder. Expected one with the CSVs. Give another one with --from.")
     plain = {path.name.removesuffix(".gz") for path in folder.iterdir() if not path.name.startswith(".")}
     csvs = sorted(file for file in plain if file.endswith(".csv"))
     found = [file for file in csvs if split in file.lower() and (split == "train" or "train" not in file.lower())]
@@ -300,8 +300,9 @@ def _infer(
     draft = replace(draft, pixel_min=low, pixel_max=max(high, low + 1))
     frame = np.ones((height, width), bool)
     frame[1:-1, 1:-1] = False
-    border = train.images[:, frame.ravel()]
-    background = next((end for end in (low, high) if (border == end).mean() > 0.5), None)
+    border = train.images[:, frame.ravel()].astype(np.int16)
+    near = (high - low) / 20  # compressed pictures have a background of several values
+    background = next((end for end in (low, high) if (np.abs(border - end) <= near).mean() > 0.5), None)
     rows = {split: len(part.classes) for split, part in loaded.items()}
     share = np.bincount(train.classes).max() / rows["train"]
     contract = replace(
@@ -334,9 +335,7 @@ def _infer(
     return contract, notes
 
 
-def _fit_checks(
-    contract: DatasetContract, loaded: dict[Split, _Loaded], profile: ImageProfile
-) -> tuple[DatasetContract, list[str]]:
+def _fit_checks(contract: DatasetContract, loaded: dict[Split, _Loaded]) -> tuple[DatasetContract, list[str]]:
     """Turn off checks that the train split fails, and return what both splits exceed."""
     notes: list[str] = []
     scans = {split: scan_parquet(part.path, contract) for split, part in loaded.items()}

@@ -79,7 +79,7 @@ def test_profile_is_made_again(run: Run, csvs: Path) -> None:
     ("arguments", "status", "message"),
     [
         (["a_b", "--from", "."], 2, "Use a-b."),
-        (["mine", "--from", "none"], 1, "is not a folder"),
+        (["mine", "--from", "none"], 2, "is not a folder"),
         (["mine", "--from", ".", "--like", "other"], 2, "There is no dataset 'other'"),
         (["mine", "--from", ".", "--holdout", "1"], 2, "--holdout: expected a share between 0 and 1, received 1"),
         (["digits", "--from", "."], 2, "digits.toml exists"),
