@@ -16,6 +16,7 @@ from schemas.config import PROJECT_ROOT
 
 PRODUCT = ("cli", "flows", "schemas", "tasks")
 COMMAND = re.compile(r"`((?:fashion-ann|prefect|make) [^`]+)`")
+_NUMBERED_DATASET = re.compile(r"(?<=dataset )1\b|(?<=dataset show )1\b|(?<=dataset profile )1\b")
 MAKEFILE = (PROJECT_ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -34,7 +35,8 @@ def printed() -> Iterator[str]:
     for folder in PRODUCT:
         for path in sorted((PROJECT_ROOT / folder).rglob("*.py")):
             for message in messages(ast.parse(path.read_text(encoding="utf-8"))):
-                yield from COMMAND.findall(message)
+                # A number names no dataset.
+                yield from (_NUMBERED_DATASET.sub("digits", command) for command in COMMAND.findall(message))
 
 
 COMMANDS = sorted({*printed(), "prefect deployment run train-fashion-mnist/on-demand --watch"})

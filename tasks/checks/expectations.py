@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,12 @@ def fresh_context() -> "EphemeralDataContext":
 
 def import_in_background() -> None:
     """Import Great Expectations in a thread, for a stage whose output will be validated. The import takes seconds."""
-    threading.Thread(target=import_great_expectations, daemon=True).start()
+
+    def import_or_fail_later() -> None:
+        with suppress(Exception):  # `fresh_context` imports it again and raises
+            import_great_expectations()
+
+    threading.Thread(target=import_or_fail_later, daemon=True).start()
 
 
 def import_great_expectations() -> None:
