@@ -100,7 +100,7 @@ def test_range_and_background_are_inferred(
         write_csv(folder / f"{name}.csv", some, classes)
     new = init_dataset("mine", folder)
     assert (new.contract.pixel_min, new.contract.pixel_max, new.contract.background) == expected
-    assert not any(check.off for check in new.contract.checks), new.notes
+    assert {check.name for check in new.contract.checks if check.off} <= {"near_duplicates_in_train"}, new.notes
 
 
 def test_photographs_have_no_background(folder: Path) -> None:
@@ -115,8 +115,17 @@ def test_a_check_that_train_fails_is_off(folder: Path) -> None:
     rows = (folder / "train.csv").read_text().splitlines(keepends=True)
     (folder / "train.csv").write_text("".join(rows[:300] * 2))
     new = init_dataset("mine", folder)
-    assert [check.name for check in new.contract.checks if check.off] == ["repeated_images"]
+    assert [check.name for check in new.contract.checks if check.off] == ["repeated_images", "test_images_in_train"]
     assert any(note.startswith("check repeated_images: off") for note in new.notes)
+
+
+def test_near_duplicates_within_train_are_expected_in_test(folder: Path) -> None:
+    images, labels = digits(28, 3)
+    for name, (some, classes) in split((images > 99).astype(np.uint8), labels).items():
+        write_csv(folder / f"{name}.csv", some, classes)
+    new = init_dataset("mine", folder)
+    assert [check.name for check in new.contract.checks if check.off] == ["near_duplicates_in_train"]
+    assert not any("will reject" in note for note in new.notes)
 
 
 def test_a_faulty_test_split_is_reported(folder: Path) -> None:
