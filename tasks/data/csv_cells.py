@@ -12,6 +12,7 @@ BOM = b"\xef\xbb\xbf"
 LONE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
 _NUMBER = re.compile(" *0*([0-9]{1,3}) *")
 _LABEL = re.compile(" *(-?)0*([0-9]{1,18}) *")
+_FLOAT, _NOT_OF_A_FLOAT = re.compile("[.eE]"), re.compile("[^-+.eE0-9 ]")
 # Text up to a comma, a lone carriage return or the end. Groups: the text, what its quotes contain, the closing quote
 # (empty if the quote is left open), text after that, and what ends it.
 _PART = re.compile(r'((?: *+"([^"]*+(?:""[^"]*+)*+)("|\Z))?([^,\r]*+))([,\r]?)')
@@ -85,6 +86,26 @@ def parse_label(cell: str) -> int | None:
     """Return the number in a cell, which may be negative or have up to 18 digits, or None if it is none."""
     match = _LABEL.fullmatch(cell)
     return int(match[1] + match[2]) if match else None
+
+
+def scale_cure(cells: Sequence[str], low: int, high: int) -> str | None:
+    """Return how to make integers ``low`` .. ``high`` of pixels that are on another scale or have decimals.
+
+    Return None if the cells have neither, or are no numbers.
+    """
+    text = "".join(cells)
+    if _NOT_OF_A_FLOAT.search(text) or not _FLOAT.search(text):
+        return None
+    try:
+        values = [float(cell) for cell in cells]
+    except ValueError:
+        return None
+    for start, end in ((0, 1), (-1, 1)):
+        if start <= min(values) and max(values) <= end < high:
+            moved = "" if start == 0 else f"add {-start} to them, "
+            added = "" if low == 0 else f"add {low}, "
+            return f"from {start} to {end}: {moved}multiply them by {(high - low) / (end - start):g}, {added}round them"
+    return "no integers: round them" if low <= min(values) and max(values) <= high else None
 
 
 def shorten(value: str) -> str:
