@@ -9,7 +9,7 @@ from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_blocks import unusable
+from tasks.data.csv_blocks import SAVE_WITHOUT_INDEX, unusable
 from tasks.data.csv_cells import BOM, LONE_RETURN, Line, parse_line, shorten
 from tasks.data.csv_file import GZIP_MAGIC
 
@@ -121,9 +121,7 @@ def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], contract: 
     causes = []
     pixels = [name for name in received if name != contract.label_column]
     if len(received) > 1 and _INDEX.fullmatch(received[0]) and received[0] not in expected:
-        causes.append(
-            "the first column looks like the index of a pandas DataFrame: save it with to_csv(.., index=False)"
-        )
+        causes.append(f"the first column looks like the index of a pandas DataFrame: {SAVE_WITHOUT_INDEX}")
         pixels.remove(received[0])
     with suppress(ValueError, IndexError):  # the first name has no number, or there is none
         other = replace(contract, naming=f"{pixels[0]}..")

@@ -77,7 +77,7 @@ def test_a_header_has_one_cause_and_cure(tmp_path: Path, frame: pd.DataFrame, in
             (0, 255),
             "from -1 to 1: add 1 to them, multiply them by 127.5, round",
         ),
-        (FRAME.assign(**PIXELS * 1.0), (0, 255), "no integers: round them"),
+        (FRAME.assign(**PIXELS * 1.0), (0, 255), "with decimals: round them"),
     ],
     ids=["0..1", "unlabelled", "label too", "of 16", "from 5", "-1..1", "floats"],
 )
@@ -99,8 +99,17 @@ def test_scaled_pixels_have_one_cause_and_cure(
     for fault, more, cause, _ in errors:
         assert fault.startswith("a.csv line 2, column ")
         assert more.startswith(".. and ")
-        assert cause.startswith(f"The pixels of 4 of 4 bad rows are {cure}")
+        assert cause.startswith(f"4 of 4 bad rows have pixels {cure}")
         assert cause.endswith(", and save them as integers.")
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["header", "no header"])
+def test_an_index_without_a_column_has_cause_and_cure(tmp_path: Path, header: bool) -> None:
+    text = FRAME.to_csv(index_label=False, header=header)
+    (tmp_path / "a.csv").write_text(text)
+    for lines in messages(tmp_path / "a.csv", TINY if header else replace(TINY, naming="none")):
+        assert lines[2].startswith("4 of 4 bad rows have their number as first of 6 cells, like the index of a pandas")
+        assert lines[2].endswith(": save it with to_csv(.., index=False).")
 
 
 @pytest.mark.parametrize("cell", ["x", "nan", "-0", "1_0", "300", "300.5", "", "1 2"])
@@ -114,7 +123,7 @@ def test_a_cause_is_that_of_most_bad_rows(tmp_path: Path) -> None:
     scaled = "9,0.5,0.25,0.0,1.0\n" * 2
     (tmp_path / "a.csv").write_text(f"{HEADER.decode()}{scaled}9,300,0,0,0\n")
     for lines in messages(tmp_path / "a.csv"):
-        assert lines[-2].startswith("The pixels of 2 of 3 bad rows are from 0 to 1")
+        assert lines[-2].startswith("2 of 3 bad rows have pixels from 0 to 1")
     (tmp_path / "a.csv").write_text(f"{HEADER.decode()}{scaled}9,300,0,0,0\n9,1\n")
     for lines in messages(tmp_path / "a.csv"):
         assert len(lines) == 8 + 2 + 1  # the eight scaled cells, the other bad rows, and what to do
