@@ -58,7 +58,9 @@ def messages(path: Path, contract: DatasetContract = TINY) -> list[list[str]]:
 )
 def test_a_header_has_one_cause_and_cure(tmp_path: Path, frame: pd.DataFrame, index: bool, cause: str) -> None:
     frame.to_csv(tmp_path / "a.csv", index=index)
-    for fault, rest in messages(tmp_path / "a.csv"):
+    train, predict = messages(tmp_path / "a.csv")
+    assert "label" in frame or "column label: " not in predict[0]
+    for fault, rest in (train, predict):
         assert fault.startswith("a.csv line 1, column ")
         assert cause in fault
         assert rest == f"{tmp_path / 'a.csv'} was not used. Correct it, and run again."
