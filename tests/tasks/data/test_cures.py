@@ -11,6 +11,7 @@ from schemas.contract import DatasetContract
 from schemas.errors import DataContractError
 from tasks.data.csv_reader import open_csv
 from tasks.data.csv_to_parquet import ingest_csv
+from tests.field_faults import field_fault
 from tests.tasks.data.csv_cases import HEADER, TINY
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, supplied
 
@@ -25,6 +26,8 @@ RENAME = (
     "the pixels are named pixel0..: rename them to pixel1..pixel4, or use a dataset file with "
     'columns = "pixel0..", as `fashion-ann dataset init` writes it'
 )
+
+_NAMED = "`train` and `predict` exit with 3 and name cause and cure in one sentence"
 
 
 def messages(path: Path, contract: DatasetContract = TINY) -> list[list[str]]:
@@ -41,6 +44,8 @@ def messages(path: Path, contract: DatasetContract = TINY) -> list[list[str]]:
     return lines
 
 
+@field_fault("stray files and bad values", "A CSV has the index of a pandas DataFrame as first column", _NAMED)
+@field_fault("stray files and bad values", "The pixels in a header are named pixel0.., or by row and column", _NAMED)
 @pytest.mark.parametrize(
     ("frame", "index", "cause"),
     [
@@ -66,6 +71,7 @@ def test_a_header_has_one_cause_and_cure(tmp_path: Path, frame: pd.DataFrame, in
         assert rest == f"{tmp_path / 'a.csv'} was not used. Correct it, and run again."
 
 
+@field_fault("stray files and bad values", "Pixels were scaled to 0..1 or -1..1, or saved as floats", _NAMED)
 @pytest.mark.parametrize(
     ("frame", "pixel_range", "cure"),
     [
