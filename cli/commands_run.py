@@ -123,7 +123,7 @@ def _version_lines(version: "ModelVersion") -> Iterator[str]:
         type=path_argument,
         metavar="IMAGES",
         help="a CSV or .csv.gz as for train, with any number of rows; the column label "
-        "is optional and adds the accuracy",
+        "is optional; it is kept and adds the accuracy",
     ),
     Argument(
         "--output",
@@ -139,8 +139,9 @@ def _version_lines(version: "ModelVersion") -> Iterator[str]:
     ),
     Argument("--version", metavar="V", default="champion", help="a number or an alias (default: %(default)s)"),
     help="predict the images of a CSV with a version",
-    description="Write one row per image: class, class name and the probability of each class. Runs in this "
-    "process without a Prefect server; deployments use the flow predict-fashion-mnist.",
+    description="Write one row per image: the label if the CSV has one, the predicted label with the name of its "
+    "class, and the probability of each label. Runs in this process without a Prefect server; deployments use the flow "
+    "predict-fashion-mnist.",
     when_stopped="Nothing was written.",
 )
 def _predict(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Parse blocks of whole CSV lines into rows, and report the bad ones by line and column."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -11,7 +12,17 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_cells import MAX_SHOWN, Line, cell_note, column_at, parse_cell, parse_label, parse_line, shorten
+from tasks.data.csv_cells import (
+    MAX_SHOWN,
+    Line,
+    cell_note,
+    column_at,
+    parse_cell,
+    parse_label,
+    parse_line,
+    scale_cause,
+    shorten,
+)
 from tasks.data.quarantine import BadRow
 
 Rows = npt.NDArray[np.uint8]  # (N, columns)
@@ -28,6 +39,8 @@ _DIGITS_AND_ENDS = b"0123456789,\n"
 _DIGITS_QUOTES_SPACES = b'0123456789," '
 _ZERO = ord("0")
 
+SAVE_WITHOUT_INDEX = "save it with to_csv(.., index=False)"
+
 
 @dataclass
 class Tally:
@@ -38,6 +51,7 @@ class Tally:
     problems: the first ten of these.
     classes: bool (256,), True for each class of a good row.
     bad_labels: up to two different cells that are no label.
+    causes: number of bad rows by what they have, with the cure, in words; None if that is unknown.
     """
 
     rows: int = 0
@@ -45,6 +59,7 @@ class Tally:
     problems: list[CellProblem] = field(default_factory=list)
     classes: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, bool))
     bad_labels: set[str] = field(default_factory=set)
+    causes: Counter[str | None] = field(default_factory=Counter)
 
 
 class BlockParser:
@@ -65,6 +80,7 @@ class BlockParser:
         self._columns = columns
         self._label_at = columns.index(contract.label_column) if contract.label_column in columns else None
         self._bounds = [contract.bounds(column) for column in columns]
+        self._pixel_range = contract.pixel_min, contract.pixel_max
         # Every byte is within 0..255; only columns with narrower bounds need a check.
         self._narrow = [
             (at, low, high)
@@ -76,6 +92,7 @@ class BlockParser:
         self._blank: list[tuple[int, bytes]] = []  # blank lines that may turn out to be the end of the file
         self._blank_run = self._blank_bytes = 0  # since the last line that is not blank
         self._line = int(contract.has_header)  # number of the last line that was read; 1 is the header
+        self._first_row = self._line + 1
         self._open = bytearray()  # lines so far of a row whose quotes are open
         self._open_line = 0  # number of the first of these
 
@@ -203,11 +220,12 @@ class BlockParser:
             allowed = self._label_ranges if at == self._label_at else "{}..{}".format(*self._bounds[at])
             reason = f"expected an integer {allowed}{cell_note(cells[at])}"
             problems.append(self._problem(first_line, at, shorten(cells[at]), reason))
-        self._reject(raw, cells[bad[0]], problems, len(bad))
+        pixels = [cell for at, cell in enumerate(cells) if at != self._label_at]
+        self._reject(raw, cells[bad[0]], problems, len(bad), scale_cause(pixels, *self._pixel_range))
         return b""
 
     def _reject_length(self, first_line: int, line: bytes, raw: bytes, parsed: Line) -> None:
-        at, note = len(parsed.cells), ""
+        at, note, cause = len(parsed.cells), "", None
         value = shown = f"{at} values"
         if parsed.lone_return is not None:
             # It explains the number of cells: two lines in one, or one line in two.
@@ -217,8 +235,10 @@ class BlockParser:
             note = f" (quotes hold {inside} line ends: is one left open?)"
         elif at < len(self._columns) and not raw.endswith(b"\n"):
             note = " (the file was probably cut off)"
+        elif at == len(self._columns) + 1 and parse_label(parsed.cells[0]) == first_line - self._first_row:
+            cause = f"their number as first of {at} cells, like the index of a pandas DataFrame: {SAVE_WITHOUT_INDEX}"
         reason = f"expected {len(self._columns)} values in a row{note}"
-        self._reject(raw, value, [self._problem(first_line, at, shown, reason)])
+        self._reject(raw, value, [self._problem(first_line, at, shown, reason)], cause=cause)
 
     def _hold_back(self, raw: bytes) -> None:
         self._blank.append((self._line, raw))
@@ -234,21 +254,36 @@ class BlockParser:
             self._reject(raw, shown, [self._problem(line, 0, shown, reason)])
         self._blank = []
 
-    def _reject(self, raw: bytes, value: str, problems: Sequence[CellProblem], bad_cells: int = 1) -> None:
+    def _reject(
+        self, raw: bytes, value: str, problems: Sequence[CellProblem], bad_cells: int = 1, cause: str | None = None
+    ) -> None:
         """Count and pass on a bad row. ``problems`` has at least the first of its ``bad_cells``, which is ``value``."""
         first = problems[0]
+        self.tally.causes[cause] += 1
         self.tally.count += bad_cells
         self.tally.problems += problems[: PROBLEMS_SHOWN - len(self.tally.problems)]
         self._on_bad_row(BadRow(first.line, raw, first.column, value, first.reason, bad_cells))
 
 
-def list_problems(problems: Sequence[CellProblem], count: int) -> list[str]:
-    """Return one line per problem, and one with the number of the others."""
-    more = [f".. and {count - len(problems)} more"] if count > len(problems) else []
-    return [*map(str, problems), *more]
+def common_cause(tallies: Iterable[Tally]) -> str | None:
+    """Return a sentence with cause and cure if they are the same for most bad rows."""
+    causes = sum((tally.causes for tally in tallies), Counter[str | None]())
+    cause, rows = max(causes.items(), key=lambda entry: entry[1], default=(None, 0))
+    if cause is None or rows <= causes.total() / 2:
+        return None
+    return f"{rows} of {causes.total()} bad rows have {cause}."
 
 
-def unusable(path: Path, problems: Sequence[CellProblem], count: int = 1) -> DataContractError:
+def list_problems(problems: Sequence[CellProblem], count: int, cause: str | None = None) -> list[str]:
+    """Return one line per problem, and one with the number of the others. With a ``cause``, list only the first."""
+    shown = problems if cause is None else problems[:1]
+    more = [f".. and {count - len(shown)} more"] if count > len(shown) else []
+    return [*map(str, shown), *more, *([] if cause is None else [cause])]
+
+
+def unusable(
+    path: Path, problems: Sequence[CellProblem], count: int = 1, cause: str | None = None
+) -> DataContractError:
     """Return the error for a CSV with ``count`` problems, of which ``problems`` are the first."""
-    lines = [*list_problems(problems, count), f"{path} was not used. Correct it, and run again."]
+    lines = [*list_problems(problems, count, cause), f"{path} was not used. Correct it, and run again."]
     return DataContractError("\n".join(lines), problems, count)

@@ -12,6 +12,8 @@ BOM = b"\xef\xbb\xbf"
 LONE_RETURN = "a lone carriage return, which ends no line: save the file with LF or CRLF"
 _NUMBER = re.compile(" *0*([0-9]{1,3}) *")
 _LABEL = re.compile(" *(-?)0*([0-9]{1,18}) *")
+_ROUND = "round them, and save them as integers"
+_FLOAT, _NOT_OF_A_FLOAT = re.compile("[.eE]"), re.compile("[^-+.eE0-9 ]")
 # Text up to a comma, a lone carriage return or the end. Groups: the text, what its quotes contain, the closing quote
 # (empty if the quote is left open), text after that, and what ends it.
 _PART = re.compile(r'((?: *+"([^"]*+(?:""[^"]*+)*+)("|\Z))?([^,\r]*+))([,\r]?)')
@@ -85,6 +87,27 @@ def parse_label(cell: str) -> int | None:
     """Return the number in a cell, which may be negative or have up to 18 digits, or None if it is none."""
     match = _LABEL.fullmatch(cell)
     return int(match[1] + match[2]) if match else None
+
+
+def scale_cause(cells: Sequence[str], low: int, high: int) -> str | None:
+    """Return in words the scale of pixels that are no integers ``low`` .. ``high``, and how to make such integers.
+
+    Return None if all are integers, one is no number, or the scale is unknown.
+    """
+    text = "".join(cells)
+    if _NOT_OF_A_FLOAT.search(text) or not _FLOAT.search(text):
+        return None
+    try:
+        values = [float(cell) for cell in cells]
+    except ValueError:
+        return None
+    for start, end in ((0, 1), (-1, 1)):
+        if start <= min(values) and max(values) <= end < high:
+            moved = "" if start == 0 else f"add {-start} to them, "
+            added = "" if low == 0 else f"add {low}, "
+            factor = (high - low) / (end - start)
+            return f"pixels from {start} to {end}: {moved}multiply them by {factor:g}, {added}{_ROUND}"
+    return f"pixels with decimals: {_ROUND}" if low <= min(values) and max(values) <= high else None
 
 
 def shorten(value: str) -> str:

@@ -3,11 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_blocks import unusable
+from tasks.data.csv_blocks import SAVE_WITHOUT_INDEX, unusable
 from tasks.data.csv_cells import BOM, LONE_RETURN, Line, parse_line, shorten
 from tasks.data.csv_file import GZIP_MAGIC
 
@@ -29,6 +31,7 @@ _OTHER_FORMATS = {
     b"7z\xbc\xaf": _UNPACK,
     b"<": "a web page or XML, such as the login page of a download site: download the file itself",
 }
+_INDEX = re.compile(r"|index|Unnamed: [0-9]+(\.[0-9]+)*")
 _CONTROL = bytes({*range(32), 127} - set(b"\t\r"))
 
 
@@ -62,7 +65,12 @@ def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_op
         expected = expected[1:]
     if sorted(received) == sorted(expected):
         return received
-    problem = _header_problem(path, line, parsed, expected, received)
+    cause = _likely_cause(line, parsed, received, contract)
+    if cause is not None and label_optional and contract.label_column not in received:
+        expected = expected[-contract.pixels :]
+    problem = _header_problem(path, expected, received, cause)
+    if cause is not None:
+        raise unusable(path, [problem])
     raise DataContractError(
         f"{problem}.\n"
         f"The header must name {len(expected)} columns, in any order: {', '.join(expected[:3])} .. {expected[-1]}. "
@@ -72,10 +80,8 @@ def check_header(path: Path, line: bytes, contract: DatasetContract, *, label_op
     )
 
 
-def _header_problem(
-    path: Path, line: bytes, parsed: Line, expected: Sequence[str], received: Sequence[str]
-) -> CellProblem:
-    """Return the first problem of the names. Its reason contains the likely cause, or else all wrong names."""
+def _header_problem(path: Path, expected: Sequence[str], received: Sequence[str], cause: str | None) -> CellProblem:
+    """Return the first problem of the names. Its reason contains the cause if it is known, or else all wrong names."""
     counts, names = Counter(received), set(expected)
     repeated = [name for name in expected if counts[name] > 1]
     missing = [name for name in expected if name not in counts]
@@ -89,7 +95,7 @@ def _header_problem(
     else:
         column, value = str(received.index(extra[0]) + 1), shorten(extra[0])
         reason = "expected no such name in the header"
-    cause = _likely_cause(line, parsed, received, names) or "; ".join(
+    cause = cause or "; ".join(
         f"{kind}: {shorten(wrong[0])}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
         for kind, wrong in (("more than once", repeated), ("missing", missing), ("unexpected", extra))
         if wrong
@@ -97,9 +103,13 @@ def _header_problem(
     return CellProblem(1, column, value, f"{reason} ({cause})", path.name)
 
 
-def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], expected: set[str]) -> str | None:
+def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], contract: DatasetContract) -> str | None:
+    expected = set(contract.file_columns)
     if all(re.fullmatch("[0-9]+", name) for name in received):
-        return "the header is missing: the first line holds numbers"
+        return (
+            "the header is missing: the first line holds numbers; add a header, or use a dataset file with "
+            'columns = "none"'
+        )
     if b"\r" in line:
         return f"it holds {LONE_RETURN}"
     if parsed.open_quote:
@@ -110,4 +120,17 @@ def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], expected: 
         for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (" ", "spaces")):
             if not expected.isdisjoint(part.strip(' "') for part in received[0].split(separator)):
                 return f"the names are separated by {name}: save the file with commas"
-    return None
+    causes = []
+    pixels = [name for name in received if name != contract.label_column]
+    if len(received) > 1 and _INDEX.fullmatch(received[0]) and received[0] not in expected:
+        causes.append(f"the first column looks like the index of a pandas DataFrame: {SAVE_WITHOUT_INDEX}")
+        pixels.remove(received[0])
+    with suppress(ValueError, IndexError):  # the first name has no number, or there is none
+        other = replace(contract, naming=f"{pixels[0]}..")
+        if other.naming != contract.naming and sorted(other.file_columns[1:]) == sorted(pixels):
+            own = contract.file_columns
+            causes.append(
+                f"the pixels are named {pixels[0]}..: rename them to {own[1]}..{own[-1]}, or use a dataset file with "
+                f'columns = "{other.naming}", as `fashion-ann dataset init` writes it'
+            )
+    return "; ".join(causes) or None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_blocks import MAX_LINE_BYTES, BlockParser, Rows, unusable
+from tasks.data.csv_blocks import MAX_LINE_BYTES, BlockParser, Rows, common_cause, unusable
 from tasks.data.csv_cells import BOM, cell_note, column_at, parse_line
 from tasks.data.csv_file import HashedFile, decompressed, file_stamp, require_unchanged
 from tasks.data.csv_header import check_header, reject_other_formats
@@ -116,7 +116,7 @@ class CsvRows:
                 yield rows if order is None else rows[:, order]
         self._parser.finish()
         if tally.count and not self._has_quarantine:
-            raise unusable(self._path, tally.problems, tally.count)
+            raise unusable(self._path, tally.problems, tally.count, common_cause([tally]))
         if not tally.rows and not tally.count:
             reason = "expected a row (the file has a header and no rows)"
             raise unusable(self._path, [CellProblem(2, self._in_file[0], "nothing", reason, self._path.name)])

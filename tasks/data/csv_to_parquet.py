@@ -13,7 +13,7 @@ from schemas.config import BadRows, allowed_bad_rows
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
 from schemas.references import CsvSplit
-from tasks.data.csv_blocks import PROBLEMS_SHOWN, Rows, Tally, list_problems
+from tasks.data.csv_blocks import PROBLEMS_SHOWN, Rows, Tally, common_cause, list_problems
 from tasks.data.csv_file import file_stamp, require_unchanged
 from tasks.data.csv_reader import CsvRows, open_csv
 from tasks.data.parquet import BLOCK_ROWS, open_parquet, row_count
@@ -29,6 +29,7 @@ class IngestFacts:
     count: number of bad cells in the rejected rows; a row of the wrong length counts as one.
     problems: the first ten of these.
     labels_shifted: 1 or -1 if every label looks as if that had been added to it, else 0.
+    cause: a sentence about most of the rejected rows, if they have the same fault.
     reordered: a sentence for each file whose columns were reordered.
     """
 
@@ -37,6 +38,7 @@ class IngestFacts:
     count: int
     problems: tuple[CellProblem, ...]
     labels_shifted: int = 0
+    cause: str | None = None
     reordered: tuple[str, ...] = ()
 
 
@@ -101,6 +103,7 @@ def ingest_csv(
             count=sum(tally.count for tally in tallies) if bad.rows else 0,
             problems=tuple(problems[:PROBLEMS_SHOWN]) if bad.rows else (),
             labels_shifted=_label_shift(tallies, contract),
+            cause=common_cause(tallies) if bad.rows else None,
             reordered=tuple(reader.reordered for reader in readers if reader.reordered is not None),
         )
         require_budget(csv, facts, bad_rows, quarantine)
@@ -155,7 +158,7 @@ def require_budget(csv: CsvSplit, facts: IngestFacts, bad_rows: BadRows, quarant
     """Raise `DataContractError` if more rows are bad than ``bad_rows`` allows."""
     if facts.quarantined <= allowed_bad_rows(bad_rows, facts.rows + facts.quarantined):
         return
-    lines = list_problems(facts.problems, facts.count)
+    lines = list_problems(facts.problems, facts.count, facts.cause)
     if facts.labels_shifted:
         side, missing = ("above", "lowest") if facts.labels_shifted > 0 else ("below", "highest")
         lines.append(

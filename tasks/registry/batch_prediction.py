@@ -58,7 +58,7 @@ def predict_csv(
         stored.check_signature()  # before any of its files is parsed
         checks = PredictionChecks(stored, contract)
         model = load_model(stored)
-        schema = predictions_schema(contract, stored.manifest)
+        schema = predictions_schema(contract, stored.manifest, csv.labelled)
         start = 0
         sweep_temporaries(target)
         with _name_in_errors(output), atomic_write(target) as temporary:
@@ -66,8 +66,7 @@ def predict_csv(
                 for rows in in_batches(csv, BATCH_ROWS):
                     pixels, labels = (rows[:, 1:], rows[:, 0]) if csv.labelled else (rows, None)
                     probabilities = model.predict_on_batch(scale_pixels(pixels, contract.scale))
-                    table = _predictions_table(probabilities, start, contract, schema)
-                    writer.write_table(table)
+                    writer.write_table(_predictions_table(probabilities, labels, start, contract, schema))
                     checks.add(pixels, probabilities.argmax(axis=1), labels)
                     start += len(rows)
                 # Raises if the images changed while they were read, before the output gets its name.
@@ -93,16 +92,17 @@ def predict_csv(
     )
 
 
-def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Schema:
+def predictions_schema(contract: DatasetContract, manifest: Manifest, labelled: bool) -> pa.Schema:
     """Return the columns, none nullable, with the version as metadata.
 
     - ``row`` int64: data row of the CSV, from 0, as in the index of a pandas frame of the same file
-    - ``label`` int32: predicted label
-    - ``name`` string: the name of its class
+    - ``label`` int32: label in the CSV, whatever its column is named there; only if the CSV is ``labelled``
+    - ``predicted_label`` int32, ``name`` string: predicted label, and the name of its class
     - ``p0``, ``p1``, ... float32: probability per label
     """
-    probabilities = {f"p{label}": pa.float32() for label in contract.class_labels}
-    columns = {"row": pa.int64(), "label": pa.int32(), "name": pa.string(), **probabilities}
+    columns = {"row": pa.int64(), **({"label": pa.int32()} if labelled else {})}
+    columns |= {"predicted_label": pa.int32(), "name": pa.string()}
+    columns |= {f"p{label}": pa.float32() for label in contract.class_labels}
     return pa.schema(
         [pa.field(name, kind, nullable=False) for name, kind in columns.items()],
         metadata={
@@ -115,14 +115,22 @@ def predictions_schema(contract: DatasetContract, manifest: Manifest) -> pa.Sche
 
 
 def _predictions_table(
-    probabilities: npt.NDArray[np.float32], start: int, contract: DatasetContract, schema: pa.Schema
+    probabilities: npt.NDArray[np.float32],
+    true: npt.NDArray[np.uint8] | None,
+    start: int,
+    contract: DatasetContract,
+    schema: pa.Schema,
 ) -> pa.Table:
-    """Return a table of probabilities float32 (N, classes); ``start`` is the row number of the first."""
-    classes = probabilities.argmax(axis=1)
-    labels = np.array(contract.class_labels, np.int32)[classes]
-    names = pa.array(contract.class_names).take(pa.array(classes))
-    rows = np.arange(start, start + len(labels))
-    return pa.table([rows, labels, names, *probabilities.T], schema=schema)
+    """Return a table of probabilities float32 (N, classes) and, if known, ``true`` classes uint8 (N,).
+
+    ``start`` is the row number of the first.
+    """
+    predicted = probabilities.argmax(axis=1)
+    label_of = np.array(contract.class_labels, np.int32)
+    labels = [] if true is None else [label_of[true]]
+    names = pa.array(contract.class_names).take(pa.array(predicted))
+    rows = np.arange(start, start + len(predicted))
+    return pa.table([rows, *labels, label_of[predicted], names, *probabilities.T], schema=schema)
 
 
 def in_batches(blocks: Iterable[Rows], size: int) -> Iterator[Rows]:

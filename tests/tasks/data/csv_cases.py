@@ -94,6 +94,7 @@ def unreadable(path: Path) -> None:
 
 
 QUOTED = quoted(GOOD)
+PIXEL_0 = b"label,pixel0,pixel1,pixel2,pixel3\n" + BODY
 CRLF = GOOD.replace(b"\n", b"\r\n")
 LABEL_LAST = b"".join(b",".join([*cells[1:], cells[0]]) + b"\n" for cells in (x.split(b",") for x in GOOD.splitlines()))
 LOGIN_PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head>\n<body>label,pixel1</body></html>\n"
@@ -238,7 +239,8 @@ CASES = [
     bad_header("missing in another order", b"pixel4,label,pixel1,pixel3\n" + BODY, "pixel2", "nothing", "'pixel2'"),
     bad_header("missing last columns", b"label,pixel1\n" + BODY, "pixel2", "nothing", "'pixel2' and 2 more"),
     bad_header("extra column", GOOD.replace(b"pixel4\n", b"pixel4,pixel5\n"), "6", "'pixel5'", "unexpected: 'pixel5'"),
-    bad_header("index of pandas", GOOD.replace(b"label", b",label"), "1", "''", "unexpected: ''"),
+    bad_header("index of pandas", GOOD.replace(b"label", b",label"), "1", "''", "index of a pandas DataFrame: save"),
+    bad_header("pixels from 0", PIXEL_0, "pixel4", "nothing", 'file with columns = "pixel0.."'),
     bad_header("comma at its end", GOOD.replace(b"pixel4\n", b"pixel4,\n"), "6", "''", "unexpected: ''"),
     bad_header("nul in it", GOOD.replace(b"pixel2", b"pixel\x00"), "pixel2", "'pixel\\x00'", "missing: 'pixel2'"),
     bad_header("comment above it", b"# images\n" + GOOD, "label", "'# images'", "missing: 'label'"),

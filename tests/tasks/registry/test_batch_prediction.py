@@ -95,18 +95,21 @@ def test_predictions_are_those_of_plain_keras(two_versions: Path, tmp_path: Path
     expected = plain_keras(images, two_versions, version)
     table = pd.read_parquet(predictions.output)
     np.testing.assert_allclose(table[PROBABILITIES], expected, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(table["label"], expected.argmax(axis=1))
-    assert table["name"].tolist() == [FASHION_MNIST.class_names[label] for label in table["label"]]
+    np.testing.assert_array_equal(table["predicted_label"], expected.argmax(axis=1))
+    assert table["name"].tolist() == [FASHION_MNIST.class_names[label] for label in table["predicted_label"]]
     assert (predictions.version, predictions.rows) == (version, 200)
     truth = pd.read_csv(images)["label"].to_numpy()
+    np.testing.assert_array_equal(table["label"], truth)
     assert predictions.accuracy == pytest.approx((expected.argmax(axis=1) == truth).mean())
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_the_label_column_changes_only_the_accuracy(two_versions: Path, tmp_path: Path) -> None:
+def test_labels_add_the_accuracy_and_their_column(two_versions: Path, tmp_path: Path) -> None:
     labelled = run(put(tmp_path, LINES), two_versions, "labelled.parquet")
     bare = run(put(tmp_path, without_label(LINES), "bare.csv"), two_versions, "bare.parquet")
-    assert pq.read_table(labelled.output).equals(pq.read_table(bare.output))
+    table = pq.read_table(labelled.output)
+    assert table["label"].to_pylist() == [int(line.partition(b",")[0]) for line in LINES[1:]]
+    assert table.drop_columns("label").equals(pq.read_table(bare.output))
     assert labelled.accuracy is not None
     assert bare.accuracy is None
 
@@ -173,6 +176,7 @@ def test_the_parquet_has_its_schema_and_the_version(two_versions: Path, tmp_path
     assert [(field.name, field.type) for field in schema] == [
         ("row", pa.int64()),
         ("label", pa.int32()),
+        ("predicted_label", pa.int32()),
         ("name", pa.string()),
         *((name, pa.float32()) for name in PROBABILITIES),
     ]
@@ -195,10 +199,11 @@ def test_a_csv_contains_the_same_float32_values(two_versions: Path, tmp_path: Pa
     images = put(tmp_path, LINES)
     table = pd.read_parquet(run(images, two_versions).output)
     text = run(images, two_versions, name).output
-    assert text.read_bytes().startswith(b"row,label,name,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9\n0,")
+    assert text.read_bytes().startswith(b"row,label,predicted_label,name,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9\n0,")
     read = pd.read_csv(text, dtype=dict.fromkeys(PROBABILITIES, np.float32))
     np.testing.assert_array_equal(read[PROBABILITIES].to_numpy(), table[PROBABILITIES].to_numpy())
-    assert read[["row", "label", "name"]].to_numpy().tolist() == table[["row", "label", "name"]].to_numpy().tolist()
+    others = ["row", "label", "predicted_label", "name"]
+    assert read[others].to_numpy().tolist() == table[others].to_numpy().tolist()
 
 
 def test_the_task_returns_the_reference(two_versions: Path, tmp_path: Path) -> None:
@@ -391,10 +396,17 @@ def test_a_full_disk_names_the_output_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["images.csv"]
 
 
-def test_class_names_come_from_the_contract(
+def test_labels_and_class_names_are_those_of_the_dataset(
     two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = replace(FASHION_MNIST, labels=dict(enumerate("abcdefghij")))
+    # Labels -5, 0, 5 .. 40 in a column of another name.
+    other = replace(FASHION_MNIST, labels={5 * at - 5: letter for at, letter in enumerate("abcdefghij")})
+    other = replace(other, label_column="digit")
     monkeypatch.setattr(batch_prediction, "contract_of", lambda dataset: other)
-    table = pd.read_parquet(run(put(tmp_path, LINES), two_versions).output)
-    assert table["name"].tolist() == ["abcdefghij"[label] for label in table["label"]]
+    cells = [line.partition(b",") for line in LINES]
+    moved = [b"%d,%b" % (5 * int(label) - 5, pixels) for label, _, pixels in cells[1:]]
+    table = pd.read_parquet(run(put(tmp_path, [b"digit," + cells[0][2], *moved]), two_versions).output)
+    assert [column for column in table if column.startswith("p")][1:] == [f"p{5 * at - 5}" for at in range(10)]
+    np.testing.assert_array_equal(table["label"], [5 * int(label) - 5 for label, _, _ in cells[1:]])
+    assert set(table["predicted_label"]) <= set(other.labels)
+    assert table["name"].tolist() == [other.labels[label] for label in table["predicted_label"]]
