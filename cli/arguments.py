@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
-from schemas.config import BadRows, Note, PromotionConfig, TrainingConfig
+from schemas.config import DEFAULT_SPACE, BadRows, Note, PromotionConfig, SearchSpace, TrainingConfig
 from schemas.contract import DEFAULT_DATASET, contract_of
 from schemas.errors import WrongUsage
 
@@ -134,9 +135,9 @@ def config_flag(key: str) -> str:
     return "--promotion-policy" if key == "policy" else "--" + key.replace("_", "-")
 
 
-def config_arguments() -> Iterator[Argument]:
-    """Yield a flag for each key of TrainingConfig and PromotionConfig, with its description and default."""
-    for key, field in {**TrainingConfig.model_fields, **PromotionConfig.model_fields}.items():
+def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterator[Argument]:
+    """Yield a flag for each key of ``models``, with its description and default."""
+    for key, field in chain.from_iterable(model.model_fields.items() for model in models):
         types = get_args(field.annotation) or (field.annotation,)
         values: dict[str, Any] = {"type": float, "metavar": "X"}
         if get_origin(field.annotation) is Literal:
@@ -175,20 +176,32 @@ def read_config(model: type[Config], options: argparse.Namespace, file: Path | N
         raise WrongUsage("; ".join(faults) + ".") from error
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def _read_toml(file: Path, example: str = "epochs = 5") -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WrongUsage(
-            f"{file}: expected a TOML file with settings of the training, such as epochs = 5 ({error!s:.200}). "
+            f"{file}: expected a TOML file with settings of the training, such as {example} ({error!s:.200}). "
             "`fashion-ann show VERSION --config` prints one."
         ) from error
 
 
-def config_lines(config: TrainingConfig) -> Iterator[str]:
-    """Yield the lines of a TOML file with all settings. A setting that is off is left out."""
-    for key, value in config.model_dump(exclude_none=True).items():
-        yield f"{key} = {json.dumps(value)}"
+def read_space(options: argparse.Namespace, file: Path | None) -> dict[str, Any]:
+    """Return the space of ``tune``: that of a TOML file or the default, without settings that a flag fixes."""
+    searched = DEFAULT_SPACE if file is None else _read_toml(file, "dropout = {low = 0.0, high = 0.3}")
+    space = {key: values for key, values in searched.items() if getattr(options, key, None) is None}
+    checked: dict[str, Any] = read_value(SearchSpace, space, "the search space" if file is None else str(file))
+    return checked
+
+
+def read_value(kind: Any, value: Any, place: str) -> Any:
+    """Return ``value`` as the type ``kind``. Raises `WrongUsage` with ``place``, the flag or file that it is from."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = "".join(f", {part}" for part in fault["loc"] if part in (value if isinstance(value, dict) else ()))
+        raise WrongUsage(f"{place}{key}: {fault['msg']}, received {fault['input']!r}.") from error
 
 
 def read_bad_rows(text: str) -> BadRows:

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.arguments import Argument, Commands, config_lines, data_dir, path_argument, print_result
+from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from cli.printed_commands import runnable
-from schemas.config import artifacts_folder, data_folder, expanded
+from schemas.config import artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
 from schemas.store import StoredMetrics, Verdict

@@ -1,7 +1,9 @@
 """The commands that run a flow or its core: `train` and `predict`."""
 
 import argparse
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -16,8 +18,22 @@ from cli.arguments import (
     read_bad_rows,
     read_config,
     read_note,
+    read_space,
+    read_value,
 )
-from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig, artifacts_folder, data_folder, expanded
+from schemas.config import (
+    DEFAULT_HELD_OUT,
+    DEFAULT_SPACE,
+    DeviceChoice,
+    HeldOut,
+    PromotionConfig,
+    TrainingConfig,
+    TrialCount,
+    TuningSeconds,
+    artifacts_folder,
+    data_folder,
+    expanded,
+)
 from schemas.contract import DEFAULT_DATASET
 from schemas.layout import REPORT_NAME
 from tasks.runtime.stages import STAGES
@@ -31,41 +47,51 @@ _NAMES = [stage.name for stage in STAGES]
 _STAGES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
 
+_DATA_DIR = data_dir(
+    f"folder of {DEFAULT_DATASET}_train.csv and {DEFAULT_DATASET}_test.csv (named for the dataset), "
+    "plain or as .csv.gz, whole or in shards"
+)
+_FETCH = Argument(
+    "--fetch",
+    action="store_true",
+    help="download the published data if the data folder has no CSVs; without this flag, only into data/ of the "
+    "checkout",
+)
+_BAD_ROWS = Argument(
+    "--bad-rows",
+    default="0",
+    metavar="N",
+    help="bad rows allowed in each split, as a number or a share such as 0.5%%; they are quarantined in "
+    "artifacts/quarantine/ (default: %(default)s)",
+)
+_DEVICE = Argument(
+    "--device",
+    choices=get_args(DeviceChoice),
+    default="auto",
+    help="device that trains; auto: a GPU if one is usable, else the CPU; gpu: fail without a usable GPU "
+    "(default: %(default)s)",
+)
+_QUIET = Argument(
+    "--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"
+)
+_CONFIG = Argument(
+    "--config",
+    type=path_argument,
+    metavar="FILE",
+    help="TOML file with settings of the training, as printed by `show V --config`; flags override it",
+)
+
+
 @commands.add(
     "train",
-    data_dir(
-        f"folder of {DEFAULT_DATASET}_train.csv and {DEFAULT_DATASET}_test.csv (named for the dataset), "
-        "plain or as .csv.gz, whole or in shards"
-    ),
-    Argument(
-        "--fetch",
-        action="store_true",
-        help="download the published data if the data folder has no CSVs; without this flag, only into data/ of the "
-        "checkout",
-    ),
-    Argument(
-        "--bad-rows",
-        default="0",
-        metavar="N",
-        help="bad rows allowed in each split, as a number or a share such as 0.5%%; they are quarantined in "
-        "artifacts/quarantine/ (default: %(default)s)",
-    ),
-    Argument(
-        "--device",
-        choices=get_args(DeviceChoice),
-        default="auto",
-        help="device that trains; auto: a GPU if one is usable, else the CPU; gpu: fail without a usable GPU "
-        "(default: %(default)s)",
-    ),
+    _DATA_DIR,
+    _FETCH,
+    _BAD_ROWS,
+    _DEVICE,
     Argument("--note", metavar="TEXT", help="a remark that is stored with the new version, up to 500 characters"),
-    Argument("--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"),
-    Argument(
-        "--config",
-        type=path_argument,
-        metavar="FILE",
-        help="TOML file with settings of the training, as printed by `show V --config`; flags override it",
-    ),
-    *config_arguments(),
+    _QUIET,
+    _CONFIG,
+    *config_arguments(TrainingConfig, PromotionConfig),
     help="run the whole pipeline in this process",
     description=f"{_STAGES.capitalize()}. Completed stages are reused.",
     when_stopped="Nothing had started.",
@@ -114,6 +140,85 @@ def _version_lines(version: "ModelVersion") -> Iterator[str]:
         yield f"  promote it with `fashion-ann promote {version.version} --reason R`"
     yield f"  model   {version.path}"
     yield f"  report  {version.path / REPORT_NAME}"
+
+
+@commands.add(
+    "tune",
+    Argument("--trials", type=int, metavar="N", default=20, help="trials of the study in all (default: %(default)s)"),
+    Argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="seconds after which unfinished trials stop; the same command continues them (default: off)",
+    ),
+    Argument(
+        "--space",
+        type=path_argument,
+        metavar="FILE",
+        help="TOML file with the settings to search, each with a range {low, high, log} or a list of values "
+        f"(default: ranges of {', '.join(DEFAULT_SPACE)})",
+    ),
+    Argument(
+        "--held-out",
+        type=int,
+        metavar="N",
+        default=DEFAULT_HELD_OUT,
+        help="rows of the train split that trials are compared on, at most a fifth (default: %(default)s)",
+    ),
+    Argument(
+        "--parallel",
+        type=int,
+        metavar="N",
+        help="trials at a time (default: one per two cores, one on a GPU)",
+    ),
+    _DATA_DIR,
+    _FETCH,
+    _BAD_ROWS,
+    _DEVICE,
+    _QUIET,
+    _CONFIG,
+    *config_arguments(TrainingConfig),
+    help="search for a recipe with Optuna, on the train split only",
+    description="Train with settings that Optuna chooses, and write the recipe with the highest accuracy on rows held "
+    "out from the train split, as a file for `train --config`. A setting that a flag gives is not searched. Nothing is "
+    "promoted, and the test split is not opened. Needs the extra tune.",
+    when_stopped="Finished trials are kept, and the others up to their last epoch. Run the same command again to "
+    "continue.",
+)
+def _tune(options: argparse.Namespace) -> None:
+    parameters = {
+        "dataset": options.dataset,
+        "data_dir": data_folder(options.data_dir),
+        "artifacts_dir": (artifacts_dir := artifacts_folder(options.artifacts_dir)),
+        "trials": read_value(TrialCount, options.trials, "--trials"),
+        "timeout": read_value(TuningSeconds | None, options.timeout, "--timeout"),
+        "training": read_config(TrainingConfig, options, options.config and Path(options.config)),
+        "space": read_space(options, options.space and Path(options.space)),
+        "held_out": read_value(HeldOut, options.held_out, "--held-out"),
+        "parallel": read_value(TrialCount | None, options.parallel, "--parallel"),
+        "device": options.device,
+        "bad_rows": read_bad_rows(options.bad_rows),
+        "fetch": options.fetch,
+    }
+    from cli.embedded_server import run_flow
+    from cli.terminal import TuningProgress
+    from schemas.references import Tuning
+
+    def load() -> Callable[[], object]:
+        from flows.tune_fashion_mnist import tune_fashion_mnist
+
+        return partial(tune_fashion_mnist, **parameters)
+
+    tuned = run_flow(load, Tuning, artifacts_dir, TuningProgress(), quiet=options.quiet)
+    about = "" if options.dataset == DEFAULT_DATASET else f" --dataset {options.dataset}"
+    lines = [
+        f"trial {tuned.best} is the best of {tuned.finished}, of which {tuned.pruned} were pruned",
+        f"  validation accuracy {tuned.val_accuracy:.4f}",
+        f"  train it with `fashion-ann train --config {shlex.quote(str(tuned.recipe))}{about}`",
+        f"  recipe  {tuned.recipe}",
+        f"  page    {tuned.page}",
+    ]
+    print_result(options, tuned.model_dump(), lines)
 
 
 @commands.add(

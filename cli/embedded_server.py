@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from cli.prefect_toml import settings_of_up
 from cli.server_database import is_current
@@ -58,6 +59,9 @@ _SERVER_VARIABLES = {
 }
 
 
+Result = TypeVar("Result")
+
+
 def run_training_flow(
     dataset: DatasetName,
     data_dir: Path,
@@ -72,10 +76,39 @@ def run_training_flow(
     note: Note | None = None,
     quiet: bool,
 ) -> ModelVersion:
-    """Run train-fashion-mnist in this process, show it on the terminal unless ``quiet``, and return its version.
+    """Run train-fashion-mnist with `run_flow`, and return its version."""
 
-    ``progress`` is updated while the flow runs, so it is up to date also when the run is stopped. Raises
-    `ServerUnavailable` if the configured API cannot be used.
+    def load() -> Callable[[], object]:
+        from flows.train_fashion_mnist import train_fashion_mnist
+
+        return partial(
+            train_fashion_mnist,
+            dataset=dataset,
+            data_dir=data_dir,
+            artifacts_dir=artifacts_dir,
+            training=training,
+            promotion=promotion,
+            device=device,
+            bad_rows=bad_rows,
+            fetch=fetch,
+            note=note,
+        )
+
+    return run_flow(load, ModelVersion, artifacts_dir, progress, quiet=quiet)
+
+
+def run_flow(
+    load: Callable[[], Callable[[], object]],
+    returns: type[Result],
+    artifacts_dir: Path,
+    progress: Progress,
+    *,
+    quiet: bool,
+) -> Result:
+    """Run a flow in this process, show it on the terminal unless ``quiet``, and return its result, a ``returns``.
+
+    ``load()`` imports the flow and returns the call of it. ``progress`` is updated while the flow runs, so it is up to
+    date also when the run is stopped. Raises `ServerUnavailable` if the configured API cannot be used.
     """
     gc.disable()  # until the imports have ended
     for name, value in project_settings().items():
@@ -92,26 +125,15 @@ def run_training_flow(
         if (problem := api_problem()) is not None:
             raise ServerUnavailable(str(problem))
     screen = screen or Screen(artifacts_dir, progress, quiet=quiet)
-    with screen.showing(), _prefect_api(server, screen.log):
-        from flows.train_fashion_mnist import train_fashion_mnist
-
+    with screen.showing(), _prefect_api(server, screen.log, load):
+        call = load()
         gc.freeze()
         gc.enable()
         screen.take_over_logging()
-        version = train_fashion_mnist(
-            dataset=dataset,
-            data_dir=data_dir,
-            artifacts_dir=artifacts_dir,
-            training=training,
-            promotion=promotion,
-            device=device,
-            bad_rows=bad_rows,
-            fetch=fetch,
-            note=note,
-        )
-    if not isinstance(version, ModelVersion):
-        raise TypeError(f"The flow was expected to return a ModelVersion, it returned {version!r}.")
-    return version
+        result = call()
+    if not isinstance(result, returns):
+        raise TypeError(f"The flow was expected to return a {returns.__name__}, it returned {result!r}.")
+    return result
 
 
 @dataclass(frozen=True)
@@ -124,7 +146,7 @@ class _Server:
 
 
 @contextmanager
-def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
+def _prefect_api(server: _Server | None, log: IO[bytes], load: Callable[[], object]) -> Iterator[None]:
     """Provide an API for the flows of this process: the configured one, or ``server``, which writes to ``log``.
 
     The server is the one that Prefect itself would embed. This process starts it for three reasons:
@@ -150,7 +172,7 @@ def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
     process = server.process
     with _lone_start(settings.home, seconds):
         _order_start(server, settings)
-        _prepare_run()
+        _prepare_run(load)
         problem = wait_until_healthy(server.url, seconds, process.poll)
     if problem is not None:
         log.seek(0)
@@ -176,15 +198,15 @@ def _prefect_api(server: _Server | None, log: IO[bytes]) -> Iterator[None]:
             done.set()
 
 
-def _prepare_run() -> None:
+def _prepare_run(load: Callable[[], object]) -> None:
     """Do what a run would do later, while the server starts on another core: 0.5 s."""
     import fastapi.encoders  # noqa: F401
     import prefect.flow_engine
     import prefect.task_engine  # noqa: F401
 
-    import flows.train_fashion_mnist  # noqa: F401
     from tasks.runtime.fingerprint import code_digest
 
+    load()
     code_digest(("flows.train_fashion_mnist",))  # parses the code of every stage
 
 

@@ -31,6 +31,7 @@ from tasks.runtime.stages import BY_NAME, RUN_NAMES, TRAIN, run_name, runs
 
 _LOGS_KEPT = 20
 _SECONDS_BETWEEN_EPOCH_LINES = 10
+_TRAINING_LOGGER = "tasks.train"
 _START = "start"  # Prefect and the imports, before the first stage
 # Those that leave an output, whenever the run is stopped.
 _STORED = {run_name(stage.name, split) for stage, split in runs() if stage.folder is not None}
@@ -113,6 +114,19 @@ class Progress:
         return f"{finished} No file is half-written. Run the same command again to continue."
 
 
+class TuningProgress(Progress):
+    """The progress of a study. Its trials share a row with the last line that one of them logged."""
+
+    def __init__(self) -> None:
+        super().__init__(rows={_START: _Row()})
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, TrainingProgress):
+            self.trained = event
+        elif event.stage != TRAIN.name:
+            super().on_event(event)
+
+
 def _summary(event: StageFinished) -> str:
     if event.reused:
         return "reused"
@@ -193,7 +207,7 @@ class StageLogHandler(logging.Handler):
         if self._style != "plain":
             return
         running = self._progress.running
-        if running == TRAIN.name and self._progress.trained is not None:
+        if record.name == _TRAINING_LOGGER and self._progress.trained is not None:
             # Training logs every epoch, which may take half a second.
             if time.monotonic() - self._last_epoch_line < _SECONDS_BETWEEN_EPOCH_LINES:
                 return

@@ -1,12 +1,15 @@
 """Configuration: frozen models for training and promotion, and the paths of the data and artifacts folders."""
 
+import json
 import os
+import shlex
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
 
 from schemas.errors import WrongUsage
 
@@ -18,6 +21,12 @@ _DATA_FOLDER = "data"
 def python_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module with this interpreter. It imports nothing from the working directory."""
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of pyproject.toml from its lock."""
+    lock = shlex.quote(str(PROJECT_ROOT / "requirements" / f"{extra}.lock"))
+    return f"{shlex.quote(sys.executable)} -m pip install --require-hashes -r {lock}"
 
 
 def python_path() -> str:
@@ -129,6 +138,67 @@ class TrainingConfig(BaseModel):
     def layer_units(self) -> tuple[int, ...]:
         """Return the units of each hidden layer."""
         return tuple(self.hidden_units) if isinstance(self.hidden_units, list) else (self.hidden_units,)
+
+
+class Range(BaseModel):
+    """The values from ``low`` to ``high`` of a setting; with ``log`` small ones are as likely as large ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: FiniteFloat
+    high: FiniteFloat
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> "Range":
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError("low must be below high, and above 0 with log")
+        return self
+
+
+def is_whole(key: str) -> bool:
+    """Return whether the numbers of a setting of `TrainingConfig` are integers."""
+    annotation = TrainingConfig.model_fields[key].annotation
+    return float not in (get_args(annotation) or (annotation,))
+
+
+def _check_space(space: dict[str, Range | list[Any]]) -> dict[str, Range | list[Any]]:
+    if not space:
+        raise ValueError("expected at least one setting to search")
+    for key, values in space.items():
+        # All trials are compared on the same held-out rows.
+        if key not in TrainingConfig.model_fields or key in ("seed", "validation_size"):
+            raise ValueError(f"{key} is no setting that can be searched")
+        for value in (values.low, values.high) if isinstance(values, Range) else values:
+            TrainingConfig.model_validate({key: int(value) if isinstance(values, Range) and is_whole(key) else value})
+    return space
+
+
+# The values of each setting that `fashion-ann tune` searches: a range, or a list of values.
+_Searched = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[list[Any], Field(min_length=1), Tag("list")],
+    Discriminator(lambda values: "list" if isinstance(values, list) else "range"),
+]
+SearchSpace = Annotated[dict[str, _Searched], AfterValidator(_check_space)]
+DEFAULT_SPACE: dict[str, Range | list[Any]] = {
+    "learning_rate": Range(low=1e-3, high=1e-2, log=True),
+    "weight_decay": Range(low=0.02, high=0.4, log=True),
+    "dropout": Range(low=0, high=0.3),
+    "label_smoothing": Range(low=0, high=0.1),
+    "batch_size": [128, 256, 512],
+    "hidden_units": [128, 256, 512, [256, 128]],
+}
+TrialCount = Annotated[int, Field(ge=1, le=100_000)]
+# Rows of the train split that trials are compared on. The default validation split is too small to choose by.
+HeldOut = Annotated[int, Field(ge=10, le=1_000_000)]
+DEFAULT_HELD_OUT = 5_000
+TuningSeconds = Annotated[float, Field(gt=0)]
+
+
+def config_lines(config: TrainingConfig) -> Iterator[str]:
+    """Yield the lines of a TOML file with all settings. A setting that is off is left out."""
+    for key, value in config.model_dump(exclude_none=True).items():
+        yield f"{key} = {json.dumps(value)}"
 
 
 class PromotionConfig(BaseModel):

@@ -50,6 +50,18 @@ class TrainingDiverged(FashionAnnError):
     """Training with a loss, or model with a prediction, that is not finite. Nothing of it is kept."""
 
 
+class TrainingStopped(FashionAnnError):
+    """Training that `fashion-ann tune` ended early. The checkpoint of its last epoch is kept."""
+
+
+class ExtraNotInstalled(FashionAnnError):
+    """Package of an extra of pyproject.toml that is needed and not installed."""
+
+
+class NoTrialCompleted(FashionAnnError):
+    """Study that ended without a completed trial, so no recipe was written."""
+
+
 class NoGpuWorker(FashionAnnError):
     """Training that no worker of the gpu pool started in time, or that no deployment exists for."""
 

@@ -37,6 +37,12 @@ ALIAS_LOG_NAME = "aliases.jsonl"
 ALIAS_STATE_NAME = "aliases.state.json"  # its length and digest, and what was sent to Prefect
 VERSIONS_FOLDER = "versions"
 
+# Files of a study of `fashion-ann tune`.
+STUDY_NAME = "study.db"
+STUDY_LOCK_NAME = "study.lock"
+RECIPE_NAME = "recipe.toml"
+TRIALS_PAGE_NAME = "trials.html"
+
 # Data Docs.
 INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
@@ -105,6 +111,7 @@ class Artifacts:
         # Digests of the data that watch-data announced last, one file per data folder.
         self.announced = root / "announced"
         self.comparisons = root / "comparisons"
+        self.studies = root / "studies"
         self.data_docs = root / "data_docs"
         self.logs = root / "logs"
         self.services = root / "services"

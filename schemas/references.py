@@ -133,6 +133,8 @@ class PreparedData(Reference):
 
     ``<split>_images.npy`` uint8 (N, pixels) and ``<split>_labels.npy`` int32 (N,), for the splits train, validation and
     test, and ``scale.json``. `tasks.data.splits.open_split` opens a split, and normalizes its images.
+
+    test_rows, duplicates: 0 and None if the test split was left out.
     """
 
     record: StageRecord
@@ -140,7 +142,7 @@ class PreparedData(Reference):
     train_rows: int
     validation_rows: int
     test_rows: int
-    duplicates: DuplicateReport
+    duplicates: DuplicateReport | None
 
 
 class Device(Reference):
@@ -220,6 +222,21 @@ class ModelVersion(Reference):
     verdict: str
     test_accuracy: float
     test_loss: float
+
+
+class Tuning(Reference):
+    """The result of a study. ``finished`` counts completed and pruned trials, ``best`` is the number of the best one.
+
+    val_accuracy: its accuracy on the held-out rows. recipe: TOML file with its settings. page: table of all trials.
+    """
+
+    dataset: str
+    finished: int
+    pruned: int
+    best: int
+    val_accuracy: float
+    recipe: Path
+    page: Path
 
 
 class Predictions(Reference):

@@ -2,12 +2,13 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from schemas.contract import Split, contract_of
+from schemas.contract import SPLITS, Split, contract_of
 from schemas.references import CsvSplit
 from tasks.data.missing_data import likely_names, may_fetch
 from tasks.data.published_data import fetch_data, find_data, require_supplied
@@ -18,18 +19,25 @@ logger = logging.getLogger(__name__)
 
 
 @task(name="fetch", task_run_name="fetch", cache_policy=NO_CACHE)
-def fetch(dataset: str, data_dir: Path, opted_in: bool = False, announced: bool = False) -> dict[Split, CsvSplit]:
+def fetch(
+    dataset: str,
+    data_dir: Path,
+    opted_in: bool = False,
+    announced: bool = False,
+    splits: Sequence[Split] = SPLITS,
+) -> dict[Split, CsvSplit]:
     """Return the CSVs of ``dataset`` in ``data_dir``, or download the published ones if there are none.
 
     opted_in: download into any folder. Otherwise only `tasks.data.missing_data.may_fetch` allows a download.
     announced: the run is for data that was announced, so nothing is downloaded.
+    splits: those that must be present. Files of others are not opened.
 
     The task has no retries: it has tried every source, and a wrong digest stays wrong.
     """
     contract = contract_of(dataset)
     emit(StageStarted(FETCH.name, None))
     started = time.monotonic()
-    present = find_data(contract, data_dir)
+    present = find_data(contract, data_dir, splits)
     may_download = may_fetch(contract, data_dir) or (opted_in and contract.can_be_fetched)
     if present is None and (announced or not may_download):
         require_supplied(contract, data_dir)

@@ -23,19 +23,25 @@ logger = logging.getLogger(__name__)
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE)
 def prepare(
-    train: ValidatedSplit, test: ValidatedSplit, dataset: str, validation_size: int, seed: int, artifacts_dir: Path
+    train: ValidatedSplit,
+    test: ValidatedSplit | None,
+    dataset: str,
+    validation_size: int,
+    seed: int,
+    artifacts_dir: Path,
 ) -> PreparedData:
     """Write the arrays of train, validation and test, and a list of test images that are also in train.
 
-    ``test`` must have been validated together with ``train``.
+    ``test`` must have been validated together with ``train``. None leaves it out, for trainings that are not evaluated.
 
     Raises `DataContractError` if a class has too few rows for both train and validation, and `StoredArtifactError` if a
     Parquet was changed.
     """
     contract = contract_of(dataset)
-    if (duplicates := test.duplicates) is None:
+    if test is not None and test.duplicates is None:
         raise TypeError("Expected a test split that was validated together with its train split.")
-    for data in (train.data, test.data):
+    in_train = None if test is None else test.record.path / TEST_IN_TRAIN_NAME
+    for data in (train.data, *(() if test is None else (test.data,))):
         if (actual := sha256_file(data.path)) != data.sha256:
             raise StoredArtifactError(
                 f"{data.path} was changed after it was ingested: expected sha256 {data.sha256}, received {actual}. "
@@ -43,25 +49,29 @@ def prepare(
             )
 
     def build(folder: Path) -> dict[str, Any]:
-        rows = write_splits(train.data.path, test.data.path, folder, contract, validation_size, seed)
-        shutil.copyfile(test.record.path / TEST_IN_TRAIN_NAME, folder / TEST_IN_TRAIN_NAME)
-        return {"dataset": dataset, **rows, "duplicates": duplicates.model_dump()}
+        test_path = None if test is None else test.data.path
+        rows = write_splits(train.data.path, test_path, folder, contract, validation_size, seed)
+        if in_train is not None:
+            shutil.copyfile(in_train, folder / TEST_IN_TRAIN_NAME)
+        duplicates = None if test is None or test.duplicates is None else test.duplicates.model_dump()
+        return {"dataset": dataset, **rows, "duplicates": duplicates}
 
     inputs = {
         "dataset": dataset,
         "contract": contract.digest,
         "train": train.data.sha256,
-        "test": test.data.sha256,
-        "test_in_train": sha256_file(test.record.path / TEST_IN_TRAIN_NAME),
+        "test": None if test is None else test.data.sha256,
+        "test_in_train": None if in_train is None else sha256_file(in_train),
         "validation_size": validation_size,
         "seed": seed,
     }
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> PreparedData:
         prepared = PreparedData(record=record, **facts)
-        rows = {"train": prepared.train_rows, "validation": prepared.validation_rows, "test": prepared.test_rows}
-        check_arrays(record.path, contract, rows)
-        read_in_train(record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
+        rows = {"train": prepared.train_rows, "validation": prepared.validation_rows}
+        check_arrays(record.path, contract, rows if test is None else {**rows, "test": prepared.test_rows})
+        if test is not None:
+            read_in_train(record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
         return prepared
 
     prepared = run_stage(PREPARE.outputs(artifacts_dir), PREPARE, inputs, build, parse)

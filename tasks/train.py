@@ -9,10 +9,11 @@ from typing import Any, Literal
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from schemas.config import DeviceChoice, TrainingConfig
 from schemas.contract import contract_of
-from schemas.errors import DeviceUnavailable
+from schemas.errors import DeviceUnavailable, TrainingStopped
 from schemas.layout import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
 from schemas.references import PreparedData, StageRecord, TrainedModel
 from schemas.store import EPOCHS
@@ -42,18 +43,22 @@ def train(
 ) -> TrainedModel:
     """Train on the train split and evaluate each epoch on the validation split. The test split is not read.
 
-    Raises `DeviceUnavailable` before the first epoch if ``device`` cannot be used.
+    Raises `DeviceUnavailable` before the first epoch if ``device`` cannot be used. If a subscriber of its events raises
+    `TrainingStopped`, the task has no model, and ends in the state Stopped instead of a failed one.
     """
     kind = _device_kind(device)
     if ignored := ignored_variables():
         logger.warning("ignored, because the model must not depend on them: %s", ", ".join(ignored))
     try:
-        return _train(prepared, config, artifacts_dir, kind)
-    except DeviceUnavailable as error:
-        if device != "auto" or kind == "cpu":
-            raise
-        logger.warning("a GPU driver is present, but the GPU is unusable; training on the CPU. %s", error)
-    return _train(prepared, config, artifacts_dir, "cpu")
+        try:
+            return _train(prepared, config, artifacts_dir, kind)
+        except DeviceUnavailable as error:
+            if device != "auto" or kind == "cpu":
+                raise
+            logger.warning("a GPU driver is present, but the GPU is unusable; training on the CPU. %s", error)
+        return _train(prepared, config, artifacts_dir, "cpu")
+    except TrainingStopped as stopped:
+        return Completed(name="Stopped", message=str(stopped))  # type: ignore[return-value]  # only for that subscriber
 
 
 def is_trained(

@@ -15,7 +15,7 @@ from tasks.runtime.fingerprint import installed_version
 INSTALL = (
     r"\b(?:pip3?|pipx|uvx|conda|easy_install|uv (?:pip|tool|add|run))\s(?:-\S+ )*(?:install|add|sync|--with)\b|\buvx\b"
 )
-LOCKED = re.compile(r"--require-hashes -r (requirements/[\w-]+\.lock|\$<)|--no-deps .*--editable \.")
+LOCKED = re.compile(r"--require-hashes -r (requirements/[\w-]+\.lock|\$<|\{lock\})|--no-deps .*--editable \.")
 
 
 def install_commands(text: str) -> list[str]:
@@ -63,7 +63,9 @@ def test_extras_move_no_package_of_the_runtime() -> None:
     pins = [(pin, set(locks)) for pin, locks in licences.locked_packages().items()]
     runtime = {pin for pin, locks in pins if locks & {"cpu", "gpu"}}
     names = {name for name, _ in runtime}
-    assert [pin for pin, locks in pins if locks & {"datasets", "jax"} and pin[0] in names and pin not in runtime] == []
+    assert [
+        pin for pin, locks in pins if locks & {"datasets", "tune", "jax"} and pin[0] in names and pin not in runtime
+    ] == []
 
 
 def test_the_page_of_licences_is_current() -> None:

@@ -15,8 +15,10 @@ from tasks.runtime.files import sha256_file
 logger = logging.getLogger(__name__)
 
 
-def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple[Path, ...]]:
-    """Return the files of each split that is present: one CSV, or its shards in the order of their names.
+def present_csvs(
+    contract: DatasetContract, data_dir: Path, splits: Sequence[Split] = SPLITS
+) -> dict[Split, tuple[Path, ...]]:
+    """Return the files of each of ``splits`` that is present: one CSV, or its shards in the order of their names.
 
     Each file may be gzip-compressed. Only names are compared; no file is opened.
 
@@ -25,7 +27,7 @@ def present_csvs(contract: DatasetContract, data_dir: Path) -> dict[Split, tuple
     """
     present: dict[Split, tuple[Path, ...]] = {}
     paths = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
-    for split in SPLITS:
+    for split in splits:
         whole = contract.csv_name(split)
         files: dict[str, Path] = {}  # by name without .gz
         for path in paths:

@@ -43,12 +43,14 @@ def fetch_data(
             return _fetch(contract, data_dir, default_sources(contract) if sources is None else sources, limits)
 
 
-def find_data(contract: DatasetContract, data_dir: Path) -> dict[Split, CsvSplit] | None:
-    """Return the CSVs of both splits in ``data_dir``, None if a split is missing. Raises as `fetch_data` does."""
+def find_data(
+    contract: DatasetContract, data_dir: Path, splits: Sequence[Split] = SPLITS
+) -> dict[Split, CsvSplit] | None:
+    """Return the CSVs of ``splits`` in ``data_dir``, None if one is missing. Raises as `fetch_data` does."""
     data_dir = data_dir.absolute()
     with _folder_errors(contract, data_dir):
-        present = present_csvs(contract, data_dir)
-        if len(present) < len(SPLITS):
+        present = present_csvs(contract, data_dir, splits)
+        if len(present) < len(splits):
             return None
         working = _working_folder(contract, data_dir)
         if working.exists():  # left by a run that was killed after its last rename, or in use by another run

@@ -6,11 +6,9 @@ import hashlib
 import logging
 import lzma
 import os
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from schemas.config import PROJECT_ROOT
+from schemas.config import install_command
 from schemas.contract import SPLITS, BundledData, DatasetContract, IdxFile, Split
 from tasks.data.csv_blocks import Rows
 from tasks.data.csv_file import GZIP_MAGIC
@@ -113,8 +111,7 @@ def scikit_learn(bundled: BundledData) -> Source:
             from sklearn import datasets
         except ImportError as error:
             raise SourceError(
-                f"scikit-learn cannot be imported ({error}); install it with `cd {shlex.quote(str(PROJECT_ROOT))} && "
-                f"{shlex.quote(sys.executable)} -m pip install --require-hashes -r requirements/datasets.lock`"
+                f"scikit-learn cannot be imported ({error}); install it with `{install_command('datasets')}`"
             ) from error
         loaded = getattr(datasets, bundled.loader)()
         rows = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)  # (N, 1 + pixels)

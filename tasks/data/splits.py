@@ -50,14 +50,18 @@ def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArra
 
 
 def write_splits(
-    train: Path, test: Path, folder: Path, contract: DatasetContract, validation_size: int, seed: int
+    train: Path, test: Path | None, folder: Path, contract: DatasetContract, validation_size: int, seed: int
 ) -> dict[str, int]:
-    """Write the arrays of train, validation and test from two Parquets, and return the number of rows of each."""
+    """Write the arrays of train, validation and test from two Parquets, and return the number of rows of each.
+
+    Without ``test`` no test arrays are written.
+    """
     labels = np.concatenate([block[0] for _, block in blocks(train, [contract.label_column])]).astype(np.int32)
     train_rows, validation_rows = stratified_split(labels, validation_size, seed)
-    test_rows = np.arange(row_count(open_parquet(test)))
     write_arrays(train, {"train": train_rows, "validation": validation_rows}, folder, contract)
-    write_arrays(test, {"test": test_rows}, folder, contract)
+    test_rows = np.arange(0 if test is None else row_count(open_parquet(test)))
+    if test is not None:
+        write_arrays(test, {"test": test_rows}, folder, contract)
     write_json(folder / SCALE_NAME, contract.scale._asdict())
     return {"train_rows": len(train_rows), "validation_rows": len(validation_rows), "test_rows": len(test_rows)}
 

@@ -93,7 +93,9 @@ def _describe_data(
         "rows": prepared.validation_rows,
         "used_for": ["learning curves", *early_stopping, "golden predictions"],
     }
-    return {**splits, "split_rows": rows, "held_out": held_out, "duplicates": prepared.duplicates.model_dump()}
+    if (duplicates := prepared.duplicates) is None:
+        raise TypeError("Expected data that was prepared with a test split.")
+    return {**splits, "split_rows": rows, "held_out": held_out, "duplicates": duplicates.model_dump()}
 
 
 def lineage(

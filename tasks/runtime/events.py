@@ -54,5 +54,5 @@ def subscribe(subscriber: Callable[[Event], None]) -> Iterator[None]:
 
 def emit(event: Event) -> None:
     """Pass an event to every subscriber."""
-    for subscriber in _subscribers:
+    for subscriber in tuple(_subscribers):  # another thread may subscribe meanwhile
         subscriber(event)

@@ -123,9 +123,8 @@ def run_worker(module: str, job: Mapping[str, Any], host: str | None = None) -> 
             print(json.dumps(order), file=worker.process.stdin, flush=True)
         yield worker
     finally:
-        if worker.idle and _keeping and _FORKS and host not in _idle:
-            _idle[host] = worker
-        else:
+        # `setdefault` is atomic, and other threads may finish a job, too.
+        if not (worker.idle and _keeping and _FORKS and _idle.setdefault(host, worker) is worker):
             _stop(worker)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from cli.arguments import path_argument, read_config
+from cli.arguments import path_argument, read_config, read_space
 from cli.contract_page import PAGE
 from cli.main import COMMANDS, command_parser
 from cli.printed_commands import runnable
-from schemas.config import PROJECT_ROOT, TrainingConfig
+from schemas.config import DEFAULT_SPACE, PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.runtime.files import write_json
 from tests.cli.conftest import Run
@@ -92,6 +92,33 @@ def test_a_faulty_recipe_file_is_wrong_usage(run: Run, tmp_path: Path, content: 
     status, out, err = run("train", "--config", tmp_path / "recipe.toml")
     assert (status, out) == (2, "")
     assert named in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--trials", "0"], "--trials: Input should be greater than or equal to 1, received 0"),
+        (["--timeout", "0"], "--timeout: Input should be greater than 0, received 0.0"),
+        (["--parallel", "0"], "--parallel: "),
+        (["--held-out", "9"], "--held-out: "),
+        (["--space", "absent.toml"], "absent.toml: expected a TOML file"),
+        (["--space", "space.toml"], "space.toml, dropout: Input should be less than 1, received 2"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_faulty_flags_of_tune_are_wrong_usage(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("space.toml").write_text("dropout = {low = 0.1, high = 2}")
+    status, out, err = run("tune", *flags)
+    assert (status, out) == (2, "")
+    assert named in err
+
+
+def test_a_setting_that_a_flag_gives_is_not_searched() -> None:
+    options = command_parser().parse_args(["tune", "--dropout", "0.1", "--epochs", "3"])
+    assert set(read_space(options, None)) == DEFAULT_SPACE.keys() - {"dropout"}
 
 
 def test_show_writes_the_recipe_that_train_reads(run: Run, store: Path, tmp_path: Path) -> None:
@@ -208,6 +235,7 @@ def test_gc_reports_a_read_only_store(run: Run, store: Path, monkeypatch: pytest
 
 WRITERS = {
     "train": [],
+    "tune": [],
     "predict": ["images.csv", "--output", "out.csv"],
     "quarantine export": [],
     "compare": ["1", "2"],
@@ -257,7 +285,7 @@ def test_paths_are_those_of_the_callers_folder(run: Run, tmp_path: Path, monkeyp
 def test_every_argument_for_a_path_is_made_absolute() -> None:
     """The commands run in the checkout, so a relative path would name another file there."""
     paths = {"D", "DIR", "FILE", "FILE.html", "OUT", "IMAGES"}
-    other = {"V", "W", "N", "X", "R", "NAME", "TEXT", "COLUMN", "DATASET"}
+    other = {"V", "W", "N", "X", "R", "S", "NAME", "TEXT", "COLUMN", "DATASET"}
     for command in COMMANDS.values():
         for argument in (argument for group in command.arguments for argument in group):
             metavar = argument.settings.get("metavar")

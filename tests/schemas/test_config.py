@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -5,9 +6,11 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from schemas.config import (
+    DEFAULT_SPACE,
     PROJECT_ROOT,
     BadRows,
     PromotionConfig,
+    SearchSpace,
     TrainingConfig,
     WorkerSeconds,
     absolute,
@@ -233,3 +236,29 @@ def test_rejects_an_empty_folder_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", " ")
     with pytest.raises(WrongUsage, match="FASHION_ANN_DATA_DIR"):
         data_folder()
+
+
+@pytest.mark.parametrize(
+    ("space", "reason"),
+    [
+        ({}, "at least one setting"),
+        ({"seed": [1, 2]}, "seed is no setting that can be searched"),
+        ({"validation_size": [600]}, "validation_size is no setting"),
+        ({"units": [1]}, "units is no setting"),
+        ({"dropout": 0.1}, "valid dictionary or instance of Range"),
+        ({"dropout": []}, "at least 1 item"),
+        ({"dropout": {"low": 0.0, "high": 1.0}}, "less than 1"),
+        ({"dropout": {"low": 0.2, "high": 0.1}}, "low must be below high"),
+        ({"learning_rate": {"low": 0.0, "high": 0.1, "log": True}}, "above 0 with log"),
+        ({"epochs": {"low": 1, "high": math.inf}}, "finite number"),
+        ({"optimizer": {"low": 0, "high": 1}}, "adamw"),
+        ({"hidden_units": [[64, 0]]}, "greater than or equal to 1"),
+    ],
+)
+def test_a_faulty_search_space_is_rejected(space: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        TypeAdapter(SearchSpace).validate_python(space)
+
+
+def test_the_default_space_is_valid() -> None:
+    assert TypeAdapter(SearchSpace).validate_python(DEFAULT_SPACE) == DEFAULT_SPACE

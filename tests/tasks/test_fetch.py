@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,3 +118,9 @@ def test_a_csv_that_is_not_read_is_a_warning(tmp_path: Path, caplog: pytest.LogC
     fetch.fn(FASHION_MNIST.name, tmp_path)
     (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
     assert warning.endswith("fashion-mnist_train_2025.csv is not read: did you mean fashion-mnist_train-2025.csv?")
+
+
+def test_files_of_other_splits_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "fashion-mnist_train.csv.gz").symlink_to(SAMPLE / "fashion-mnist_train.csv.gz")
+    os.mkfifo(tmp_path / "fashion-mnist_test.csv")  # opening it would block
+    assert set(fetch.fn("fashion-mnist", tmp_path, splits=("train",))) == {"train"}

@@ -81,3 +81,11 @@ def test_rejects_a_parquet_that_was_changed(sample_data: dict[Split, ValidatedSp
     changed = test.model_copy(update={"data": test.data.model_copy(update={"path": path})})
     with pytest.raises(StoredArtifactError, match="changed after it was ingested"):
         prepare.fn(sample_data["train"], changed, "fashion-mnist", 100, 7, tmp_path)
+
+
+def test_leaves_out_the_test_split(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
+    arguments = (sample_data["train"], None, "fashion-mnist", 100, 7, tmp_path)
+    prepared = prepare.fn(*arguments)
+    assert (prepared.train_rows, prepared.test_rows, prepared.duplicates) == (900, 0, None)
+    assert not list(prepared.record.path.glob("test*"))
+    assert prepare.fn(*arguments).record.reused

@@ -1,0 +1,115 @@
+"""tune-fashion-mnist: search for a recipe on the train split. It promotes nothing and never opens the test split."""
+
+import os
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from prefect import flow
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.fit_model import fit_where_asked
+from flows.states import ON_RUNNING
+from schemas.config import (
+    DEFAULT_HELD_OUT,
+    DEFAULT_SPACE,
+    BadRows,
+    DeviceChoice,
+    HeldOut,
+    SearchSpace,
+    TrainingConfig,
+    TrialCount,
+    TuningSeconds,
+    separate_folders,
+)
+from schemas.contract import DatasetName
+from schemas.layout import Artifacts
+from schemas.references import PreparedData, TrainedModel, Tuning
+from tasks.fetch import fetch as fetch_csvs
+from tasks.ingest import ingest
+from tasks.model.backend import gpu_driver_present
+from tasks.model.study import Search, open_search, require_optuna
+from tasks.prepare import prepare
+from tasks.run_trial import run_trial
+from tasks.runtime.events import StageStarted, emit
+from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.worker_process import keep_workers
+from tasks.validate import validate
+from tasks.write_recipe import write_recipe
+
+DEFAULT_TRAINING = TrainingConfig()
+
+
+@flow(name="tune-fashion-mnist", flow_run_name="{dataset} tune", on_running=ON_RUNNING)
+def tune_fashion_mnist(
+    dataset: DatasetName = "fashion-mnist",
+    data_dir: Path | None = None,
+    artifacts_dir: Path | None = None,
+    trials: TrialCount = 20,
+    timeout: TuningSeconds | None = None,
+    training: TrainingConfig = DEFAULT_TRAINING,
+    space: SearchSpace = DEFAULT_SPACE,
+    held_out: HeldOut = DEFAULT_HELD_OUT,
+    parallel: TrialCount | None = None,
+    device: DeviceChoice = "auto",
+    bad_rows: BadRows = 0,
+    fetch: bool = False,
+) -> Tuning:
+    """Search for the recipe with the highest accuracy on rows held out from the train split, and write it as TOML.
+
+    The same call continues a study that ended before: after a kill, after its time, or with fewer trials.
+
+    trials: number of trials that the study has at the end. timeout: seconds after which unfinished trials stop.
+    training: settings that are not searched, and the first trial. space: the settings to search; a value is a list of
+    values, or a range such as {"low": 0.001, "high": 0.01, "log": true}.
+    held_out: rows of the train split that trials are compared on, at most a fifth.
+    parallel: trials at a time; by default one per two cores, and one on a GPU.
+    """
+    require_optuna()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    artifacts, data_home = separate_folders(artifacts_dir, data_dir)
+    with artifacts_lock(artifacts), keep_workers():
+        csv = fetch_csvs(dataset, data_home, opted_in=fetch, splits=("train",))["train"]
+        train_data = validate(ingest(csv, dataset, artifacts, bad_rows), dataset, artifacts)
+        prepared = prepare(train_data, None, dataset, held_out, training.seed, artifacts)
+        emit(StageStarted("trials", None))
+        with open_search(Artifacts(artifacts).studies, prepared, training, space, device) as (search, folder):
+            fit = partial(_fit, prepared, held_out, artifacts, device)
+            _run_trials(search, trials, deadline, parallel or _default_parallel(device), fit)
+            return write_recipe(search, prepared, folder)
+
+
+def _fit(
+    prepared: PreparedData, held_out: int, artifacts: Path, device: DeviceChoice, recipe: TrainingConfig
+) -> TrainedModel:
+    # The validation split of the recipe is for its own training later.
+    config = recipe.model_copy(update={"validation_size": held_out})
+    return fit_where_asked(prepared, config, artifacts, device, "here", gpu_worker_seconds=0)
+
+
+def _default_parallel(device: DeviceChoice) -> int:
+    on_gpu = device == "gpu" or (device == "auto" and gpu_driver_present())
+    return 1 if on_gpu else max(1, (os.cpu_count() or 1) // 2)
+
+
+def _run_trials(search: Search, trials: int, deadline: float | None, parallel: int, fit: Any) -> None:
+    """Run trials until ``trials`` have finished or the ``deadline`` has passed. Raises the error of a trial."""
+    stop, ended, running = threading.Event(), SimpleQueue[PrefectFuture[Any]](), 0
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
+    with runner, suppress(Empty):
+        try:
+            while (wanted := trials - len(search.finished())) > 0 or running:
+                while running < min(parallel, wanted):
+                    trial, config = search.ask()
+                    parameters = {"search": search, "trial": trial, "config": config, "fit": fit, "stop": stop}
+                    runner.submit(run_trial, parameters).add_done_callback(ended.put)
+                    running += 1
+                ended.get(timeout=deadline and max(0, deadline - time.monotonic())).result()
+                running -= 1
+        finally:
+            stop.set()  # also after an interrupt or an error; the end of the outer block waits for the trials
