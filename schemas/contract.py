@@ -500,8 +500,8 @@ def contract_of(dataset: str) -> DatasetContract:
     paths = dataset_paths()
     if dataset not in paths:
         raise WrongUsage(
-            f"There is no dataset {dataset!r}: expected one of {', '.join(sorted(paths))}. `fashion-ann dataset init` "
-            "makes one from CSVs."
+            f"There is no dataset {dataset!r}: expected one of {', '.join(sorted(paths))}. `fashion-ann dataset init "
+            "NAME --from DIR` makes one from CSVs."
         )
     path = paths[dataset]
     if path.parent != _SHIPPED and (_SHIPPED / path.name).exists():
