@@ -15,6 +15,7 @@ from schemas.config import artifacts_folder, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
 from schemas.store import StoredMetrics, Verdict
+from tasks.runtime.stages import run_name
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
@@ -140,16 +141,14 @@ def _show(options: argparse.Namespace) -> None:
         shown["signed_by"] = version.check_signature()
     except StoredArtifactError as error:  # shown, because a person decides whether to sign it
         shown["not_accepted"] = str(error)
-    print_result(options, shown, _show_lines(shown), sort_keys=True)
+    print_result(options, shown, _show_lines(version.manifest, shown), sort_keys=True)
 
 
-def _settings_line(manifest: dict[str, Any]) -> str:
-    used = {"batch_size": manifest["batch_size_used"]} if manifest["batch_size_used"] else {}
-    settings = {**manifest["configuration"], **used}
-    return "  " + ", ".join(f"{key} {value}" for key, value in settings.items())
+def _settings_line(manifest: "Manifest") -> str:
+    return "  " + ", ".join(f"{key} {value}" for key, value in manifest.used_settings.items())
 
 
-def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
+def _show_lines(manifest: "Manifest", shown: dict[str, Any]) -> Iterator[str]:
     aliases = f" ({', '.join(shown['aliases'])})" if shown["aliases"] else ""
     yield f"version {shown['version']}{aliases}, created {shown['created']}"
     if shown["note"]:
@@ -159,7 +158,7 @@ def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
     device = shown["device"]
     several = f"{device['count']} x " if device["count"] > 1 else ""
     yield f"  trained on {several}{device['name']}, {shown['epochs_run']} epochs, {shown['training_seconds']:.1f} s"
-    yield _settings_line(shown)
+    yield _settings_line(manifest)
     for row in shown["metrics"]["per_class"]:
         scores = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
         yield f"  {row['name']:<12} {scores}  {row['rows']} rows"
@@ -193,10 +192,10 @@ def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEv
     yield f"  {verdict.reason} (policy: {verdict.policy})"
     for rule in verdict.rules:
         yield f"  {'passed' if rule.holds else 'FAILED'}  {rule.rule}: {rule.finding}, expected {rule.bound}"
-    yield _settings_line(manifest.as_json())
+    yield _settings_line(manifest)
     for entry in manifest.lineage:
-        stage = f"{entry.stage} {entry.split or ''}".strip()
-        yield f"  {'reused' if entry.reused else 'ran   '}  {stage:<15} cache key {entry.key}"
+        name = run_name(entry.stage, entry.split)
+        yield f"  {'reused' if entry.reused else 'ran   '}  {name:<15} cache key {entry.key}"
     for event in events:
         before = "none" if event.before is None else event.before
         yield f"  {event.when}  {event.alias} {before} -> {event.to}, {event.by}: {event.reason}"

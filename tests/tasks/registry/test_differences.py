@@ -22,6 +22,7 @@ def _facts(train_key: str = DIGEST, **changed: Any) -> Any:
     ("changed", "what"),
     [
         ({"configuration": {"hidden_units": 512}}, "hidden_units"),
+        ({"batch_size_used": 192}, "batch_size"),
         ({"promotion": {"policy": "never"}}, "promotion, policy"),
         ({"topology_id": OTHER}, "topology, sha256"),
         ({"code_sha256": OTHER}, "code of the train stage, sha256"),
