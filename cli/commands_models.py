@@ -47,8 +47,8 @@ def _empty(store: "ModelStore") -> str:
     Argument("--sort", metavar="COLUMN", default="version", help="order by this column; the best accuracy comes first"),
     Argument("--last", type=int, metavar="N", help="list the newest N versions only"),
     help="list the model versions",
-    description="List the model versions with their verdicts, aliases and notes, and each setting that differs between "
-    "the listed ones: a column of hyperparameters, promotion rules, or the digest of data, topology or training code.",
+    description="List the model versions with verdicts, aliases and notes. Further columns are the settings that "
+    "differ between them: hyperparameters, promotion rules, device, and digests of data, topology and training code.",
     writes=False,
 )
 def _versions(options: argparse.Namespace) -> None:
@@ -259,9 +259,8 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     ),
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
-    description="Print counts, and write the images to an HTML page. Uses the test predictions stored with each "
-    "version, so no model is loaded. Print each setting and each part of the provenance that differs, also from the "
-    "champion.",
+    description="Print counts, and each setting and part of the provenance that differs, also from the champion. Write "
+    "the images to an HTML page. The test predictions stored with each version are used, so no model is loaded.",
     when_stopped="Nothing was written.",
 )
 def _compare(options: argparse.Namespace) -> None:

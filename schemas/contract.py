@@ -31,7 +31,7 @@ from schemas.errors import WrongUsage
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 DEFAULT_DATASET = "fashion-mnist"
-# Of store folders and of the keys of Prefect's artifacts.
+# Names of store folders, and parts of the keys of Prefect's artifacts.
 NAME_PATTERN = "^[a-z0-9]+(-[a-z0-9]+)*$"
 
 _SHIPPED = Path(__file__).parent / "datasets"
@@ -332,8 +332,8 @@ class DatasetFile:
     label_column: Text = "label"
     naming: Annotated[str, Field(alias="columns")] = "pixel1.."
     transpose: bool = False
-    files: Mapping[Split, CsvFileName] = field(default_factory=dict)
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    files: Mapping[Split, CsvFileName] = field(default_factory=dict)
     minimum_rows: Mapping[Split, Rows] = field(default_factory=lambda: {"train": 1_000, "test": 100})
     maximum_class_share: Share = 0.5
     near_duplicate: Share = 0.02

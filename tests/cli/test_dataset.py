@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.printed_commands import runnable
 from tests.cli.conftest import Run
 from tests.own_data import digits, split, write_csv
 
@@ -28,7 +29,7 @@ def test_init_prints_what_to_look_at(run: Run, csvs: Path) -> None:
     assert first == f"wrote {csvs.parent / 'datasets' / 'mine.toml'} and mine.json. Look at:"
     assert "- labels: the classes have no names yet." in out
     assert "first image of train, label" in out
-    assert last == f"then run `fashion-ann train --dataset mine --data-dir '{csvs}'`"
+    assert last == runnable(f"then run `fashion-ann train --dataset mine --data-dir '{csvs}'`")
 
 
 def test_the_new_dataset_is_listed_and_shown(run: Run, csvs: Path) -> None:
@@ -72,7 +73,7 @@ def test_profile_is_made_again(run: Run, csvs: Path) -> None:
     assert profile.read_bytes() == before
     status, _, err = run("dataset", "profile", "mine", "--data-dir", csvs.parent / "datasets")
     assert status == 3
-    assert "contains no CSV of mine. Expected train.csv and test.csv" in err
+    assert "contains no CSV of mine. Expected train.csv and test.csv" in " ".join(err.splitlines())
 
 
 @pytest.mark.parametrize(

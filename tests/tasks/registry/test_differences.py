@@ -72,7 +72,7 @@ def test_the_value_of_a_third_champion_is_in_each_row() -> None:
     "`compare` reads versions of uncommitted code, or without a recorded revision",
     "It names what may differ, and does not call the code the same",
 )
-def test_what_is_not_recorded_is_not_called_the_same(changed: dict[str, Any], part: str) -> None:
+def test_unrecorded_parts_are_not_called_the_same(changed: dict[str, Any], part: str) -> None:
     one = _facts(**changed)
     (sentence,) = unknown_differences(one, one)
     assert part in sentence
