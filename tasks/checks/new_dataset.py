@@ -108,7 +108,7 @@ def make_profile(contract: DatasetContract, data_dir: Path, target: Path) -> Non
     if contract.can_be_fetched and csvs["train"].origin != "fetched":
         raise WrongUsage(
             f"{csvs['train'].name} in {data_dir} is not the published train split of {contract.name}. Pass an empty "
-            "folder, and it is downloaded."
+            "folder, to which the split is downloaded."
         )
     with tempfile.TemporaryDirectory() as temporary:
         train = _load(csvs["train"], contract, Path(temporary))
