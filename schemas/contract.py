@@ -94,7 +94,7 @@ class BundledData:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the published data can be downloaded from."""
+    """Places from which the published data can be downloaded."""
 
     __pydantic_config__ = _STRICT
 
@@ -398,7 +398,7 @@ class DatasetFile:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetContract(DatasetFile):
-    """The format and the checks of one image dataset stored as CSV: one row per image, mostly below a header.
+    """The format and the checks of one image dataset stored as CSV: one row per image, usually below a header.
 
     A row is the label and the pixels, integers, row-major from the top left. Ingest replaces the label by its class, 0
     .. classes - 1 in the order of the labels.

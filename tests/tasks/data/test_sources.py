@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split, contract_of
 from schemas.errors import DataContractError
 from tasks.data.download import DEFAULT_LIMITS, Limits, SourceError
@@ -262,7 +263,8 @@ def test_machine_without_apt_is_no_source(tmp_path: Path, folder: Path, monkeypa
 def test_missing_scikit_learn_is_reported_with_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     (source,) = default_sources(DIGITS)
-    assert "-m pip install --require-hashes -r requirements/datasets.lock" in failure(source, folder, DIGITS)
+    lock = PROJECT_ROOT / "requirements" / "datasets.lock"
+    assert f"-m pip install --require-hashes -r {lock}`" in failure(source, folder, DIGITS)
 
 
 def test_order_of_the_default_sources() -> None:
