@@ -1,4 +1,4 @@
-"""The part of `fashion-ann predict` that its backend takes: import it, build a network and predict one image."""
+"""Import the backend, build a network and predict one image, as `fashion-ann predict` does before its own work."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""What the rows of the benchmark share: a temporary folder, inputs that are built once, and child processes."""
+"""Options, inputs that are built once, and child processes, for all rows of the benchmark."""
 
 import json
 import os

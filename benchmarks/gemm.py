@@ -5,6 +5,7 @@ the same values and all arrays stay in the cache as far as they fit, so this is 
 """
 
 import json
+import math
 import sys
 import time
 
@@ -15,8 +16,7 @@ _PIXELS, _HIDDEN, _CLASSES = 784, 128, 10
 
 
 def main(rows: str, batch: str) -> None:
-    whole, rest = divmod(int(rows), int(batch))
-    sizes = [int(batch)] * whole + [rest] * bool(rest)
+    sizes = [len(part) for part in np.array_split(np.arange(int(rows)), math.ceil(int(rows) / int(batch)))]
     generator = np.random.default_rng(0)
 
     def floats(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fashion_ann
 from tasks.runtime.events import Event, StageStarted, TrainingProgress, subscribe
+from tasks.runtime.stages import run_name
 
 
 def main(file: str, *arguments: str) -> None:
@@ -21,7 +22,7 @@ def main(file: str, *arguments: str) -> None:
             if "val_loss" in event.figures:
                 events.append(("epoch", time.time()))
             return
-        name = f"{event.stage} {event.split}" if event.split else event.stage
+        name = run_name(event.stage, event.split)
         events.append((f"{name} {'started' if isinstance(event, StageStarted) else 'finished'}", time.time()))
 
     sys.argv = ["fashion-ann", *arguments]

@@ -159,9 +159,9 @@ def _units(text: str) -> list[int]:
 
 
 def read_config(model: type[Config], options: argparse.Namespace, file: Path | None = None) -> Config:
-    """Return a ``model`` of schemas/config.py with the flags that were given, then the settings of a TOML file.
+    """Return a ``model`` of schemas/config.py from the settings of a TOML file and the given flags, which override it.
 
-    Raises `WrongUsage` naming the flag, or the file and its key.
+    Raises `WrongUsage`, which names the flag, or the file and its key.
     """
     flags = {key: getattr(options, key) for key in model.model_fields if getattr(options, key) is not None}
     settings = {} if file is None else _read_toml(file)

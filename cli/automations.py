@@ -27,6 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from cli.deploy import flow_names, pool_names
 from cli.last_deploy import LastDeploy, Report
 from flows.states import NOTHING_NEW, RUN_ACTIVE, SUPERSEDED, WAITING, flow_run_event
+from schemas.config import PROGRAM
 from schemas.errors import WrongUsage
 from tasks.registry import version_events
 from tasks.runtime.prefect_events import send_events
@@ -76,7 +77,7 @@ _WAITING_BODY = (
     "{{ event.payload.reason }}\n"
     "Test accuracy {{ event.payload.accuracy }}, p {{ event.payload.p }}, champion {{ event.payload.from }}.\n"
     "Report: {{ event.payload.report }}\n"
-    "Promote it in the checkout: .venv/bin/fashion-ann promote {{ event.payload.version }} "
+    f"Promote it in the checkout: {PROGRAM} promote {{{{ event.payload.version }}}} "
     "--dataset {{ event.payload.dataset }} --reason R\n"
     "Or run the deployment promote-version/by-hand."
 )

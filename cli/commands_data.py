@@ -45,7 +45,7 @@ def _contract(options: argparse.Namespace) -> None:
         type=path_argument,
         metavar="DIR",
         required=True,
-        help="folder with the CSVs, of which the names contain train and test",
+        help="folder with the CSVs; their names contain train and test",
     ),
     Argument(
         "--like",
@@ -63,7 +63,7 @@ def _contract(options: argparse.Namespace) -> None:
     help="write a dataset file and its baseline profile, inferred from CSVs",
     description="Write NAME.toml and the baseline profile NAME.json to $FASHION_ANN_DATASETS_DIR, else to datasets/ of "
     "the checkout. Columns, labels, shape, pixel range, background and bounds are inferred from the CSVs. Checks that "
-    "the train split itself would fail are turned off. Print what to look at.",
+    "the train split itself would fail are turned off. Print what to check in the file.",
     dataset=False,
     writes=False,
     when_stopped="No dataset was written.",
@@ -88,8 +88,8 @@ def _init(options: argparse.Namespace) -> None:
 @commands.add(
     "dataset list",
     help="list all datasets",
-    description="Print name, shape, number of classes and file of each dataset. A file that cannot be used is an error "
-    "at the end.",
+    description="Print name, shape, number of classes and file of each dataset. Report files that cannot be used at "
+    "the end, as an error.",
     dataset=False,
     writes=False,
 )
@@ -118,7 +118,7 @@ def _list_datasets(options: argparse.Namespace) -> None:
     "dataset show",
     _NAME,
     help="print the contract of a dataset, and its file",
-    description="Print what a dataset file requires, with every default, as `contract` does, and the path of the file.",
+    description="Print the contract with every default, as `contract` does, and path and digest of the dataset file.",
     dataset=False,
     writes=False,
 )

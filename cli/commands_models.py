@@ -15,6 +15,7 @@ from schemas.config import artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
 from schemas.store import StoredMetrics, Verdict
+from tasks.runtime.stages import run_name
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
@@ -46,8 +47,8 @@ def _empty(store: "ModelStore") -> str:
     Argument("--sort", metavar="COLUMN", default="version", help="order by this column; the best accuracy comes first"),
     Argument("--last", type=int, metavar="N", help="list the newest N versions only"),
     help="list the model versions",
-    description="List the model versions with their verdicts, aliases and notes, and each setting that differs between "
-    "the listed ones: a column of hyperparameters, promotion rules, or the digest of data, topology or training code.",
+    description="List the model versions with verdicts, aliases and notes. Further columns are the settings that "
+    "differ between them: hyperparameters, promotion rules, device, and digests of data, topology and training code.",
     writes=False,
 )
 def _versions(options: argparse.Namespace) -> None:
@@ -140,16 +141,14 @@ def _show(options: argparse.Namespace) -> None:
         shown["signed_by"] = version.check_signature()
     except StoredArtifactError as error:  # shown, because a person decides whether to sign it
         shown["not_accepted"] = str(error)
-    print_result(options, shown, _show_lines(shown), sort_keys=True)
+    print_result(options, shown, _show_lines(version.manifest, shown), sort_keys=True)
 
 
-def _settings_line(manifest: dict[str, Any]) -> str:
-    used = {"batch_size": manifest["batch_size_used"]} if manifest["batch_size_used"] else {}
-    settings = {**manifest["configuration"], **used}
-    return "  " + ", ".join(f"{key} {value}" for key, value in settings.items())
+def _settings_line(manifest: "Manifest") -> str:
+    return "  " + ", ".join(f"{key} {value}" for key, value in manifest.used_settings.items())
 
 
-def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
+def _show_lines(manifest: "Manifest", shown: dict[str, Any]) -> Iterator[str]:
     aliases = f" ({', '.join(shown['aliases'])})" if shown["aliases"] else ""
     yield f"version {shown['version']}{aliases}, created {shown['created']}"
     if shown["note"]:
@@ -159,7 +158,7 @@ def _show_lines(shown: dict[str, Any]) -> Iterator[str]:
     device = shown["device"]
     several = f"{device['count']} x " if device["count"] > 1 else ""
     yield f"  trained on {several}{device['name']}, {shown['epochs_run']} epochs, {shown['training_seconds']:.1f} s"
-    yield _settings_line(shown)
+    yield _settings_line(manifest)
     for row in shown["metrics"]["per_class"]:
         scores = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
         yield f"  {row['name']:<12} {scores}  {row['rows']} rows"
@@ -193,10 +192,10 @@ def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEv
     yield f"  {verdict.reason} (policy: {verdict.policy})"
     for rule in verdict.rules:
         yield f"  {'passed' if rule.holds else 'FAILED'}  {rule.rule}: {rule.finding}, expected {rule.bound}"
-    yield _settings_line(manifest.as_json())
+    yield _settings_line(manifest)
     for entry in manifest.lineage:
-        stage = f"{entry.stage} {entry.split or ''}".strip()
-        yield f"  {'reused' if entry.reused else 'ran   '}  {stage:<15} cache key {entry.key}"
+        name = run_name(entry.stage, entry.split)
+        yield f"  {'reused' if entry.reused else 'ran   '}  {name:<15} cache key {entry.key}"
     for event in events:
         before = "none" if event.before is None else event.before
         yield f"  {event.when}  {event.alias} {before} -> {event.to}, {event.by}: {event.reason}"
@@ -260,9 +259,8 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     ),
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
-    description="Print counts, and write the images to an HTML page. Uses the test predictions stored with each "
-    "version, so no model is loaded. Print each setting and each part of the provenance that differs, also from the "
-    "champion.",
+    description="Print counts, and each setting and part of the provenance that differs, also from the champion. Write "
+    "the images to an HTML page. The test predictions stored with each version are used, so no model is loaded.",
     when_stopped="Nothing was written.",
 )
 def _compare(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ _KEYS = {
     *("paused", "concurrency_limit", "schedules", "triggers"),
 }
 _DEFAULT_QUEUE = "default"
-# Keys of a work pool, and the ends of the variables that replace them.
+# Keys of a work pool, and the suffixes of the variables that replace them.
 _POOL_VARIABLES = {"name": "", "type": "_TYPE", "job_template": "_TEMPLATE"}
 
 
@@ -71,19 +71,22 @@ def deploy_all(*, reset: bool = False) -> "Report":
 
 
 def _definitions() -> dict[str, Any]:
-    """Return the content of prefect.yaml, with the work pools that the variables FASHION_ANN_*_POOL* name."""
+    """Return the content of prefect.yaml. Variables FASHION_ANN_ROLE_POOL* replace properties of the work pools."""
     import yaml
 
     content: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / _SOURCE).read_bytes())
     names = {}
     for pool in content["definitions"]["work_pools"]:
         before = pool["name"]
-        for key, end in _POOL_VARIABLES.items():
-            if value := os.environ.get(f"FASHION_ANN_{pool['role'].upper()}_POOL{end}"):
+        for key, suffix in _POOL_VARIABLES.items():
+            if value := os.environ.get(f"FASHION_ANN_{pool['role'].upper()}_POOL{suffix}"):
                 pool[key] = value
         names[before] = pool["name"]
     if len(set(names.values())) < len(names):
-        raise WrongUsage(f"Expected one work pool per role, received the name {pool['name']} for each of them.")
+        raise WrongUsage(
+            f"Expected one work pool per role, received the name {pool['name']} for both of them. Set another name "
+            "with FASHION_ANN_CPU_POOL or FASHION_ANN_GPU_POOL."
+        )
     for queue in content["definitions"]["work_queues"]:
         queue["work_pool_name"] = names[queue["work_pool_name"]]
     for deployment in content["deployments"]:
@@ -132,14 +135,14 @@ def job_template(pool: Mapping[str, Any]) -> dict[str, Any]:
         return base_job_template()
     try:
         template: dict[str, Any] = json.loads((PROJECT_ROOT / file).read_bytes())
-        if {"env"} <= template["variables"]["properties"].keys() and isinstance(template["job_configuration"], dict):
+        if "env" in template["variables"]["properties"] and isinstance(template["job_configuration"], dict):
             return template
         problem = "it has no variable env"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"it cannot be used ({type(error).__name__}: {error})"
     raise NotDeployed(
         f"{PROJECT_ROOT / file}: expected the base job template of work pool {name} as JSON, with job_configuration "
-        f"and a variable env; {problem}."
+        f"and a variable env, but {problem}. Correct the file, or name another one."
     )
 
 

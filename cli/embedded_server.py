@@ -113,13 +113,13 @@ def run_flow(
     gc.disable()  # until the imports have ended
     for name, value in project_settings().items():
         os.environ.setdefault(name, value)
-    # Known before the import of Prefect, which takes 0.7 s. Meanwhile the server imports its modules, too.
+    # Read without Prefect, whose import takes 0.7 s: the server imports its modules at the same time.
     address = os.environ.get("PREFECT_API_URL", settings_of_up(PROJECT_ROOT / "prefect.toml").get("url"))
     screen = None if address else Screen(artifacts_dir, progress, quiet=quiet)
     server = None if screen is None else _start_server(screen.log)
     settings = prefect_settings()
     if settings.api.url:
-        if server is not None:  # the address is in a profile or in a file of the user
+        if server is not None:  # the address is in a profile of Prefect or in another of its files
             server.process.kill()
             server = None
         if (problem := api_problem()) is not None:

@@ -19,7 +19,7 @@ from cli.arguments import Terminated
 from cli.environment import prepare_environment
 from cli.printed_commands import one_sentence_per_line, repeat_flags, runnable
 from schemas.config import PROJECT_ROOT, separate_folders
-from schemas.contract import FASHION_MNIST
+from schemas.contract import DEFAULT_DATASET
 from schemas.errors import FashionAnnError
 from tasks.runtime.control_characters import escaping_output
 
@@ -42,7 +42,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     warnings.filterwarnings("ignore", "Failed to create the Prefect home")
     options = command_parser().parse_args(arguments)
     dataset = getattr(options, "dataset", None)
-    repeat_flags(artifacts_dir=options.artifacts_dir, dataset=None if dataset == FASHION_MNIST.name else dataset)
+    repeat_flags(artifacts_dir=options.artifacts_dir, dataset=None if dataset == DEFAULT_DATASET else dataset)
     signal.signal(signal.SIGTERM, _terminate)
     status = 0
     try:

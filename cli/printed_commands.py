@@ -17,7 +17,7 @@ _PROGRAMS = Path(sys.executable).parent  # not resolved: the interpreter of an e
 _CALLED_IN_CHECKOUT = os.environ.get("PWD") == str(PROJECT_ROOT)
 # Flags of the running command that choose its store, and the commands that do not accept them.
 _flags: dict[str, str] = {}
-_WITHOUT = {"--dataset": ("up", "down", "status", "deploy", "dataset", "quarantine list")}
+_WITHOUT = {"--dataset": ("up", "down", "status", "deploy", "quarantine list", "dataset")}
 
 
 def repeat_flags(**flags: str | None) -> None:

@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TypedDict
 
-# Those that answer the requests of a run.
+# Prefixes of the routers that answer the requests of a run.
 FIRST_ROUTERS = ("/csrf-token", "/admin", "/flows", "/flow_runs", "/artifacts", "/logs", "/events")
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     # FastAPI builds the routes of each router until one matches the first request: 0.2 s for those that no run uses.
     routers = sorted(api.API_ROUTERS, key=lambda router: router.prefix not in FIRST_ROUTERS)
     api.API_ROUTERS = tuple(routers)  # type: ignore[assignment]
-    # In Prefect's words: without its UI, and with the services that record events and task runs only.
+    # Ephemeral is Prefect's word for a server without the UI, whose only services record events and task runs.
     server = uvicorn.Server(uvicorn.Config(api.create_app(ephemeral=True), log_level="error", lifespan="on"))
     line = sys.stdin.readline()
     if not line:

@@ -18,7 +18,7 @@ The stages in the order of the pipeline. A stage with an output writes it to [ar
 reuses it if nothing has changed. The core modules decide the output, so their code is part of the cache key
 ([how a stage works](design.md#how-a-stage-works)). [Extending](extending.md#add-a-stage) describes how to add one.
 
-| stage | runs | task | output | fails with | core modules |
+| stage | runs | purpose | output | fails with | core modules |
 |---|---|---|---|---|---|
 """
 

@@ -15,6 +15,8 @@ from schemas.errors import WrongUsage
 
 # The checkout, so that default paths do not depend on the current directory.
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+# The command in a checkout after `make run`, for texts that are read later or elsewhere.
+PROGRAM = ".venv/bin/fashion-ann"
 _DATA_FOLDER = "data"
 
 

@@ -31,7 +31,7 @@ from schemas.errors import WrongUsage
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 DEFAULT_DATASET = "fashion-mnist"
-# Of store folders and of the keys of Prefect's artifacts.
+# Names of store folders, and parts of the keys of Prefect's artifacts.
 NAME_PATTERN = "^[a-z0-9]+(-[a-z0-9]+)*$"
 
 _SHIPPED = Path(__file__).parent / "datasets"
@@ -94,7 +94,7 @@ class BundledData:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the published data can be downloaded from."""
+    """Places from which the published data can be downloaded."""
 
     __pydantic_config__ = _STRICT
 
@@ -332,8 +332,8 @@ class DatasetFile:
     label_column: Text = "label"
     naming: Annotated[str, Field(alias="columns")] = "pixel1.."
     transpose: bool = False
-    files: Mapping[Split, CsvFileName] = field(default_factory=dict)
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    files: Mapping[Split, CsvFileName] = field(default_factory=dict)
     minimum_rows: Mapping[Split, Rows] = field(default_factory=lambda: {"train": 1_000, "test": 100})
     maximum_class_share: Share = 0.5
     near_duplicate: Share = 0.02
@@ -398,7 +398,7 @@ class DatasetFile:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetContract(DatasetFile):
-    """The format and the checks of one image dataset stored as CSV: one row per image, mostly below a header.
+    """The format and the checks of one image dataset stored as CSV: one row per image, usually below a header.
 
     A row is the label and the pixels, integers, row-major from the top left. Ingest replaces the label by its class, 0
     .. classes - 1 in the order of the labels.
@@ -500,8 +500,8 @@ def contract_of(dataset: str) -> DatasetContract:
     paths = dataset_paths()
     if dataset not in paths:
         raise WrongUsage(
-            f"There is no dataset {dataset!r}: expected one of {', '.join(sorted(paths))}. "
-            "`fashion-ann dataset init NAME --from DIR` makes one from CSVs."
+            f"There is no dataset {dataset!r}: expected one of {', '.join(sorted(paths))}. `fashion-ann dataset init "
+            "NAME --from DIR` makes one from CSVs."
         )
     path = paths[dataset]
     if path.parent != _SHIPPED and (_SHIPPED / path.name).exists():

@@ -193,6 +193,12 @@ class VersionFacts(StoredJson):
     lineage: list[StoredStage]
 
     @property
+    def used_settings(self) -> dict[str, Setting]:
+        """Return the configuration of the training, with the batch size that was used."""
+        used = {} if self.batch_size_used is None else {"batch_size": self.batch_size_used}
+        return {**self.configuration, **used}
+
+    @property
     def recipe(self) -> TrainingConfig:
         """Return the configuration of the training. Settings of other releases are left out."""
         known = TrainingConfig.model_fields

@@ -65,10 +65,11 @@ def version(
 ) -> ModelVersion:
     """Add a version, unless one with the same cache key exists, and move the champion if its verdict promotes it.
 
+    note: a person's remark, stored with a new version.
     further: records of stages whose outputs are in no other argument, for the lineage.
 
     The version is signed with the key of FASHION_ANN_SIGNING_KEY. If FASHION_ANN_VERIFY_KEY is set without it, the
-    verdict does not promote: the version waits for a signature. note: a person's remark, stored with a new version.
+    verdict does not promote: the version waits for a signature.
 
     Raises `CandidateRejected` for a version below a minimum. It is in the store nevertheless.
     """
@@ -101,9 +102,7 @@ def version(
         event = alias_event(before, number, "train-fashion-mnist", verdict["reason"], flow_run.id)
         seconds = _seconds_since_start()
         facts = collect_facts(
-            *(data, prepared, trained, evaluation, config, promotion, verdict, event, key, seconds),
-            note,
-            further,
+            data, prepared, trained, evaluation, config, promotion, verdict, event, key, seconds, note, further
         )
         write_bom(folder, number, facts)
         images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
@@ -124,9 +123,7 @@ def version(
         else:
             logger.info("version %d already covers this data, code and configuration", stored.number)
             if note not in (None, stored.manifest.note):
-                logger.warning(
-                    "the note is not stored, because version %d exists: versions never change", stored.number
-                )
+                logger.warning("the note is not stored, because version %d exists and never changes", stored.number)
         is_champion = store.aliases.champion() == stored.number
         decided = any(event.to == stored.number and event.alias == CHAMPION for event in store.aliases.read())
     send_unsent(store, sender_of_run())

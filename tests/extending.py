@@ -10,20 +10,9 @@ from schemas.config import PROJECT_ROOT
 
 PAGE = PROJECT_ROOT / "docs" / "extending.md"
 _PARTS = (
-    *(
-        "cli",
-        "flows",
-        "schemas",
-        "tasks",
-        "tests",
-        "docs",
-        "benchmarks",
-        "requirements",
-        "deploy",
-        "artifacts/README.md",
-    ),
+    *("cli", "flows", "schemas", "tasks", "tests", "docs", "benchmarks", "requirements", "deploy"),
     *("fashion_ann.py", "prefect.yaml", "pyproject.toml", "README.md", "Makefile", "Dockerfile", "compose.yaml"),
-    *(".dockerignore", ".gitignore", ".ci"),
+    *(".dockerignore", ".gitignore", ".ci", "artifacts/README.md"),
 )
 
 

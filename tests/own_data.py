@@ -68,7 +68,7 @@ def numbered(pixels: int, start: int) -> list[str]:
 
 
 def sign_language(folder: Path) -> None:
-    """Photographs in 24 classes, of which none has the label 9."""
+    """Write photographs in 24 classes, none of which has the label 9."""
     labels = [label for label in range(25) if label != 9]
     for name, each, seed in (("train", 80, 0), ("test", 30, 1)):
         images, classes = photographs(labels, each, seed)
@@ -78,20 +78,20 @@ def sign_language(folder: Path) -> None:
 
 
 def emnist_letters(folder: Path) -> None:
-    """No header, labels from 1, and transposed images."""
+    """Write CSVs without a header, with labels from 1 and transposed images."""
     for name, (images, labels) in split(*letters()).items():
         write_csv(folder / f"emnist-letters-{name}.csv", images.transpose(0, 2, 1), labels)
 
 
 def kmnist(folder: Path) -> None:
-    """A header such as 1x1..28x28."""
+    """Write CSVs with a header such as 1x1..28x28."""
     header = ["label", *(f"{row}x{column}" for row in range(1, 29) for column in range(1, 29))]
     for name, (images, labels) in split(*digits(28, 3)).items():
         write_csv(folder / f"kmnist_{name}.csv", images, labels, header)
 
 
 def digit_recognizer(folder: Path) -> None:
-    """Pixels from 0, and a test file without labels."""
+    """Write CSVs with pixels from 0, and a test file without labels."""
     parts = split(*digits(28, 3))
     header = ["label", *numbered(784, 0)]
     write_csv(folder / "train.csv", *parts["train"], header)
@@ -99,7 +99,7 @@ def digit_recognizer(folder: Path) -> None:
 
 
 def three_classes(folder: Path) -> None:
-    """3 classes of 20 x 20 pixels, dark on a light background."""
+    """Write CSVs with 3 classes of 20 x 20 pixels, dark on a light background."""
     images, labels = digits(20, 2)
     few = labels < 3
     for name, (some, classes) in split(255 - images[few], labels[few]).items():

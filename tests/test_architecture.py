@@ -147,7 +147,7 @@ def test_a_stage_has_a_task_and_texts_for_people(stage: Stage) -> None:
 
 
 def test_stages_are_defined_in_one_module() -> None:
-    """The terminal, gc, lineage, report and docs ignore any other stage, or know nothing but its name."""
+    """The terminal, gc, lineage, report and docs ignore any other stage, or show only its name."""
     defining = [_name(path) for path in MODULES if re.search(r"\bStage\(", path.read_text())]
     assert defining == ["tasks.runtime.stages"]
 

@@ -1,4 +1,4 @@
-"""Datasets of one's own, from `dataset init` to predictions, in the forms that people have."""
+"""Own datasets in the forms that people have, from `dataset init` to predictions."""
 
 import re
 from collections.abc import Callable

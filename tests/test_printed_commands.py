@@ -47,7 +47,9 @@ def test_the_search_finds_the_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_printed_command_has_valid_arguments(command: str) -> None:
+def test_a_printed_command_has_valid_arguments(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_DATASETS_DIR", str(tmp_path))
+    (tmp_path / "1.toml").write_text('height = 2\nwidth = 2\nlabels = { 1 = "a", 2 = "b" }\n')
     name, *words = shlex.split(command)
     if name == "fashion-ann":
         command_parser().parse_args(words)

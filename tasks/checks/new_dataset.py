@@ -111,7 +111,7 @@ def make_profile(contract: DatasetContract, data_dir: Path, target: Path) -> Non
     if contract.can_be_fetched and csvs["train"].origin != "fetched":
         raise WrongUsage(
             f"{csvs['train'].name} in {data_dir} is not the published train split of {contract.name}. Pass an empty "
-            "folder, and it is downloaded."
+            "folder, to which the split is downloaded."
         )
     with tempfile.TemporaryDirectory() as temporary:
         train = _load(csvs["train"], contract, Path(temporary))
@@ -147,7 +147,7 @@ def _draft(
     for other in others:
         if len(parse_line(next(_lines(other), b"")).cells) == len(parse_line(line).cells) - 1:
             raise DataContractError(
-                f"{other} has one column less than {first.name}. Expected a test split with labels. Take one from "
+                f"{other} has one column fewer than {first.name}. Expected a test split with labels. Take one from "
                 "train with `--holdout 0.1`, and predict this file later."
             )
     labels = _labels(present["train"], label_at, naming != "none")
@@ -328,7 +328,10 @@ def _infer(
     what = "photographs without a background" if background is None else f"drawings, {background} is background"
     notes.append(f"images: {what}. Correct background and kind if that is wrong.")
     if not draft.transpose:
-        notes.append("orientation: if the picture below is turned or mirrored, run this again with --transpose.")
+        notes.append(
+            "orientation: if the picture below is turned or mirrored, remove the dataset file and run this again with "
+            "--transpose."
+        )
     for split, part in loaded.items():
         if part.bad_rows:
             notes.append(f"bad rows: {part.bad_rows} of {split} were left out. `train` needs --bad-rows for them.")
@@ -361,13 +364,13 @@ def _fit_checks(contract: DatasetContract, loaded: dict[Split, _Loaded]) -> tupl
         ]
         if split == "train":
             for name in failed:
-                notes.append(f"check {name}: off, because the train split itself has {measured[name].value:.3g}.")
+                notes.append(f"check {name}: off, because its value for the train split is {measured[name].value:.3g}.")
             off = dict.fromkeys(failed, Bounds())
             contract = replace(contract, check_bounds={**contract.check_bounds, **off})
         elif failed:
             notes.append(
-                f"test: `train` will reject it because of {', '.join(failed)}. Correct the CSV; if it is right, turn "
-                "these checks off."
+                f"test: `train` will reject it because of {', '.join(failed)}. Correct the CSV. If it is right, turn "
+                "these checks off in [checks]."
             )
         notes += [f"{split}: {line}" for line in sentences(check_results(measured, contract))]
     return contract, notes

@@ -26,7 +26,7 @@ from tasks.runtime.stored_file import read_json, read_stored
 
 _BLOCK_ROWS = 1_000  # per call of the backend
 
-# Of images and classes in a stored topology.
+# The most pixels or classes that a stored topology may have.
 _LARGEST_DIMENSION = 10_000
 # Keras adds 18 kB of names to the weights.
 _LARGEST_OVERHEAD = 200_000

@@ -1,4 +1,4 @@
-"""What manifests record about how their versions were made, and how it differs between versions."""
+"""Settings and provenance of versions, as their manifests record them, and the differences between versions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ _KEY = "cache key of "
 def settings(manifest: VersionFacts) -> dict[str, Any]:
     """Return the settings of a version in short, for a table: also its data, topology, code and device."""
     return {
-        **manifest.configuration,
+        **manifest.used_settings,
         **{"promotion_policy" if key == "policy" else key: value for key, value in manifest.promotion.items()},
         "train_data": manifest.data.train.csv_sha256[:8],
         "test_data": manifest.data.test.csv_sha256[:8],
@@ -58,7 +58,7 @@ def unknown_differences(before: VersionFacts, after: VersionFacts) -> list[str]:
 def _recorded(manifest: VersionFacts) -> Mapping[str, Any]:
     data = manifest.data
     return {
-        **manifest.configuration,
+        **manifest.used_settings,
         **{f"promotion, {key}": value for key, value in manifest.promotion.items()},
         "topology, sha256": manifest.topology_id,
         "train data, sha256": data.train.csv_sha256,

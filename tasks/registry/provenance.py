@@ -36,7 +36,8 @@ def collect_facts(
     """Return the facts of a version that is created now.
 
     event: the promotion, which is part of the facts only if ``verdict`` promotes the version.
-    key: the cache key of the version. seconds_since_start: of the flow run, None outside of one. note: of a person.
+    key: the cache key of the version. seconds_since_start: of the flow run, None outside of one.
+    note: a person's remark.
     further: records of stages whose outputs are in no other argument.
     """
     return VersionFacts.model_validate(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.config import PromotionConfig, TrainingConfig
+from schemas.config import PROGRAM, PromotionConfig, TrainingConfig
 from schemas.contract import DEFAULT_DATASET, SPLITS, DatasetContract
 from schemas.layout import (
     INDEX_NAME,
@@ -32,8 +32,6 @@ from tasks.reports.images import image_uri, weights_picture
 from tasks.reports.rendering import render
 from tasks.runtime.fingerprint import extra_of
 from tasks.runtime.stages import STAGES
-
-_PROGRAM = ".venv/bin/fashion-ann"  # the path in a checkout after `make run`
 
 
 @dataclass(frozen=True)
@@ -221,14 +219,14 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
     ]
     words = {
         "install": ["make", f".venv/{extra_of(manifest['packages'])}.stamp"],
-        "train": [_PROGRAM, "train", *about, *options],
-        "reproduce": [_PROGRAM, "reproduce", str(version), *about],
-        "verify": [_PROGRAM, "verify", str(version), *about],
-        "versions": [_PROGRAM, "versions", *about],
-        "report": [_PROGRAM, "report", str(version), "--open", *about],
+        "train": [PROGRAM, "train", *about, *options],
+        "reproduce": [PROGRAM, "reproduce", str(version), *about],
+        "verify": [PROGRAM, "verify", str(version), *about],
+        "versions": [PROGRAM, "versions", *about],
+        "report": [PROGRAM, "report", str(version), "--open", *about],
     }
     if champion is not None:
-        words["compare"] = [_PROGRAM, "compare", str(champion), str(version), *about]
+        words["compare"] = [PROGRAM, "compare", str(champion), str(version), *about]
     lines = {name: shlex.join(command) for name, command in words.items()}
     for variable, value in manifest.get("environment", {}).items():
         if value != DEFAULT_ENVIRONMENT.get(variable):

@@ -6,6 +6,7 @@ from typing import Any
 from schemas.layout import REPORT_NAME
 from tasks.registry.store import StoredVersion
 from tasks.reports.version_report import commands
+from tasks.runtime.stages import run_name
 
 
 def summarize_version(
@@ -37,7 +38,7 @@ def summarize_version(
         "| stage of this run | result | seconds to compute |",
         "|---|---|---|",
         *(
-            f"| {entry['stage']}{' ' + entry['split'] if entry['split'] else ''} "
+            f"| {run_name(entry['stage'], entry['split'])} "
             f"| {'cached' if entry['reused'] else 'computed'} | {entry['seconds']:.2f} |"
             for entry in ([entry.as_json() for entry in manifest.lineage] if stages is None else stages)
         ),

@@ -39,8 +39,8 @@ from tasks.runtime.locks import abandoned, create_in_use
 logger = logging.getLogger(__name__)
 
 Emit = Callable[[Any], None]
-# What a module does with a job: its function ``main``.
-Work = Callable[[dict[str, Any], Emit], Any]
+# The function ``main`` of a module: it returns the result of a job.
+Handler = Callable[[dict[str, Any], Emit], Any]
 
 # Frameworks of macOS do not survive a fork; there a worker takes one job.
 _FORKS = sys.platform == "linux"
@@ -190,8 +190,8 @@ def _start(module: str) -> WorkerProcess:
     return WorkerProcess(module, process, stderr, scratch, mark)
 
 
-def serve_jobs(works: Mapping[str, Work], prepare: Callable[[], object] = lambda: None) -> NoReturn:
-    """Serve jobs for the modules in ``works`` until the parent ends: the worker's side, for a module's main.
+def serve_jobs(handlers: Mapping[str, Handler], prepare: Callable[[], object] = lambda: None) -> NoReturn:
+    """Serve jobs for the modules in ``handlers`` until the parent ends: the worker's side, for a module's main.
 
     ``prepare()`` runs once, before any job is known; see `prestart`. Each job has a process, forked before it is read.
     Output that libraries print goes to stderr. Records of loggers below "tasks" are sent, from INFO on.
@@ -230,7 +230,7 @@ def serve_jobs(works: Mapping[str, Work], prepare: Callable[[], object] = lambda
     with _faults_sent(send):
         order = json.loads(line)
         require_code_and_lock(order["module"], order["code_and_lock"])
-        send("result", works[order["module"]](order["job"], lambda event: send("event", event)))
+        send("result", handlers[order["module"]](order["job"], lambda event: send("event", event)))
     _end()
 
 

@@ -73,7 +73,7 @@ def test_profile_is_made_again(run: Run, csvs: Path) -> None:
     assert profile.read_bytes() == before
     status, _, err = run("dataset", "profile", "mine", "--data-dir", csvs.parent / "datasets")
     assert status == 3
-    assert "contains no CSV of mine. Expected train.csv and test.csv" in " ".join(err.split())
+    assert "contains no CSV of mine. Expected train.csv and test.csv" in " ".join(err.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_the_printed_hint_succeeds(run: Run, data: Path) -> None:
     correct(data / f"{TRAIN}-corrected.csv")
     with pytest.raises(DataContractError):
         take(data, bad_rows=1)
-    (hint,) = re.findall(r"fashion-ann train[^`]*` with --bad-rows (\d+) or more", out)
+    (hint,) = re.findall(r"fashion-ann train --dataset tiny` with --bad-rows (\d+) or more", out)
     assert take(data, bad_rows=int(hint)).rows == 5
 
 

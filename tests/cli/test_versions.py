@@ -1,4 +1,4 @@
-"""`fashion-ann versions` shows what differs between versions."""
+"""`fashion-ann versions` shows the differences between versions."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ LAYERS = [256, 128]
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of three versions that differ in epochs, layers, the train CSV and the note."""
+    """Return a store of three versions that differ in epochs, layers, the train CSV and the note."""
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(tmp_path))
     root = ModelStore.of(tmp_path, "fashion-mnist").root
     recipe: dict[str, Any] = {"seed": 0, "epochs": 45, "dropout": 0.05}

@@ -1,4 +1,4 @@
-"""What `dataset init` infers from CSVs."""
+"""`dataset init` infers a dataset from CSVs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "csvs"
 
 
-def test_what_is_written_is_what_is_read(folder: Path, datasets: Path) -> None:
+def test_a_written_dataset_is_read_again(folder: Path, datasets: Path) -> None:
     new = init_dataset("mine", folder)
     contract = contract_of("mine")
     assert new.contract == contract
@@ -181,7 +181,7 @@ def _unlabelled(folder: Path) -> None:
         (_only(""), DataUnavailable, "contains no CSV. Expected one CSV with 'train' in its name"),
         (_only("train.csv"), DataUnavailable, "Expected one CSV with 'test' in its name.*--holdout 0.1"),
         (_only("a_train.csv b_train.csv test.csv"), DataUnavailable, "contains a_train.csv, b_train.csv, test.csv"),
-        (_unlabelled, DataContractError, "has one column less than train.csv.*--holdout 0.1"),
+        (_unlabelled, DataContractError, "has one column fewer than train.csv.*--holdout 0.1"),
         (_train(lambda text: "".join(f"a{line}" for line in text.splitlines(True))), DataContractError, "such as 'a"),
         (_train(lambda text: text.replace(",0,", ",0.0,")), DataContractError, "column pixel.*received 0.0"),
         (

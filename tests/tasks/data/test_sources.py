@@ -263,9 +263,8 @@ def test_machine_without_apt_is_no_source(tmp_path: Path, folder: Path, monkeypa
 def test_missing_scikit_learn_is_reported_with_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     (source,) = default_sources(DIGITS)
-    assert f"-m pip install --require-hashes -r {PROJECT_ROOT}/requirements/datasets.lock" in failure(
-        source, folder, DIGITS
-    )
+    lock = PROJECT_ROOT / "requirements" / "datasets.lock"
+    assert f"-m pip install --require-hashes -r {lock}`" in failure(source, folder, DIGITS)
 
 
 def test_order_of_the_default_sources() -> None:

@@ -61,20 +61,21 @@ def test_reports_the_share_and_the_means_so_far(sample_prepared: PreparedData) -
     train = open_split(sample_prepared.record.path, "train")
     set_up_backend(7)
     network, optimizer = build_network(FASHION_MNIST, TrainingConfig(dropout=0)), keras.optimizers.SGD(0.0)
-    run = epoch_runner(network, optimizer, train, batch_size=4, devices=1)
+    run = epoch_runner(network, optimizer, train, batch_size=7, devices=1)
     seen: list[tuple[float, Mapping[str, float]]] = []
-    result = run(np.arange(899, dtype=np.int32), lambda done, metrics: seen.append((done, metrics)))
-    assert [round(done * 899) for done, _ in seen] == [256, 512, 768, 896, 899]
+    result = run(np.arange(900, dtype=np.int32), lambda done, metrics: seen.append((done, metrics)))
+    # 126 batches of seven rows, then three of six.
+    assert [round(done * 900) for done, _ in seen] == [448, 882, 900]
     assert seen[-1][1] == result
 
 
 def test_devices_get_equal_shares_and_rows_equal_weight() -> None:
     set_up_backend(0)
-    labels = np.arange(9, dtype=np.int32) % 3
-    batches = row_batches(np.random.default_rng(0).permutation(9).astype(np.int32), labels, batch_size=5, devices=3)
+    labels = np.arange(10, dtype=np.int32) % 3
+    batches = row_batches(np.random.default_rng(0).permutation(10).astype(np.int32), labels, batch_size=4, devices=3)
     received = [batches[place] for place in range(len(batches))]
-    assert [len(rows) for rows, _, _ in received] == [6, 6]
-    for (rows, labels_of_rows, weights), size in zip(received, (5, 4), strict=True):
+    assert [len(rows) for rows, _, _ in received] == [6, 3, 3]
+    for (rows, labels_of_rows, weights), size in zip(received, (4, 3, 3), strict=True):
         assert labels_of_rows.tolist() == (rows % 3).tolist()
-        assert weights.tolist() == pytest.approx([len(rows) / size] * size + [0] * (len(rows) - size))
-    assert sorted(np.concatenate([rows[weights > 0] for rows, _, weights in received]).tolist()) == list(range(9))
+        assert weights.tolist() == [len(rows) / size] * size + [0] * (len(rows) - size)
+    assert sorted(np.concatenate([rows[weights > 0] for rows, _, weights in received]).tolist()) == list(range(10))

@@ -22,6 +22,7 @@ def _facts(train_key: str = DIGEST, **changed: Any) -> Any:
     ("changed", "what"),
     [
         ({"configuration": {"hidden_units": 512}}, "hidden_units"),
+        ({"batch_size_used": 192}, "batch_size"),
         ({"promotion": {"policy": "never"}}, "promotion, policy"),
         ({"topology_id": OTHER}, "topology, sha256"),
         ({"code_sha256": OTHER}, "code of the train stage, sha256"),
@@ -71,7 +72,7 @@ def test_the_value_of_a_third_champion_is_in_each_row() -> None:
     "`compare` reads versions of uncommitted code, or without a recorded revision",
     "It names what may differ, and does not call the code the same",
 )
-def test_what_is_not_recorded_is_not_called_the_same(changed: dict[str, Any], part: str) -> None:
+def test_unrecorded_parts_are_not_called_the_same(changed: dict[str, Any], part: str) -> None:
     one = _facts(**changed)
     (sentence,) = unknown_differences(one, one)
     assert part in sentence
