@@ -113,8 +113,8 @@ def scikit_learn(bundled: BundledData) -> Source:
             from sklearn import datasets
         except ImportError as error:
             raise SourceError(
-                f"scikit-learn cannot be imported ({error}); install it with `{shlex.quote(sys.executable)} -m pip "
-                f"install --require-hashes -r {shlex.quote(str(PROJECT_ROOT / 'requirements' / 'datasets.lock'))}`"
+                f"scikit-learn cannot be imported ({error}); install it with `cd {shlex.quote(str(PROJECT_ROOT))} && "
+                f"{shlex.quote(sys.executable)} -m pip install --require-hashes -r requirements/datasets.lock`"
             ) from error
         loaded = getattr(datasets, bundled.loader)()
         rows = np.column_stack([loaded.target, loaded.data]).astype(np.uint8)  # (N, 1 + pixels)
