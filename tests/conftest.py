@@ -4,6 +4,7 @@ import atexit
 import gc
 import importlib
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ for name in ("DATA_DIR", "DATASETS_DIR", "ARTIFACTS_DIR", "SIGNING_KEY", "VERIFY
 os.environ.pop("PREFECT_API_URL", None)
 
 import pytest
+
+from tasks.checks.expectations import IMPORTER
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -72,6 +75,10 @@ def restored_process() -> Iterator[None]:
     """Restore variables and working directory: a command that runs in this process changes them."""
     variables, folder = dict(os.environ), Path.cwd()
     yield
+    # pytest iterates over modules between two tests, which fails while a thread imports some.
+    for thread in threading.enumerate():
+        if thread.name == IMPORTER:
+            thread.join()
     os.chdir(folder)
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]

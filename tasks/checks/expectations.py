@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
 
 
+# The thread of `import_in_background`.
+IMPORTER = "import Great Expectations"
+
+
 def fresh_context() -> "EphemeralDataContext":
     """Return a new context for the profiles of one split.
 
@@ -38,7 +42,7 @@ def import_in_background() -> None:
         with suppress(Exception):  # `fresh_context` imports it again and raises
             import_great_expectations()
 
-    threading.Thread(target=import_or_fail_later, daemon=True).start()
+    threading.Thread(target=import_or_fail_later, name=IMPORTER, daemon=True).start()
 
 
 def import_great_expectations() -> None:
