@@ -379,7 +379,7 @@ def test_no_gpu_worker_fails_the_run_and_the_next_trains(site: Site, record_row:
     assert "No worker picked up the training" in str(parent.state and parent.state.message)
 
     site.ensure_worker()
-    again = site.deployed.run(ON_DEMAND, **parameters)
+    again = site.deployed.run(ON_DEMAND, **{**parameters, "gpu_worker_seconds": 60})
     assert again.state_name == "Completed", again.state
     trained = "trained from the start"
     record_row(Row("no gpu worker for 3 s", site.database, _end(child, happened), _end(parent, happened), trained))

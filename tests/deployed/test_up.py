@@ -285,7 +285,7 @@ def test_up_names_a_database_of_a_newer_prefect(checkout: Checkout) -> None:
         database.execute("INSERT INTO alembic_version VALUES ('abcdefabcdef')")
         database.commit()
     done = checkout.run("up")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "another version of Prefect" in done.stderr
     assert "abcdefabcdef" in done.stderr
     assert checkout.processes() == []
