@@ -179,7 +179,7 @@ def read_config(model: type[Config], options: argparse.Namespace, file: Path | N
 def _read_toml(file: Path, example: str = "epochs = 5") -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WrongUsage(
             f"{file}: expected a TOML file with settings of the training, such as {example} ({error!s:.200}). "
             "`fashion-ann show VERSION --config` prints one."
