@@ -5,12 +5,14 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
@@ -24,6 +26,21 @@ Run = Callable[[argparse.Namespace], None]
 
 class Terminated(BaseException):
     """SIGTERM as an exception. Like KeyboardInterrupt it passes every handler of errors."""
+
+
+@contextmanager
+def stops_raised() -> Iterator[None]:
+    """Raise KeyboardInterrupt or `Terminated` again where pydantic replaced one by an error that only names it.
+
+    Its serializer does so if the signal arrives while it calls Python code.
+    """
+    try:
+        yield
+    except PydanticSerializationError as error:
+        for stop in (KeyboardInterrupt, Terminated):
+            if f": {stop.__name__}" in str(error):
+                raise stop from error
+        raise
 
 
 class Argument:
@@ -179,7 +196,7 @@ def read_config(model: type[Config], options: argparse.Namespace, file: Path | N
 def _read_toml(file: Path, example: str = "epochs = 5") -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WrongUsage(
             f"{file}: expected a TOML file with settings of the training, such as {example} ({error!s:.200}). "
             "`fashion-ann show VERSION --config` prints one."

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
+from cli.arguments import stops_raised
 from cli.prefect_toml import settings_of_up
 from cli.server_database import is_current
 from cli.server_main import Start
@@ -125,7 +126,7 @@ def run_flow(
         if (problem := api_problem()) is not None:
             raise ServerUnavailable(str(problem))
     screen = screen or Screen(artifacts_dir, progress, quiet=quiet)
-    with screen.showing(), _prefect_api(server, screen.log, load):
+    with stops_raised(), screen.showing(), _prefect_api(server, screen.log, load):
         call = load()
         gc.freeze()
         gc.enable()

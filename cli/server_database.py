@@ -27,9 +27,10 @@ def is_current(connection_url: str) -> bool:
     """
     scheme, _, name = connection_url.partition(":///")
     schema = SCHEMA.read_text(encoding="utf-8")
-    if scheme != "sqlite+aiosqlite" or not Path(name).is_absolute() or not schema.startswith(_header()):
+    # After "?" are options, of the connection or of the file.
+    if scheme != "sqlite+aiosqlite" or not Path(name).is_absolute() or "?" in name or not schema.startswith(_header()):
         return False
-    with suppress(OSError, sqlite3.Error):
+    with suppress(OSError, sqlite3.Error, ValueError):  # ValueError: not one revision
         _create(Path(name), schema)
         with closing(sqlite3.connect(f"{Path(name).as_uri()}?mode=ro", uri=True)) as database:
             return _revision(database) in schema

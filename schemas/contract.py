@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     GetJsonSchemaHandler,
     TypeAdapter,
     ValidationError,
@@ -43,6 +44,7 @@ Text = Annotated[str, Field(min_length=1)]
 Side = Annotated[int, Field(ge=2, le=1_000)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Rows = Annotated[int, Field(ge=0)]
+SplitRows = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 CsvFileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+\.csv$")]
 
@@ -111,8 +113,8 @@ class Bounds:
 
     __pydantic_config__ = _STRICT
 
-    warn: float | None = None
-    fail: float | None = None
+    warn: FiniteFloat | None = None
+    fail: FiniteFloat | None = None
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,7 @@ class DatasetFile:
     transpose: bool = False
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
     files: Mapping[Split, CsvFileName] = field(default_factory=dict)
-    minimum_rows: Mapping[Split, Rows] = field(default_factory=lambda: {"train": 1_000, "test": 100})
+    minimum_rows: Mapping[Split, SplitRows] = field(default_factory=lambda: {"train": 1_000, "test": 100})
     maximum_class_share: Share = 0.5
     near_duplicate: Share = 0.02
     kind: Kind = "drawings"
@@ -524,20 +526,23 @@ def _read(path: Path) -> DatasetContract:
     try:
         check_name(path.stem)
         reference = path.with_suffix(".json")
-        return _parse(path, path.read_bytes(), reference if reference.exists() else None)
-    except (OSError, ValueError, WrongUsage) as error:
+        return parse_contract(path, path.read_bytes(), reference if reference.exists() else None)
+    except (OSError, ValueError, RecursionError, WrongUsage) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise WrongUsage(f"{path}: {reason}. Correct the file; docs/data.md describes its keys.") from error
 
 
 @cache
-def _parse(path: Path, content: bytes, reference: Path | None) -> DatasetContract:
+def parse_contract(path: Path, content: bytes, reference: Path | None = None) -> DatasetContract:
+    """Return the contract of ``content``, the dataset file at ``path``. Raises ValueError, which names the key."""
     table = tomllib.loads(content.decode())
     try:
         # As JSON, because there strict pydantic reads the keys of `labels` as integers, and arrays as tuples.
         keys = _adapter().validate_json(json.dumps(table, default=str))
     except ValidationError as error:
         raise ValueError("; ".join(map(_describe, error.errors()[:3]))) from error
+    if other := [key for key in table["labels"] if key not in map(str, keys.labels)]:
+        raise ValueError(f"labels: expected integers such as 1 or -1, received {other[0]}")
     values = {entry.name: getattr(keys, entry.name) for entry in fields(keys)}
     digest = hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
     return DatasetContract(**values, name=path.stem, path=path, digest=digest, reference=reference)

@@ -46,6 +46,10 @@ class CodeChanged(FashionAnnError):
     """Worker process that imported other code than the run that started it. Its output would get a wrong cache key."""
 
 
+class DatasetChanged(FashionAnnError):
+    """Dataset file that changed between two stages of a run. The run stores no version."""
+
+
 class TrainingDiverged(FashionAnnError):
     """Training with a loss, or model with a prediction, that is not finite. Nothing of it is kept."""
 

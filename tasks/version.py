@@ -32,7 +32,7 @@ from schemas.store import Verdict, VersionFacts
 from tasks.registry.alias_log import CHAMPION, alias_event
 from tasks.registry.bom import write_bom
 from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
-from tasks.registry.provenance import collect_facts, lineage
+from tasks.registry.provenance import collect_facts, lineage, require_one_contract
 from tasks.registry.signatures import SIGNING_VARIABLE, training_key, verify_key
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import check_version
@@ -74,6 +74,8 @@ def version(
     Raises `CandidateRejected` for a version below a minimum. It is in the store nevertheless.
     """
     emit(StageStarted(VERSION.name, None))
+    read = [record for validated in data.values() for record in (validated.data.record, validated.record)]
+    require_one_contract(prepared.dataset, [*read, prepared.record, evaluation.record])
     store = ModelStore.of(artifacts_dir, prepared.dataset)
     private_key, signature_required = training_key(), verify_key() is not None
     key = stage_key(

@@ -166,7 +166,7 @@ def _compare(
     if looks_moved or best == (False, UPRIGHT):
         shift = gain(moved, fits[False, UPRIGHT])
     fit = moved if looks_moved else fits[best]
-    similarity = float(fit.mean() + z * _standard_error(fit)) / expected
+    similarity = _relative(float(fit.mean() + z * _standard_error(fit)), expected)
     other = ""
     if contract.check("similarity").fails(similarity):
         other = "they look like images of another dataset"
@@ -238,7 +238,7 @@ def measure_labels(
     nearest: for each image, the class of the baseline's most similar mean image. explained: share of the variance that
     labels explain. Agreement is that of labels renamed in the best way, so that a permutation is reported once.
     """
-    relation = explained / baseline.label_relation
+    relation = _relative(explained, baseline.label_relation)
     shuffled = relation < _SHUFFLED
     renamed = best_renaming(labels, nearest, contract.classes)
     p_value = 1.0  # shuffled labels have a best renaming too, but no right one
@@ -254,11 +254,16 @@ def measure_labels(
         ),
         "label_permutation": Measurement(p_value, describe_renaming(renamed, contract) if permuted else ""),
         "label_agreement": Measurement(
-            wilson_interval(share * rows, rows, _NORMAL_Z)[1] / baseline.label_agreement,
+            _relative(wilson_interval(share * rows, rows, _NORMAL_Z)[1], baseline.label_agreement),
             f"{int(agree.sum())} of {len(labels)} images are most similar to the baseline's mean image of their own "
             f"class, {baseline.label_agreement:.0%} in the baseline",
         ),
     }
+
+
+def _relative(value: float, baseline: float) -> float:
+    # A baseline whose images and labels are unrelated confirms nothing.
+    return value / baseline if baseline > 0 else 0.0
 
 
 def best_renaming(labels: Labels, nearest: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:

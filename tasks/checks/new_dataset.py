@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.config import datasets_folder
-from schemas.contract import SPLITS, Bounds, DatasetContract, Split, check_name, contract_of, dataset_paths
+from schemas.contract import (
+    SPLITS,
+    Bounds,
+    DatasetContract,
+    Split,
+    check_name,
+    contract_of,
+    dataset_paths,
+    parse_contract,
+)
 from schemas.errors import DataContractError, DataUnavailable, WrongUsage
 from schemas.layout import PROFILE_NAME
 from schemas.references import CsvSplit
@@ -91,11 +100,16 @@ def init_dataset(
         reference = Path(temporary) / PROFILE_NAME
         write_profile(reference, profile)
         contract, more = _fit_checks(replace(contract, reference=reference), loaded)
+    text = dataset_toml(contract)
+    try:
+        parse_contract(target, text.encode())
+    except ValueError as error:
+        raise DataContractError(f"{folder} has CSVs in a form that no dataset has: {error}. Correct them.") from error
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target.with_suffix(".json")) as file:
         write_profile(file, profile)
     with atomic_write(target) as file:
-        file.write_text(dataset_toml(contract), encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     return NewDataset(contract_of(name), (*notes, *more), _picture(loaded["train"], contract))
 
 
@@ -281,6 +295,8 @@ def _load(csv: CsvSplit, contract: DatasetContract, folder: Path) -> _Loaded:
             with open_csv(file.path, contract) as rows:
                 for _ in rows:
                     pass
+    if not facts.rows:  # each row is in the other split
+        raise DataContractError(f"{csv.name}: --holdout leaves no row for {csv.split}. Give another share.")
     images, classes = read_rows(path, contract.columns)
     return _Loaded(path, images, classes, facts.quarantined)
 
@@ -312,7 +328,7 @@ def _infer(
         draft,
         background=background,
         kind="photographs" if background is None else "drawings",
-        minimum_rows={"train": min(1_000, rows["train"] // 2), "test": min(100, rows["test"] // 2)},
+        minimum_rows={"train": max(1, min(1_000, rows["train"] // 2)), "test": max(1, min(100, rows["test"] // 2))},
         maximum_class_share=float(min(0.95, max(0.5, round(1.5 * share, 2)))),
     )
     if like is not None:
@@ -322,7 +338,7 @@ def _infer(
             check_bounds=like.check_bounds,
             near_duplicate=like.near_duplicate,
             # Not more than these CSVs have.
-            minimum_rows={split: min(like.minimum_rows[split], rows[split] // 2) for split in SPLITS},
+            minimum_rows={split: max(1, min(like.minimum_rows[split], rows[split] // 2)) for split in SPLITS},
             maximum_class_share=max(like.maximum_class_share, contract.maximum_class_share),
         )
     what = "photographs without a background" if background is None else f"drawings, {background} is background"

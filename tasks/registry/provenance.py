@@ -9,12 +9,14 @@ from typing import Any
 
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import Split, contract_of
+from schemas.errors import DatasetChanged
 from schemas.references import Evaluation, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import AliasEvent, VersionFacts
 from tasks.model.fit import batch_size_for
 from tasks.registry.alias_log import utc_now
 from tasks.runtime.fingerprint import code_was_edited
-from tasks.runtime.stages import position
+from tasks.runtime.stage_cache import read_record
+from tasks.runtime.stages import position, run_name
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,17 @@ def _describe_data(
     if (duplicates := prepared.duplicates) is None:
         raise TypeError("Expected data that was prepared with a test split.")
     return {**splits, "split_rows": rows, "held_out": held_out, "duplicates": duplicates.model_dump()}
+
+
+def require_one_contract(dataset: str, records: Iterable[StageRecord]) -> None:
+    """Raise `DatasetChanged` unless all stages used the dataset file as it is now."""
+    contract = contract_of(dataset)
+    for record in records:
+        if read_record(record.path)["inputs"]["contract"] != contract.digest:
+            raise DatasetChanged(
+                f"{contract.path} changed during this run: {run_name(record.stage, record.split)} read another one. "
+                "No version was stored. Run again when nothing changes the file; finished stages are kept."
+            )
 
 
 def lineage(

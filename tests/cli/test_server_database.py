@@ -28,17 +28,23 @@ def database_of_another_prefect(path: Path) -> None:
         )
 
 
+def interrupted_migration(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+
+
 @pytest.mark.parametrize(
     "prepare",
     [
         database_of_another_prefect,
+        interrupted_migration,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"something else"),
         lambda path: path.mkdir(),
         lambda path: path.with_name("prefect.db-wal").write_bytes(b"rows of a removed database"),
         lambda path: path.symlink_to(path.with_name("nowhere")),
     ],
-    ids=["another revision", "empty", "no database", "folder", "journal", "dangling link"],
+    ids=["another revision", "no revision", "empty", "no database", "folder", "journal", "dangling link"],
 )
 def test_an_existing_database_is_left_as_it_is(prepare: object, tmp_path: Path) -> None:
     path = tmp_path / "prefect.db"
@@ -62,6 +68,11 @@ def test_an_existing_database_is_left_as_it_is(prepare: object, tmp_path: Path) 
 def test_the_server_migrates_other_databases(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert not is_current(url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_a_url_are_no_part_of_the_path(tmp_path: Path) -> None:
+    assert not is_current(f"{url_of(tmp_path / 'prefect.db')}?timeout=30")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -156,6 +156,13 @@ def test_columns_have_the_names_of_the_file(
         (MINIMAL + "[minimum_rows]\ntrain = 1", "minimum_rows: expected train and test, received train"),
         (MINIMAL + '[files]\ntrain = "../a.csv"', "files.train"),
         ("height =", "Invalid value"),
+        ("a = " + "[" * 3_000, "maximum recursion depth exceeded"),
+        (MINIMAL.replace("3 = ", "07 = "), "labels: expected integers such as 1 or -1, received 07"),
+        (MINIMAL + "[checks]\ndrift = { warn = nan }", "checks.drift.warn: Input should be a finite number"),
+        (
+            MINIMAL + "[minimum_rows]\ntrain = 1\ntest = 0",
+            "minimum_rows.test: Input should be greater",
+        ),
     ],
 )
 def test_a_wrong_file_is_named_with_its_key(write: Callable[..., DatasetContract], text: str, message: str) -> None:

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from cli.main import main
 from cli.printed_commands import runnable
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, Split
-from schemas.errors import CandidateRejected, StoredArtifactError
+from schemas.errors import CandidateRejected, DatasetChanged, StoredArtifactError
 from schemas.layout import HISTORY_NAME, WEIGHTS_NAME
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import LogHead
@@ -382,6 +383,14 @@ def test_changed_golden_predictions_are_rejected(add: Any, sample_trained: Train
     record = sample_trained.record.model_copy(update={"path": folder, "digest": "1" * 64})
     with pytest.raises(CandidateRejected, match="golden predictions"):
         add(trained=sample_trained.model_copy(update={"record": record}))
+
+
+def test_another_contract_adds_no_version(add: Any, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = replace(FASHION_MNIST, digest="0" * 64)
+    monkeypatch.setattr("tasks.registry.provenance.contract_of", lambda dataset: changed)
+    with pytest.raises(DatasetChanged, match=r"fashion-mnist\.toml changed during this run: ingest train read another"):
+        add()
+    assert store.numbers() == []
 
 
 def test_changed_weights_add_no_version(add: Any, sample_trained: TrainedModel, store: ModelStore) -> None:

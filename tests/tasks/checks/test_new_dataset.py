@@ -1,5 +1,6 @@
 """`dataset init` infers a dataset from CSVs."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +171,14 @@ def _train(change: Callable[[str], str]) -> Write:
     return lambda folder: (folder / "train.csv").write_text(change((folder / "train.csv").read_text()))
 
 
+def _each(change: Callable[[str], str]) -> Write:
+    def write(folder: Path) -> None:
+        for path in folder.iterdir():
+            path.write_text(change(path.read_text()))
+
+    return write
+
+
 def _unlabelled(folder: Path) -> None:
     rows = np.loadtxt(folder / "test.csv", delimiter=",", dtype=int)
     write_csv(folder / "test.csv", rows[:, 1:].reshape(-1, 8, 8), None)
@@ -191,6 +200,8 @@ def _unlabelled(folder: Path) -> None:
         ),
         (_train(lambda text: "PK\x03\x04" + text), DataContractError, "is not a CSV but a zip archive"),
         (_train(lambda text: ""), DataContractError, "the file is empty"),
+        (_each(lambda text: "," + ",".join(numbered(64, 1)) + "\n" + text), DataContractError, "form.*label_column"),
+        (_each(lambda text: re.sub("(?m)^(?=.)", "9" * 9, text)), DataContractError, "less than 2147483648"),
     ],
 )
 def test_other_folders_are_rejected(
@@ -210,6 +221,19 @@ def test_the_train_split_is_found_among_others(folder: Path) -> None:
         "train": "my_letters-train-1.csv",
         "test": "my_letters-test-1.csv",
     }
+
+
+def test_a_holdout_must_have_rows(folder: Path) -> None:
+    with pytest.raises(DataContractError, match=r"train\.csv: --holdout leaves no row for test"):
+        init_dataset("mine", folder, holdout=0.001)
+
+
+def test_train_images_without_relation_to_labels(folder: Path) -> None:
+    images, labels = np.ones((20, 8, 8), np.uint8), np.arange(20) % 2
+    images[:, 0, 0] = 9
+    for name in ("train", "test"):
+        write_csv(folder / f"{name}.csv", images, labels)
+    assert init_dataset("mine", folder).contract.check("label_relation").off
 
 
 def test_an_existing_name_is_rejected(folder: Path) -> None:
