@@ -196,7 +196,7 @@ def serve_jobs(handlers: Mapping[str, Handler], prepare: Callable[[], object] = 
     ``prepare()`` runs once, before any job is known; see `prestart`. Each job has a process, forked before it is read.
     Output that libraries print goes to stderr. Records of loggers below "tasks" are sent, from INFO on.
     """
-    gc.disable()  # a collection during the imports frees nothing, and would copy shared pages after a fork
+    gc.disable()  # a collection during the imports frees nothing
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -223,6 +223,8 @@ def serve_jobs(handlers: Mapping[str, Handler], prepare: Callable[[], object] = 
             os._exit(status)
     if _FORKS:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the worker
+    gc.freeze()  # a collection would copy the pages that the jobs share
+    gc.enable()  # an epoch of `keras.Model.fit` leaves cycles
     line = sys.stdin.readline()
     if not line:  # the parent needs no worker, or died
         os._exit(1)
