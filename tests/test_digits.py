@@ -44,5 +44,5 @@ def test_digits_train_version_and_predict(tmp_path: Path) -> None:
     images = csvs["test"].files[0].path
     predictions = predict.fn(images, tmp_path / "predictions.parquet", "champion", DIGITS.name, artifacts)
     predicted = pq.read_table(predictions.output).to_pandas()
-    correct = predicted["label"].to_numpy() == pd.read_csv(images)["label"].to_numpy()
+    correct = predicted["predicted_label"].to_numpy() == pd.read_csv(images)["label"].to_numpy()
     assert float(correct.mean()) == pytest.approx(stored.test_accuracy)

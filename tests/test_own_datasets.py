@@ -119,4 +119,4 @@ def test_a_form_trains_and_predicts(
     out = predict.fn(data / images, tmp_path / "predicted.csv", "champion", "mine", artifacts)
     predicted = pd.read_csv(out.output)
     assert [name for name in predicted if name[1:].isdigit()] == [f"p{label}" for label in contract.class_labels]
-    assert set(predicted["label"]) <= set(contract.class_labels)
+    assert set(predicted["predicted_label"]) <= set(contract.class_labels)

@@ -131,6 +131,6 @@ def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], contract: 
             own = contract.file_columns
             causes.append(
                 f"the pixels are named {pixels[0]}..: rename them to {own[1]}..{own[-1]}, or use a dataset file with "
-                f'columns = "{other.naming}", as `fashion-ann dataset init` writes it'
+                f'columns = "{other.naming}", as `fashion-ann dataset init NAME --from DIR` writes it'
             )
     return "; ".join(causes) or None

@@ -97,7 +97,7 @@ def read_predictions(path: Path, contract: DatasetContract, sha256: str | None =
             )
             _require_sizes(file, opened, _schema(contract), size)
             table = file.read()
-            known, labels = np.array(contract.class_labels), table["true_label"].to_numpy()
+            known, labels = np.array(contract.class_labels), _columns(table, ["true_label"]).ravel()
             classes = np.minimum(np.searchsorted(known, labels), len(known) - 1).astype(np.int32)
             predictions = StoredPredictions(
                 images=table["image"].to_pylist(),
