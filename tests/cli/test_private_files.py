@@ -17,7 +17,7 @@ from tasks.data.quarantine import export_rejected, list_quarantine
 from tasks.ingest import ingest
 from tasks.runtime.log_rotation import LARGEST_BYTES, rotate_logs
 from tests.registered import register
-from tests.tasks.data.csv_cases import GOOD, TINY
+from tests.tasks.data.csv_cases import GOOD, REGISTERED, TINY
 from tests.tasks.data.csv_oracle import supplied
 
 
@@ -92,7 +92,7 @@ WRITERS = [
 def test_others_cannot_read(
     write: Callable[[Path], Path], mask: int, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(monkeypatch, tmp_path / "datasets", TINY)
+    register(monkeypatch, tmp_path / "datasets", REGISTERED)
     with umask(mask):
         assert stat.S_IMODE(write(tmp_path).stat().st_mode) == mode
 

@@ -15,7 +15,7 @@ from tasks.runtime.files import sha256_file
 from tests.cli.conftest import Run
 from tests.field_faults import field_fault
 from tests.registered import register
-from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
+from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, REGISTERED, ROWS, TINY
 from tests.tasks.data.csv_oracle import values
 
 TRAIN = "tiny_train"
@@ -27,7 +27,7 @@ CORRECTIONS = ((b"10,", b"1,"), (b"256,x,-1", b"25,3,1"), (b"\xff", b"4"))
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the data folder, with a test split. The contract has images of 2 x 2 pixels."""
-    register(monkeypatch, tmp_path / "datasets", TINY)
+    register(monkeypatch, tmp_path / "datasets", REGISTERED)
     monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setenv("FASHION_ANN_DATA_DIR", str(tmp_path / "data"))
     (tmp_path / "data").mkdir()

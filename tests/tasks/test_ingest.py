@@ -9,13 +9,13 @@ from schemas.errors import DataContractError
 from schemas.references import CsvSplit, ParquetSplit
 from tasks.ingest import ingest
 from tests.registered import register
-from tests.tasks.data.csv_cases import GOOD, LABEL_LAST, ROWS, TINY
+from tests.tasks.data.csv_cases import GOOD, LABEL_LAST, REGISTERED, ROWS
 from tests.tasks.data.csv_oracle import supplied, values
 
 
 @pytest.fixture
 def csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CsvSplit:
-    register(monkeypatch, tmp_path / "datasets", TINY)
+    register(monkeypatch, tmp_path / "datasets", REGISTERED)
     (tmp_path / "tiny_train.csv").write_bytes(GOOD)
     return supplied(tmp_path / "tiny_train.csv", split="train")
 

@@ -19,6 +19,8 @@ TINY = replace(
     minimum_rows={"train": 3, "test": 0},
     published={split: replace(FASHION_MNIST.published[split], rows=3) for split in ("train", "test")},
 )
+# A dataset file requires rows of both splits.
+REGISTERED = replace(TINY, minimum_rows={"train": 3, "test": 1})
 HEADER = b"label,pixel1,pixel2,pixel3,pixel4\n"
 ROWS = [[9, 0, 10, 100, 255], [0, 1, 20, 200, 0], [5, 7, 77, 177, 250]]
 BODY = b"9,0,10,100,255\n0,1,20,200,0\n5,7,77,177,250\n"

@@ -24,7 +24,7 @@ FROM_0 = {f"pixel{at}": f"pixel{at - 1}" for at in range(1, 5)}
 INDEX = "the first column looks like the index of a pandas DataFrame: save it with to_csv(.., index=False)"
 RENAME = (
     "the pixels are named pixel0..: rename them to pixel1..pixel4, or use a dataset file with "
-    'columns = "pixel0..", as `fashion-ann dataset init` writes it'
+    'columns = "pixel0..", as `fashion-ann dataset init NAME --from DIR` writes it'
 )
 
 _NAMED = "`train` and `predict` exit with 3 and name cause and cure in one sentence"

@@ -13,7 +13,7 @@ from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.quarantine import SCHEMA, list_quarantine, quarantine_path
 from tasks.ingest import ingest
 from tests.registered import register
-from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, ROWS, TINY
+from tests.tasks.data.csv_cases import BODY, GOOD, HEADER, LABEL_LAST, REGISTERED, ROWS, TINY
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, rows_of, supplied, values
 
 # 2 of 5 rows are bad. They have four bad cells and one.
@@ -22,7 +22,7 @@ TWO_BAD = GOOD + b"10,1,256,x,-1\r\n" + b"1,2,3,\xff,5"
 
 @pytest.fixture(autouse=True)
 def tiny_is_a_dataset(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, tmp_path_factory.mktemp("datasets"), TINY)
+    register(monkeypatch, tmp_path_factory.mktemp("datasets"), REGISTERED)
 
 
 def put(folder: Path, content: bytes = TWO_BAD, name: str = "tiny_train.csv") -> CsvSplit:
