@@ -68,14 +68,15 @@ def test_writes_arrays_in_constant_memory(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(parquet, "BLOCK_ROWS", 100)
     narrow = replace(FASHION_MNIST, height=10, width=10)
     peaks = []
-    for rows in (400, 1_600):
+    # A thread reads ahead, so one block more or less may be in memory.
+    for rows in (2_000, 16_000):
         pixels = np.random.default_rng(0).integers(0, 256, (rows, 101), np.uint8)
         path = tmp_path / f"{rows}.parquet"
         pq.write_table(pa.table({name: pixels[:, at] for at, name in enumerate(narrow.columns)}), path)
         numbers = {"odd": np.arange(1, rows, 2), "even": np.arange(0, rows, 2)}
-        peaks.append(peak_bytes(partial(write_arrays, path, numbers, tmp_path, narrow), 1.5 * sum(peaks)))
+        peaks.append(peak_bytes(partial(write_arrays, path, numbers, tmp_path, narrow), 2 * sum(peaks)))
         for split, selected in numbers.items():
             images = np.load(tmp_path / f"{split}_images.npy")
             np.testing.assert_array_equal(images, pixels[selected, 1:])
             assert np.load(tmp_path / f"{split}_labels.npy").tolist() == pixels[selected, 0].tolist()
-    assert peaks[1] < 1.5 * peaks[0]
+    assert peaks[1] < 2 * peaks[0]
