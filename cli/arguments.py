@@ -16,7 +16,7 @@ from pydantic_core import PydanticSerializationError
 
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
-from schemas.config import DEFAULT_SPACE, BadRows, Note, PromotionConfig, SearchSpace, TrainingConfig
+from schemas.config import DEFAULT_SPACE, BadRows, PromotionConfig, SearchSpace, TrainingConfig
 from schemas.contract import DEFAULT_DATASET, contract_of
 from schemas.errors import WrongUsage
 
@@ -230,14 +230,6 @@ def read_bad_rows(text: str) -> BadRows:
             f"--bad-rows: expected a number of rows such as 20, or a share such as 0.5%, received {text!r}."
         ) from error
     return budget
-
-
-def read_note(text: str | None) -> str | None:
-    """Return the value of ``--note``. Raises `WrongUsage` if it is blank or too long."""
-    try:
-        return TypeAdapter(Note | None).validate_python(text)
-    except ValidationError as error:
-        raise WrongUsage(f"--note: {error.errors()[0]['msg']}, received {text!r}.") from error
 
 
 def counted(number: int, noun: str) -> str:

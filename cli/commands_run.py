@@ -17,7 +17,6 @@ from cli.arguments import (
     print_result,
     read_bad_rows,
     read_config,
-    read_note,
     read_space,
     read_value,
 )
@@ -26,6 +25,7 @@ from schemas.config import (
     DEFAULT_SPACE,
     DeviceChoice,
     HeldOut,
+    Note,
     PromotionConfig,
     TrainingConfig,
     TrialCount,
@@ -99,7 +99,7 @@ _CONFIG = Argument(
 def _train(options: argparse.Namespace) -> None:
     training = read_config(TrainingConfig, options, options.config and Path(options.config))
     promotion = read_config(PromotionConfig, options)
-    bad_rows, note = read_bad_rows(options.bad_rows), read_note(options.note)
+    bad_rows, note = read_bad_rows(options.bad_rows), read_value(Note | None, options.note, "--note")
     data, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
     # Only now, because these imports are slow.
     from cli.embedded_server import run_training_flow
@@ -210,11 +210,10 @@ def _tune(options: argparse.Namespace) -> None:
         return partial(tune_fashion_mnist, **parameters)
 
     tuned = run_flow(load, Tuning, artifacts_dir, TuningProgress(), quiet=options.quiet)
-    about = "" if options.dataset == DEFAULT_DATASET else f" --dataset {options.dataset}"
     lines = [
         f"trial {tuned.best} is the best of {tuned.finished}, of which {tuned.pruned} were pruned",
         f"  validation accuracy {tuned.val_accuracy:.4f}",
-        f"  train it with `fashion-ann train --config {shlex.quote(str(tuned.recipe))}{about}`",
+        f"  train it with `fashion-ann train --config {shlex.quote(str(tuned.recipe))}`",
         f"  recipe  {tuned.recipe}",
         f"  page    {tuned.page}",
     ]
