@@ -66,11 +66,16 @@ def measure_pixel_range(images: Images, contract: DatasetContract) -> dict[str, 
 
 def border_brightness(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:
     """Return the mean of each image's outermost pixels, 0 for background and 1 for the brightest; float64 (N,)."""
-    frame = np.ones((contract.height, contract.width), bool)
-    frame[1:-1, 1:-1] = False
-    edge = images[:, frame.ravel()].mean(axis=1)
+    edge = images[:, border(contract)].mean(axis=1)
     background, end = contract.scale
     return np.asarray((edge - background) / (end - background))
+
+
+def border(contract: DatasetContract) -> npt.NDArray[np.bool_]:
+    """Return which pixels are in the first or last row or column of an image, bool (pixels,)."""
+    frame = np.ones((contract.height, contract.width), bool)
+    frame[1:-1, 1:-1] = False
+    return frame.ravel()
 
 
 class BaselineImages:

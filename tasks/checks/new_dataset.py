@@ -32,7 +32,7 @@ from schemas.layout import PROFILE_NAME
 from schemas.references import CsvSplit
 from tasks.checks.image_checks import measure_checks, measure_leaks
 from tasks.checks.image_profile import Images, Labels, profile_images, write_profile
-from tasks.checks.measurements import Measurement
+from tasks.checks.measurements import Measurement, border
 from tasks.checks.near_duplicates import duplicate_report, find_test_images_in_train
 from tasks.checks.scan import Sample, Scan, scan_parquet
 from tasks.checks.summary import check_results, sentences
@@ -46,6 +46,7 @@ from tasks.data.data_folder import csv_split, present_csvs
 from tasks.data.parquet import read_rows
 from tasks.data.published_data import fetch_data, require_supplied
 from tasks.data.quarantine import open_quarantine
+from tasks.data.splits import scale_pixels
 from tasks.runtime.files import atomic_write
 
 _MOST_BAD_ROWS = 0.01
@@ -317,11 +318,9 @@ def _infer(
     if high > 127:
         low, high = 0, 255
     draft = replace(draft, pixel_min=low, pixel_max=max(high, low + 1))
-    frame = np.ones((height, width), bool)
-    frame[1:-1, 1:-1] = False
-    border = train.images[:, frame.ravel()].astype(np.int16)
+    edge = train.images[:, border(draft)].astype(np.int16)
     near = (high - low) / 20  # compressed pictures have a background of several values
-    background = next((end for end in (low, high) if (np.abs(border - end) <= near).mean() > 0.5), None)
+    background = next((end for end in (low, high) if (np.abs(edge - end) <= near).mean() > 0.5), None)
     rows = {split: len(part.classes) for split, part in loaded.items()}
     share = np.bincount(train.classes).max() / rows["train"]
     contract = replace(
@@ -423,8 +422,7 @@ def _measure_leaks(
 
 def _picture(train: _Loaded, contract: DatasetContract) -> tuple[str, ...]:
     """Return the first train image as text. The background is blank."""
-    scale = contract.scale
-    image = (train.images[0].astype(float) - scale.minimum) / (scale.maximum - scale.minimum)
+    image = scale_pixels(train.images[:1], contract.scale)
     shades = (image * (len(_SHADES) - 1)).round().astype(int).reshape(contract.height, contract.width)
     title = f"first image of train, label {contract.class_labels[train.classes[0]]}:"
     return title, *("".join(_SHADES[shade] * 2 for shade in row).rstrip() for row in shades)
