@@ -66,8 +66,9 @@ def predict_csv(
                 for rows in in_batches(csv, BATCH_ROWS):
                     pixels, labels = (rows[:, 1:], rows[:, 0]) if csv.labelled else (rows, None)
                     probabilities = model.predict_on_batch(scale_pixels(pixels, contract.scale))
-                    writer.write_table(_predictions_table(probabilities, labels, start, contract, schema))
-                    checks.add(pixels, probabilities.argmax(axis=1), labels)
+                    predicted = probabilities.argmax(axis=1)
+                    writer.write_table(_predictions_table(probabilities, predicted, labels, start, contract, schema))
+                    checks.add(pixels, predicted, labels)
                     start += len(rows)
                 # Raises if the images changed while they were read, before the output gets its name.
                 reading.close()
@@ -116,16 +117,16 @@ def predictions_schema(contract: DatasetContract, manifest: Manifest, labelled: 
 
 def _predictions_table(
     probabilities: npt.NDArray[np.float32],
+    predicted: npt.NDArray[np.int64],
     true: npt.NDArray[np.uint8] | None,
     start: int,
     contract: DatasetContract,
     schema: pa.Schema,
 ) -> pa.Table:
-    """Return a table of probabilities float32 (N, classes) and, if known, ``true`` classes uint8 (N,).
+    """Return a table of probabilities float32 (N, classes), ``predicted`` classes and, if known, ``true`` ones, (N,).
 
     ``start`` is the row number of the first.
     """
-    predicted = probabilities.argmax(axis=1)
     label_of = np.array(contract.class_labels, np.int32)
     labels = [] if true is None else [label_of[true]]
     names = pa.array(contract.class_names).take(pa.array(predicted))
