@@ -38,7 +38,8 @@ def prepare(
     Parquet was changed.
     """
     contract = contract_of(dataset)
-    if test is not None and test.duplicates is None:
+    duplicates = None if test is None else test.duplicates
+    if test is not None and duplicates is None:
         raise TypeError("Expected a test split that was validated together with its train split.")
     in_train = None if test is None else test.record.path / TEST_IN_TRAIN_NAME
     for data in (train.data, *(() if test is None else (test.data,))):
@@ -53,8 +54,7 @@ def prepare(
         rows = write_splits(train.data.path, test_path, folder, contract, validation_size, seed)
         if in_train is not None:
             shutil.copyfile(in_train, folder / TEST_IN_TRAIN_NAME)
-        duplicates = None if test is None or test.duplicates is None else test.duplicates.model_dump()
-        return {"dataset": dataset, **rows, "duplicates": duplicates}
+        return {"dataset": dataset, **rows, "duplicates": None if duplicates is None else duplicates.model_dump()}
 
     inputs = {
         "dataset": dataset,

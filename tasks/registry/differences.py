@@ -5,6 +5,7 @@ from typing import Any
 
 from schemas.errors import StoredArtifactError
 from schemas.store import VersionFacts
+from tasks.runtime.stages import EVALUATE, PREPARE, TRAIN, Stage
 
 _KEY = "cache key of "
 
@@ -45,8 +46,8 @@ def unknown_differences(before: VersionFacts, after: VersionFacts) -> list[str]:
     unknown = []
     if before.code_sha256 is None or after.code_sha256 is None:
         unknown.append("The code of the train stage is not recorded for both versions.")
-    evaluated = _key(before, "evaluate")
-    if evaluated is not None and evaluated == _key(after, "evaluate"):
+    evaluated = _key(before, EVALUATE)
+    if evaluated is not None and evaluated == _key(after, EVALUATE):
         return unknown  # the key covers the code of all stages up to the test metrics
     if before.code.revision is None or after.code.revision is None:
         unknown.append("The revision of the code is not recorded for both versions.")
@@ -71,12 +72,12 @@ def _recorded(manifest: VersionFacts) -> Mapping[str, Any]:
         **{f"package {name}": version for name, version in manifest.packages.items()},
         **manifest.environment,
         **{"device" if key == "name" else f"device, {key}": value for key, value in manifest.device.as_json().items()},
-        **{f"{_KEY}{name}": key for name in ("prepare", "train", "evaluate") if (key := _key(manifest, name))},
+        **{f"{_KEY}{stage.name}": key for stage in (PREPARE, TRAIN, EVALUATE) if (key := _key(manifest, stage))},
     }
 
 
-def _key(manifest: VersionFacts, stage: str) -> str | None:
+def _key(manifest: VersionFacts, stage: Stage) -> str | None:
     try:
-        return manifest.stage(stage).key
+        return manifest.stage(stage.name).key
     except StoredArtifactError:
         return None
