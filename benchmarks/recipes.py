@@ -30,7 +30,6 @@ from benchmarks.measure import spread
 from schemas.config import TrainingConfig, data_folder
 from schemas.contract import FASHION_MNIST
 from schemas.layout import SCALE_NAME
-from tasks.data.parquet import open_parquet, row_count
 from tasks.data.published_data import fetch_data
 from tasks.data.splits import PreparedSplit, open_split, stratified_split, write_arrays
 from tasks.ingest import ingest
@@ -91,7 +90,7 @@ def main() -> None:
 def _write_train(folder: Path) -> None:
     csvs = fetch_data(FASHION_MNIST, data_folder())
     train = ingest.fn(csvs["train"], FASHION_MNIST.name, folder)
-    write_arrays(train.path, {"train": np.arange(row_count(open_parquet(train.path)))}, folder, FASHION_MNIST)
+    write_arrays(train.files, {"train": np.arange(train.rows)}, folder, FASHION_MNIST)
     write_json(folder / SCALE_NAME, FASHION_MNIST.scale._asdict())
 
 

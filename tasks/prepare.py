@@ -42,16 +42,16 @@ def prepare(
     if test is not None and duplicates is None:
         raise TypeError("Expected a test split that was validated together with its train split.")
     in_train = None if test is None else test.record.path / TEST_IN_TRAIN_NAME
-    for data in (train.data, *(() if test is None else (test.data,))):
-        if (actual := sha256_file(data.path)) != data.sha256:
+    for part in (*train.data.parts, *(() if test is None else test.data.parts)):
+        if (actual := sha256_file(part.path)) != part.sha256:
             raise StoredArtifactError(
-                f"{data.path} was changed after it was ingested: expected sha256 {data.sha256}, received {actual}. "
+                f"{part.path} was changed after it was ingested: expected sha256 {part.sha256}, received {actual}. "
                 "Run again to rebuild it."
             )
 
     def build(folder: Path) -> dict[str, Any]:
-        test_path = None if test is None else test.data.path
-        rows = write_splits(train.data.path, test_path, folder, contract, validation_size, seed)
+        test_files = None if test is None else test.data.files
+        rows = write_splits(train.data.files, test_files, folder, contract, validation_size, seed)
         if in_train is not None:
             shutil.copyfile(in_train, folder / TEST_IN_TRAIN_NAME)
         return {"dataset": dataset, **rows, "duplicates": None if duplicates is None else duplicates.model_dump()}
@@ -59,8 +59,8 @@ def prepare(
     inputs = {
         "dataset": dataset,
         "contract": contract.digest,
-        "train": train.data.sha256,
-        "test": None if test is None else test.data.sha256,
+        "train": train.data.content,
+        "test": None if test is None else test.data.content,
         "test_in_train": None if in_train is None else sha256_file(in_train),
         "validation_size": validation_size,
         "seed": seed,

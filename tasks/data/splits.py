@@ -1,7 +1,7 @@
 """Split off the validation rows, write the arrays that training reads, and normalize their pixels."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +50,21 @@ def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArra
 
 
 def write_splits(
-    train: Path, test: Path | None, folder: Path, contract: DatasetContract, validation_size: int, seed: int
+    train: Sequence[Path],
+    test: Sequence[Path] | None,
+    folder: Path,
+    contract: DatasetContract,
+    validation_size: int,
+    seed: int,
 ) -> dict[str, int]:
-    """Write the arrays of train, validation and test from two Parquets, and return the number of rows of each.
+    """Write the arrays of train, validation and test from the Parquet files of both splits; return the rows of each.
 
     Without ``test`` no test arrays are written.
     """
     labels = np.concatenate([block[0] for _, block in blocks(train, [contract.label_column])]).astype(np.int32)
     train_rows, validation_rows = stratified_split(labels, validation_size, seed)
     write_arrays(train, {"train": train_rows, "validation": validation_rows}, folder, contract)
-    test_rows = np.arange(0 if test is None else row_count(open_parquet(test)))
+    test_rows = np.arange(0 if test is None else sum(row_count(open_parquet(path)) for path in test))
     if test is not None:
         write_arrays(test, {"test": test_rows}, folder, contract)
     write_json(folder / SCALE_NAME, contract.scale._asdict())
@@ -67,25 +72,25 @@ def write_splits(
 
 
 def write_arrays(
-    path: Path, splits: Mapping[str, npt.NDArray[np.int64]], folder: Path, contract: DatasetContract
+    files: Sequence[Path], splits: Mapping[str, npt.NDArray[np.int64]], folder: Path, contract: DatasetContract
 ) -> None:
-    """Write ``<split>_images.npy`` and ``<split>_labels.npy`` of each split of one Parquet, in constant memory.
+    """Write ``<split>_images.npy`` and ``<split>_labels.npy`` of parts of one split, in constant memory.
 
     ``splits`` has the ascending row numbers of each split.
     """
     with ExitStack() as stack:
-        files = {}
+        opened = {}
         for split, rows in splits.items():
             images, labels = np.empty((0, contract.pixels), np.uint8), np.empty(0, np.int32)
             for name, like in ((images_name(split), images), (labels_name(split), labels)):
-                files[name] = stack.enter_context((folder / name).open("wb"))
+                opened[name] = stack.enter_context((folder / name).open("wb"))
                 header = np.lib.format.header_data_from_array_1_0(like)
-                np.lib.format.write_array_header_1_0(files[name], {**header, "shape": (len(rows), *like.shape[1:])})
-        for start, block in blocks(path, contract.columns):
+                np.lib.format.write_array_header_1_0(opened[name], {**header, "shape": (len(rows), *like.shape[1:])})
+        for start, block in blocks(files, contract.columns):
             for split, rows in splits.items():
                 selected = select_rows(block, start, rows)
-                files[images_name(split)].write(np.ascontiguousarray(selected[1:].T).data)
-                files[labels_name(split)].write(selected[0].astype(np.int32).data)
+                opened[images_name(split)].write(np.ascontiguousarray(selected[1:].T).data)
+                opened[labels_name(split)].write(selected[0].astype(np.int32).data)
 
 
 def check_arrays(folder: Path, contract: DatasetContract, rows: Mapping[str, int]) -> None:

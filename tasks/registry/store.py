@@ -277,10 +277,10 @@ class ModelStore:
             raise StoredArtifactError(lost)
         return [*self.aliases.read(), *missing]
 
-    def baseline_profile(self, train_csv_sha256: str) -> bytes | None:
-        """Return the train profile of the last champion that was trained on another train CSV, if there is one.
+    def baseline_profile(self, train_content: str) -> bytes | None:
+        """Return the train profile of the last champion that was trained on other train rows, if there is one.
 
-        A run's own version has the same CSV: skipping it leaves the baseline as it was before the run. Logs a warning
+        A run's own version has the same rows: skipping it leaves the baseline as it was before the run. Logs a warning
         if the profile cannot be read.
         """
         try:
@@ -289,7 +289,7 @@ class ModelStore:
                 if number not in numbers:
                     continue  # removed by `gc`
                 version = self.version(number)
-                if version.manifest.data.train.csv_sha256 != train_csv_sha256:
+                if version.manifest.data.train.content_sha256 != train_content:
                     version.check_signature()
                     return version.read(PROFILE_NAME)
         except FashionAnnError as error:

@@ -101,7 +101,8 @@ def run_stage(
     key, split = digest_of(cache_inputs), inputs.get("split")
     final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
-    emit(StageStarted(stage.name, split))
+    if not stage.per_shard:
+        emit(StageStarted(stage.name, split))
     with lock(folder / f".{final.name}.lock", waiting=f"{stage.name}: another run is building it; waiting for it"):
         for temporary in folder.glob(f".{final.name}.*.tmp"):
             if remove_leftover(temporary):
@@ -112,7 +113,8 @@ def run_stage(
             reference, facts = _reference(final, record, reused=False), record["facts"]
         else:
             reference, facts, parsed = earlier
-    emit(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
+    if not stage.per_shard:
+        emit(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
     return parse(reference, facts) if earlier is None else parsed
 
 

@@ -32,13 +32,13 @@ def test_arrays_have_the_rows_of_the_data(
         np.testing.assert_array_equal(opened.scaled(slice(3, 9)), images[3:9] / np.float32(255))
         np.testing.assert_array_equal(opened.labels, labels)
     # Train and validation together have each row of the train file once.
-    source, source_labels = read_rows(sample_data["train"].data.path)
+    source, source_labels = read_rows(*sample_data["train"].data.files)
     together = np.concatenate([arrays["train_images"], arrays["validation_images"]])
     labels = np.concatenate([arrays["train_labels"], arrays["validation_labels"]])
     expected = sorted(zip(source_labels.tolist(), source.tolist(), strict=True))
     assert sorted(zip(labels.tolist(), together.tolist(), strict=True)) == expected
     # The test file keeps its order.
-    np.testing.assert_array_equal(arrays["test_images"], read_rows(sample_data["test"].data.path)[0])
+    np.testing.assert_array_equal(arrays["test_images"], read_rows(*sample_data["test"].data.files)[0])
 
 
 def test_only_a_changed_seed_misses_the_cache(

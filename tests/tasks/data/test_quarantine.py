@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import DataContractError
 from schemas.references import CsvSplit, ParquetSplit
-from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.parquet_split import ingest_csv
 from tasks.data.quarantine import SCHEMA, list_quarantine, quarantine_path
 from tasks.ingest import ingest
 from tests.registered import register

@@ -74,7 +74,7 @@ def test_writes_arrays_in_constant_memory(tmp_path: Path, monkeypatch: pytest.Mo
         path = tmp_path / f"{rows}.parquet"
         pq.write_table(pa.table({name: pixels[:, at] for at, name in enumerate(narrow.columns)}), path)
         numbers = {"odd": np.arange(1, rows, 2), "even": np.arange(0, rows, 2)}
-        peaks.append(peak_bytes(partial(write_arrays, path, numbers, tmp_path, narrow), 2 * sum(peaks)))
+        peaks.append(peak_bytes(partial(write_arrays, [path], numbers, tmp_path, narrow), 2 * sum(peaks)))
         for split, selected in numbers.items():
             images = np.load(tmp_path / f"{split}_images.npy")
             np.testing.assert_array_equal(images, pixels[selected, 1:])
