@@ -39,6 +39,7 @@ from schemas.config import (
     DeviceChoice,
     Note,
     PromotionConfig,
+    Runner,
     TrainingConfig,
     python_command,
 )
@@ -75,6 +76,7 @@ def run_training_flow(
     *,
     fetch: bool = False,
     note: Note | None = None,
+    runner: Runner = "threads",
     quiet: bool,
 ) -> ModelVersion:
     """Run train-fashion-mnist with `run_flow`, and return its version."""
@@ -93,6 +95,7 @@ def run_training_flow(
             bad_rows=bad_rows,
             fetch=fetch,
             note=note,
+            runner=runner,
         )
 
     return run_flow(load, ModelVersion, artifacts_dir, progress, quiet=quiet)

@@ -98,6 +98,14 @@ VALIDATE = Stage(
     failure="each failed expectation; the result is kept",
     summarize=lambda facts, seconds: f"{len(facts['rows'])} expectations, {len(facts['broken'])} failed",
 )
+PREPARE_SHARD = Stage(
+    "prepare shard",
+    core=("tasks.data.splits",),
+    folder="prepared",
+    per_shard=True,
+    purpose="arrays of bytes of one Parquet file, mapped into memory by training",
+    failure="a file without the contract's columns",
+)
 PREPARE = Stage(
     "prepare",
     core=("tasks.data.splits",),
@@ -130,7 +138,9 @@ VERSION = Stage(
     failure="a rejected version",
 )
 
-STAGES = (FETCH, INGEST_SHARD, INGEST, SCAN_SHARD, VALIDATE, PREPARE, TRAIN, EVALUATE, VERSION)
+STAGES = (FETCH, INGEST_SHARD, INGEST, SCAN_SHARD, VALIDATE, PREPARE_SHARD, PREPARE, TRAIN, EVALUATE, VERSION)
+# Those of which people see each run. The others are part of these.
+SHOWN = tuple(stage for stage in STAGES if not stage.per_shard)
 BY_NAME = {stage.name: stage for stage in STAGES}
 BEFORE_TRAINING = frozenset(stage.name for stage in STAGES[: STAGES.index(TRAIN)])
 
@@ -140,8 +150,7 @@ def runs() -> Iterator[tuple[Stage, Split | None]]:
 
     The runs per shard are part of those per split.
     """
-    shown = (stage for stage in STAGES if not stage.per_shard)
-    for per_split, group in groupby(shown, key=lambda stage: stage.per_split):
+    for per_split, group in groupby(SHOWN, key=lambda stage: stage.per_split):
         stages = list(group)
         for split in SPLITS if per_split else (None,):
             yield from ((stage, split) for stage in stages)

@@ -1,13 +1,15 @@
 """Run a task once per shard, where the flow has chosen to run such tasks."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from prefect import Task
-from prefect.task_runners import TaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from schemas.config import Runner
 from tasks.runtime.events import ShardsFinished, emit
 
 Result = TypeVar("Result")
@@ -16,10 +18,15 @@ _runner: ContextVar[TaskRunner[Any] | None] = ContextVar("runner of tasks per sh
 
 
 @contextmanager
-def tasks_on(runner: TaskRunner[Any]) -> Iterator[None]:
-    """Run the tasks of `run_per_shard` on ``runner`` during the block."""
-    with runner:
-        token = _runner.set(runner)
+def tasks_on(runner: Runner) -> Iterator[None]:
+    """Run the tasks of `run_per_shard` on ``runner`` during the block.
+
+    "threads": threads of this process, one per core. When the block ends, tasks that wait are cancelled, and those that
+    run are waited for.
+    """
+    threads: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=os.cpu_count())
+    with threads as task_runner:
+        token = _runner.set(task_runner)
         try:
             yield
         finally:

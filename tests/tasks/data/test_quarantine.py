@@ -109,7 +109,7 @@ def test_budget_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture, bad_ro
         assert str(quarantine_path(artifacts, csv)) in str(caught.value)
         places = [(problem.line, problem.column) for problem in caught.value.problems]
         assert places[:2] == [(5, "label"), (5, "pixel2")]
-        assert not [path for path in (artifacts / "data").iterdir() if path.suffix != ".lock"]
+        assert list((artifacts / "data").glob("*/train")) == []
     assert quarantine_path(artifacts, csv) == artifacts / "quarantine" / f"train-{csv.sha256}.parquet"
     assert len(rows_of(quarantine_path(artifacts, csv))) == 2
     assert len(list((artifacts / "quarantine").iterdir())) == 1
