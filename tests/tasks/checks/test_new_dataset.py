@@ -217,7 +217,7 @@ def _unlabelled(folder: Path) -> None:
         (
             _each(lambda text: re.sub("(?m)^([0-9]+),(.*)$", r"\2,\1", text)),
             DataContractError,
-            "first column must have",
+            "first column must",
         ),
         (_each(lambda text: re.sub("(?m)^(?=.)", "9" * 9, text)), DataContractError, "less than 2147483648"),
     ],
