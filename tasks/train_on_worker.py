@@ -80,7 +80,7 @@ def train_on_gpu_worker(
     """
     returned = Artifacts(artifacts_dir).returned
     # Without the whole reference, which differs in a retry: `reused` is then true.
-    inputs = [flow_run.id, prepared.record.digest, training.model_dump(), device]
+    inputs = [flow_run.id, prepared.sha256, training.model_dump(), device]
     earlier = returned / digest_of(inputs)
     if earlier.exists():
         return read_result(earlier)

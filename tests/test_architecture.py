@@ -119,7 +119,7 @@ def _artifact_names() -> set[str]:
     folders = {str(path.relative_to(root)) for path in vars(layout.Artifacts(root)).values()}
     folders |= {stage.folder for stage in STAGES if stage.folder is not None}
     constants = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
-    return {*folders, *constants, layout.images_name("test"), layout.labels_name("test")}
+    return {*folders, *constants, layout.images_name(0), layout.labels_name(0)}
 
 
 def _paths_spelled_in(path: Path) -> set[str]:
