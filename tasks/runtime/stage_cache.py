@@ -18,7 +18,7 @@ from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
 from schemas.store import StoredFile, StoredJson
-from tasks.runtime.events import StageFinished, StageStarted, emit
+from tasks.runtime.events import StageFinished, StageMissed, StageStarted, emit
 from tasks.runtime.files import (
     atomic_folder,
     describe_files,
@@ -101,20 +101,20 @@ def run_stage(
     key, split = digest_of(cache_inputs), inputs.get("split")
     final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
-    if not stage.per_shard:
-        emit(StageStarted(stage.name, split))
+    report = emit if not stage.per_shard else lambda event: None  # the stage of the split reports its shards
+    report(StageStarted(stage.name, split))
     with lock(folder / f".{final.name}.lock", waiting=f"{stage.name}: another run is building it; waiting for it"):
         for temporary in folder.glob(f".{final.name}.*.tmp"):
             if remove_leftover(temporary):
                 logger.info("removed %s, left by a run that was killed", temporary)
         earlier = _earlier_output(final, stage, key, parse)
         if earlier is None:
+            report(StageMissed(stage.name, split))
             record = _build_output(final, {**cache_inputs, "key": key}, build)
             reference, facts = _reference(final, record, reused=False), record["facts"]
         else:
             reference, facts, parsed = earlier
-    if not stage.per_shard:
-        emit(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
+    report(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
     return parse(reference, facts) if earlier is None else parsed
 
 
