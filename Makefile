@@ -78,10 +78,11 @@ lock: $(VENV)/uv.stamp
 	$(COMPILE) requirements/uv.in -o requirements/uv.lock
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
-	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra tune \
+	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra tune --extra dask \
 		-c requirements/cpu.lock -o requirements/dev.lock
 	$(COMPILE) pyproject.toml --extra datasets -c requirements/dev.lock -o requirements/datasets.lock
 	$(COMPILE) pyproject.toml --extra tune -c requirements/dev.lock -o requirements/tune.lock
+	$(COMPILE) pyproject.toml --extra dask -c requirements/dev.lock -o requirements/dask.lock
 	$(COMPILE) pyproject.toml --extra jax -c requirements/dev.lock -c requirements/gpu.lock -o requirements/jax.lock
 	$(COMPILE) requirements/audit.in -c requirements/dev.lock -o requirements/audit.lock
 

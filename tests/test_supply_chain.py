@@ -64,7 +64,9 @@ def test_extras_move_no_package_of_the_runtime() -> None:
     runtime = {pin for pin, locks in pins if locks & {"cpu", "gpu"}}
     names = {name for name, _ in runtime}
     assert [
-        pin for pin, locks in pins if locks & {"datasets", "tune", "jax"} and pin[0] in names and pin not in runtime
+        pin
+        for pin, locks in pins
+        if locks & {"datasets", "tune", "dask", "jax"} and pin[0] in names and pin not in runtime
     ] == []
 
 
