@@ -35,7 +35,7 @@ _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
 def _store(options: argparse.Namespace) -> "ModelStore":
     from tasks.registry.store import ModelStore
 
-    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset)
+    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
 
 
 def _empty(store: "ModelStore") -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,42 @@ def python_path() -> str:
     """
     folders = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *folders]))
+
+
+# Address of the object storage that machines without a shared disk use.
+REMOTE_VARIABLE = "FASHION_ANN_REMOTE"
+# A Path has one slash only.
+_ADDRESS = re.compile(r"(s3|gs|az|file):/{1,3}([^/].*)")
+
+
+def as_address(place: str | Path) -> str | None:
+    """Return the address of object storage that ``place`` is, also as a Path, without a slash at its end.
+
+    None for a path. Raises `WrongUsage` for an address with credentials, which logs and flow runs would show.
+    """
+    match = _ADDRESS.fullmatch(str(place))
+    if match is None:
+        return None
+    scheme, rest = match[1], match[2].rstrip("/")
+    if "@" in rest.partition("/")[0] or "?" in rest:
+        raise WrongUsage(
+            f"{scheme}://...: expected {scheme}://BUCKET/PREFIX, received an address with a user or a query. Remove "
+            "them, and give credentials in the variables of the provider, such as AWS_ACCESS_KEY_ID."
+        )
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
+
+
+def remote_address() -> str | None:
+    """Return the address in FASHION_ANN_REMOTE, None if it is unset or empty. Raises `WrongUsage` for anything else."""
+    text = os.environ.get(REMOTE_VARIABLE, "")
+    if not text.strip():
+        return None
+    if "://" not in text or (address := as_address(text.strip())) is None:
+        raise WrongUsage(
+            f"{REMOTE_VARIABLE}: expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or "
+            f"file:///FOLDER, received {text.partition('@')[0][:80]!r}."
+        )
+    return address
 
 
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
