@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plain_script import keras, plain_network
-from tasks.data.splits import open_split, scale_pixels
+from tasks.data.splits import open_split
 
 
 def main(folder: str, batch: str, epochs: str, seed: str) -> None:
     keras.utils.set_random_seed(int(seed))
     splits = [open_split(Path(folder), name) for name in ("train", "validation")]
-    train, validation = [(scale_pixels(split.images, split.scale), split.labels) for split in splits]
+    train, validation = [(split.scaled(slice(None)), split.labels) for split in splits]
     ends: list[float] = []
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types

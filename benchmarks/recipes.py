@@ -24,15 +24,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.measure import spread
 from schemas.config import TrainingConfig, data_folder
 from schemas.contract import FASHION_MNIST
 from schemas.layout import SCALE_NAME
-from tasks.data.parquet import open_parquet, row_count
 from tasks.data.published_data import fetch_data
-from tasks.data.splits import PreparedSplit, open_split, stratified_split, write_arrays
+from tasks.data.splits import open_split, stratified_split, write_part
 from tasks.ingest import ingest
 from tasks.model.backend import set_up_backend
 from tasks.model.fit import fit_network
@@ -91,17 +89,14 @@ def main() -> None:
 def _write_train(folder: Path) -> None:
     csvs = fetch_data(FASHION_MNIST, data_folder())
     train = ingest.fn(csvs["train"], FASHION_MNIST.name, folder)
-    write_arrays(train.path, {"train": np.arange(row_count(open_parquet(train.path)))}, folder, FASHION_MNIST)
+    write_part(train.path, folder / "test", 0, FASHION_MNIST)  # no row of it is held out
     write_json(folder / SCALE_NAME, FASHION_MNIST.scale._asdict())
 
 
 def _fit(folder: Path, folds: int, recipe_and_fold: tuple[str, int]) -> Fit:
     recipe, fold = recipe_and_fold
     config = TrainingConfig(**{**json.loads(recipe), "seed": fold})
-    whole = open_split(folder, "train")
-
-    def select(rows: npt.NDArray[np.int64]) -> PreparedSplit:
-        return PreparedSplit(whole.images[rows], whole.labels[rows], whole.scale)
+    whole = open_split(folder, "test")
 
     order = np.random.default_rng(0).permutation(len(whole.labels))
     order = order[np.argsort(whole.labels[order], kind="stable")]  # each class in one piece, so every fold has all
@@ -109,9 +104,9 @@ def _fit(folder: Path, folds: int, recipe_and_fold: tuple[str, int]) -> Fit:
     train, held_out = stratified_split(whole.labels[outside], config.validation_size, config.seed)
     set_up_backend(config.seed)
     started = time.process_time()
-    network, _ = fit_network(FASHION_MNIST, config, select(outside[train]), select(outside[held_out]))
+    network, _ = fit_network(FASHION_MNIST, config, whole.select(outside[train]), whole.select(outside[held_out]))
     seconds = time.process_time() - started
-    metrics = evaluate_rows(network, select(np.sort(order[fold::folds])))
+    metrics = evaluate_rows(network, whole.select(np.sort(order[fold::folds])))
     return Fit(recipe, fold, float(metrics["accuracy"]), float(metrics["loss"]), seconds)
 
 

@@ -264,6 +264,7 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     when_stopped="Nothing was written.",
 )
 def _compare(options: argparse.Namespace) -> None:
+    from tasks.data.remote_folder import local_data_folder
     from tasks.registry.alias_log import CHAMPION
     from tasks.reports.comparison import compare, write_comparison
 
@@ -276,7 +277,8 @@ def _compare(options: argparse.Namespace) -> None:
         output = expanded(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
             raise WrongUsage(f"--output {output}: expected a file ending in .html in an existing folder.")
-    comparison = compare(store, artifacts_dir, data_folder(options.data_dir), before, after)
+    data_home = local_data_folder(data_folder(options.data_dir), artifacts_dir)
+    comparison = compare(store, artifacts_dir, data_home, before, after)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, output)
     missing = comparison.without_pictures

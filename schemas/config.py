@@ -19,6 +19,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 # The command in a checkout after `make run`, for texts that are read later or elsewhere.
 PROGRAM = ".venv/bin/fashion-ann"
 _DATA_FOLDER = "data"
+_DATA_VARIABLE = "FASHION_ANN_DATA_DIR"
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -267,8 +268,11 @@ def artifacts_folder(given: str | Path | None = None) -> Path:
 
 
 def data_folder(given: str | Path | None = None) -> Path:
-    """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout."""
-    return _folder(given, "FASHION_ANN_DATA_DIR", _DATA_FOLDER)
+    """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout.
+
+    For an address of object storage this is a path that `as_address` reads, and `local_data_folder` copies to disk.
+    """
+    return _folder(given, _DATA_VARIABLE, _DATA_FOLDER)
 
 
 def datasets_folder() -> Path:
@@ -282,6 +286,8 @@ def separate_folders(artifacts_dir: str | Path | None = None, data_dir: str | Pa
     Runs write to folders below the artifacts folder, such as data/, and garbage collection deletes there.
     """
     artifacts, data = artifacts_folder(artifacts_dir), data_folder(data_dir)
+    if as_address(data) is not None:
+        return artifacts, data
     places = {"artifacts": Path(os.path.realpath(artifacts)), "data": Path(os.path.realpath(data))}
     for outer, inner in (("artifacts", "data"), ("data", "artifacts")):
         if places[inner].is_relative_to(places[outer]):
@@ -318,6 +324,8 @@ def _folder(given: str | Path | None, variable: str, default: str) -> Path:
     chosen = os.environ.get(variable, PROJECT_ROOT / default) if given is None else given
     if not str(chosen).strip():
         raise WrongUsage(f"Expected a folder, received an empty string: give a path, or leave {variable} unset.")
+    if variable == _DATA_VARIABLE and (address := as_address(chosen)) is not None:
+        return Path(address.removeprefix("file://"))
     folder = absolute(expanded(chosen))
     if folder.exists() and not folder.is_dir():
         raise WrongUsage(f"Expected a folder, received the file {folder}. Give another path.")

@@ -14,6 +14,7 @@ PROFILE_NAME = "profile.json"
 SKETCHES_NAME = "sketches.npz"
 TEST_IN_TRAIN_NAME = "test_in_train.npy"
 SCALE_NAME = "scale.json"
+VALIDATION_ROWS_NAME = "validation_rows.npy"
 TOPOLOGY_NAME = "topology.json"
 WEIGHTS_NAME = "model.weights.h5"
 GOLDEN_NAME = "golden.json"
@@ -85,14 +86,14 @@ def short_key(key: str) -> str:
     return key[:16]
 
 
-def images_name(split: str) -> str:
-    """Return the file name of a prepared split's images: uint8 (N, pixels)."""
-    return f"{split}_images.npy"
+def images_name(part: int) -> str:
+    """Return the file name of the images of a part of a prepared split: uint8 (n, pixels)."""
+    return f"images-{part:05}.npy"
 
 
-def labels_name(split: str) -> str:
-    """Return the file name of a prepared split's labels: int32 (N,)."""
-    return f"{split}_labels.npy"
+def labels_name(part: int) -> str:
+    """Return the file name of the labels of a part of a prepared split: int32 (n,)."""
+    return f"labels-{part:05}.npy"
 
 
 def validation_folder(parquet: Path) -> Path:
@@ -110,6 +111,8 @@ class Artifacts:
         self.returned = root / "returned"
         # Digests of the data that watch-data announced last, one file per data folder.
         self.announced = root / "announced"
+        # Copies of CSVs from object storage, one folder per address.
+        self.downloaded = root / "downloaded"
         self.comparisons = root / "comparisons"
         self.studies = root / "studies"
         self.data_docs = root / "data_docs"

@@ -131,13 +131,15 @@ class ValidatedSplit(Reference):
 class PreparedData(Reference):
     """Arrays for Keras under ``record.path``.
 
-    ``<split>_images.npy`` uint8 (N, pixels) and ``<split>_labels.npy`` int32 (N,), for the splits train, validation and
-    test, and ``scale.json``. `tasks.data.splits.open_split` opens a split, and normalizes its images.
+    ``train/`` and ``test/`` have the images and labels of each part, `schemas.layout` has their names.
+    `tasks.data.splits.open_split` opens train, validation or test, and normalizes the images.
 
+    sha256: digest of the content, however many parts it has. Cache keys use it instead of that of ``record``.
     test_rows, duplicates: 0 and None if the test split was left out.
     """
 
     record: StageRecord
+    sha256: str
     dataset: str
     train_rows: int
     validation_rows: int

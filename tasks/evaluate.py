@@ -54,7 +54,8 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
         metrics = compute_metrics(output, in_train, history, contract)
         write_json(folder / METRICS_NAME, metrics)
-        digests = [image_digest(image) for image in open_split(prepared.record.path, "test").images]
+        test = open_split(prepared.record.path, "test")
+        digests = [image_digest(image) for block in test.images.blocks() for image in block]
         predictions = StoredPredictions(digests, output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
         facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}
@@ -74,7 +75,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         {
             "dataset": prepared.dataset,
             "contract": contract.digest,
-            "prepared": prepared.record.digest,
+            "prepared": prepared.sha256,
             "trained": trained.record.digest,
             "environment": environment(),
             "device": "gpu" if gpu_driver_present() else "cpu",

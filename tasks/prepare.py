@@ -10,11 +10,11 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
-from schemas.layout import TEST_IN_TRAIN_NAME
+from schemas.layout import SCALE_NAME, TEST_IN_TRAIN_NAME, VALIDATION_ROWS_NAME
 from schemas.references import PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
-from tasks.data.splits import check_arrays, write_splits
-from tasks.runtime.files import sha256_file
+from tasks.data.splits import check_splits, write_splits
+from tasks.runtime.files import digest_of, sha256_file
 from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import PREPARE
@@ -52,8 +52,8 @@ def prepare(
             )
 
     def build(folder: Path) -> dict[str, Any]:
-        test_path = None if test is None else test.data.path
-        rows = write_splits(train.data.path, test_path, folder, contract, validation_size, seed)
+        tests = () if test is None else (test.data.path,)
+        rows = write_splits((train.data.path,), tests, folder, contract, validation_size, seed)
         if in_train is not None:
             shutil.copyfile(in_train, folder / TEST_IN_TRAIN_NAME)
         return {"dataset": dataset, **rows, "duplicates": None if duplicates is None else duplicates.model_dump()}
@@ -69,9 +69,12 @@ def prepare(
     }
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> PreparedData:
-        prepared = PreparedData(record=record, **facts)
+        files = (VALIDATION_ROWS_NAME, SCALE_NAME, *(() if test is None else (TEST_IN_TRAIN_NAME,)))
+        content = {name: inputs[name] for name in ("dataset", "train", "test")}
+        sha256 = digest_of({**content, **{name: sha256_file(record.path / name) for name in files}})
+        prepared = PreparedData(record=record, sha256=sha256, **facts)
         rows = {"train": prepared.train_rows, "validation": prepared.validation_rows}
-        check_arrays(record.path, contract, rows if test is None else {**rows, "test": prepared.test_rows})
+        check_splits(record.path, contract, rows if test is None else {**rows, "test": prepared.test_rows})
         if test is not None:
             read_in_train(record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
         return prepared

@@ -141,7 +141,7 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
 def _inputs(prepared: PreparedData, config: TrainingConfig, kind: DeviceKind) -> dict[str, Any]:
     return {
         "dataset": prepared.dataset,
-        "prepared": prepared.record.digest,
+        "prepared": prepared.sha256,
         "training": config.model_dump(),
         "environment": environment(),
         # CPU and GPU give different numbers, so neither reuses a model of the other. "auto" shares the outputs of the

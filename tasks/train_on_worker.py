@@ -106,7 +106,7 @@ def train_on_gpu_worker(
     """
     remote, returned = configured_remote(), Artifacts(artifacts_dir).returned
     # Without the whole reference, which differs in a retry: `reused` is then true.
-    inputs = [flow_run.id, prepared.record.digest, training.model_dump(), device]
+    inputs = [flow_run.id, prepared.sha256, training.model_dump(), device]
     earlier = returned / digest_of(inputs)
     if remote is not None and (trained := _stored_result(remote, earlier.name)) is not None:
         return materialize(trained, artifacts_dir)

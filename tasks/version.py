@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
@@ -26,10 +25,10 @@ from schemas.layout import (
     TOPOLOGY_NAME,
     VERDICT_NAME,
     WEIGHTS_NAME,
-    images_name,
 )
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
 from schemas.store import Verdict, VersionFacts
+from tasks.data.splits import open_split
 from tasks.registry.alias_log import CHAMPION, alias_event
 from tasks.registry.bom import write_bom
 from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
@@ -89,7 +88,7 @@ def version(
     key = stage_key(
         VERSION,
         {
-            "prepared": prepared.record.digest,
+            "prepared": prepared.sha256,
             "trained": trained.record.key,
             "weights": trained.weights_sha256,
             "profile": sha256_file(data["train"].record.path / PROFILE_NAME),
@@ -115,7 +114,7 @@ def version(
             data, prepared, trained, evaluation, config, promotion, verdict, event, key, seconds, note, further
         )
         write_bom(folder, number, facts)
-        images = np.load(prepared.record.path / images_name("test"), mmap_mode="r")
+        images = open_split(prepared.record.path, "test").images
         write_report(folder, number, facts.as_json(), images, contract_of(prepared.dataset))
         return facts
 

@@ -119,7 +119,7 @@ def _artifact_names() -> set[str]:
     folders = {str(path.relative_to(root)) for path in vars(layout.Artifacts(root)).values()}
     folders |= {stage.folder for stage in STAGES if stage.folder is not None}
     constants = {value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str)}
-    return {*folders, *constants, layout.images_name("test"), layout.labels_name("test")}
+    return {*folders, *constants, layout.images_name(0), layout.labels_name(0)}
 
 
 def _paths_spelled_in(path: Path) -> set[str]:
@@ -162,7 +162,18 @@ def test_the_main_flow_fits_one_page() -> None:
 
 def test_no_registry_address_and_no_missing_hash_in_the_locks() -> None:
     locks = sorted((ROOT / "requirements").glob("*.lock"))
-    assert {lock.stem for lock in locks} == {"cpu", "gpu", "dev", "datasets", "tune", "jax", "uv", "audit"}
+    assert {lock.stem for lock in locks} == {
+        "cpu",
+        "gpu",
+        "dev",
+        "datasets",
+        "tune",
+        "remote",
+        "jax",
+        "uv",
+        "audit",
+        "storage",
+    }
     for lock in locks:
         text = lock.read_text(encoding="utf-8")
         assert "://" not in text

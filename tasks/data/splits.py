@@ -1,19 +1,58 @@
-"""Split off the validation rows, write the arrays that training reads, and normalize their pixels."""
+"""Write the arrays that training reads, hold out the validation rows, and normalize pixels."""
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import DatasetContract, PixelScale
 from schemas.errors import DataContractError
-from schemas.layout import SCALE_NAME, images_name, labels_name
-from tasks.data.parquet import blocks, open_parquet, row_count, select_rows
+from schemas.layout import SCALE_NAME, VALIDATION_ROWS_NAME, images_name, labels_name
+from tasks.data.parquet import BLOCK_ROWS, Bytes, blocks, open_parquet, row_count
 from tasks.runtime.files import write_json
+
+Rows = slice | npt.NDArray[np.integer[Any]] | list[int]
+
+
+class Images:
+    """Images of several arrays, such as memory-mapped files, read by a slice or by row numbers: uint8 (n, pixels).
+
+    parts: uint8 (n, pixels) each. rows: the images among all rows of the parts, int32 (N,).
+    """
+
+    def __init__(self, parts: Sequence[Bytes], rows: npt.NDArray[np.int32]) -> None:
+        self._parts, self._rows = parts, rows
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.shape = (len(rows), parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Rows) -> Bytes:
+        numbers = self._rows[rows]
+        if len(self._parts) == 1:
+            return self._parts[0][numbers]
+        images = np.empty((len(numbers), self.shape[1]), np.uint8)
+        part_of = np.searchsorted(self._starts, numbers, side="right") - 1
+        by_part = np.argsort(part_of, kind="stable")
+        bounds = np.searchsorted(part_of[by_part], np.arange(len(self._parts) + 1))
+        for part, start, first, after in zip(self._parts, self._starts, bounds, bounds[1:], strict=False):
+            places = by_part[first:after]
+            images[places] = part[numbers[places] - start]
+        return images
+
+    def blocks(self) -> Iterator[Bytes]:
+        """Yield all images in their order, in arrays of at most `BLOCK_ROWS`."""
+        return (self[slice(start, start + BLOCK_ROWS)] for start in range(0, len(self), BLOCK_ROWS))
+
+    def select(self, rows: Rows) -> "Images":
+        """Return these rows as images of their own. Nothing is read."""
+        return Images(self._parts, self._rows[rows])
 
 
 @dataclass(frozen=True)
@@ -23,7 +62,7 @@ class PreparedSplit:
     images: uint8 (N, pixels). labels: int32 (N,). scale: the pixel values that become 0 and 1.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: Images
     labels: npt.NDArray[np.int32]
     scale: PixelScale
 
@@ -31,14 +70,38 @@ class PreparedSplit:
         """Return the images of ``rows``, normalized and flat: float32 (n, pixels) in [0, 1]."""
         return scale_pixels(self.images[rows], self.scale)
 
+    def select(self, rows: Rows) -> "PreparedSplit":
+        """Return these rows as a split. No image is read."""
+        return PreparedSplit(self.images.select(rows), self.labels[rows], self.scale)
+
 
 def open_split(folder: Path, split: str) -> PreparedSplit:
-    """Open a split of a folder that `write_splits` wrote. The images are mapped, not read."""
-    return PreparedSplit(
-        np.load(folder / images_name(split), mmap_mode="r"),
-        np.load(folder / labels_name(split)),
-        PixelScale(**json.loads((folder / SCALE_NAME).read_bytes())),
+    """Open train, validation or test of a folder that `write_splits` wrote. The images are mapped, not read."""
+    whole = _open_parts(folder, "test" if split == "test" else "train")
+    if split == "test":
+        return whole
+    held_out = np.load(folder / VALIDATION_ROWS_NAME)
+    return whole.select(
+        held_out if split == "validation" else np.delete(np.arange(len(whole.labels), dtype=np.int32), held_out)
     )
+
+
+def _open_parts(folder: Path, split: str) -> PreparedSplit:
+    """Open all rows of the train or test files, in their order."""
+    parts = list(open_parts(folder, split))
+    images, labels = [part[0] for part in parts], np.concatenate([part[1] for part in parts])
+    rows = np.arange(len(labels), dtype=np.int32)
+    return PreparedSplit(Images(images, rows), labels, PixelScale(**json.loads((folder / SCALE_NAME).read_bytes())))
+
+
+def open_parts(folder: Path, split: str) -> Iterator[tuple[Bytes, npt.NDArray[np.int32]]]:
+    """Yield the images, uint8 (n, pixels) and mapped, and the labels, int32 (n,), of each part of train or test."""
+    for part in count():
+        images, labels = (folder / split / name(part) for name in (images_name, labels_name))
+        if not (images.is_file() and labels.is_file()):  # a pipe would block
+            return
+        # A plain array: selecting rows of numpy's own type for mapped files takes longer.
+        yield np.asarray(np.load(images, mmap_mode="r")), np.load(labels)
 
 
 def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArray[np.float32]:
@@ -50,54 +113,60 @@ def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArra
 
 
 def write_splits(
-    train: Path, test: Path | None, folder: Path, contract: DatasetContract, validation_size: int, seed: int
+    train: Sequence[Path],
+    test: Sequence[Path],
+    folder: Path,
+    contract: DatasetContract,
+    validation_size: int,
+    seed: int,
 ) -> dict[str, int]:
-    """Write the arrays of train, validation and test from two Parquets, and return the number of rows of each.
+    """Write the arrays of train and test, one part per Parquet, and the rows of train that are held out.
 
-    Without ``test`` no test arrays are written.
+    Returns the number of rows of train, validation and test. Without ``test`` no test arrays are written.
     """
-    labels = np.concatenate([block[0] for _, block in blocks(train, [contract.label_column])]).astype(np.int32)
+    for split, paths in (("train", train), ("test", test)):
+        for part, path in enumerate(paths):
+            write_part(path, folder / split, part, contract)
+    labels = np.concatenate([part_labels for _, part_labels in open_parts(folder, "train")])
     train_rows, validation_rows = stratified_split(labels, validation_size, seed)
-    write_arrays(train, {"train": train_rows, "validation": validation_rows}, folder, contract)
-    test_rows = np.arange(0 if test is None else row_count(open_parquet(test)))
-    if test is not None:
-        write_arrays(test, {"test": test_rows}, folder, contract)
+    np.save(folder / VALIDATION_ROWS_NAME, validation_rows)
     write_json(folder / SCALE_NAME, contract.scale._asdict())
-    return {"train_rows": len(train_rows), "validation_rows": len(validation_rows), "test_rows": len(test_rows)}
+    test_rows = sum(len(part_labels) for _, part_labels in open_parts(folder, "test"))
+    return {"train_rows": len(train_rows), "validation_rows": len(validation_rows), "test_rows": test_rows}
 
 
-def write_arrays(
-    path: Path, splits: Mapping[str, npt.NDArray[np.int64]], folder: Path, contract: DatasetContract
-) -> None:
-    """Write ``<split>_images.npy`` and ``<split>_labels.npy`` of each split of one Parquet, in constant memory.
+def write_part(parquet: Path, folder: Path, part: int, contract: DatasetContract) -> None:
+    """Write the images and labels of a Parquet in the order of its rows, in constant memory.
 
-    ``splits`` has the ascending row numbers of each split.
+    Parts are numbered from 0.
     """
-    with ExitStack() as stack:
-        files = {}
-        for split, rows in splits.items():
-            images, labels = np.empty((0, contract.pixels), np.uint8), np.empty(0, np.int32)
-            for name, like in ((images_name(split), images), (labels_name(split), labels)):
-                files[name] = stack.enter_context((folder / name).open("wb"))
-                header = np.lib.format.header_data_from_array_1_0(like)
-                np.lib.format.write_array_header_1_0(files[name], {**header, "shape": (len(rows), *like.shape[1:])})
-        for start, block in blocks(path, contract.columns):
-            for split, rows in splits.items():
-                selected = select_rows(block, start, rows)
-                files[images_name(split)].write(np.ascontiguousarray(selected[1:].T).data)
-                files[labels_name(split)].write(selected[0].astype(np.int32).data)
+    folder.mkdir(exist_ok=True)
+    rows = row_count(open_parquet(parquet))
+    with (folder / images_name(part)).open("wb") as images, (folder / labels_name(part)).open("wb") as labels:
+        for file, like in ((images, np.empty((0, contract.pixels), np.uint8)), (labels, np.empty(0, np.int32))):
+            header = np.lib.format.header_data_from_array_1_0(like)
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, *like.shape[1:])})
+        for _, block in blocks(parquet, contract.columns):
+            images.write(np.ascontiguousarray(block[1:].T).data)
+            labels.write(block[0].astype(np.int32).data)
 
 
-def check_arrays(folder: Path, contract: DatasetContract, rows: Mapping[str, int]) -> None:
+def check_splits(folder: Path, contract: DatasetContract, rows: Mapping[str, int]) -> None:
     """Check the shapes, types, labels and scale of the arrays of splits with these numbers of rows.
 
-    Raises ValueError for others than `write_arrays` writes. Memory is not needed for the images.
+    Raises ValueError for others than `write_splits` writes. Memory is not needed for the images.
     """
-    for name, count in rows.items():
+    held_out = np.load(folder / VALIDATION_ROWS_NAME)
+    if held_out.dtype != np.int64 or (np.diff(held_out, prepend=-1) < 1).any():
+        raise ValueError(f"expected ascending int64 validation rows, received {held_out.dtype}")
+    for images, labels in (*open_parts(folder, "train"), *open_parts(folder, "test")):
+        received = images.dtype, images.shape, labels.dtype, labels.shape
+        if received != (np.dtype(np.uint8), (len(labels), contract.pixels), np.dtype(np.int32), (len(labels),)):
+            raise ValueError(f"expected as many images as labels, received {received}")
+    for name, number in rows.items():
         split = open_split(folder, name)
-        received = split.images.shape, split.images.dtype, split.labels.shape, split.labels.dtype, split.scale
-        if received != ((count, contract.pixels), np.dtype(np.uint8), (count,), np.dtype(np.int32), contract.scale):
-            raise ValueError(f"expected {count} images of {name}, received {received}")
+        if (len(split.labels), split.scale) != (number, contract.scale):
+            raise ValueError(f"expected {number} rows of {name}, received {len(split.labels)} with {split.scale}")
         if not ((split.labels >= 0) & (split.labels < contract.classes)).all():
             raise ValueError(f"expected labels of {name} from 0 to {contract.classes - 1}")
 

@@ -201,7 +201,10 @@ def _with_image_table(network: Any, split: PreparedSplit) -> Any:
         def __init__(self) -> None:
             super().__init__(trainable=False)
             self.table = self.add_weight(
-                shape=split.images.shape, dtype="uint8", initializer=lambda shape, dtype: split.images, trainable=False
+                shape=split.images.shape,
+                dtype="uint8",
+                initializer=lambda shape, dtype: split.images[:],
+                trainable=False,
             )
 
         def call(self, rows: Any) -> Any:

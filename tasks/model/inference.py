@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import StoredArtifactError
-from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, labels_name
+from schemas.layout import GOLDEN_NAME, TOPOLOGY_NAME, WEIGHTS_NAME
 from tasks.data.splits import PreparedSplit, open_split
 from tasks.model.backend import set_up_backend
 from tasks.model.network import inactive_units, load_network, predict_rows
@@ -61,7 +61,7 @@ def run_stored_model(
         if prepared is None:
             probabilities, labels = np.zeros((0, 1), np.float32), np.zeros(0, np.int32)
         else:
-            probabilities, labels = np.load(path), np.load(prepared / labels_name("test"))
+            probabilities, labels = np.load(path), open_split(prepared, "test").labels
         return StoredModelOutput(**result, probabilities=probabilities, labels=labels)
 
 

@@ -100,7 +100,7 @@ def open_search(
     from sqlalchemy.pool import NullPool
 
     values = {key: value.model_dump() if isinstance(value, Range) else value for key, value in space.items()}
-    inputs = {"prepared": prepared.record.digest, "base": base.model_dump(), "space": values, "device": device}
+    inputs = {"prepared": prepared.sha256, "base": base.model_dump(), "space": values, "device": device}
     key = digest_of({**inputs, **code_and_lock(*TRAIN.core)})
     own = folder / f"{prepared.dataset}-{key[:16]}"
     own.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError, VersionNotFound, WrongUsage
-from schemas.layout import PREDICTIONS_NAME, images_name
+from schemas.layout import PREDICTIONS_NAME
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
+from tasks.data.splits import open_parts
 from tasks.data.statistics import mcnemar
 from tasks.model.test_predictions import image_digest, read_predictions, shared_rows
 from tasks.registry.differences import differences, unknown_differences
@@ -24,7 +25,6 @@ from tasks.reports.version_report import ClassProbability, class_probability
 from tasks.runtime.files import atomic_write
 from tasks.runtime.stage_cache import output_folder
 from tasks.runtime.stages import PREPARE
-from tasks.runtime.stored_file import open_stored
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,12 @@ def _image_sources(
     for manifest in manifests:
         key = manifest.stage(PREPARE.name).key
         try:
-            path = output_folder(PREPARE.outputs(artifacts_dir), key) / images_name("test")
-            with open_stored(path):  # a pipe would block `np.load`
-                images = np.load(path, mmap_mode="r")
+            parts = [images for images, _ in open_parts(output_folder(PREPARE.outputs(artifacts_dir), key), "test")]
         except (OSError, ValueError, StoredArtifactError):
             continue
-        if images.dtype == np.uint8 and images.shape[1:] == (contract.pixels,):
-            yield images
+        for images in parts:
+            if images.dtype == np.uint8 and images.shape[1:] == (contract.pixels,):
+                yield images
     for name in dict.fromkeys(entry.file for manifest in manifests for entry in manifest.data.test.csv_files):
         try:
             with open_csv(data_dir / name, contract) as csv:

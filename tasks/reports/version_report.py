@@ -24,6 +24,7 @@ from schemas.layout import (
     Artifacts,
 )
 from schemas.store import Verdict
+from tasks.data.splits import Images
 from tasks.model.backend import DEFAULT_ENVIRONMENT
 from tasks.model.network import Network, read_weights
 from tasks.model.test_predictions import StoredPredictions, read_predictions
@@ -55,7 +56,7 @@ class PredictedImage:
 
 
 def write_report(
-    folder: Path, version: int, manifest: Mapping[str, Any], images: npt.NDArray[np.uint8], contract: DatasetContract
+    folder: Path, version: int, manifest: Mapping[str, Any], images: Images, contract: DatasetContract
 ) -> None:
     """Write report.html into ``folder``, which contains the other files of the version.
 
@@ -106,7 +107,7 @@ def most_confident_errors(predictions: StoredPredictions) -> npt.NDArray[np.int6
 
 
 def predicted_images(
-    rows: Iterable[int], predictions: StoredPredictions, images: npt.NDArray[np.uint8], contract: DatasetContract
+    rows: Iterable[int], predictions: StoredPredictions, images: Images, contract: DatasetContract
 ) -> list[PredictedImage]:
     """Return these rows of ``images``, uint8 (N, pixels), with their three most probable classes."""
     numbers = list(map(int, rows))
@@ -134,7 +135,7 @@ def class_probability(
 
 
 def _samples(
-    predictions: StoredPredictions, images: npt.NDArray[np.uint8], contract: DatasetContract
+    predictions: StoredPredictions, images: Images, contract: DatasetContract
 ) -> list[tuple[str, list[PredictedImage]]]:
     """Return the first eight test images of each class, with the class name."""
     return [

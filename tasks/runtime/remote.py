@@ -79,7 +79,7 @@ class Remote:
         """Return what is known of a small object, and its content. None and errors as `read`."""
         import obstore
 
-        with self._errors(f"read {name}"):
+        with self._errors(f"read {name}", missing=True):
             try:
                 result = obstore.get(self._store, name)
             except FileNotFoundError:
@@ -120,7 +120,7 @@ class Remote:
         """Return what is known of an object, None if it does not exist."""
         import obstore
 
-        with self._errors(f"look up {name}"):
+        with self._errors(f"look up {name}", missing=True):
             try:
                 return _described(obstore.head(self._store, name))
             except FileNotFoundError:
@@ -139,7 +139,7 @@ class Remote:
         import obstore
 
         for name in names:
-            with self._errors(f"delete {name}"), suppress(FileNotFoundError):
+            with self._errors(f"delete {name}", missing=True), suppress(FileNotFoundError):
                 obstore.delete(self._store, name)
 
     def push_file(self, path: Path, sha256: str) -> None:
@@ -184,7 +184,7 @@ class Remote:
             )
         with ThreadPoolExecutor(_PARALLEL) as pool:
             for first in range(0, size, _PARALLEL * PIECE):  # so many pieces are in memory
-                with self._errors(f"read {name}"):
+                with self._errors(f"read {name}", missing=True):
                     try:
                         pieces = list(pool.map(piece, range(first, min(first + _PARALLEL * PIECE, size), PIECE)))
                     except FileNotFoundError as error:  # deleted meanwhile
@@ -192,22 +192,28 @@ class Remote:
                 yield from pieces
 
     @contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
+    def _errors(self, action: str, *, missing: bool = False) -> Iterator[None]:
+        """Raise `RemoteUnavailable` for an error of the block. missing: it handles a missing object itself."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 
         try:
             yield
-        except (AlreadyExistsError, FileNotFoundError):
+        except AlreadyExistsError:
             raise
         except (BaseError, OSError) as error:
-            refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
-            cure = (
-                "Expected credentials, in the variables of the provider, that may read, write, list and delete there."
-                if refused
-                else f"Tried for up to {RETRY_SECONDS} s. What this machine has built is kept, and the next run stores "
-                "what is missing there."
-            )
-            raise RemoteUnavailable(f"{self.address}: cannot {action} ({_reason(error)}). {cure}") from error
+            if isinstance(error, FileNotFoundError):
+                if missing:
+                    raise
+                cure = "Expected a bucket or container that exists. Create it, or correct the address."
+            elif isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+                cure = "Expected credentials, in the provider's variables, that may read, write, list and delete there."
+            else:
+                cure = (
+                    f"Tried for up to {RETRY_SECONDS} s. What this machine has built is kept, and the next run stores "
+                    "what is missing there."
+                )
+            # Without its cause, whose text contains the request with its signature.
+            raise RemoteUnavailable(f"{self.address}: cannot {action} ({_reason(error)}). {cure}") from None
 
 
 def _described(meta: "ObjectMeta") -> StoredObject:
@@ -215,12 +221,13 @@ def _described(meta: "ObjectMeta") -> StoredObject:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a message and its innermost cause, without queries, which can contain a signature."""
+    """Return the server's status and message, else the first line and its cause. Neither has a query or a signature."""
     text, _, details = str(error).partition("\n")
-    causes = re.findall(r'message: "([^"]+)"|<Message>([^<]+)<', details)
-    cause = next((part for part in causes[-1] if part), "") if causes else ""
-    shown = text if not cause or cause in text else f"{text}: {cause}"
-    return re.sub(r"\?[^\s)]+", "", " ".join(shown.split()))[:400].rstrip(".")
+    messages = re.findall(r"<Message>([^<]+)<", details) or re.findall(r'message: "([^"]+)"', details)
+    cause = f": {messages[-1]}" if messages else ""
+    if status := re.search(r"status code: ([^:<]+)", text):
+        return f"{status[1].strip()}{cause}".rstrip(".")
+    return re.sub(r"\?[^\s)]+", "", f"{text.strip()}{cause}")[:400].rstrip(".")
 
 
 def file_name(sha256: str) -> str:

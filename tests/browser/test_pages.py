@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 from schemas.contract import FASHION_MNIST
 from schemas.references import PreparedData
+from tasks.data.splits import open_split
 from tasks.reports.comparison import write_comparison
 from tasks.reports.version_report import write_report
 from tasks.runtime.files import write_json
@@ -46,7 +46,7 @@ def test_report_breaks_long_words(
     rule = {"rule": "the champion can be measured", "figure": fault, "bound": "loaded", "holds": False}
     verdict |= {"champion": 1, "champion_fault": fault, "rules": [*verdict["rules"], rule]}
     write_json(folder / "verdict.json", verdict)
-    images = np.load(sample_prepared.record.path / "test_images.npy")
+    images = open_split(sample_prepared.record.path, "test").images
     write_report(folder, 1, manifest, images, FASHION_MNIST)
     page, _ = opened(folder / "report.html", width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

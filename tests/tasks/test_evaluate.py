@@ -48,8 +48,7 @@ def test_reuses_the_evaluation_of_an_unchanged_model(
 def test_evaluates_again_on_another_test_split(
     sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
 ) -> None:
-    record = sample_prepared.record.model_copy(update={"digest": "0" * 64})
-    changed = sample_prepared.model_copy(update={"record": record})
+    changed = sample_prepared.model_copy(update={"sha256": "0" * 64})
     assert not evaluate.fn(changed, sample_trained, sample_artifacts).record.reused
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.contract import Split
+from schemas.contract import SPLITS, Split
 from schemas.errors import StoredArtifactError
 from schemas.layout import TEST_IN_TRAIN_NAME
 from schemas.references import PreparedData, ValidatedSplit
@@ -20,25 +20,25 @@ from tests.tasks.checks.rows import read_rows
 def test_arrays_have_the_rows_of_the_data(
     sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit]
 ) -> None:
-    arrays = {path.stem: np.load(path) for path in sample_prepared.record.path.glob("*_*.npy")}
-    for split, rows in (("train", 900), ("validation", 100), ("test", 200)):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        assert (images.shape, images.dtype) == ((rows, 784), np.uint8)
-        assert (labels.shape, labels.dtype) == ((rows,), np.int32)
-        assert images.min() == 0
-        assert images.max() == 255
-        assert set(np.bincount(labels)) == {rows // 10}
-        opened = open_split(sample_prepared.record.path, split)
-        np.testing.assert_array_equal(opened.scaled(slice(3, 9)), images[3:9] / np.float32(255))
-        np.testing.assert_array_equal(opened.labels, labels)
+    folder = sample_prepared.record.path
+    # The arrays have every row of a file in its order.
+    for split in SPLITS:
+        images, labels = (np.load(folder / split / f"{name}-00000.npy") for name in ("images", "labels"))
+        source, source_labels = read_rows(sample_data[split].data.path)
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(images, source)
+        np.testing.assert_array_equal(labels, source_labels)
+    held_out = np.load(folder / "validation_rows.npy")
+    assert held_out.dtype == np.int64
     # Train and validation together have each row of the train file once.
-    source, source_labels = read_rows(sample_data["train"].data.path)
-    together = np.concatenate([arrays["train_images"], arrays["validation_images"]])
-    labels = np.concatenate([arrays["train_labels"], arrays["validation_labels"]])
-    expected = sorted(zip(source_labels.tolist(), source.tolist(), strict=True))
-    assert sorted(zip(labels.tolist(), together.tolist(), strict=True)) == expected
-    # The test file keeps its order.
-    np.testing.assert_array_equal(arrays["test_images"], read_rows(sample_data["test"].data.path)[0])
+    images, labels = read_rows(sample_data["train"].data.path)
+    trained_on = np.setdiff1d(np.arange(1_000), held_out)
+    for split, rows in (("train", trained_on), ("validation", held_out)):
+        opened = open_split(folder, split)
+        assert set(np.bincount(opened.labels)) == {len(rows) // 10}
+        np.testing.assert_array_equal(opened.images[:], images[rows])
+        np.testing.assert_array_equal(opened.labels, labels[rows])
+        np.testing.assert_array_equal(opened.scaled(slice(3, 9)), images[rows[3:9]] / np.float32(255))
 
 
 def test_only_a_changed_seed_misses_the_cache(
@@ -58,7 +58,7 @@ def test_a_changed_test_split_misses_the_cache(
     other = test.model_copy(update={"data": test.data.model_copy(update={"path": path, "sha256": sha256_file(path)})})
     changed = prepare.fn(sample_data["train"], other, "fashion-mnist", 100, 7, sample_artifacts)
     assert not changed.record.reused
-    labels, before = (np.load(each.record.path / "test_labels.npy") for each in (changed, sample_prepared))
+    labels, before = (open_split(each.record.path, "test").labels for each in (changed, sample_prepared))
     assert labels.tolist() == before[::-1].tolist()
 
 
@@ -71,6 +71,7 @@ def test_changed_duplicates_miss_the_cache(
     all_known = test.model_copy(update={"record": test.record.model_copy(update={"path": tmp_path})})
     changed = prepare.fn(sample_data["train"], all_known, "fashion-mnist", 100, 7, sample_artifacts)
     assert not changed.record.reused
+    assert changed.sha256 != sample_prepared.sha256
     assert np.load(changed.record.path / TEST_IN_TRAIN_NAME).tolist() == [2] * 200
 
 

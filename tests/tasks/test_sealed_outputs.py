@@ -66,8 +66,9 @@ CASES = {
     "ingest": {"train.parquet": b"PAR1"},
     "validate": {"great_expectations.json": b"[1]", "profile.json": b"{}", "sketches.npz": b"PK"},
     "prepare": {
-        "train_images.npy": b"\x93NUMPY",
-        "test_labels.npy": _array(np.full(200, 10, np.int32)),
+        "train/images-00000.npy": b"\x93NUMPY",
+        "test/labels-00000.npy": _array(np.full(200, 10, np.int32)),
+        "validation_rows.npy": _array(np.arange(99, -1, -1)),
         "test_in_train.npy": _array(np.zeros(3, np.uint8)),
         "scale.json": b'{"minimum": 0, "maximum": 510}',
     },

@@ -51,8 +51,7 @@ def test_is_trained_depends_on_all_inputs(
     assert is_trained(sample_prepared, small_config, sample_artifacts, "cpu")
     assert not is_trained(sample_prepared, small_config, sample_artifacts, "gpu")
     assert not is_trained(sample_prepared, small_config.model_copy(update={"seed": 77}), sample_artifacts, "cpu")
-    other = sample_prepared.record.model_copy(update={"digest": "0" * 64})
-    changed = sample_prepared.model_copy(update={"record": other})
+    changed = sample_prepared.model_copy(update={"sha256": "0" * 64})
     assert not is_trained(changed, small_config, sample_artifacts, "cpu")
     assert not is_trained(sample_prepared, small_config, sample_artifacts / "elsewhere", "cpu")
 

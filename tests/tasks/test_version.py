@@ -356,8 +356,8 @@ def test_the_champion_predicts_the_rows_of_the_candidate(
     prepared, evaluated = tmp_path / "prepared", tmp_path / "evaluated"
     shutil.copytree(sample_prepared.record.path, prepared)
     shutil.copytree(sample_evaluation.record.path, evaluated)
-    for name in ("test_labels.npy", "test_images.npy"):
-        np.save(prepared / name, np.load(prepared / name)[:50])
+    for path in (prepared / "test").iterdir():
+        np.save(path, np.load(path)[:50])
     stored = read_predictions(evaluated / "test_predictions.parquet", FASHION_MNIST)
     fifty = StoredPredictions(stored.images[:50], stored.labels[:50], stored.probabilities[:50])
     write_predictions(evaluated / "test_predictions.parquet", fifty, FASHION_MNIST)

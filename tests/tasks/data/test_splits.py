@@ -1,20 +1,23 @@
 """Stratified validation rows, the arrays that training reads, and normalized pixels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.contract import FASHION_MNIST, PixelScale
+from schemas.contract import FASHION_MNIST, DatasetContract, PixelScale
 from schemas.errors import DataContractError
 from tasks.data import parquet
-from tasks.data.splits import scale_pixels, stratified_split, write_arrays
+from tasks.data.splits import open_split, scale_pixels, stratified_split, write_part, write_splits
 from tests.memory import peak_bytes
 
 
@@ -64,19 +67,46 @@ def test_a_small_class_has_a_row_in_both_splits() -> None:
     assert set(labels[validation]) == set(labels[train]) == set(range(10))
 
 
+def _write(path: Path, pixels: npt.NDArray[np.uint8], columns: Sequence[str]) -> Path:
+    pq.write_table(pa.table({name: pixels[:, at] for at, name in enumerate(columns)}), path)
+    return path
+
+
 def test_writes_arrays_in_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BLOCK_ROWS", 100)
     narrow = replace(FASHION_MNIST, height=10, width=10)
     peaks = []
     # A thread reads ahead, so one block more or less may be in memory.
-    for rows in (2_000, 16_000):
+    for part, rows in enumerate((2_000, 16_000)):
         pixels = np.random.default_rng(0).integers(0, 256, (rows, 101), np.uint8)
-        path = tmp_path / f"{rows}.parquet"
-        pq.write_table(pa.table({name: pixels[:, at] for at, name in enumerate(narrow.columns)}), path)
-        numbers = {"odd": np.arange(1, rows, 2), "even": np.arange(0, rows, 2)}
-        peaks.append(peak_bytes(partial(write_arrays, path, numbers, tmp_path, narrow), 2 * sum(peaks)))
-        for split, selected in numbers.items():
-            images = np.load(tmp_path / f"{split}_images.npy")
-            np.testing.assert_array_equal(images, pixels[selected, 1:])
-            assert np.load(tmp_path / f"{split}_labels.npy").tolist() == pixels[selected, 0].tolist()
+        path = _write(tmp_path / f"{rows}.parquet", pixels, narrow.columns)
+        peaks.append(peak_bytes(partial(write_part, path, tmp_path, part, narrow), 2 * sum(peaks)))
+        np.testing.assert_array_equal(np.load(tmp_path / f"images-{part:05}.npy"), pixels[:, 1:])
+        assert np.load(tmp_path / f"labels-{part:05}.npy").tolist() == pixels[:, 0].tolist()
     assert peaks[1] < 2 * peaks[0]
+
+
+def test_several_parts_are_read_as_one(tmp_path: Path, tiny_contract: DatasetContract) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (40, 5), np.uint8)
+    rows[:, 0] %= 3
+    bounds = (0, 7, 8, 31, 40)
+    files = [
+        _write(tmp_path / f"{first}.parquet", rows[first:after], tiny_contract.columns)
+        for first, after in pairwise(bounds)
+    ]
+    whole = _write(tmp_path / "whole.parquet", rows, tiny_contract.columns)
+    opened = {}
+    for name, train in (("parts", files), ("whole", [whole])):
+        folder = tmp_path / name
+        folder.mkdir()
+        counts = write_splits(train, files[1:2], folder, tiny_contract, 6, seed=3)
+        assert counts == {"train_rows": 34, "validation_rows": 6, "test_rows": 1}
+        opened[name] = {split: open_split(folder, split) for split in ("train", "validation", "test")}
+    order = np.random.default_rng(1).permutation(34)
+    for split, numbers in (("train", [*order, 5, 5]), ("validation", slice(1, 4)), ("test", slice(None))):
+        parts, one = (opened[name][split].select(numbers) for name in ("parts", "whole"))
+        np.testing.assert_array_equal(parts.images[:], one.images[:])
+        np.testing.assert_array_equal(parts.images[:], opened["parts"][split].images[numbers])
+        np.testing.assert_array_equal(parts.labels, one.labels)
+        assert len(parts.images) == len(parts.labels)
+    assert not np.array_equal(opened["whole"]["train"].images[order], opened["whole"]["train"].images[:])

@@ -18,7 +18,7 @@ SPACE = {"learning_rate": Range(low=1e-3, high=1e-2, log=True), "hidden_units": 
 def prepared(digest: str = "d") -> PreparedData:
     record = StageRecord(stage="prepare", key="k", digest=digest, path=Path("p"), reused=False, seconds=0)
     rows = {"train_rows": 800, "validation_rows": 200, "test_rows": 0}
-    return PreparedData(record=record, dataset="digits", duplicates=None, **rows)
+    return PreparedData(record=record, sha256=record.digest, dataset="digits", duplicates=None, **rows)
 
 
 def epochs(*accuracies: float) -> list[Epoch]:

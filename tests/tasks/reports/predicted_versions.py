@@ -41,9 +41,10 @@ def add_predicted(artifacts: Path, rows: list[int], predicted: list[int], **conf
 
 def write_prepared(artifacts: Path, images: npt.NDArray[np.uint8] = IMAGES) -> None:
     """Write the test images as the prepare stage does."""
-    folder = artifacts / "prepared" / KEY[:16]
+    folder = artifacts / "prepared" / KEY[:16] / "test"
     folder.mkdir(parents=True)
-    np.save(folder / "test_images.npy", images)
+    np.save(folder / "images-00000.npy", images)
+    np.save(folder / "labels-00000.npy", np.arange(len(images), dtype=np.int32))
 
 
 def compare_versions(artifacts: Path, data: Path | None = None) -> Comparison:

@@ -14,6 +14,7 @@ from cli.main import command_parser
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, DatasetContract, contract_of
 from schemas.references import PreparedData
+from tasks.data.splits import open_split
 from tasks.model.inference import StoredModelOutput
 from tasks.model.metrics import compute_metrics
 from tasks.model.test_predictions import StoredPredictions, read_predictions, write_predictions
@@ -147,7 +148,7 @@ def write(sample_version: Path, tmp_path: Path, sample_prepared: PreparedData) -
         stored_verdict = json.loads((sample_version / "verdict.json").read_bytes())
         write_json(folder / "verdict.json", stored_verdict | (verdict or {}))
         (folder / "model.weights.h5").write_bytes((sample_version / "model.weights.h5").read_bytes())
-        images = np.load(sample_prepared.record.path / "test_images.npy")
+        images = open_split(sample_prepared.record.path, "test").images
         write_report(folder, 7, manifest, images, contract)
         return Page(folder / "report.html")
 
