@@ -14,7 +14,7 @@ from cli.printed_commands import runnable
 from schemas.config import artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
-from schemas.store import StoredMetrics, Verdict
+from schemas.store import StoredMetrics, Verdict, shown_outcome
 from tasks.runtime.stages import run_name
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ commands = Commands()
 
 _VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 _REASON = Argument("--reason", required=True, metavar="R", help="recorded in the alias log")
-_VERDICTS = {"promoted": "promoted", "kept": "kept", "waiting": "waiting", "refused": "rejected"}
 _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
 
 
@@ -85,7 +84,7 @@ def _columns(row: "VersionSummary") -> dict[str, Any]:
         "created": row.created,
         "accuracy": row.test_accuracy,
         "loss": row.test_loss,
-        "verdict": state or ("newer layout" if row.other_layout else _VERDICTS[row.outcome or "kept"]),
+        "verdict": state or ("newer layout" if row.other_layout else shown_outcome(row.outcome or "kept")),
         "aliases": ", ".join(row.aliases) or None,
         **row.settings,
         "note": row.note,
@@ -188,7 +187,7 @@ def _why(options: argparse.Namespace) -> None:
 
 
 def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEvent"]) -> Iterator[str]:
-    yield f"version {manifest.version}: {_VERDICTS[verdict.outcome]}"
+    yield f"version {manifest.version}: {shown_outcome(verdict.outcome)}"
     yield f"  {verdict.reason} (policy: {verdict.policy})"
     for rule in verdict.rules:
         yield f"  {'passed' if rule.holds else 'FAILED'}  {rule.rule}: {rule.finding}, expected {rule.bound}"

@@ -80,6 +80,8 @@ def version(
     key = stage_key(
         VERSION,
         {
+            # A version has the names of classes, which none of the outputs below depends on.
+            "contract": contract_of(prepared.dataset).digest,
             "prepared": prepared.sha256,
             "trained": trained.record.key,
             "weights": trained.weights_sha256,
@@ -133,7 +135,8 @@ def version(
     verdict = stored.manifest.verdict
     if verdict.outcome == "refused":
         raise CandidateRejected(
-            f"Version {stored.number} is stored in {stored.folder} and is not champion. {verdict.reason}"
+            f"Version {stored.number} is stored in {stored.folder} and is not champion. {verdict.reason} "
+            "`fashion-ann tune` searches for a better recipe; --minimum-accuracy and --minimum-recall set other minima."
         )
     return ModelVersion(
         version=stored.number,

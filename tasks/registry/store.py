@@ -239,8 +239,14 @@ class ModelStore:
             if aliases[name] not in numbers:
                 raise VersionNotFound(f"{name} names version {aliases[name]}, which was removed from {self.root}.")
             return aliases[name]
-        content = f"versions {numbers[0]} to {numbers[-1]}" if numbers else "no version: run `fashion-ann train` first"
-        raise VersionNotFound(f"There is no version or alias {name!r} in {self.root}. It contains {content}.")
+        raise VersionNotFound(
+            f"There is no version or alias {name!r} in {self.root}. "
+            + (
+                f"Its newest version is {numbers[-1]}; `fashion-ann versions` lists all with their aliases."
+                if numbers
+                else "It contains no version: run `fashion-ann train` first."
+            )
+        )
 
     def aliases_of(self, number: int) -> list[str]:
         """Return the aliases that name a version, sorted."""

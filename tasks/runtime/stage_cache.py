@@ -18,7 +18,7 @@ from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
 from schemas.store import StoredFile, StoredJson
-from tasks.runtime.events import StageFinished, StageStarted, emit
+from tasks.runtime.events import StageFinished, StageMissed, StageStarted, emit
 from tasks.runtime.files import (
     atomic_folder,
     describe_files,
@@ -108,6 +108,7 @@ def run_stage(
                 logger.info("removed %s, left by a run that was killed", temporary)
         earlier = _earlier_output(final, stage, key, parse)
         if earlier is None:
+            emit(StageMissed(stage.name, split))
             record = _build_output(final, {**cache_inputs, "key": key}, build)
             reference, facts = _reference(final, record, reused=False), record["facts"]
         else:
