@@ -71,6 +71,7 @@ def main() -> None:
         with sampled_usage() as samples:
             run = bench.train(folder / "artifacts", "--epochs", str(options.epochs), *options.flags)
         print_table(options.rows, run.usage, run.events, samples)
+        print(f"\nTest accuracy: {run.result['test_accuracy']:.4f}")
 
 
 def write_csvs(folder: Path, rows: int) -> None:
@@ -172,7 +173,10 @@ def print_table(rows: int, finished: Finished, events: list[tuple[str, float]], 
         if kind in ("started", "finished"):
             start, _ = spans.get(stage, (at, at))
             spans[stage] = (start, at)
-    for stage, (start, end) in {**spans, "whole command": (0.0, finished.wall_seconds)}.items():
+    spans["whole command"] = 0.0, finished.wall_seconds
+    for stage, (start, end) in spans.items():
+        if end == start:
+            continue  # no stage, or one that only starts
         before, after = (_until(samples, finished.started + at) for at in (start, end))
         within = [sample.pss for sample in samples if start <= sample.at - finished.started <= end]
         print(
