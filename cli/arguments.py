@@ -161,10 +161,13 @@ def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterato
             values = {"choices": types}
         elif key == "hidden_units":
             values = {"type": _units, "metavar": "N"}
+        elif key == "memory_budget":
+            values = {"type": str, "metavar": "SIZE"}
         elif int in types:
             values = {"type": int, "metavar": "N"}
         default = "off" if field.default is None else field.default
-        yield Argument(config_flag(key), dest=key, help=f"{field.description} (default: {default})", **values)
+        text = f"{field.description} (default: {default})".replace("%", "%%")  # argparse formats it
+        yield Argument(config_flag(key), dest=key, help=text, **values)
 
 
 def _units(text: str) -> list[int]:

@@ -94,6 +94,8 @@ BadRows = (
     Annotated[int, Field(strict=True, ge=0, lt=10**12)]
     | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
 )
+# Memory for the images of a training: a size such as 2GB or 512MiB, or a share of the machine's memory such as 6%.
+MemoryBudget = Annotated[str, Field(pattern=r"^([0-9]{1,15}(\.[0-9]{1,3})?([kMGT]i?)?B|[1-9][0-9]?%)$")]
 # A person's remark on a run, which its version keeps.
 Note = Annotated[str, Field(pattern=r"\S", max_length=500)]
 # Recorded in the alias log with a move by hand.
@@ -166,6 +168,12 @@ class TrainingConfig(BaseModel):
         description="random seed of the validation split, initial weights, batch order and dropout",
     )
 
+    memory_budget: MemoryBudget = Field(
+        "6%",
+        description="memory for images, a size such as 2GB or a share of the machine's; a train split that needs more "
+        "is shuffled and read in windows",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _decay_only_with_adamw(cls, settings: Any) -> Any:
@@ -207,7 +215,7 @@ def _check_space(space: dict[str, Range | list[Any]]) -> dict[str, Range | list[
         raise ValueError("expected at least one setting to search")
     for key, values in space.items():
         # All trials are compared on the same held-out rows.
-        if key not in TrainingConfig.model_fields or key in ("seed", "validation_size"):
+        if key not in TrainingConfig.model_fields or key in ("seed", "validation_size", "memory_budget"):
             raise ValueError(f"{key} is no setting that can be searched")
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             TrainingConfig.model_validate({key: int(value) if isinstance(values, Range) and is_whole(key) else value})
