@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 # The command in a checkout after `make run`, for texts that are read later or elsewhere.
 PROGRAM = ".venv/bin/fashion-ann"
 _DATA_FOLDER = "data"
+_DATA_VARIABLE = "FASHION_ANN_DATA_DIR"
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -39,6 +41,42 @@ def python_path() -> str:
     """
     folders = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *folders]))
+
+
+# Address of the object storage that machines without a shared disk use.
+REMOTE_VARIABLE = "FASHION_ANN_REMOTE"
+# A Path has one slash only.
+_ADDRESS = re.compile(r"(s3|gs|az|file):/{1,3}([^/].*)")
+
+
+def as_address(place: str | Path) -> str | None:
+    """Return the address of object storage that ``place`` is, also as a Path, without a slash at its end.
+
+    None for a path. Raises `WrongUsage` for an address with credentials, which logs and flow runs would show.
+    """
+    match = _ADDRESS.fullmatch(str(place))
+    if match is None:
+        return None
+    scheme, rest = match[1], match[2].rstrip("/")
+    if "@" in rest.partition("/")[0] or "?" in rest:
+        raise WrongUsage(
+            f"{scheme}://...: expected {scheme}://BUCKET/PREFIX, received an address with a user or a query. Remove "
+            "them, and give credentials in the variables of the provider, such as AWS_ACCESS_KEY_ID."
+        )
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
+
+
+def remote_address() -> str | None:
+    """Return the address in FASHION_ANN_REMOTE, None if it is unset or empty. Raises `WrongUsage` for anything else."""
+    text = os.environ.get(REMOTE_VARIABLE, "")
+    if not text.strip():
+        return None
+    if "://" not in text or (address := as_address(text.strip())) is None:
+        raise WrongUsage(
+            f"{REMOTE_VARIABLE}: expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or "
+            f"file:///FOLDER, received {text.partition('@')[0][:80]!r}."
+        )
+    return address
 
 
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
@@ -230,8 +268,11 @@ def artifacts_folder(given: str | Path | None = None) -> Path:
 
 
 def data_folder(given: str | Path | None = None) -> Path:
-    """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout."""
-    return _folder(given, "FASHION_ANN_DATA_DIR", _DATA_FOLDER)
+    """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout.
+
+    For an address of object storage this is a path that `as_address` reads, and `local_data_folder` copies to disk.
+    """
+    return _folder(given, _DATA_VARIABLE, _DATA_FOLDER)
 
 
 def datasets_folder() -> Path:
@@ -245,6 +286,8 @@ def separate_folders(artifacts_dir: str | Path | None = None, data_dir: str | Pa
     Runs write to folders below the artifacts folder, such as data/, and garbage collection deletes there.
     """
     artifacts, data = artifacts_folder(artifacts_dir), data_folder(data_dir)
+    if as_address(data) is not None:
+        return artifacts, data
     places = {"artifacts": Path(os.path.realpath(artifacts)), "data": Path(os.path.realpath(data))}
     for outer, inner in (("artifacts", "data"), ("data", "artifacts")):
         if places[inner].is_relative_to(places[outer]):
@@ -281,6 +324,8 @@ def _folder(given: str | Path | None, variable: str, default: str) -> Path:
     chosen = os.environ.get(variable, PROJECT_ROOT / default) if given is None else given
     if not str(chosen).strip():
         raise WrongUsage(f"Expected a folder, received an empty string: give a path, or leave {variable} unset.")
+    if variable == _DATA_VARIABLE and (address := as_address(chosen)) is not None:
+        return Path(address.removeprefix("file://"))
     folder = absolute(expanded(chosen))
     if folder.exists() and not folder.is_dir():
         raise WrongUsage(f"Expected a folder, received the file {folder}. Give another path.")

@@ -24,6 +24,7 @@ from tasks.model.warm_up import WORKER
 from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
 from tasks.runtime.fingerprint import code_and_lock, package_versions
+from tasks.runtime.materialize import materialize
 from tasks.runtime.prefect_artifacts import publish_progress
 from tasks.runtime.stage_cache import output_folder, run_stage, stage_key
 from tasks.runtime.stages import TRAIN
@@ -46,7 +47,7 @@ def train(
     Raises `DeviceUnavailable` before the first epoch if ``device`` cannot be used. If a subscriber of its events raises
     `TrainingStopped`, the task has no model, and ends in the state Stopped instead of a failed one.
     """
-    kind = _device_kind(device)
+    kind, prepared = _device_kind(device), materialize(prepared, artifacts_dir)
     if ignored := ignored_variables():
         logger.warning("ignored, because the model must not depend on them: %s", ", ".join(ignored))
     try:

@@ -7,7 +7,6 @@ is allocated, the files are compared with that code: anyone who can write them c
 import io
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -130,16 +129,15 @@ def build_network(contract: DatasetContract, config: TrainingConfig) -> Any:
 
 
 def evaluate_rows(network: Any, split: PreparedSplit) -> dict[str, float]:
-    """Return the loss and metrics of a compiled network by name, equal to those of its ``evaluate``.
+    """Return the loss and accuracy of a network by name, equal to those of Keras's ``evaluate``.
 
-    Unlike ``evaluate`` this builds no input pipeline, and normalizes a block of images at a time.
+    Unlike ``evaluate`` this compiles no graph, which takes longer than it saves, and normalizes a block at a time.
     """
-    means: Counter[str] = Counter()
-    for rows in _blocks(len(split.labels)):
-        labels = split.labels[rows]
-        for name, mean in network.test_on_batch(split.scaled(rows), labels, return_dict=True).items():
-            means[name] += mean * len(labels) / len(split.labels)
-    return dict(means)
+    import keras
+
+    probabilities, loss = predict_rows(network, split)
+    hits = keras.metrics.sparse_categorical_accuracy(split.labels, probabilities)
+    return {"loss": loss, "accuracy": float(keras.ops.mean(hits))}
 
 
 def predict_rows(network: Any, split: PreparedSplit) -> tuple[npt.NDArray[np.float32], float]:
