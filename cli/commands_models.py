@@ -34,7 +34,7 @@ _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
 def _store(options: argparse.Namespace) -> "ModelStore":
     from tasks.registry.store import ModelStore
 
-    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset)
+    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
 
 
 def _empty(store: "ModelStore") -> str:
@@ -263,6 +263,7 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     when_stopped="Nothing was written.",
 )
 def _compare(options: argparse.Namespace) -> None:
+    from tasks.data.remote_folder import local_data_folder
     from tasks.registry.alias_log import CHAMPION
     from tasks.reports.comparison import compare, write_comparison
 
@@ -275,7 +276,8 @@ def _compare(options: argparse.Namespace) -> None:
         output = expanded(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
             raise WrongUsage(f"--output {output}: expected a file ending in .html in an existing folder.")
-    comparison = compare(store, artifacts_dir, data_folder(options.data_dir), before, after)
+    data_home = local_data_folder(data_folder(options.data_dir), artifacts_dir)
+    comparison = compare(store, artifacts_dir, data_home, before, after)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, output)
     missing = comparison.without_pictures

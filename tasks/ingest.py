@@ -27,6 +27,7 @@ from tasks.data.parquet_split import (
 )
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
+from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import read_record, run_stage
 from tasks.runtime.stages import INGEST, INGEST_SHARD
 from tasks.runtime.task_runs import run_per_shard
@@ -74,6 +75,7 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
         import_in_background()
         common = {"split": csv.split, "dataset": dataset, "artifacts_dir": artifacts_dir}
         shards = run_per_shard(INGEST.name, csv.split, ingest_shard, [{"csv": file, **common} for file in csv.files])
+        shards = [(materialize(record, artifacts_dir), facts) for record, facts in shards]
         parts = [(record.path, facts) for record, facts in shards]
         facts = join_shards(csv, parts, folder / csv.split, quarantine, contract, bad_rows)
         if facts.quarantined:

@@ -8,13 +8,14 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from schemas.contract import Split, contract_of
+from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import SCALE_NAME, TEST_IN_TRAIN_NAME, VALIDATION_ROWS_NAME, images_name, labels_name
-from schemas.references import ParquetPart, PreparedData, StageRecord, ValidatedSplit
+from schemas.references import ParquetPart, ParquetSplit, PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
 from tasks.data.splits import check_part, check_splits, write_held_out, write_part
 from tasks.runtime.files import digest_of, link_or_copy, sha256_file
+from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import PREPARE, PREPARE_SHARD
 from tasks.runtime.task_runs import run_per_shard
@@ -22,10 +23,11 @@ from tasks.runtime.task_runs import run_per_shard
 logger = logging.getLogger(__name__)
 
 
-@task(name="prepare shard", task_run_name="prepare {split} {part.source}", cache_policy=NO_CACHE)
-def prepare_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: Path) -> StageRecord:
+@task(name="prepare shard", task_run_name="prepare {data.split} {part.source}", cache_policy=NO_CACHE)
+def prepare_shard(part: ParquetPart, data: ParquetSplit, dataset: str, artifacts_dir: Path) -> StageRecord:
     """Write the arrays of one Parquet file of a split. They do not depend on the rows that are held out."""
     contract = contract_of(dataset)
+    part = materialize(data, artifacts_dir).parts[data.parts.index(part)]
 
     def build(folder: Path) -> dict[str, Any]:
         write_part(part.path, folder, 0, contract)
@@ -56,6 +58,7 @@ def prepare(
     Parquet was changed.
     """
     contract = contract_of(dataset)
+    train, test = materialize(train, artifacts_dir), materialize(test, artifacts_dir)
     duplicates = None if test is None else test.duplicates
     if test is not None and duplicates is None:
         raise TypeError("Expected a test split that was validated together with its train split.")
@@ -70,12 +73,12 @@ def prepare(
 
     def build(folder: Path) -> dict[str, Any]:
         common = {"dataset": dataset, "artifacts_dir": artifacts_dir}
-        calls = [{"part": part, "split": data.split, **common} for data in splits for part in data.parts]
+        calls = [{"part": part, "data": data, **common} for data in splits for part in data.parts]
         written = iter(run_per_shard(PREPARE.name, None, prepare_shard, calls))
         for data in splits:
             (folder / data.split).mkdir()
             for place in range(len(data.parts)):
-                source = next(written).path
+                source = materialize(next(written), artifacts_dir).path
                 for name in (images_name, labels_name):
                     link_or_copy(source / name(0), folder / data.split / name(place))
         rows = write_held_out(folder, contract, validation_size, seed)

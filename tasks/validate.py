@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
-from schemas.contract import DatasetContract, Split, contract_of
+from schemas.contract import DatasetContract, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
 from schemas.references import CheckResult, DuplicateReport, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
@@ -23,6 +23,7 @@ from tasks.checks.summary import summarize
 from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
+from tasks.runtime.materialize import materialize
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
 from tasks.runtime.stage_cache import read_record, run_stage
 from tasks.runtime.stages import SCAN_SHARD, VALIDATE
@@ -51,10 +52,11 @@ class _Facts:
         return tuple(CheckResult(**check) for check in self.checks if check["result"] != "broken")
 
 
-@task(name="scan shard", task_run_name="scan {split} {part.source}", cache_policy=NO_CACHE)
-def scan_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: Path) -> StageRecord:
+@task(name="scan shard", task_run_name="scan {data.split} {part.source}", cache_policy=NO_CACHE)
+def scan_shard(part: ParquetPart, data: ParquetSplit, dataset: str, artifacts_dir: Path) -> StageRecord:
     """Read every value of one Parquet file of a split, and return the record of a `FileScan`."""
     contract = contract_of(dataset)
+    part = materialize(data, artifacts_dir).parts[data.parts.index(part)]
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:
         FileScan.read(record.path, facts, contract)
@@ -80,9 +82,11 @@ def validate(
     ``warnings``. Raises `DataContractError`, which lists every violation.
     """
     contract = contract_of(dataset)
+    data, train = materialize(data, artifacts_dir), materialize(train, artifacts_dir)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
     train_content = (data if train is None else train.data).content
-    baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset), train_content, contract)
+    store = ModelStore.of(artifacts_dir, dataset).refresh()
+    baseline, champion = _champion_profile(store, train_content, contract)
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[StageRecord, _Facts]:
         facts = _facts(stored)
@@ -97,9 +101,10 @@ def validate(
     current = [sha256_file(part.path) for part in data.parts]
 
     def build(folder: Path) -> dict[str, Any]:
-        common = {"split": data.split, "dataset": dataset, "artifacts_dir": artifacts_dir}
+        common = {"data": data, "dataset": dataset, "artifacts_dir": artifacts_dir}
         calls = [{"part": part, **common} for part in data.parts]
-        scans = _read_scans(run_per_shard(VALIDATE.name, data.split, scan_shard, calls), contract)
+        records = run_per_shard(VALIDATE.name, data.split, scan_shard, calls)
+        scans = _read_scans((materialize(record, artifacts_dir) for record in records), contract)
         return validate_split(
             merge_scans(scans, contract),
             data.files,
