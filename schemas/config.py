@@ -133,7 +133,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(80, ge=1, le=10_000, description="passes over the train split")
+    epochs: int = Field(55, ge=1, le=10_000, description="passes over the train split")
     batch_size: int = Field(256, ge=1, le=65_536, description="batch size; reduced automatically for small datasets")
     learning_rate: float = Field(
         4e-3, gt=0, le=1, description="peak of the schedule: one epoch of linear warm-up, then cosine decay"

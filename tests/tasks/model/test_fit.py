@@ -211,7 +211,8 @@ def test_network_and_optimizer_follow_the_config(
         built.append(config)
         return build_network(contract, config)
 
-    def optimizer(schedule: Any, weight_decay: float) -> None:
+    def optimizer(schedule: Any, weight_decay: float, **settings: float) -> None:
+        assert settings == ({"beta_2": 0.95} if name == "adamw" else {})
         assert schedule.get_config() == learning_rate_schedule(config, steps=25).get_config()  # 900 rows, 36 per step
         assert weight_decay == 0.25
         raise _Stopped
