@@ -1,6 +1,7 @@
 # Entry points for people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-tasks test-browser test-deployed test-remote postgresql chromium fuzz check audit bench pictures lock clean
+.PHONY: run up down status test test-tasks test-browser test-deployed test-remote postgresql chromium fuzz check audit bench \
+	bench-scale pictures lock clean
 
 # The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
@@ -70,6 +71,11 @@ audit: $(VENV)/dev.stamp $(VENV)/audit/done.stamp
 # All rows take at most 15 minutes on two quiet cores; `python -m benchmarks --only ROW` measures one.
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
+
+# The whole pipeline on many rows, generated from the published images: up to 7,500,000, of 2.3 kB each.
+ROWS ?= 70000
+bench-scale: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.scale $(ROWS)
 
 # The pictures in README.md and docs/. Trains a model to take them.
 pictures: $(VENV)/dev.stamp chromium

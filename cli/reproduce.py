@@ -51,6 +51,8 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     if unknown := manifest.configuration.keys() - TrainingConfig.model_fields.keys():
         raise StoredArtifactError(f"Version {version.number} was trained with unknown settings: {sorted(unknown)}.")
     config = TrainingConfig.model_validate(manifest.configuration)
+    if manifest.memory_budget_used is not None:  # a share of another machine's memory would give other windows
+        config = config.model_copy(update={"memory_budget": f"{manifest.memory_budget_used}B"})
     with artifacts_lock(artifacts_dir):
         train_copy, test_copy = (_copy_data(manifest, artifacts_dir, split, scratch) for split in SPLITS)
     os.environ.pop(REMOTE_VARIABLE, None)  # the trained model would be fetched, and this copy stored there

@@ -94,6 +94,8 @@ BadRows = (
     Annotated[int, Field(strict=True, ge=0, lt=10**12)]
     | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
 )
+# Memory for the images of a training: a size such as 2GB or 512MiB, or a share of the machine's memory such as 6%.
+MemoryBudget = Annotated[str, Field(pattern=r"^([0-9]{1,15}(\.[0-9]{1,3})?([kMGT]i?)?B|[1-9][0-9]?%)$")]
 # A person's remark on a run, which its version keeps.
 Note = Annotated[str, Field(pattern=r"\S", max_length=500)]
 # Recorded in the alias log with a move by hand.
@@ -131,7 +133,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(80, ge=1, le=10_000, description="passes over the train split")
+    epochs: int = Field(55, ge=1, le=10_000, description="passes over the train split")
     batch_size: int = Field(256, ge=1, le=65_536, description="batch size; reduced automatically for small datasets")
     learning_rate: float = Field(
         4e-3, gt=0, le=1, description="peak of the schedule: one epoch of linear warm-up, then cosine decay"
@@ -164,6 +166,12 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=2**32 - 1,
         description="random seed of the validation split, initial weights, batch order and dropout",
+    )
+
+    memory_budget: MemoryBudget = Field(
+        "6%",
+        description="memory for images, a size such as 2GB or a share of the machine's; a train split that needs more "
+        "is shuffled and read in windows",
     )
 
     @model_validator(mode="before")
@@ -207,7 +215,7 @@ def _check_space(space: dict[str, Range | list[Any]]) -> dict[str, Range | list[
         raise ValueError("expected at least one setting to search")
     for key, values in space.items():
         # All trials are compared on the same held-out rows.
-        if key not in TrainingConfig.model_fields or key in ("seed", "validation_size"):
+        if key not in TrainingConfig.model_fields or key in ("seed", "validation_size", "memory_budget"):
             raise ValueError(f"{key} is no setting that can be searched")
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             TrainingConfig.model_validate({key: int(value) if isinstance(values, Range) and is_whole(key) else value})

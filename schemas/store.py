@@ -184,6 +184,7 @@ class VersionFacts(StoredJson):
     data: StoredData
     configuration: TrainingSettings
     batch_size_used: Annotated[int, Field(ge=1)] | None = None
+    memory_budget_used: Annotated[int, Field(ge=0)] | None = None  # bytes
     promotion: PromotionSettings
     seed: int
     code: StoredCode

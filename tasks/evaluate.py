@@ -55,7 +55,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         metrics = compute_metrics(output, in_train, history, contract)
         write_json(folder / METRICS_NAME, metrics)
         test = open_split(prepared.record.path, "test")
-        digests = [image_digest(image) for block in test.images.blocks() for image in block]
+        digests = [image_digest(image) for _, block in test.images.blocks() for image in block]
         predictions = StoredPredictions(digests, output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
         facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}

@@ -188,7 +188,7 @@ def test_configuration_page_states_the_defaults() -> None:
     for key, value in TrainingConfig().model_dump().items():
         if value is not None:
             assert re.search(
-                rf"\| `training\.{key}` \| `--{key.replace('_', '-')}` \| {re.escape(str(value))}\b", text
+                rf"\| `training\.{key}` \| `--{key.replace('_', '-')}` \| {re.escape(str(value))}(?!\w)", text
             ), key
 
 
