@@ -33,8 +33,9 @@ RUN python -m venv /opt/uv \
 # The headers of TensorFlow's C++ API (300 MB) and the tests of packages (80 MB) are in the wheels, and no run reads them.
 # The project is installed as a path, /app, so that a change of code changes nothing here.
 FROM installer AS cpu-packages
-COPY requirements/cpu.lock requirements/
-RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode --require-hashes -r requirements/cpu.lock \
+COPY requirements/cpu.lock requirements/remote.lock requirements/
+RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
+        --require-hashes -r requirements/cpu.lock -r requirements/remote.lock \
     && cd /opt/venv/lib/python3*/site-packages \
     && rm -r tensorflow/include \
     && find pandas pyarrow scipy -type d -name tests -prune -exec rm -r {} +
@@ -53,8 +54,9 @@ CMD ["sh", "-c", "exec prefect worker start --pool ${FASHION_ANN_CPU_POOL:-fashi
 
 # The lock contains CUDA. The host needs NVIDIA's driver and its container toolkit.
 FROM installer AS gpu-packages
-COPY requirements/gpu.lock requirements/
-RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode --require-hashes -r requirements/gpu.lock \
+COPY requirements/gpu.lock requirements/remote.lock requirements/
+RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
+        --require-hashes -r requirements/gpu.lock -r requirements/remote.lock \
     && cd /opt/venv/lib/python3*/site-packages \
     && rm -r tensorflow/include \
     && find pandas pyarrow scipy -type d -name tests -prune -exec rm -r {} +

@@ -1,6 +1,7 @@
 # Entry points for people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-tasks test-browser test-deployed test-containers postgresql chromium docker fuzz check audit bench pictures lock clean
+.PHONY: run up down status test test-tasks test-browser test-deployed test-remote test-containers postgresql chromium \
+	docker fuzz check audit bench bench-scale pictures lock clean
 
 # The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
@@ -29,6 +30,10 @@ test-tasks: $(VENV)/dev.stamp
 FAULTS_TABLE ?= docs/faults.md
 test-deployed: $(VENV)/dev.stamp postgresql
 	FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest --numprocesses 3 --loadscope-reorder tests/deployed
+
+# Against OpenStack Swift, a real server of object storage, and moto. Both have an environment of their own.
+test-remote: $(VENV)/dev.stamp $(VENV)/storage/done.stamp
+	STORAGE_BIN=$(abspath $(VENV)/storage/bin) $(BIN)/pytest --numprocesses 2 tests/remote
 
 # Installs Debian's package, as root, if the machine has no Postgres.
 postgresql:
@@ -77,6 +82,11 @@ audit: $(VENV)/dev.stamp $(VENV)/audit/done.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
 
+# The whole pipeline on many rows, generated from the published images: up to 7,500,000, of 2.3 kB each.
+ROWS ?= 70000
+bench-scale: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.scale $(ROWS)
+
 # The pictures in README.md and docs/. Trains a model to take them.
 pictures: $(VENV)/dev.stamp chromium
 	$(BIN)/python -m benchmarks.pictures
@@ -88,13 +98,15 @@ lock: $(VENV)/uv.stamp
 	$(COMPILE) requirements/uv.in -o requirements/uv.lock
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
-	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra docker --extra tune \
+	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra docker --extra tune --extra remote \
 		-c requirements/cpu.lock -o requirements/dev.lock
 	$(COMPILE) pyproject.toml --extra datasets -c requirements/dev.lock -o requirements/datasets.lock
 	$(COMPILE) pyproject.toml --extra docker -c requirements/dev.lock -o requirements/docker.lock
 	$(COMPILE) pyproject.toml --extra tune -c requirements/dev.lock -o requirements/tune.lock
+	$(COMPILE) pyproject.toml --extra remote -c requirements/dev.lock -o requirements/remote.lock
 	$(COMPILE) pyproject.toml --extra jax -c requirements/dev.lock -c requirements/gpu.lock -o requirements/jax.lock
 	$(COMPILE) requirements/audit.in -c requirements/dev.lock -o requirements/audit.lock
+	$(COMPILE) requirements/storage.in -o requirements/storage.lock
 
 clean:
 	rm -rf $(VENV)
@@ -108,6 +120,11 @@ $(VENV)/uv.stamp: requirements/uv.lock
 $(VENV)/audit/done.stamp: requirements/audit.lock $(VENV)/uv.stamp
 	$(PYTHON) -m venv $(VENV)/audit
 	$(BIN)/uv pip install --quiet --python $(VENV)/audit/bin/python --require-hashes -r $<
+	@touch $@
+
+$(VENV)/storage/done.stamp: requirements/storage.lock $(VENV)/uv.stamp
+	$(PYTHON) -m venv $(VENV)/storage
+	$(BIN)/uv pip install --quiet --python $(VENV)/storage/bin/python --compile-bytecode --require-hashes -r $<
 	@touch $@
 
 # Installs the project last and editable: commands run the code of the checkout.

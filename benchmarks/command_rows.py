@@ -5,18 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.bench import Bench, Run
-from benchmarks.measure import Row, at_least, at_most, bounded, compared, interleaved, spread
+from benchmarks.bench import RECIPES, Bench, Run
+from benchmarks.measure import Row, at_most, bounded, compared, interleaved, spread
 from schemas.contract import FASHION_MNIST
 from tasks.registry.store import ModelStore
 
 _PEAK_MB = 950
 _CPU_SECONDS = 0.35
-# The default recipe until cross-validation chose another one. It has all values, so that it stays the same.
-_RECIPE_45 = (
-    *("--epochs", "45", "--validation-size", "5000", "--batch-size", "256", "--learning-rate", "0.004"),
-    *("--weight-decay", "0.15", "--dropout", "0.05"),
-)
 
 
 def command_rows(bench: Bench) -> Iterator[Row]:
@@ -26,15 +21,19 @@ def command_rows(bench: Bench) -> Iterator[Row]:
     """
     bench.warm_up()
 
-    def train(name: str, *recipe: str) -> Callable[[int], Run]:
-        return lambda number: bench.train(bench.folder / f"{name}-{number}", "--seed", str(number), *recipe)
+    def train(recipe: str) -> Callable[[int], Run]:
+        folder = bench.folder / recipe.replace(" ", "-")
+        return lambda seed: bench.train(
+            folder.with_name(f"{folder.name}-{seed}"), *RECIPES[recipe], "--seed", str(seed)
+        )
 
     def script(number: int) -> Run:
         return Run(bench.module("plain_script", *bench.csv_paths, bench.folder / "plain.keras"))
 
-    runs = interleaved("command", bench.rounds, ours=train("default"), script=script, short=train("short", *_RECIPE_45))
+    runs = interleaved("command", bench.rounds, ours=train("default"), script=script, short=train("45 epochs"))
     ours, plain, short = runs["ours"], runs["script"], runs["short"]
-    bench.accuracies.update(enumerate(_accuracies(ours)))
+    for recipe, of_recipe in (("default", ours), ("45 epochs", short)):
+        bench.accuracies[recipe] = dict(enumerate(_accuracies(of_recipe)))
 
     def usage(name: str, own: list[Run], field: str, limit: float | None = None, digits: int = 1) -> Row:
         values = [[float(getattr(run.usage, field)) for run in who] for who in (own, plain)]
@@ -51,8 +50,7 @@ def command_rows(bench: Bench) -> Iterator[Row]:
     )
     script_accuracy = f"plain script: {spread(_accuracies(plain), digits=4)}"
     yield Row("test accuracy", spread(_accuracies(ours), digits=4), script_accuracy)
-    mean = at_least(0.8965, statistics.fmean(_accuracies(short)))
-    yield Row("test accuracy, 45 epochs", spread(_accuracies(short), digits=4), script_accuracy, goal=f"mean {mean}")
+    yield Row("test accuracy, 45 epochs", spread(_accuracies(short), digits=4), script_accuracy)
     yield bounded("prepare, s", [run.between("prepare started", "prepare finished") for run in ours], 0.4)
     yield bounded("last epoch to the printed result, s", [run.between("epoch", "returned") for run in ours], 1.0)
 

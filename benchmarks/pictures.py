@@ -15,9 +15,10 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from cli.embedded_server import run_training_flow
+from cli.embedded_server import run_flow
 from cli.terminal import LiveView, Progress
-from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig, data_folder
+from schemas.config import PROJECT_ROOT, TrainingConfig, data_folder
+from schemas.references import ModelVersion
 from tasks.runtime.events import Event, TrainingProgress
 
 IMAGES = PROJECT_ROOT / "docs" / "images"
@@ -53,17 +54,12 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     progress = _Snapshot()
     with tempfile.TemporaryDirectory() as scratch:
-        version = run_training_flow(
-            "fashion-mnist",
-            data_folder(options.data_dir),
-            Path(scratch),
-            TrainingConfig(epochs=options.epochs),
-            PromotionConfig(),
-            "auto",
-            0,
-            progress,
-            quiet=True,
-        )
+        parameters = {
+            "data_dir": data_folder(options.data_dir),
+            "artifacts_dir": Path(scratch),
+            "training": TrainingConfig(epochs=options.epochs),
+        }
+        version = run_flow("train_fashion_mnist", parameters, ModelVersion, progress, quiet=True)
         browser = os.environ.get("CHROMIUM") or shutil.which("chromium")
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(

@@ -31,11 +31,13 @@ from schemas.contract import FASHION_MNIST
 from schemas.layout import SCALE_NAME
 from tasks.data.published_data import fetch_data
 from tasks.data.splits import open_split, stratified_split, write_part
+from tasks.data.windows import window_count
 from tasks.ingest import ingest
 from tasks.model.backend import set_up_backend
 from tasks.model.fit import fit_network
 from tasks.model.network import evaluate_rows
 from tasks.runtime.files import write_json
+from tasks.runtime.memory import budget_bytes
 
 
 class Fit(NamedTuple):
@@ -104,7 +106,9 @@ def _fit(folder: Path, folds: int, recipe_and_fold: tuple[str, int]) -> Fit:
     train, held_out = stratified_split(whole.labels[outside], config.validation_size, config.seed)
     set_up_backend(config.seed)
     started = time.process_time()
-    network, _ = fit_network(FASHION_MNIST, config, whole.select(outside[train]), whole.select(outside[held_out]))
+    windows = window_count(len(train), FASHION_MNIST.pixels, budget_bytes(config.memory_budget))
+    splits = (whole.select(outside[rows]) for rows in (train, held_out))
+    network, _ = fit_network(FASHION_MNIST, config, *splits, windows=windows)
     seconds = time.process_time() - started
     metrics = evaluate_rows(network, whole.select(np.sort(order[fold::folds])))
     return Fit(recipe, fold, float(metrics["accuracy"]), float(metrics["loss"]), seconds)

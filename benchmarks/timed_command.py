@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import fashion_ann
-from tasks.runtime.events import Event, StageStarted, TrainingProgress, subscribe
+from tasks.runtime.events import Event, StageMissed, StageStarted, TrainingProgress, subscribe
 from tasks.runtime.stages import run_name
 
 
@@ -21,6 +21,8 @@ def main(file: str, *arguments: str) -> None:
         if isinstance(event, TrainingProgress):
             if "val_loss" in event.figures:
                 events.append(("epoch", time.time()))
+            return
+        if isinstance(event, StageMissed):
             return
         name = run_name(event.stage, event.split)
         events.append((f"{name} {'started' if isinstance(event, StageStarted) else 'finished'}", time.time()))

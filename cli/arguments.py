@@ -56,7 +56,7 @@ def path_argument(text: str) -> str:
     try:
         return absolute_path(text)
     except WrongUsage as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise argparse.ArgumentTypeError(runnable(str(error))) from error
 
 
 def data_dir(purpose: str) -> Argument:
@@ -74,7 +74,7 @@ def dataset_argument(text: str) -> str:
     try:
         return contract_of(text).name
     except WrongUsage as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise argparse.ArgumentTypeError(runnable(str(error))) from error
 
 
 DATASET = Argument(
@@ -112,10 +112,19 @@ class Command:
     writes: bool
     when_stopped: str
 
+    @property
+    def _groups(self) -> tuple[tuple[Argument, ...], ...]:
+        common = (*COMMON_FLAGS, *([DATASET] if self.dataset else []))
+        return (*((flag,) for flag in common), *self.arguments)
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """Return the names of all arguments, such as "--dataset"."""
+        return frozenset(name for group in self._groups for entry in group for name in entry.names)
+
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add all arguments to the parser. Parsed options have those of ``set_defaults``, too."""
-        common = [(flag,) for flag in (*COMMON_FLAGS, *([DATASET] if self.dataset else []))]
-        for group in (*common, *self.arguments):
+        for group in self._groups:
             target = parser if len(group) == 1 else parser.add_mutually_exclusive_group()
             for entry in group:
                 target.add_argument(*entry.names, **entry.settings)
@@ -161,10 +170,13 @@ def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterato
             values = {"choices": types}
         elif key == "hidden_units":
             values = {"type": _units, "metavar": "N"}
+        elif key == "memory_budget":
+            values = {"type": str, "metavar": "SIZE"}
         elif int in types:
             values = {"type": int, "metavar": "N"}
         default = "off" if field.default is None else field.default
-        yield Argument(config_flag(key), dest=key, help=f"{field.description} (default: {default})", **values)
+        text = f"{field.description} (default: {default})".replace("%", "%%")  # argparse formats it
+        yield Argument(config_flag(key), dest=key, help=text, **values)
 
 
 def _units(text: str) -> list[int]:

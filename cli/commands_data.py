@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cli.arguments import Argument, Commands, data_dir, dataset_argument, path_argument, print_result
 from cli.contract_page import contract_json, contract_text
-from schemas.config import artifacts_folder, data_folder, expanded
+from schemas.config import artifacts_folder, as_address, data_folder, expanded
 from schemas.contract import SPLITS, contract_of, dataset_paths
 from schemas.errors import FashionAnnError, StoredArtifactError, WrongUsage
 
@@ -205,6 +205,11 @@ def _export(options: argparse.Namespace) -> None:
 
     contract = contract_of(options.dataset)
     artifacts_dir, folder = artifacts_folder(options.artifacts_dir), data_folder(options.data_dir)
+    if as_address(folder) is not None:
+        raise WrongUsage(
+            f"--data-dir {as_address(folder)}: expected a folder, because the shards are written there. Copy the CSVs "
+            "into one, and name it."
+        )
     csvs = present_csvs(contract, folder)
     if options.file is not None:
         paths = [expanded(options.file)]

@@ -14,7 +14,7 @@ from cli.printed_commands import runnable
 from schemas.config import artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
-from schemas.store import StoredMetrics, Verdict
+from schemas.store import StoredMetrics, Verdict, shown_outcome
 from tasks.runtime.stages import run_name
 
 if TYPE_CHECKING:
@@ -28,14 +28,13 @@ commands = Commands()
 
 _VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 _REASON = Argument("--reason", required=True, metavar="R", help="recorded in the alias log")
-_VERDICTS = {"promoted": "promoted", "kept": "kept", "waiting": "waiting", "refused": "rejected"}
 _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
 
 
 def _store(options: argparse.Namespace) -> "ModelStore":
     from tasks.registry.store import ModelStore
 
-    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset)
+    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
 
 
 def _empty(store: "ModelStore") -> str:
@@ -85,7 +84,7 @@ def _columns(row: "VersionSummary") -> dict[str, Any]:
         "created": row.created,
         "accuracy": row.test_accuracy,
         "loss": row.test_loss,
-        "verdict": state or ("newer layout" if row.other_layout else _VERDICTS[row.outcome or "kept"]),
+        "verdict": state or ("newer layout" if row.other_layout else shown_outcome(row.outcome or "kept")),
         "aliases": ", ".join(row.aliases) or None,
         **row.settings,
         "note": row.note,
@@ -188,7 +187,7 @@ def _why(options: argparse.Namespace) -> None:
 
 
 def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEvent"]) -> Iterator[str]:
-    yield f"version {manifest.version}: {_VERDICTS[verdict.outcome]}"
+    yield f"version {manifest.version}: {shown_outcome(verdict.outcome)}"
     yield f"  {verdict.reason} (policy: {verdict.policy})"
     for rule in verdict.rules:
         yield f"  {'passed' if rule.holds else 'FAILED'}  {rule.rule}: {rule.finding}, expected {rule.bound}"
@@ -264,6 +263,7 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
     when_stopped="Nothing was written.",
 )
 def _compare(options: argparse.Namespace) -> None:
+    from tasks.data.remote_folder import local_data_folder
     from tasks.registry.alias_log import CHAMPION
     from tasks.reports.comparison import compare, write_comparison
 
@@ -276,7 +276,8 @@ def _compare(options: argparse.Namespace) -> None:
         output = expanded(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
             raise WrongUsage(f"--output {output}: expected a file ending in .html in an existing folder.")
-    comparison = compare(store, artifacts_dir, data_folder(options.data_dir), before, after)
+    data_home = local_data_folder(data_folder(options.data_dir), artifacts_dir)
+    comparison = compare(store, artifacts_dir, data_home, before, after)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, output)
     missing = comparison.without_pictures

@@ -2,10 +2,9 @@
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from cli.arguments import (
     Argument,
@@ -97,33 +96,36 @@ _CONFIG = Argument(
     when_stopped="Nothing had started.",
 )
 def _train(options: argparse.Namespace) -> None:
-    training = read_config(TrainingConfig, options, options.config and Path(options.config))
-    promotion = read_config(PromotionConfig, options)
-    bad_rows, note = read_bad_rows(options.bad_rows), read_value(Note | None, options.note, "--note")
-    data, artifacts_dir = data_folder(options.data_dir), artifacts_folder(options.artifacts_dir)
+    parameters = {
+        **_common_parameters(options),
+        "promotion": read_config(PromotionConfig, options),
+        "note": read_value(Note | None, options.note, "--note"),
+    }
     # Only now, because these imports are slow.
-    from cli.embedded_server import run_training_flow
+    from cli.embedded_server import run_flow
     from cli.terminal import Progress
+    from schemas.references import ModelVersion
 
     progress = Progress()
     try:
-        version = run_training_flow(
-            options.dataset,
-            data,
-            artifacts_dir,
-            training,
-            promotion,
-            options.device,
-            bad_rows,
-            progress,
-            fetch=options.fetch,
-            note=note,
-            quiet=options.quiet,
-        )
+        version = run_flow("train_fashion_mnist", parameters, ModelVersion, progress, quiet=options.quiet)
     except (KeyboardInterrupt, Terminated):
         options.when_stopped = progress.summary_when_stopped()
         raise
     print_result(options, version.model_dump(), _version_lines(version))
+
+
+def _common_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the flow parameters that `train` and `tune` share."""
+    return {
+        "dataset": options.dataset,
+        "data_dir": data_folder(options.data_dir),
+        "artifacts_dir": artifacts_folder(options.artifacts_dir),
+        "training": read_config(TrainingConfig, options, options.config and Path(options.config)),
+        "device": options.device,
+        "bad_rows": read_bad_rows(options.bad_rows),
+        "fetch": options.fetch,
+    }
 
 
 def _version_lines(version: "ModelVersion") -> Iterator[str]:
@@ -187,29 +189,18 @@ def _version_lines(version: "ModelVersion") -> Iterator[str]:
 )
 def _tune(options: argparse.Namespace) -> None:
     parameters = {
-        "dataset": options.dataset,
-        "data_dir": data_folder(options.data_dir),
-        "artifacts_dir": (artifacts_dir := artifacts_folder(options.artifacts_dir)),
+        **_common_parameters(options),
         "trials": read_value(TrialCount, options.trials, "--trials"),
         "timeout": read_value(TuningSeconds | None, options.timeout, "--timeout"),
-        "training": read_config(TrainingConfig, options, options.config and Path(options.config)),
         "space": read_space(options, options.space and Path(options.space)),
         "held_out": read_value(HeldOut, options.held_out, "--held-out"),
         "parallel": read_value(TrialCount | None, options.parallel, "--parallel"),
-        "device": options.device,
-        "bad_rows": read_bad_rows(options.bad_rows),
-        "fetch": options.fetch,
     }
     from cli.embedded_server import run_flow
     from cli.terminal import TuningProgress
     from schemas.references import Tuning
 
-    def load() -> Callable[[], object]:
-        from flows.tune_fashion_mnist import tune_fashion_mnist
-
-        return partial(tune_fashion_mnist, **parameters)
-
-    tuned = run_flow(load, Tuning, artifacts_dir, TuningProgress(), quiet=options.quiet)
+    tuned = run_flow("tune_fashion_mnist", parameters, Tuning, TuningProgress(), quiet=options.quiet)
     lines = [
         f"trial {tuned.best} is the best of {tuned.finished}, of which {tuned.pruned} were pruned",
         f"  validation accuracy {tuned.val_accuracy:.4f}",

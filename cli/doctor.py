@@ -22,6 +22,7 @@ from cli.server_process import access_of, api_problem, prefect_settings
 from schemas.config import PROJECT_ROOT, separate_folders
 from schemas.contract import DEFAULT_DATASET, FASHION_MNIST, DatasetContract, contract_of
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
+from tasks.data.remote_folder import local_data_folder
 from tasks.runtime.fingerprint import installed_extra, installed_version, locked_packages
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def examine(artifacts_dir: Path, data_dir: Path, dataset: str = DEFAULT_DATASET)
             run_check("database", check_database),
             run_check("schedules", check_schedules),
             run_check("disk", lambda: check_disk(separate_folders(artifacts_dir, data_dir)[0])),
-            run_check("data", lambda: check_data(data_dir, contract_of(dataset))),
+            run_check("data", lambda: check_data(local_data_folder(data_dir, artifacts_dir), contract_of(dataset))),
             run_check("store", lambda: check_store(artifacts_dir, dataset)),
             run_check("champion", lambda: check_champion(artifacts_dir, dataset)),
         ]

@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import gc
+import importlib
 import json
 import os
 import secrets
@@ -11,12 +12,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from cli.arguments import stops_raised
 from cli.prefect_toml import settings_of_up
@@ -33,18 +33,8 @@ from cli.server_process import (
     wait_until_healthy,
 )
 from cli.terminal import Progress, Screen
-from schemas.config import (
-    PROJECT_ROOT,
-    BadRows,
-    DeviceChoice,
-    Note,
-    PromotionConfig,
-    TrainingConfig,
-    python_command,
-)
-from schemas.contract import DatasetName
+from schemas.config import PROJECT_ROOT, python_command
 from schemas.errors import LockHeld, LocksUnavailable, ServerUnavailable
-from schemas.references import ModelVersion
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.locks import lock
 
@@ -63,57 +53,19 @@ _SERVER_VARIABLES = {
 Result = TypeVar("Result")
 
 
-def run_training_flow(
-    dataset: DatasetName,
-    data_dir: Path,
-    artifacts_dir: Path,
-    training: TrainingConfig,
-    promotion: PromotionConfig,
-    device: DeviceChoice,
-    bad_rows: BadRows,
-    progress: Progress,
-    *,
-    fetch: bool = False,
-    note: Note | None = None,
-    quiet: bool,
-) -> ModelVersion:
-    """Run train-fashion-mnist with `run_flow`, and return its version."""
-
-    def load() -> Callable[[], object]:
-        from flows.train_fashion_mnist import train_fashion_mnist
-
-        return partial(
-            train_fashion_mnist,
-            dataset=dataset,
-            data_dir=data_dir,
-            artifacts_dir=artifacts_dir,
-            training=training,
-            promotion=promotion,
-            device=device,
-            bad_rows=bad_rows,
-            fetch=fetch,
-            note=note,
-        )
-
-    return run_flow(load, ModelVersion, artifacts_dir, progress, quiet=quiet)
-
-
 def run_flow(
-    load: Callable[[], Callable[[], object]],
-    returns: type[Result],
-    artifacts_dir: Path,
-    progress: Progress,
-    *,
-    quiet: bool,
+    name: str, parameters: Mapping[str, Any], returns: type[Result], progress: Progress, *, quiet: bool
 ) -> Result:
-    """Run a flow in this process, show it on the terminal unless ``quiet``, and return its result, a ``returns``.
+    """Run the flow ``name`` of flows/NAME.py in this process, and return its result, a ``returns``.
 
-    ``load()`` imports the flow and returns the call of it. ``progress`` is updated while the flow runs, so it is up to
-    date also when the run is stopped. Raises `ServerUnavailable` if the configured API cannot be used.
+    parameters: those of the flow, with ``artifacts_dir``. The run is shown on the terminal unless ``quiet``.
+    ``progress`` is updated while the flow runs, so it is up to date also when the run is stopped. Raises
+    `ServerUnavailable` if the configured API cannot be used.
     """
+    artifacts_dir: Path = parameters["artifacts_dir"]
     gc.disable()  # until the imports have ended
-    for name, value in project_settings().items():
-        os.environ.setdefault(name, value)
+    for variable, value in project_settings().items():
+        os.environ.setdefault(variable, value)
     # Read without Prefect, whose import takes 0.7 s: the server imports its modules at the same time.
     address = os.environ.get("PREFECT_API_URL", settings_of_up(PROJECT_ROOT / "prefect.toml").get("url"))
     screen = None if address else Screen(artifacts_dir, progress, quiet=quiet)
@@ -126,15 +78,20 @@ def run_flow(
         if (problem := api_problem()) is not None:
             raise ServerUnavailable(str(problem))
     screen = screen or Screen(artifacts_dir, progress, quiet=quiet)
-    with stops_raised(), screen.showing(), _prefect_api(server, screen.log, load):
-        call = load()
+    with stops_raised(), screen.showing(), _prefect_api(server, screen.log, name):
+        flow = _load(name)
         gc.freeze()
         gc.enable()
         screen.take_over_logging()
-        result = call()
+        result = flow(**parameters)
     if not isinstance(result, returns):
         raise TypeError(f"The flow was expected to return a {returns.__name__}, it returned {result!r}.")
     return result
+
+
+def _load(name: str) -> Callable[..., object]:
+    flow: Callable[..., object] = getattr(importlib.import_module(f"flows.{name}"), name)
+    return flow
 
 
 @dataclass(frozen=True)
@@ -147,8 +104,8 @@ class _Server:
 
 
 @contextmanager
-def _prefect_api(server: _Server | None, log: IO[bytes], load: Callable[[], object]) -> Iterator[None]:
-    """Provide an API for the flows of this process: the configured one, or ``server``, which writes to ``log``.
+def _prefect_api(server: _Server | None, log: IO[bytes], name: str) -> Iterator[None]:
+    """Provide an API for the flow ``name``: the configured one, or ``server``, which writes to ``log``.
 
     The server is the one that Prefect itself would embed. This process starts it for three reasons:
 
@@ -173,7 +130,7 @@ def _prefect_api(server: _Server | None, log: IO[bytes], load: Callable[[], obje
     process = server.process
     with _lone_start(settings.home, seconds):
         _order_start(server, settings)
-        _prepare_run(load)
+        _prepare_run(name)
         problem = wait_until_healthy(server.url, seconds, process.poll)
     if problem is not None:
         log.seek(0)
@@ -199,7 +156,7 @@ def _prefect_api(server: _Server | None, log: IO[bytes], load: Callable[[], obje
             done.set()
 
 
-def _prepare_run(load: Callable[[], object]) -> None:
+def _prepare_run(name: str) -> None:
     """Do what a run would do later, while the server starts on another core: 0.5 s."""
     import fastapi.encoders  # noqa: F401
     import prefect.flow_engine
@@ -207,8 +164,8 @@ def _prepare_run(load: Callable[[], object]) -> None:
 
     from tasks.runtime.fingerprint import code_digest
 
-    load()
-    code_digest(("flows.train_fashion_mnist",))  # parses the code of every stage
+    _load(name)
+    code_digest((f"flows.{name}",))  # parses the code of every stage
 
 
 def _exit_with_server(process: subprocess.Popen[str], done: threading.Event) -> None:

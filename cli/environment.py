@@ -5,7 +5,7 @@ import re
 from collections.abc import MutableMapping
 from urllib.parse import urlsplit
 
-from schemas.config import absolute, python_path
+from schemas.config import absolute, as_address, python_path
 from schemas.errors import WrongUsage
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -41,11 +41,13 @@ def prepare_environment(variables: MutableMapping[str, str]) -> list[str]:
 
 
 def absolute_path(path: str) -> str:
-    """Return the path as `schemas.config.absolute` does. An empty path, and one with a leading ``~``, stay as they are.
+    """Return the path as `schemas.config.absolute` does.
+
+    An empty path, one with a leading ``~``, and an address of object storage stay as they are.
 
     Raises `WrongUsage` if the path is relative and the working directory was removed.
     """
-    if not path.strip() or path.startswith("~"):
+    if not path.strip() or path.startswith("~") or as_address(path) is not None:
         return path
     try:
         return str(absolute(path))

@@ -42,7 +42,12 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     warnings.filterwarnings("ignore", "Failed to create the Prefect home")
     options = command_parser().parse_args(arguments)
     dataset = getattr(options, "dataset", None)
-    repeat_flags(artifacts_dir=options.artifacts_dir, dataset=None if dataset == DEFAULT_DATASET else dataset)
+    repeat_flags(
+        {name: command.flags for name, command in COMMANDS.items()},
+        artifacts_dir=options.artifacts_dir,
+        data_dir=getattr(options, "data_dir", None),
+        dataset=None if dataset == DEFAULT_DATASET else dataset,
+    )
     signal.signal(signal.SIGTERM, _terminate)
     status = 0
     try:

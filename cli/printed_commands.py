@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from schemas.config import PROJECT_ROOT
@@ -15,15 +16,17 @@ _LONG = 400  # characters, more than three lines of a terminal
 _PROGRAMS = Path(sys.executable).parent  # not resolved: the interpreter of an environment is a link
 # Commands enter the checkout later. The folder may have been removed.
 _CALLED_IN_CHECKOUT = os.environ.get("PWD") == str(PROJECT_ROOT)
-# Flags of the running command that choose its store, and the commands that do not accept them.
+# Flags of the running command that choose its store and data, and the flags that each command accepts.
 _flags: dict[str, str] = {}
-_WITHOUT = {"--dataset": ("up", "down", "status", "deploy", "quarantine list", "dataset")}
+_accepted: dict[str, Collection[str]] = {}
 
 
-def repeat_flags(**flags: str | None) -> None:
-    """Repeat these flags in each printed command of `fashion-ann`, which would use another store without them."""
+def repeat_flags(accepted: Mapping[str, Collection[str]], **flags: str | None) -> None:
+    """Repeat ``flags`` in each printed command that accepts them. Without them it would use another store or folder."""
     _flags.clear()
     _flags.update({f"--{name.replace('_', '-')}": value for name, value in flags.items() if value is not None})
+    _accepted.clear()
+    _accepted.update(accepted)
 
 
 def runnable(text: str) -> str:
@@ -33,11 +36,9 @@ def runnable(text: str) -> str:
 
 def _repeated(name: str, arguments: str) -> str:
     words = arguments.split()
-    command = {words[0], " ".join(words[:2])}
+    accepted = _accepted.get(" ".join(words[:2]), _accepted.get(words[0], ())) if name == "fashion-ann" else ()
     return "".join(
-        f" {flag} {shlex.quote(value)}"
-        for flag, value in _flags.items()
-        if name == "fashion-ann" and flag not in words and command.isdisjoint(_WITHOUT.get(flag, ()))
+        f" {flag} {shlex.quote(value)}" for flag, value in _flags.items() if flag in accepted and flag not in words
     )
 
 

@@ -1,12 +1,13 @@
 """Train a version again from its manifest, outside the store, and compare it with the original."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from schemas.config import DeviceChoice, PromotionConfig, TrainingConfig
+from schemas.config import REMOTE_VARIABLE, DeviceChoice, PromotionConfig, TrainingConfig
 from schemas.contract import SPLITS, Split
 from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.layout import WEIGHTS_NAME, short_key
@@ -19,6 +20,7 @@ from tasks.registry.store import StoredVersion
 from tasks.registry.verify import check_version
 from tasks.runtime.files import sha256_file
 from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import read_stage
 from tasks.runtime.stages import INGEST, PREPARE, TRAIN
 from tasks.train import train
@@ -49,8 +51,11 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
     if unknown := manifest.configuration.keys() - TrainingConfig.model_fields.keys():
         raise StoredArtifactError(f"Version {version.number} was trained with unknown settings: {sorted(unknown)}.")
     config = TrainingConfig.model_validate(manifest.configuration)
+    if manifest.memory_budget_used is not None:  # a share of another machine's memory would give other windows
+        config = config.model_copy(update={"memory_budget": f"{manifest.memory_budget_used}B"})
     with artifacts_lock(artifacts_dir):
         train_copy, test_copy = (_copy_data(manifest, artifacts_dir, split, scratch) for split in SPLITS)
+    os.environ.pop(REMOTE_VARIABLE, None)  # the trained model would be fetched, and this copy stored there
     train_split = validate.fn(train_copy, dataset, scratch)
     test_split = validate.fn(test_copy, dataset, scratch, train_split)
     prepared = prepare.fn(train_split, test_split, dataset, config.validation_size, config.seed, scratch)
@@ -102,6 +107,8 @@ def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: P
     stage = manifest.stage(INGEST.name, split)
     data = manifest.data.split(split)
     folder = INGEST.outputs(artifacts_dir) / short_key(stage.key)
+    record = StageRecord(path=folder, **stage.model_dump(include=StageRecord.model_fields.keys() - {"path"}))
+    record = materialize(record, artifacts_dir)
     if not folder.is_dir():
         raise DataUnavailable(
             f"The {split} data of version {manifest.version} is missing: expected {folder}. Put {data.file} with "
@@ -116,7 +123,7 @@ def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: P
     shutil.copyfile(path, copy)
     files = tuple(CsvFile(path=Path(file.file), sha256=file.sha256) for file in data.csv_files)
     return ParquetSplit(
-        record=StageRecord(path=folder, **stage.model_dump(include=StageRecord.model_fields.keys() - {"path"})),
+        record=record,
         split=split,
         path=copy,
         sha256=data.parquet_sha256,

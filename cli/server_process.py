@@ -184,6 +184,11 @@ def reported_cause(output: bytes, database: str) -> str:
             f"does not contain its revision {revision[1].decode()}. Use that version, or move the database away to "
             "start with an empty one. "
         )
+    if damage := re.search(rb"file is not a database|database disk image is malformed", output):
+        return (
+            f"The database {database} is damaged ({damage[0].decode()}). Move it away: the server then starts with an "
+            "empty one. It has the history of runs, and no version or other artifact. "
+        )
     return last_words(output)
 
 

@@ -25,7 +25,7 @@ from rich.text import Text
 from cli.printed_commands import runnable
 from schemas.layout import Artifacts
 from tasks.runtime.control_characters import escaped, escaping
-from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, subscribe
+from tasks.runtime.events import Event, StageFinished, StageMissed, StageStarted, TrainingProgress, subscribe
 from tasks.runtime.files import PRIVATE_FILE
 from tasks.runtime.stages import BY_NAME, RUN_NAMES, TRAIN, run_name, runs
 
@@ -71,6 +71,8 @@ class Progress:
             # Validation metrics arrive once per epoch and stay until the next.
             figures = {**(self.trained.figures if self.trained else {}), **event.figures}
             self.trained = TrainingProgress(event.done, event.epochs, figures)
+            return
+        if isinstance(event, StageMissed):
             return
         name = run_name(event.stage, event.split)
         row = self.rows.setdefault(name, _Row())

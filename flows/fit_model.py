@@ -9,7 +9,7 @@ from schemas.config import DeviceChoice, TrainingConfig, TrainOn, artifacts_fold
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.locks import artifacts_lock
 from tasks.train import is_trained, train
-from tasks.train_on_worker import train_on_gpu_worker
+from tasks.train_on_worker import store_result, train_on_gpu_worker
 
 
 # The result is persisted for a main flow in another process, which reads it with `tasks.train_on_worker.read_result`.
@@ -21,12 +21,17 @@ from tasks.train_on_worker import train_on_gpu_worker
     on_running=ON_RUNNING,
 )
 def fit_model(
-    prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
+    prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path | None = None, device: DeviceChoice = "auto"
 ) -> TrainedModel:
-    """Train on the prepared splits and return a reference to the model."""
-    artifacts_dir = artifacts_folder(artifacts_dir)
-    with artifacts_lock(artifacts_dir):  # the main flow's lock may not be visible on another machine
-        return train(prepared, training, artifacts_dir, device)
+    """Train on the prepared splits and return a reference to the model.
+
+    artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR of the worker, for one that shares only FASHION_ANN_REMOTE.
+    """
+    artifacts = artifacts_folder(artifacts_dir)
+    with artifacts_lock(artifacts):  # the main flow's lock may not be visible on another machine
+        trained = train(prepared, training, artifacts, device)
+    store_result(trained)
+    return trained
 
 
 def fit_where_asked(

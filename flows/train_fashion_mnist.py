@@ -67,7 +67,7 @@ def train_fashion_mnist(
     with pipeline_session(
         artifacts, prestart_trainer=train_on == "here", while_training=(read_packages, compile_templates)
     ):
-        csvs = fetch_csvs(dataset, data_home, opted_in=fetch, announced=data_digest is not None)
+        csvs = fetch_csvs(dataset, data_home, fetch, data_digest is not None, artifacts_dir=artifacts)
         if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, actual)
         train_data = validate(ingest(csvs["train"], dataset, artifacts, bad_rows), dataset, artifacts)

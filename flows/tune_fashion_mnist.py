@@ -74,7 +74,7 @@ def tune_fashion_mnist(
     deadline = None if timeout is None else time.monotonic() + timeout
     artifacts, data_home = separate_folders(artifacts_dir, data_dir)
     with artifacts_lock(artifacts), keep_workers():
-        csv = fetch_csvs(dataset, data_home, opted_in=fetch, splits=("train",))["train"]
+        csv = fetch_csvs(dataset, data_home, fetch, splits=("train",), artifacts_dir=artifacts)["train"]
         train_data = validate(ingest(csv, dataset, artifacts, bad_rows), dataset, artifacts)
         prepared = prepare(train_data, None, dataset, held_out, training.seed, artifacts)
         emit(StageStarted("trials", None))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 # The command in a checkout after `make run`, for texts that are read later or elsewhere.
 PROGRAM = ".venv/bin/fashion-ann"
 _DATA_FOLDER = "data"
+_DATA_VARIABLE = "FASHION_ANN_DATA_DIR"
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -41,6 +43,42 @@ def python_path() -> str:
     return os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *folders]))
 
 
+# Address of the object storage that machines without a shared disk use.
+REMOTE_VARIABLE = "FASHION_ANN_REMOTE"
+# A Path has one slash only.
+_ADDRESS = re.compile(r"(s3|gs|az|file):/{1,3}([^/].*)")
+
+
+def as_address(place: str | Path) -> str | None:
+    """Return the address of object storage that ``place`` is, also as a Path, without a slash at its end.
+
+    None for a path. Raises `WrongUsage` for an address with credentials, which logs and flow runs would show.
+    """
+    match = _ADDRESS.fullmatch(str(place))
+    if match is None:
+        return None
+    scheme, rest = match[1], match[2].rstrip("/")
+    if "@" in rest.partition("/")[0] or "?" in rest:
+        raise WrongUsage(
+            f"{scheme}://...: expected {scheme}://BUCKET/PREFIX, received an address with a user or a query. Remove "
+            "them, and give credentials in the variables of the provider, such as AWS_ACCESS_KEY_ID."
+        )
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
+
+
+def remote_address() -> str | None:
+    """Return the address in FASHION_ANN_REMOTE, None if it is unset or empty. Raises `WrongUsage` for anything else."""
+    text = os.environ.get(REMOTE_VARIABLE, "")
+    if not text.strip():
+        return None
+    if "://" not in text or (address := as_address(text.strip())) is None:
+        raise WrongUsage(
+            f"{REMOTE_VARIABLE}: expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or "
+            f"file:///FOLDER, received {text.partition('@')[0][:80]!r}."
+        )
+    return address
+
+
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
 # without a usable GPU. "cpu": the CPU, even on a machine with a GPU.
 DeviceChoice = Literal["auto", "gpu", "cpu"]
@@ -56,6 +94,8 @@ BadRows = (
     Annotated[int, Field(strict=True, ge=0, lt=10**12)]
     | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
 )
+# Memory for the images of a training: a size such as 2GB or 512MiB, or a share of the machine's memory such as 6%.
+MemoryBudget = Annotated[str, Field(pattern=r"^([0-9]{1,15}(\.[0-9]{1,3})?([kMGT]i?)?B|[1-9][0-9]?%)$")]
 # A person's remark on a run, which its version keeps.
 Note = Annotated[str, Field(pattern=r"\S", max_length=500)]
 # Recorded in the alias log with a move by hand.
@@ -93,7 +133,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(80, ge=1, le=10_000, description="passes over the train split")
+    epochs: int = Field(55, ge=1, le=10_000, description="passes over the train split")
     batch_size: int = Field(256, ge=1, le=65_536, description="batch size; reduced automatically for small datasets")
     learning_rate: float = Field(
         4e-3, gt=0, le=1, description="peak of the schedule: one epoch of linear warm-up, then cosine decay"
@@ -126,6 +166,12 @@ class TrainingConfig(BaseModel):
         ge=0,
         le=2**32 - 1,
         description="random seed of the validation split, initial weights, batch order and dropout",
+    )
+
+    memory_budget: MemoryBudget = Field(
+        "6%",
+        description="memory for images, a size such as 2GB or a share of the machine's; a train split that needs more "
+        "is shuffled and read in windows",
     )
 
     @model_validator(mode="before")
@@ -169,7 +215,7 @@ def _check_space(space: dict[str, Range | list[Any]]) -> dict[str, Range | list[
         raise ValueError("expected at least one setting to search")
     for key, values in space.items():
         # All trials are compared on the same held-out rows.
-        if key not in TrainingConfig.model_fields or key in ("seed", "validation_size"):
+        if key not in TrainingConfig.model_fields or key in ("seed", "validation_size", "memory_budget"):
             raise ValueError(f"{key} is no setting that can be searched")
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             TrainingConfig.model_validate({key: int(value) if isinstance(values, Range) and is_whole(key) else value})
@@ -230,8 +276,11 @@ def artifacts_folder(given: str | Path | None = None) -> Path:
 
 
 def data_folder(given: str | Path | None = None) -> Path:
-    """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout."""
-    return _folder(given, "FASHION_ANN_DATA_DIR", _DATA_FOLDER)
+    """Return the folder of the CSVs: ``given``, else FASHION_ANN_DATA_DIR, else data/ of the checkout.
+
+    For an address of object storage this is a path that `as_address` reads, and `local_data_folder` copies to disk.
+    """
+    return _folder(given, _DATA_VARIABLE, _DATA_FOLDER)
 
 
 def datasets_folder() -> Path:
@@ -245,6 +294,8 @@ def separate_folders(artifacts_dir: str | Path | None = None, data_dir: str | Pa
     Runs write to folders below the artifacts folder, such as data/, and garbage collection deletes there.
     """
     artifacts, data = artifacts_folder(artifacts_dir), data_folder(data_dir)
+    if as_address(data) is not None:
+        return artifacts, data
     places = {"artifacts": Path(os.path.realpath(artifacts)), "data": Path(os.path.realpath(data))}
     for outer, inner in (("artifacts", "data"), ("data", "artifacts")):
         if places[inner].is_relative_to(places[outer]):
@@ -281,6 +332,8 @@ def _folder(given: str | Path | None, variable: str, default: str) -> Path:
     chosen = os.environ.get(variable, PROJECT_ROOT / default) if given is None else given
     if not str(chosen).strip():
         raise WrongUsage(f"Expected a folder, received an empty string: give a path, or leave {variable} unset.")
+    if variable == _DATA_VARIABLE and (address := as_address(chosen)) is not None:
+        return Path(address.removeprefix("file://"))
     folder = absolute(expanded(chosen))
     if folder.exists() and not folder.is_dir():
         raise WrongUsage(f"Expected a folder, received the file {folder}. Give another path.")

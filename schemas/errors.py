@@ -30,6 +30,14 @@ class StageNotWritten(FashionAnnError):
     """Failure to write the output of a stage. No partial output is left."""
 
 
+class RemoteUnavailable(FashionAnnError):
+    """Object storage that cannot be reached, is full, or refuses access. What was built is kept on this machine."""
+
+
+class LostRace(FashionAnnError):
+    """Version number or line of the alias log that another machine wrote first. The caller decides again."""
+
+
 class LocksUnavailable(FashionAnnError):
     """Lock file on a file system without locks. Two runs could overwrite each other's files."""
 

@@ -111,6 +111,8 @@ class Artifacts:
         self.returned = root / "returned"
         # Digests of the data that watch-data announced last, one file per data folder.
         self.announced = root / "announced"
+        # Copies of CSVs from object storage, one folder per address.
+        self.downloaded = root / "downloaded"
         self.comparisons = root / "comparisons"
         self.studies = root / "studies"
         self.data_docs = root / "data_docs"

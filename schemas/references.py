@@ -182,9 +182,11 @@ class TrainedModel(Reference):
 
     The device and all below it are those of the run that trained, also for a reused model. environment: the variables
     that may change the weights, see `tasks.model.backend.environment`. code_sha256: digest of the code that trained.
+    memory_budget: bytes for images, of that run.
     """
 
     record: StageRecord
+    memory_budget: int
     topology_sha256: str
     weights_sha256: str
     epochs_run: int

@@ -111,8 +111,16 @@ class StoredFile(StoredJson):
     sha256: Digest
 
 
+Outcome = Literal["promoted", "kept", "waiting", "refused"]
+
+
+def shown_outcome(outcome: str) -> str:
+    """Return an `Outcome` as people read it. Stored files and tags keep "refused" for a rejected version."""
+    return "rejected" if outcome == "refused" else outcome
+
+
 class StoredVerdict(StoredJson):
-    outcome: Literal["promoted", "kept", "waiting", "refused"]
+    outcome: Outcome
     reason: str
     event: AliasEvent | None
 
@@ -176,6 +184,7 @@ class VersionFacts(StoredJson):
     data: StoredData
     configuration: TrainingSettings
     batch_size_used: Annotated[int, Field(ge=1)] | None = None
+    memory_budget_used: Annotated[int, Field(ge=0)] | None = None  # bytes
     promotion: PromotionSettings
     seed: int
     code: StoredCode
@@ -315,7 +324,7 @@ class VerdictRule(StoredJson):
 class Verdict(PairedVerdict):
     """The part of verdict.json that is shown."""
 
-    outcome: Literal["promoted", "kept", "waiting", "refused"]
+    outcome: Outcome
     reason: str
     policy: str
     rules: list[VerdictRule]

@@ -21,6 +21,7 @@ from tasks.model.metrics import compute_metrics
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, write_predictions
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
+from tasks.runtime.materialize import materialize
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_svg, publish_table
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import EVALUATE
@@ -40,6 +41,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
     loaded, and `TrainingDiverged` for a loss or prediction that is not finite.
     """
     contract = contract_of(prepared.dataset)
+    prepared, trained = materialize(prepared, artifacts_dir), materialize(trained, artifacts_dir)
 
     def build(folder: Path) -> dict[str, Any]:
         output = run_stored_model(trained.record.path, prepared.record.path)
@@ -53,7 +55,7 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         metrics = compute_metrics(output, in_train, history, contract)
         write_json(folder / METRICS_NAME, metrics)
         test = open_split(prepared.record.path, "test")
-        digests = [image_digest(image) for block in test.images.blocks() for image in block]
+        digests = [image_digest(image) for _, block in test.images.blocks() for image in block]
         predictions = StoredPredictions(digests, output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
         facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}

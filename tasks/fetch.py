@@ -8,10 +8,12 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from schemas.config import artifacts_folder, as_address
 from schemas.contract import SPLITS, Split, contract_of
 from schemas.references import CsvSplit
 from tasks.data.missing_data import likely_names, may_fetch
 from tasks.data.published_data import fetch_data, find_data, require_supplied
+from tasks.data.remote_folder import local_data_folder
 from tasks.runtime.events import StageFinished, StageStarted, emit
 from tasks.runtime.stages import FETCH
 
@@ -25,20 +27,23 @@ def fetch(
     opted_in: bool = False,
     announced: bool = False,
     splits: Sequence[Split] = SPLITS,
+    artifacts_dir: Path | None = None,
 ) -> dict[Split, CsvSplit]:
     """Return the CSVs of ``dataset`` in ``data_dir``, or download the published ones if there are none.
 
+    data_dir: a folder, or an address of object storage, whose CSVs are copied into ``artifacts_dir``.
     opted_in: download into any folder. Otherwise only `tasks.data.missing_data.may_fetch` allows a download.
     announced: the run is for data that was announced, so nothing is downloaded.
     splits: those that must be present. Files of others are not opened.
 
     The task has no retries: it has tried every source, and a wrong digest stays wrong.
     """
-    contract = contract_of(dataset)
+    contract, address = contract_of(dataset), as_address(data_dir)
     emit(StageStarted(FETCH.name, None))
     started = time.monotonic()
+    data_dir = local_data_folder(data_dir, artifacts_folder(artifacts_dir))
     present = find_data(contract, data_dir, splits)
-    may_download = may_fetch(contract, data_dir) or (opted_in and contract.can_be_fetched)
+    may_download = may_fetch(contract, data_dir) or (opted_in and contract.can_be_fetched and address is None)
     if present is None and (announced or not may_download):
         require_supplied(contract, data_dir)
     csvs = present or fetch_data(contract, data_dir)

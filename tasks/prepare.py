@@ -15,6 +15,7 @@ from schemas.references import PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
 from tasks.data.splits import check_splits, write_splits
 from tasks.runtime.files import digest_of, sha256_file
+from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import PREPARE
 
@@ -38,6 +39,7 @@ def prepare(
     Parquet was changed.
     """
     contract = contract_of(dataset)
+    train, test = materialize(train, artifacts_dir), materialize(test, artifacts_dir)
     duplicates = None if test is None else test.duplicates
     if test is not None and duplicates is None:
         raise TypeError("Expected a test split that was validated together with its train split.")

@@ -17,6 +17,7 @@ from schemas.errors import DeviceUnavailable, TrainingStopped
 from schemas.layout import HISTORY_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, Artifacts
 from schemas.references import PreparedData, StageRecord, TrainedModel
 from schemas.store import EPOCHS
+from tasks.data.windows import effective_settings
 from tasks.model import fit
 from tasks.model.backend import environment, gpu_driver_present, ignored_variables
 from tasks.model.inference import read_golden
@@ -24,6 +25,8 @@ from tasks.model.warm_up import WORKER
 from tasks.runtime.events import TrainingProgress, emit
 from tasks.runtime.files import sha256_file, sweep_temporaries
 from tasks.runtime.fingerprint import code_and_lock, package_versions
+from tasks.runtime.materialize import materialize
+from tasks.runtime.memory import budget_bytes
 from tasks.runtime.prefect_artifacts import publish_progress
 from tasks.runtime.stage_cache import output_folder, run_stage, stage_key
 from tasks.runtime.stages import TRAIN
@@ -46,7 +49,7 @@ def train(
     Raises `DeviceUnavailable` before the first epoch if ``device`` cannot be used. If a subscriber of its events raises
     `TrainingStopped`, the task has no model, and ends in the state Stopped instead of a failed one.
     """
-    kind = _device_kind(device)
+    kind, prepared = _device_kind(device), materialize(prepared, artifacts_dir)
     if ignored := ignored_variables():
         logger.warning("ignored, because the model must not depend on them: %s", ", ".join(ignored))
     try:
@@ -87,6 +90,7 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
         job = {
             "dataset": prepared.dataset,
             "training": config.model_dump(),
+            "windows": inputs["training"]["windows"],
             "device": kind,
             "prepared": str(prepared.record.path.absolute()),
             "checkpoint": str(checkpoint.absolute()),
@@ -112,6 +116,7 @@ def _train(prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, 
             facts = process.result(on_event)
             show(1)  # also after an early stop, or if the checkpoint was of the last epoch
         return {
+            "memory_budget": budget_bytes(config.memory_budget),
             "topology_sha256": sha256_file(folder / TOPOLOGY_NAME),
             "weights_sha256": sha256_file(folder / WEIGHTS_NAME),
             **facts,
@@ -141,7 +146,7 @@ def _inputs(prepared: PreparedData, config: TrainingConfig, kind: DeviceKind) ->
     return {
         "dataset": prepared.dataset,
         "prepared": prepared.sha256,
-        "training": config.model_dump(),
+        "training": effective_settings(config, prepared.train_rows, contract_of(prepared.dataset).pixels),
         "environment": environment(),
         # CPU and GPU give different numbers, so neither reuses a model of the other. "auto" shares the outputs of the
         # kind that it selects. Model and number of GPUs are excluded, so that a retry on another worker reuses them.

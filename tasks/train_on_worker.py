@@ -18,11 +18,13 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.config import RESULT_FOLDER_VARIABLE, DeviceChoice, TrainingConfig
+from schemas.config import REMOTE_VARIABLE, RESULT_FOLDER_VARIABLE, DeviceChoice, TrainingConfig
 from schemas.errors import GpuTrainingFailed, NoGpuWorker, StoredArtifactError
 from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.files import digest_of
+from tasks.runtime.materialize import materialize
+from tasks.runtime.remote import RETURNED, Remote, configured_remote
 from tasks.runtime.stored_file import read_stored
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,29 @@ def read_result(path: Path) -> TrainedModel:
         ) from error
 
 
+def store_result(trained: TrainedModel) -> None:
+    """Store the result of this run of fit-model in the remote, if there is one: the main flow's machine reads it.
+
+    A training that was stopped has none.
+    """
+    if (remote := configured_remote()) is not None and flow_run.id is not None and isinstance(trained, TrainedModel):
+        _store(remote, flow_run.id, trained)
+
+
+def _store(remote: Remote, name: str, trained: TrainedModel) -> None:
+    remote.write(f"{RETURNED}/{name}.json", trained.model_dump_json().encode())
+
+
+def _stored_result(remote: Remote, name: str) -> TrainedModel | None:
+    content = remote.read(f"{RETURNED}/{name}.json", _LARGEST_RESULT)
+    try:
+        return None if content is None else TrainedModel.model_validate_json(content)
+    except ValidationError as error:
+        raise StoredArtifactError(
+            f"{remote.address}/{RETURNED}/{name}.json: expected the JSON of a {TrainedModel.__name__} ({error!s:.200})."
+        ) from error
+
+
 @task(name="train-on-gpu-worker", cache_policy=NO_CACHE)
 def train_on_gpu_worker(
     prepared: PreparedData,
@@ -71,17 +96,20 @@ def train_on_gpu_worker(
 ) -> TrainedModel:
     """Run fit-model on the gpu pool and return its result. A retry of the main flow's run does not repeat it.
 
-    artifacts_dir: must be the same folder on the worker.
+    artifacts_dir: must be the same folder on the worker. With FASHION_ANN_REMOTE the worker uses its own, and fetches
+        the prepared data.
     worker_seconds: how long to wait for an idle pool to start the run. The wait for a busy worker, and for the
         training itself, is not limited.
 
     Raises `NoGpuWorker`, with no run left in the queue, `GpuTrainingFailed` with the worker's message, and
     `StoredArtifactError` as `read_result` does.
     """
-    returned = Artifacts(artifacts_dir).returned
+    remote, returned = configured_remote(), Artifacts(artifacts_dir).returned
     # Without the whole reference, which differs in a retry: `reused` is then true.
     inputs = [flow_run.id, prepared.sha256, training.model_dump(), device]
     earlier = returned / digest_of(inputs)
+    if remote is not None and (trained := _stored_result(remote, earlier.name)) is not None:
+        return materialize(trained, artifacts_dir)
     if earlier.exists():
         return read_result(earlier)
     with get_client(sync_client=True) as client:
@@ -97,12 +125,14 @@ def train_on_gpu_worker(
             parameters={
                 "prepared": prepared.model_dump(mode="json"),
                 "training": training.model_dump(mode="json"),
-                "artifacts_dir": str(artifacts_dir),
+                "artifacts_dir": str(artifacts_dir) if remote is None else None,
                 "device": device,
             },
             # Do not wait here: Prefect's timeout would include the training, and would leave the run in the queue.
             timeout=0,
-            job_variables={"env": {RESULT_FOLDER_VARIABLE: str(returned)}},
+            job_variables={
+                "env": {RESULT_FOLDER_VARIABLE: str(returned)} if remote is None else {REMOTE_VARIABLE: remote.address}
+            },
         )
         if not isinstance(started, FlowRun):
             raise TypeError(f"Prefect was expected to return the flow run, it returned {started!r}.")
@@ -116,12 +146,20 @@ def train_on_gpu_worker(
             raise
     state = run.state
     key = getattr(state and state.data, "storage_key", None)
-    if state is None or not state.is_completed() or key is None:
+    if state is None or not state.is_completed() or (key is None and remote is None):
         raise GpuTrainingFailed(
             f"Training on the gpu worker: run {run.name} of {DEPLOYMENT} ended as {run.state_name}. "
             f"{(state and state.message) or 'It has no message; see its log.'}"
         )
-    result = returned / Path(key).name
+    if remote is not None:
+        if (trained := _stored_result(remote, str(run.id))) is None:
+            raise GpuTrainingFailed(
+                f"Run {run.name} of {DEPLOYMENT} stored no result in {remote.address}. Expected a worker "
+                "with this release."
+            )
+        _store(remote, earlier.name, trained)
+        return materialize(trained, artifacts_dir)
+    result = returned / Path(str(key)).name
     trained = read_result(result)
     with suppress(OSError):  # the folder of another user; a retry then trains again
         result.replace(earlier)

@@ -21,6 +21,7 @@ from tasks.checks.summary import summarize
 from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
+from tasks.runtime.materialize import materialize
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import VALIDATE
@@ -58,9 +59,10 @@ def validate(
     ``warnings``. Raises `DataContractError`, which lists every violation.
     """
     contract = contract_of(dataset)
+    data, train = materialize(data, artifacts_dir), materialize(train, artifacts_dir)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
     train_csv = (data if train is None else train.data).source.sha256
-    baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset), train_csv, contract)
+    baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset).refresh(), train_csv, contract)
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[StageRecord, _Facts]:
         facts = _facts(stored)

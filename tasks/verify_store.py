@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 @task(name="verify", task_run_name="verify", cache_policy=NO_CACHE)
 def verify_versions(dataset: str, artifacts_dir: Path) -> VerifiedStore:
     """Load every version and repeat its golden predictions. Raises `StoredArtifactError` after the last one."""
-    store = ModelStore.of(artifacts_dir, dataset)
+    store = ModelStore.of(artifacts_dir, dataset).refresh()
     results = list(verify_each(store, store.numbers()))
     rows = [{"version": result.version, "result": result.fault or "intact"} for result in results]
     if (fault := log_fault(store)) is not None:

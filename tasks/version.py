@@ -2,10 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -14,7 +15,7 @@ from prefect.runtime import flow_run
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import SPLITS, Split, contract_of
-from schemas.errors import CandidateRejected, StoredArtifactError, VersionNotFound
+from schemas.errors import CandidateRejected, LostRace, StoredArtifactError, VersionNotFound
 from schemas.layout import (
     GOLDEN_NAME,
     METRICS_NAME,
@@ -40,10 +41,14 @@ from tasks.reports.version_report import commands, write_report
 from tasks.reports.version_summary import summarize_version
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.files import sha256_file, write_json
+from tasks.runtime.materialize import materialize
 from tasks.runtime.prefect_artifacts import name_flow_run, publish_file_link, publish_markdown, publish_table
 from tasks.runtime.prefect_events import sender_of_run
 from tasks.runtime.stage_cache import stage_key
 from tasks.runtime.stages import VERSION
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +78,9 @@ def version(
     Raises `CandidateRejected` for a version below a minimum. It is in the store nevertheless.
     """
     emit(StageStarted(VERSION.name, None))
+    data = {split: materialize(validated, artifacts_dir) for split, validated in data.items()}
+    prepared, trained = materialize(prepared, artifacts_dir), materialize(trained, artifacts_dir)
+    evaluation = materialize(evaluation, artifacts_dir)
     read = [record for validated in data.values() for record in (validated.data.record, validated.record)]
     require_one_contract(prepared.dataset, [*read, prepared.record, evaluation.record])
     store = ModelStore.of(artifacts_dir, prepared.dataset)
@@ -80,6 +88,8 @@ def version(
     key = stage_key(
         VERSION,
         {
+            # A version has the names of classes, which none of the outputs below depends on.
+            "contract": contract_of(prepared.dataset).digest,
             "prepared": prepared.sha256,
             "trained": trained.record.key,
             "weights": trained.weights_sha256,
@@ -111,17 +121,8 @@ def version(
         return facts
 
     with store.lock():
-        for line in store.recover():
-            logger.warning("%s", line)
-        # An unsigned version, which any writer of the store could have added, does not replace the signed one.
-        stored = _stored_earlier(store, key, accepted=private_key is not None)
-        created = stored is None
-        if stored is None:
-            stored = store.add(build, private_key)
-            # If the process is killed before the next line, the next `recover` logs the promotion.
-            if stored.manifest.verdict.event is not None:
-                store.aliases.append(stored.manifest.verdict.event)
-        else:
+        stored, created = _add_once(store, key, build, private_key)
+        if not created:
             logger.info("version %d already covers this data, code and configuration", stored.number)
             if note not in (None, stored.manifest.note):
                 logger.warning("the note is not stored, because version %d exists and never changes", stored.number)
@@ -133,7 +134,8 @@ def version(
     verdict = stored.manifest.verdict
     if verdict.outcome == "refused":
         raise CandidateRejected(
-            f"Version {stored.number} is stored in {stored.folder} and is not champion. {verdict.reason}"
+            f"Version {stored.number} is stored in {stored.folder} and is not champion. {verdict.reason} "
+            "`fashion-ann tune` searches for a better recipe; --minimum-accuracy and --minimum-recall set other minima."
         )
     return ModelVersion(
         version=stored.number,
@@ -145,6 +147,34 @@ def version(
         test_accuracy=stored.manifest.test_accuracy,
         test_loss=stored.manifest.test_loss,
     )
+
+
+def _add_once(
+    store: ModelStore,
+    key: str,
+    build: Callable[[Path, int], VersionFacts],
+    private_key: "Ed25519PrivateKey | None",
+) -> tuple[StoredVersion, bool]:
+    """Return the version with the cache key, and whether this call added it. The caller holds the lock of the store.
+
+    Starts again if another machine adds a version or moves an alias meanwhile: the champion may be another one.
+    """
+    while True:
+        for line in store.recover():
+            logger.warning("%s", line)
+        # An unsigned version, which any writer of the store could have added, does not replace the signed one.
+        if (stored := _stored_earlier(store, key, accepted=private_key is not None)) is not None:
+            return stored, False
+        with suppress(LostRace):
+            stored = store.add(build, private_key)
+            break
+    # If the process is killed before the next line, the next `recover` logs the promotion, on any machine.
+    if (event := stored.manifest.verdict.event) is not None:
+        try:
+            store.aliases.append(event)
+        except LostRace:
+            store.recover()
+    return stored, True
 
 
 def _copy_outputs(

@@ -13,6 +13,7 @@ from schemas.layout import Artifacts
 from schemas.references import WatchedData
 from tasks.data.data_folder import folder_digest
 from tasks.data.missing_data import describe_missing, may_fetch
+from tasks.data.remote_folder import local_data_folder
 from tasks.runtime.files import atomic_write, digest_of, write_json
 from tasks.runtime.prefect_events import send_events
 from tasks.runtime.stored_file import read_json
@@ -29,11 +30,11 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     The digest is stored after the server has accepted the event. A kill in between announces it again, which trains
     nothing twice. Data that is incomplete, or changes while it is read, is checked again by the next run.
     """
-    contract = contract_of(dataset)
-    digest = folder_digest(contract, data_dir)
-    missing = describe_missing(contract, data_dir) if digest is None else None
+    contract, folder = contract_of(dataset), local_data_folder(data_dir, artifacts_dir)
+    digest = folder_digest(contract, folder)
+    missing = describe_missing(contract, folder) if digest is None else None
     if missing is not None:
-        logger.log(logging.INFO if may_fetch(contract, data_dir) else logging.WARNING, "%s", missing)
+        logger.log(logging.INFO if may_fetch(contract, folder) else logging.WARNING, "%s", missing)
     watched = WatchedData(data_dir=data_dir, digest=digest, announced=False, missing=missing)
     # One file per folder, so that watching two folders in turn announces no change.
     memory = Artifacts(artifacts_dir).announced / f"{dataset}-{digest_of(str(data_dir))[:8]}.json"

@@ -1,5 +1,6 @@
 """Own datasets in the forms that people have, from `dataset init` to predictions."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import SPLITS, contract_of
 from schemas.errors import DataContractError
+from schemas.layout import METRICS_NAME, WEIGHTS_NAME
 from schemas.references import ModelVersion, ParquetSplit
 from tasks.checks.new_dataset import init_dataset
 from tasks.evaluate import evaluate
@@ -33,7 +35,13 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "datasets"
 
 
-def run(name: str, data: Path, artifacts: Path, recipe: TrainingConfig) -> ModelVersion:
+DEFAULT_PROMOTION = PromotionConfig()
+NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
+
+
+def run(
+    name: str, data: Path, artifacts: Path, recipe: TrainingConfig, promotion: PromotionConfig = DEFAULT_PROMOTION
+) -> ModelVersion:
     """Run every stage."""
     csvs = fetch.fn(name, data)
     parquet: dict[str, ParquetSplit] = {part: ingest.fn(csvs[part], name, artifacts) for part in SPLITS}
@@ -43,7 +51,7 @@ def run(name: str, data: Path, artifacts: Path, recipe: TrainingConfig) -> Model
     trained = train.fn(prepared, recipe, artifacts)
     evaluation = evaluate.fn(prepared, trained, artifacts)
     splits = {"train": train_split, "test": test_split}
-    result: ModelVersion = version.fn(splits, prepared, trained, evaluation, recipe, PromotionConfig(), artifacts)
+    result: ModelVersion = version.fn(splits, prepared, trained, evaluation, recipe, promotion, artifacts)
     return result
 
 
@@ -120,3 +128,21 @@ def test_a_form_trains_and_predicts(
     predicted = pd.read_csv(out.output)
     assert [name for name in predicted if name[1:].isdigit()] == [f"p{label}" for label in contract.class_labels]
     assert set(predicted["predicted_label"]) <= set(contract.class_labels)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_another_class_name_adds_a_version_of_the_same_model(tmp_path: Path, datasets: Path) -> None:
+    data, artifacts = tmp_path / "csvs", tmp_path / "artifacts"
+    data.mkdir()
+    own_data.three_classes(data)
+    init_dataset("mine", data)
+    recipe = TrainingConfig(epochs=1)
+    first = run("mine", data, artifacts, recipe, NO_FLOOR)
+    file = datasets / "mine.toml"
+    file.write_text(file.read_text().replace('0 = "0"', '0 = "circle"'))
+    second = run("mine", data, artifacts, recipe, NO_FLOOR)
+    assert second.created
+    weights = [(stored.path / WEIGHTS_NAME).read_bytes() for stored in (first, second)]
+    assert weights[0] == weights[1]
+    metrics = [json.loads((stored.path / METRICS_NAME).read_bytes()) for stored in (first, second)]
+    assert [stored["per_class"][0]["name"] for stored in metrics] == ["0", "circle"]

@@ -63,28 +63,25 @@ def test_a_printed_command_has_valid_arguments(command: str, tmp_path: Path, mon
             assert re.search(rf"^([\w -]* )?{re.escape(target)}( [\w -]*)?:", MAKEFILE, re.MULTILINE), command
 
 
-def test_a_printed_command_uses_the_same_store() -> None:
-    text = "Run `fashion-ann versions`, `fashion-ann up` or `fashion-ann show 1 --dataset digits`, then `make up`."
+def test_a_printed_command_uses_the_same_store_and_data() -> None:
+    text = (
+        "Run `fashion-ann versions`, `fashion-ann up`, `fashion-ann show 1 --dataset digits`, `fashion-ann train` or "
+        "`fashion-ann dataset show digits`, then `make up`."
+    )
+    accepted = {name: command.flags for name, command in COMMANDS_OF_THE_PARSER.items()}
     try:
-        repeat_flags(artifacts_dir="/a b", dataset="digits")
+        repeat_flags(accepted, artifacts_dir="/a b", data_dir="/data", dataset="digits")
         commands = re.findall("`([^`]+)`", runnable(text))
     finally:
-        repeat_flags()
-    assert [shlex.split(command)[1:] for command in commands[:3]] == [
+        repeat_flags({})
+    assert [shlex.split(command)[1:] for command in commands[:5]] == [
         ["versions", "--artifacts-dir", "/a b", "--dataset", "digits"],
         ["up", "--artifacts-dir", "/a b"],
         ["show", "1", "--dataset", "digits", "--artifacts-dir", "/a b"],
+        ["train", "--artifacts-dir", "/a b", "--data-dir", "/data", "--dataset", "digits"],
+        ["dataset", "show", "digits", "--artifacts-dir", "/a b"],
     ]
-    assert commands[3] == f"{program('make')} up"
-
-
-@pytest.mark.parametrize("name", COMMANDS_OF_THE_PARSER)
-def test_only_commands_without_a_dataset_omit_the_flag(name: str) -> None:
-    try:
-        repeat_flags(dataset="digits")
-        assert ("--dataset digits" in runnable(f"`fashion-ann {name}`")) is COMMANDS_OF_THE_PARSER[name].dataset
-    finally:
-        repeat_flags()
+    assert commands[5] == f"{program('make')} up"
 
 
 def test_a_long_refusal_has_a_line_for_each_sentence() -> None:

@@ -36,10 +36,10 @@ from tasks.checks.measurements import Measurement, border
 from tasks.checks.near_duplicates import duplicate_report, find_test_images_in_train
 from tasks.checks.scan import Sample, Scan, scan_parquet
 from tasks.checks.summary import check_results, sentences
-from tasks.data.csv_blocks import MAX_LINE_BYTES
-from tasks.data.csv_cells import BOM, parse_label, parse_line
+from tasks.data.csv_blocks import MAX_LINE_BYTES, SAVE_WITHOUT_INDEX
+from tasks.data.csv_cells import BOM, parse_label, parse_line, shorten
 from tasks.data.csv_file import HashedFile, decompressed
-from tasks.data.csv_header import reject_other_formats
+from tasks.data.csv_header import INDEX, reject_other_formats
 from tasks.data.csv_reader import open_csv
 from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.data_folder import csv_split, present_csvs
@@ -226,16 +226,30 @@ def _header(path: Path, line: bytes) -> tuple[int, str, str, tuple[int, int]]:
         if cells == [str(number) for number in range(len(cells))] and len(cells) > 2:
             return 0, "0", "1..", (1, len(cells) - 1)
         return 0, "label", "none", (1, len(cells) - 1)
+    if len(cells) == 1:
+        raise DataContractError(
+            f"{path}: expected columns that are separated by commas, received one column, {shorten(cells[0])}. Save "
+            "the file with commas."
+        )
     forms = [re.sub("[0-9]+", "#", cell) for cell in cells]
     pixel = Counter(forms).most_common(1)[0][0]
     others = [at for at, form in enumerate(forms) if form != pixel]
-    pixels = [cell for cell, form in zip(cells, forms, strict=True) if form == pixel]
+    # In the order of their numbers: the columns of a CSV may be in any order.
+    pixels = sorted(
+        (cell for cell, form in zip(cells, forms, strict=True) if form == pixel),
+        key=lambda name: [int(number) for number in re.findall("[0-9]+", name)],
+    )
+    if INDEX.fullmatch(cells[0]) and (len(others) > 1 or cells[0] != "index"):
+        raise DataContractError(
+            f"{path}: the first column {cells[0]!r} looks like the index of a pandas DataFrame. Expected the "
+            f"columns of the labels and the pixels only. In pandas, {SAVE_WITHOUT_INDEX}."
+        )
     if len(others) != 1 or "#" not in pixel:
-        beside = ", ".join(repr(cells[at]) for at in others[:5]) or "no other"
+        beside = ", ".join(shorten(cells[at]) for at in others[:5]) or "no other"
         raise DataContractError(
             f"{path}: expected a header with one column of labels beside numbered pixels, such as label,pixel1,pixel2; "
-            f"received {len(pixels)} columns such as {pixels[0]!r}, and beside them {beside}. Remove columns that are "
-            "neither label nor pixel."
+            f"received {len(pixels)} columns such as {shorten(pixels[0])}, and beside them {beside}. Remove "
+            "columns that are neither label nor pixel."
         )
     shape = (1, len(pixels))
     if (first := re.search(r"(\d+)x(\d+)$", pixels[0])) and (last := re.search(r"(\d+)x(\d+)$", pixels[-1])):
@@ -260,10 +274,11 @@ def _labels(paths: Sequence[Path], at: int, has_header: bool) -> list[int]:
     known = sorted(label for label, rows in labels.items() if rows > 1)
     wrong = sorted(text for text in seen if parse_label(text) is None)
     if not 2 <= len(known) <= 256 or sum(seen[text] for text in wrong) > _MOST_BAD_ROWS * seen.total():
-        received = f"{len(labels)} numbers" + (f", and texts such as {wrong[0]!r}" if wrong else "")
+        received = f"{len(labels)} different integers" + (f", and texts such as {wrong[0]!r}" if wrong else "")
+        place = "" if has_header else " Without a header the first column must have the labels, not row numbers."
         raise DataContractError(
             f"{paths[0]}: expected 2 to 256 different labels, integers with two rows or more; column {at + 1} has "
-            f"{received}. Replace names of classes by numbers, or put the label into another column."
+            f"{received}.{place} Write each label as an integer, such as 3."
         )
     return known
 

@@ -31,7 +31,7 @@ _OTHER_FORMATS = {
     b"7z\xbc\xaf": _UNPACK,
     b"<": "a web page or XML, such as the login page of a download site: download the file itself",
 }
-_INDEX = re.compile(r"|index|Unnamed: [0-9]+(\.[0-9]+)*")
+INDEX = re.compile(r"|index|Unnamed: [0-9]+(\.[0-9]+)*")
 _CONTROL = bytes({*range(32), 127} - set(b"\t\r"))
 
 
@@ -122,7 +122,7 @@ def _likely_cause(line: bytes, parsed: Line, received: Sequence[str], contract: 
                 return f"the names are separated by {name}: save the file with commas"
     causes = []
     pixels = [name for name in received if name != contract.label_column]
-    if len(received) > 1 and _INDEX.fullmatch(received[0]) and received[0] not in expected:
+    if len(received) > 1 and INDEX.fullmatch(received[0]) and received[0] not in expected:
         causes.append(f"the first column looks like the index of a pandas DataFrame: {SAVE_WITHOUT_INDEX}")
         pixels.remove(received[0])
     with suppress(ValueError, IndexError):  # the first name has no number, or there is none

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,28 @@ class Images:
     def __getitem__(self, rows: Rows) -> Bytes:
         numbers = self._rows[rows]
         if len(self._parts) == 1:
-            return self._parts[0][numbers]
+            return np.asarray(self._parts[0]).take(numbers, axis=0)  # in half the time of an index
         images = np.empty((len(numbers), self.shape[1]), np.uint8)
         part_of = np.searchsorted(self._starts, numbers, side="right") - 1
         by_part = np.argsort(part_of, kind="stable")
         bounds = np.searchsorted(part_of[by_part], np.arange(len(self._parts) + 1))
         for part, start, first, after in zip(self._parts, self._starts, bounds, bounds[1:], strict=False):
             places = by_part[first:after]
-            images[places] = part[numbers[places] - start]
+            images[places] = np.asarray(part).take(numbers[places] - start, axis=0)
         return images
 
-    def blocks(self) -> Iterator[Bytes]:
-        """Yield all images in their order, in arrays of at most `BLOCK_ROWS`."""
-        return (self[slice(start, start + BLOCK_ROWS)] for start in range(0, len(self), BLOCK_ROWS))
+    def release(self) -> None:
+        """Take mapped pages out of this process's memory. The system keeps them in its cache while there is room."""
+        for part in self._parts:
+            base: object = part.base
+            if isinstance(base, mmap):
+                base.madvise(MADV_DONTNEED)
+
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[slice, Bytes]]:
+        """Yield all images in their order, in arrays of at most ``rows``, and their places. Pages are released."""
+        for start in range(0, len(self), rows):
+            yield (block := slice(start, min(start + rows, len(self)))), self[block]
+            self.release()
 
     def select(self, rows: Rows) -> "Images":
         """Return these rows as images of their own. Nothing is read."""
@@ -100,8 +110,7 @@ def open_parts(folder: Path, split: str) -> Iterator[tuple[Bytes, npt.NDArray[np
         images, labels = (folder / split / name(part) for name in (images_name, labels_name))
         if not (images.is_file() and labels.is_file()):  # a pipe would block
             return
-        # A plain array: selecting rows of numpy's own type for mapped files takes longer.
-        yield np.asarray(np.load(images, mmap_mode="r")), np.load(labels)
+        yield np.load(images, mmap_mode="r"), np.load(labels)
 
 
 def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArray[np.float32]:

@@ -14,7 +14,7 @@ from typing import Any
 from schemas.config import DeviceChoice
 from schemas.errors import DeviceUnavailable, WrongUsage
 from schemas.references import Device
-from tasks.model.warm_up import blocked_imports
+from tasks.runtime.blocked_imports import blocked_imports
 from tasks.runtime.fingerprint import installed_extra
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ The layers, the loss, the accuracy and the optimizer are Keras's in both. What t
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,28 +19,35 @@ import numpy.typing as npt
 
 from schemas.contract import PixelScale
 from tasks.data.splits import PreparedSplit
+from tasks.data.windows import RowNumbers, read_windows
 from tasks.model.backend import backend_name
 
 # Called within an epoch with the share that is done, and with loss and accuracy so far.
 OnSteps = Callable[[float, Mapping[str, float]], None]
-# Trains on the rows of an order, int32 (N,), and returns loss and accuracy, each the mean over all rows.
-RunEpoch = Callable[[npt.NDArray[np.int32], OnSteps], dict[str, float]]
+# Trains on the rows of each window of an order, and returns loss and accuracy, each the mean over all rows.
+RunEpoch = Callable[[Sequence[RowNumbers], OnSteps], dict[str, float]]
 
 # Steps per call of the graph: at batch 256 their images take 13 MB.
 _BLOCK_STEPS = 64
 
 
 def epoch_runner(
-    network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int, label_smoothing: float = 0
+    network: Any,
+    optimizer: Any,
+    split: PreparedSplit,
+    batch_size: int,
+    devices: int,
+    label_smoothing: float = 0,
+    windows: int = 1,
 ) -> RunEpoch:
     """Return the function that trains ``network`` with ``optimizer``, both of Keras, on the images of ``split``.
 
     Call it in the `tasks.model.backend.distribution_scope` that yielded ``devices``. Batches have at most
-    ``batch_size`` rows of the order, see `steps_per_epoch`.
+    ``batch_size`` rows of a window, see `steps_per_epoch`. Orders have this number of ``windows``.
     """
     if backend_name() == "tensorflow" and devices == 1:
         return _graph_epoch(network, optimizer, split, batch_size, label_smoothing)
-    return _fit_epoch(network, optimizer, split, batch_size, devices, label_smoothing)
+    return _fit_epoch(network, optimizer, split, batch_size, devices, label_smoothing, windows)
 
 
 def _graph_epoch(
@@ -65,7 +73,8 @@ def _graph_epoch(
         input_signature=(
             tf.TensorSpec((None, None, split.images.shape[1]), tf.uint8),
             tf.TensorSpec((None, None), tf.int32),
-        )
+        ),
+        autograph=False,  # it would rewrite the source of each function first: 0.2 s
     )
     def run_block(images: Any, labels: Any) -> tuple[Any, Any]:
         """Train on images (steps, batch, pixels) and labels (steps, batch)."""
@@ -83,15 +92,17 @@ def _graph_epoch(
         )
         return loss, correct
 
-    def run(order: npt.NDArray[np.int32], on_steps: OnSteps) -> dict[str, float]:
+    def run(order: Sequence[RowNumbers], on_steps: OnSteps) -> dict[str, float]:
         loss = correct = 0.0
-        for block, steps in _blocks(len(order), batch_size):
-            rows = order[block]
-            images = split.images[rows].reshape(steps, -1, split.images.shape[1])
-            sums = run_block(images, split.labels[rows].reshape(steps, -1))
-            loss, correct = loss + float(sums[0]), correct + float(sums[1])
-            on_steps(block.stop / len(order), {"loss": loss / block.stop, "accuracy": correct / block.stop})
-        return {"loss": loss / len(order), "accuracy": correct / len(order)}
+        done, total = 0, sum(map(len, order))
+        for window, rows in read_windows(split, order):
+            for block, steps in _blocks(len(rows), batch_size):
+                chosen = rows[block]
+                images = window.images[chosen].reshape(steps, -1, split.images.shape[1])
+                sums = run_block(images, window.labels[chosen].reshape(steps, -1))
+                loss, correct, done = loss + float(sums[0]), correct + float(sums[1]), done + len(chosen)
+                on_steps(done / total, {"loss": loss / done, "accuracy": correct / done})
+        return {"loss": loss / total, "accuracy": correct / total}
 
     return run
 
@@ -113,12 +124,13 @@ def _losses(labels: Any, probabilities: Any, label_smoothing: float) -> Any:
     return keras.losses.categorical_crossentropy(shares, probabilities, label_smoothing=label_smoothing)
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Return the number of batches of an epoch. Their sizes differ by at most one row.
+def steps_per_epoch(rows: int, batch_size: int, windows: int = 1) -> int:
+    """Return the number of batches of an epoch. Their sizes differ by at most one row in each of the ``windows``.
 
     With whole batches and a rest, a rest of few rows would move the weights as far as a whole batch does.
     """
-    return math.ceil(rows / batch_size)
+    smaller, longer = divmod(rows, windows)
+    return longer * math.ceil((smaller + 1) / batch_size) + (windows - longer) * math.ceil(smaller / batch_size)
 
 
 def _blocks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
@@ -134,12 +146,18 @@ def _blocks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
 
 
 def _fit_epoch(
-    network: Any, optimizer: Any, split: PreparedSplit, batch_size: int, devices: int, label_smoothing: float
+    network: Any,
+    optimizer: Any,
+    split: PreparedSplit,
+    batch_size: int,
+    devices: int,
+    label_smoothing: float,
+    windows: int,
 ) -> RunEpoch:
     import keras
 
-    steps = steps_per_epoch(len(split.labels), batch_size)
-    trainer = _with_image_table(network, split)
+    total_steps = steps_per_epoch(len(split.labels), batch_size, windows)
+    table, trainer = _with_image_table(network, split, windows)
     trainer.compile(
         optimizer=optimizer,
         loss=lambda labels, probabilities: _losses(labels, probabilities, label_smoothing),
@@ -147,24 +165,33 @@ def _fit_epoch(
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         # A step takes less time than the Python code around it. On several devices Keras fails with more than one step
         # per execution: keras-team/keras issue 19246.
-        steps_per_execution=min(50, steps) if devices == 1 else 1,
+        steps_per_execution=min(50, total_steps // windows) if devices == 1 else 1,
     )
     optimizer.build(trainer.trainable_variables)
 
-    def run(order: npt.NDArray[np.int32], on_steps: OnSteps) -> dict[str, float]:
+    def run(order: Sequence[RowNumbers], on_steps: OnSteps) -> dict[str, float]:
+        means: Counter[str] = Counter()
+        steps, total = 0, sum(map(len, order))
+
         class Progress(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
             def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-                on_steps((batch + 1) / steps, logs or {})
+                on_steps((steps + batch + 1) / total_steps, logs or {})
 
-        batches = row_batches(order, split.labels, batch_size, devices)
-        # Keras's own order could not be resumed.
-        history = trainer.fit(batches, callbacks=[Progress()], shuffle=False, verbose=0).history
-        return {name: float(values[-1]) for name, values in history.items()}
+        for window, rows in read_windows(split, order):
+            if len(order) > 1:
+                images = window.images[:]
+                table.assign(np.pad(images, ((0, table.shape[0] - len(images)), (0, 0))))
+            batches = row_batches(rows, window.labels, batch_size, devices)
+            # Keras's own order could not be resumed.
+            history = trainer.fit(batches, callbacks=[Progress()], shuffle=False, verbose=0).history
+            steps += len(batches)
+            means.update({name: float(values[-1]) * len(rows) / total for name, values in history.items()})
+        return dict(means)
 
     return run
 
 
-def row_batches(order: npt.NDArray[np.int32], labels: npt.NDArray[np.int32], batch_size: int, devices: int) -> Any:
+def row_batches(order: RowNumbers, labels: npt.NDArray[np.int32], batch_size: int, devices: int) -> Any:
     """Return a `keras.utils.PyDataset` with batches of row numbers and labels, int32 (batch,) each.
 
     For several ``devices`` each batch is padded with repeated rows to equal shares. Padding has sample weight 0 and the
@@ -190,25 +217,27 @@ def row_batches(order: npt.NDArray[np.int32], labels: npt.NDArray[np.int32], bat
     return RowBatches()
 
 
-def _with_image_table(network: Any, split: PreparedSplit) -> Any:
-    """Return a model on ``network`` that takes row numbers int32 (N,) of ``split`` and returns probabilities.
+def _with_image_table(network: Any, split: PreparedSplit, windows: int) -> tuple[Any, Any]:
+    """Return a table of images, and a model on ``network`` that takes row numbers of it, int32 (N,).
 
-    The images move to the device once: batches made in Python would cost more than the network's arithmetic.
+    The table has all images of ``split``, or is assigned one of several ``windows`` at a time. The model returns
+    probabilities. Images move to the device once: batches made in Python would cost more than the network's arithmetic.
     """
     import keras
+
+    rows, pixels = split.images.shape
+    shape = (-(-rows // windows), pixels)
+
+    def first(shape: Any, dtype: Any) -> Any:
+        return split.images[:] if windows == 1 else keras.ops.zeros(shape, dtype)
 
     class Images(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         def __init__(self) -> None:
             super().__init__(trainable=False)
-            self.table = self.add_weight(
-                shape=split.images.shape,
-                dtype="uint8",
-                initializer=lambda shape, dtype: split.images[:],
-                trainable=False,
-            )
+            self.table = self.add_weight(shape=shape, dtype="uint8", initializer=first, trainable=False)
 
         def call(self, rows: Any) -> Any:
             return _normalized(keras.ops.take(self.table, rows, axis=0), split.scale)  # (batch, pixels)
 
-    rows = keras.Input((), dtype="int32")
-    return keras.Model(rows, network(Images()(rows)))
+    images, numbers = Images(), keras.Input((), dtype="int32")
+    return images.table, keras.Model(numbers, network(images(numbers)))

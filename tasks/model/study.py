@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.config import Range, TrainingConfig, config_lines, install_command, is_whole
+from schemas.contract import contract_of
 from schemas.errors import ExtraNotInstalled, NoTrialCompleted, StoredArtifactError
 from schemas.layout import STUDY_LOCK_NAME, STUDY_NAME
 from schemas.references import PreparedData
 from schemas.store import Epoch
+from tasks.data.windows import effective_settings
 from tasks.runtime.files import digest_of
 from tasks.runtime.fingerprint import code_and_lock
 from tasks.runtime.locks import lock
@@ -100,7 +102,8 @@ def open_search(
     from sqlalchemy.pool import NullPool
 
     values = {key: value.model_dump() if isinstance(value, Range) else value for key, value in space.items()}
-    inputs = {"prepared": prepared.sha256, "base": base.model_dump(), "space": values, "device": device}
+    settings = effective_settings(base, prepared.train_rows, contract_of(prepared.dataset).pixels)
+    inputs = {"prepared": prepared.sha256, "base": settings, "space": values, "device": device}
     key = digest_of({**inputs, **code_and_lock(*TRAIN.core)})
     own = folder / f"{prepared.dataset}-{key[:16]}"
     own.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,15 @@
 
 | trick | where | saves | without it |
 |---|---|---|---|
-| start the worker when a data stage is rebuilt | `pipeline_session` | 3 s | training waits for the backend import |
+| start the worker before a data stage is rebuilt | `pipeline_session` | 3 s | training waits for the backend import |
 | fork a process per job | runtime/worker_process.py | 3 s, 300 MB | the evaluator imports the backend again |
 | unmap pages of libraries | `unmapped_libraries` | 330 MB | pages that only loading a library reads stay mapped |
 | return freed memory after each rebuilt stage | `pipeline_session` | 100 MB | allocators keep it during training |
-| block optional imports of Keras | `blocked_imports` | 0.3 s, 60 MB | Keras imports matplotlib, pandas, sklearn |
-| block jax and scipy for TensorFlow | `blocked_imports` | 1 s, 140 MB | a converter in TensorFlow imports jax |
+| block optional imports of Keras | model/backend.py | 0.3 s, 60 MB | Keras imports matplotlib, pandas, sklearn |
+| block jax and scipy for TensorFlow | model/backend.py | 1 s, 140 MB | a converter in TensorFlow imports jax |
 | import scipy.stats and altair on first use | checks/expectations.py | 60 MB | Great Expectations imports both |
 | import Great Expectations in a thread | tasks/ingest.py | 1 s | validate waits for the import |
+| import it without SQLAlchemy, copy fewer fields | checks/expectations.py | 0.7 s | ingest waits for the import |
 | start the server before Prefect is imported | cli/embedded_server.py | 0.7 s | it starts after that import |
 | prepare the run while the server starts | cli/embedded_server.py | 0.5 s | the first stages wait for it |
 | collect no garbage while the server imports | cli/server_main.py | 0.4 s | as in the command |
@@ -29,13 +30,12 @@ import ctypes
 import mmap
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tasks.runtime.events import Event, StageFinished, TrainingProgress, subscribe
+from tasks.runtime.events import Event, StageFinished, StageMissed, TrainingProgress, subscribe
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stages import BEFORE_TRAINING, TRAIN
 from tasks.runtime.worker_process import keep_workers, prestart, stop_idle
@@ -55,7 +55,7 @@ def pipeline_session(
 ) -> Iterator[None]:
     """Hold the shared lock on ``artifacts_dir`` and keep a worker process while the block runs.
 
-    The worker starts when the first data stage is rebuilt, if ``prestart_trainer``, else with the first job. Training
+    The worker starts before the first data stage is rebuilt, if ``prestart_trainer``, else with the first job. Training
     and evaluation are jobs of it. Meanwhile a thread calls ``while_training``: imports and caches of later stages.
     """
     waiting = [while_training]
@@ -68,10 +68,10 @@ def pipeline_session(
     def on_event(event: Event) -> None:
         with suppress(OSError):  # the stage that needs the worker starts it again and reports the error
             match event:
-                case StageFinished(reused=False, stage=stage):
+                case StageMissed(stage=stage) if prestart_trainer and stage in BEFORE_TRAINING:
+                    prestart(WORKER)
+                case StageFinished(reused=False):
                     _release_freed_memory()
-                    if prestart_trainer and stage in BEFORE_TRAINING:
-                        prestart(WORKER)
                 case StageFinished(reused=True, stage=TRAIN.name):
                     stop_idle()  # the rebuilt data equals that of an earlier run
                 case TrainingProgress() if waiting:
@@ -114,16 +114,3 @@ def _unmap_libraries() -> None:
             if not _CHANGED.search(details):
                 first = int(start, 16)
                 madvise(ctypes.c_void_p(first), ctypes.c_size_t(int(end, 16) - first), mmap.MADV_DONTNEED)
-
-
-@contextmanager
-def blocked_imports(*packages: str) -> Iterator[None]:
-    """Make the import of ``packages`` fail while the block runs. Packages that are imported already are unaffected."""
-    absent = [package for package in packages if package not in sys.modules]
-    for package in absent:
-        sys.modules[package] = None  # type: ignore[assignment]  # None makes an import fail
-    try:
-        yield
-    finally:
-        for package in absent:
-            del sys.modules[package]

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from schemas.errors import StoredArtifactError
+from schemas.errors import LostRace, StoredArtifactError
 from schemas.layout import ALIAS_STATE_NAME
 from schemas.store import EMPTY_LOG, AliasEvent, AliasLogState, LogHead
 from tasks.runtime.files import atomic_write, digest_of, sweep_temporaries, sync_opened, write_json
 from tasks.runtime.stored_file import parse_json, read_json, read_stored
+
+if TYPE_CHECKING:
+    from tasks.registry.mirror import StoreMirror
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +69,13 @@ def head_of(entries: Sequence[tuple[AliasEvent, str]]) -> LogHead:
 
 @dataclass(frozen=True)
 class AliasLog:
-    """The log file: one JSON line per event, each with a digest of itself and of all lines before it."""
+    """The log file: one JSON line per event, each with a digest of itself and of all lines before it.
+
+    mirror: decides which machine adds a line, if several share the store.
+    """
 
     path: Path
+    mirror: "StoreMirror | None" = None
 
     def read(self) -> list[AliasEvent]:
         """Return all events, oldest first. An incomplete last line, which a killed process leaves, is ignored.
@@ -97,14 +104,41 @@ class AliasLog:
     def append(self, event: AliasEvent) -> None:
         """Add one line and sync it to disk. The caller holds the lock of the store and has called `repair`.
 
-        After an error, such as a full disk, the log is unchanged.
+        After an error, such as a full disk, the log is unchanged. If the line is in the remote by then, the next
+        `ModelStore.recover` adds it.
+
+        Raises `LostRace` if another machine has added a line.
         """
         before = self.head()
         digest = chain(event.as_json(), before.sha256)
+        line = _line(event.as_json(), digest)
+        if self.mirror is not None and not self.mirror.create_line(before.lines + 1, line):
+            raise LostRace(f"{self.path}: another machine added line {before.lines + 1} first.")
+        self._write([line], LogHead(lines=before.lines + 1, sha256=digest))
+
+    def lines(self) -> list[bytes]:
+        """Return the complete lines, without newlines. They are not verified."""
+        return self._split()[0]
+
+    def extend(self, lines: Sequence[bytes], source: str) -> None:
+        """Add lines that another machine wrote to ``source``. The caller holds the lock and has called `repair`.
+
+        Raises `StoredArtifactError` if they do not continue the log.
+        """
+        head = self.head()
+        digest = head.sha256
+        for number, line in enumerate(lines, start=head.lines + 1):
+            try:
+                _, digest = self._parse(number, line, digest)
+            except StoredArtifactError as error:
+                raise StoredArtifactError(f"{source} does not continue the log on this machine. {error}") from error
+        self._write(lines, LogHead(lines=head.lines + len(lines), sha256=digest))
+
+    def _write(self, lines: Sequence[bytes], head: LogHead) -> None:
         with self.path.open("ab") as file:
             size = file.tell()
             try:
-                file.write(_line(event.as_json(), digest) + b"\n")
+                file.write(b"".join(line + b"\n" for line in lines))
                 file.flush()
                 sync_opened(file.fileno(), self.path)
             except OSError as error:
@@ -112,7 +146,7 @@ class AliasLog:
                 error.filename = error.filename or str(self.path)
                 raise
         try:
-            self.record(head=LogHead(lines=before.lines + 1, sha256=digest))
+            self.record(head=head)
         except (OSError, StoredArtifactError) as error:  # the move is logged, and the next one records it
             logger.warning("%s cannot be written: %s", self.state_path, error)
 

@@ -54,7 +54,7 @@ def predict_csv(
     # The header is checked before the model is loaded, which takes seconds.
     with ExitStack() as reading:
         csv = reading.enter_context(open_csv(images, contract, label_optional=True))
-        stored = ModelStore.of(artifacts_dir, dataset).version(version)
+        stored = ModelStore.of(artifacts_dir, dataset).refresh().version(version)
         stored.check_signature()  # before any of its files is parsed
         checks = PredictionChecks(stored, contract)
         model = load_model(stored)

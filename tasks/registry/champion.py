@@ -2,17 +2,18 @@
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from schemas.errors import FashionAnnError, NothingToRollBackTo, StoredArtifactError, WrongUsage
+from schemas.errors import FashionAnnError, LostRace, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.store import AliasEvent
 from tasks.registry.alias_log import CHAMPION, ROLLBACK, alias_event, alias_values, champions
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import verify
 
 logger = logging.getLogger(__name__)
+
+_Check = Callable[[StoredVersion], StoredVersion]
 
 # `ModelStore.resolve` reads v7 as a number.
 _ALIAS = re.compile(r"(?!v[0-9]+$)[A-Za-z][A-Za-z0-9-]{0,63}")
@@ -34,7 +35,8 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False,
     Raises `WrongUsage` for an empty reason, for the champion itself and for a refused version, and
     `StoredArtifactError` for a version that does not verify, even with ``force``.
     """
-    with _recovered(store, reason, restore=force) as cleaned:
+
+    def choose(check: _Check) -> StoredVersion:
         stack = champions(store.aliases.read())
         if stack and stack[-1] == number:
             raise WrongUsage(f"Version {number} is champion already.")
@@ -45,7 +47,10 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False,
                 f"Version {number} was rejected by its own verdict. {verdict.reason} "
                 "Choose another version, or promote it with --force."
             )
-        return Move(_move(store, version, "promote --force" if force else "promote", reason, flow_run), cleaned)
+        return check(version)
+
+    by = "promote --force" if force else "promote"
+    return _move(store, choose, by, reason, flow_run, restore=force)
 
 
 def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
@@ -60,15 +65,19 @@ def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:
             f"as v7 and is not champion, received {alias!r}. `fashion-ann promote V --reason R` moves "
             "the champion."
         )
-    with _recovered(store, reason) as cleaned:
+
+    def choose(check: _Check) -> StoredVersion:
         if alias_values(store.aliases.read()).get(alias) == number:
             raise WrongUsage(f"{alias} names version {number} already.")
-        return Move(_move(store, store.version(number), "alias", reason, None, alias), cleaned)
+        return check(store.version(number))
+
+    return _move(store, choose, "alias", reason, None, alias)
 
 
 def rollback(store: ModelStore, reason: str, *, flow_run: str | None = None) -> Move:
     """Make the previous champion champion again. A second rollback goes back one further."""
-    with _recovered(store, reason) as cleaned:
+
+    def choose(check: _Check) -> StoredVersion:
         stack, numbers = champions(store.aliases.read()), store.numbers()
         # Versions that were removed are passed over.
         earlier = [number for number in stack if number != stack[-1] and number in numbers]
@@ -78,33 +87,55 @@ def rollback(store: ModelStore, reason: str, *, flow_run: str | None = None) -> 
                 "Choose a version with `fashion-ann promote V --reason R`."
             )
         try:
-            return Move(_move(store, store.version(earlier[-1]), ROLLBACK, reason, flow_run), cleaned)
+            return check(store.version(earlier[-1]))
         except StoredArtifactError as error:
             raise StoredArtifactError(
                 f"{error} Version {stack[-1]} stays champion. Choose another one with "
                 "`fashion-ann promote V --reason R`."
             ) from error
 
-
-@contextmanager
-def _recovered(store: ModelStore, reason: str, *, restore: bool = False) -> Iterator[list[str]]:
-    """Require a reason, then hold the lock of the recovered store. If the block fails, log what was cleaned."""
-    if not reason.strip():
-        raise WrongUsage("--reason: expected a text, received an empty one. It is recorded in the alias log.")
-    with store.lock():
-        cleaned = store.recover(restore=restore)
-        try:
-            yield cleaned
-        except FashionAnnError:
-            for line in cleaned:
-                logger.warning("%s", line)
-            raise
+    return _move(store, choose, ROLLBACK, reason, flow_run)
 
 
 def _move(
-    store: ModelStore, version: StoredVersion, by: str, reason: str, flow_run: str | None, alias: str = CHAMPION
-) -> AliasEvent:
-    verify(version)
-    event = alias_event(alias_values(store.aliases.read()).get(alias), version.number, by, reason, flow_run, alias)
-    store.aliases.append(event)
-    return event
+    store: ModelStore,
+    choose: Callable[["_Check"], StoredVersion],
+    by: str,
+    reason: str,
+    flow_run: str | None,
+    alias: str = CHAMPION,
+    *,
+    restore: bool = False,
+) -> Move:
+    """Require a reason, then let ``choose`` find the version in the recovered store, and log the move.
+
+    choose: returns a version after passing it to its argument, which verifies it. It is called again if another machine
+        moves an alias meanwhile, and decides with that move.
+
+    If it fails, log what was cleaned.
+    """
+    if not reason.strip():
+        raise WrongUsage("--reason: expected a text, received an empty one. It is recorded in the alias log.")
+    verified: set[int] = set()
+
+    def check(version: StoredVersion) -> StoredVersion:
+        if version.number not in verified:
+            verify(version)
+            verified.add(version.number)
+        return version
+
+    with store.lock():
+        cleaned = store.recover(restore=restore)
+        while True:
+            try:
+                number = choose(check).number
+                before = alias_values(store.aliases.read()).get(alias)
+                event = alias_event(before, number, by, reason, flow_run, alias)
+                store.aliases.append(event)
+                return Move(event, cleaned)
+            except LostRace:
+                cleaned += store.recover(restore=restore)
+            except FashionAnnError:
+                for line in cleaned:
+                    logger.warning("%s", line)
+                raise

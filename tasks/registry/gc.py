@@ -4,6 +4,8 @@ Kept are the versions with an alias, the champion's predecessor, the newest ones
 decision, and damaged ones. A folder is renamed to a temporary name before its deletion: for readers it is complete or
 absent, whenever the process is killed.
 
+With FASHION_ANN_REMOTE, a version is removed for all machines, and objects that no machine needs are deleted there.
+
 The artifacts folder may contain files of the user. A folder is deleted only if its name is that of a stage output or a
 version, and its own record confirms that. It must contain no file that the record does not list.
 """
@@ -29,6 +31,7 @@ from schemas.layout import (
     short_key,
 )
 from tasks.registry.alias_log import CHAMPION, alias_values, champions
+from tasks.registry.remote_gc import unreferenced
 from tasks.registry.store import ModelStore
 from tasks.runtime.files import contains_mount_point, discard_folder, is_discarded, remove_leftover
 from tasks.runtime.locks import artifacts_lock
@@ -36,7 +39,7 @@ from tasks.runtime.stage_cache import read_record
 from tasks.runtime.stages import output_folders
 from tasks.runtime.stored_file import read_json
 
-Kind = Literal["version", "stage", "checkpoint", "leftover"]
+Kind = Literal["version", "stage", "checkpoint", "leftover", "remote"]
 
 DEFAULT_KEEP = 5
 
@@ -47,10 +50,13 @@ _RETURNED = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")  # as Prefect names a resul
 
 @dataclass(frozen=True)
 class Removal:
-    """One file or folder to delete, and the bytes in it. ``leftover``: of a killed run or an earlier removal."""
+    """One file or folder to delete, and the bytes in it. ``leftover``: of a killed run or an earlier removal.
+
+    path: the address of an object with the kind "remote".
+    """
 
     kind: Kind
-    path: Path
+    path: Path | str
     bytes: int
 
 
@@ -78,7 +84,7 @@ def plan(artifacts_dir: Path, dataset: str, keep: int = DEFAULT_KEEP) -> Plan:
 
     Raises `StoredArtifactError` if the alias log cannot be read: the champion is unknown then.
     """
-    planned = _plan(artifacts_dir, dataset, keep, with_stages=True)
+    planned = _plan(artifacts_dir, ModelStore.of(artifacts_dir, dataset).refresh(), keep, with_stages=True)
     if any(removal.kind in ("stage", "checkpoint") for removal in planned.removed):
         # A dry run takes no lock, so it does not know whether a run is active.
         note = "Stage outputs and checkpoints are deleted only while no run is active."
@@ -100,24 +106,24 @@ def collect(
     Calls `ModelStore.recover` before the first deletion. Raises `LockHeld` if another process writes to the store for
     ``seconds``.
     """
-    if not artifacts_dir.is_dir():
-        return plan(artifacts_dir, dataset, keep)
     store = ModelStore.of(artifacts_dir, dataset)
+    if not artifacts_dir.is_dir() and store.mirror is None:
+        return plan(artifacts_dir, dataset, keep)
     # A run takes these two locks in the other order. This cannot deadlock: it does not wait for the second one.
     with store.lock(seconds), artifacts_lock(artifacts_dir, exclusive=True) as exclusive:
-        planned = _plan(artifacts_dir, dataset, keep, with_stages=exclusive)
+        store.synchronize()
+        planned = _plan(artifacts_dir, store, keep, with_stages=exclusive)
         on_plan(planned)
         # Before any deletion, because it raises for a log that does not match the versions.
         cleaned = [f"{line}." for line in store.recover()]
         # Versions first: if the process is killed here, the next one finds their stage outputs without a reference.
-        removed = tuple(removal for removal in planned.removed if _remove(removal))
+        removed = tuple(removal for removal in planned.removed if _remove(store, removal))
     return replace(planned, removed=removed, notes=(*cleaned, *planned.notes))
 
 
-def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) -> Plan:
+def _plan(artifacts_dir: Path, store: ModelStore, keep: int, *, with_stages: bool) -> Plan:
     if keep < 1:
         raise WrongUsage(f"--keep: expected 1 or more, received {keep}. The newest version is always kept.")
-    store = ModelStore.of(artifacts_dir, dataset)
     numbers = store.numbers()
     damaged: dict[int, str] = {}
     newest_waiting: set[int] = set()
@@ -131,7 +137,7 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
             _require_own_files(store.folder(number))
         except (StoredArtifactError, VersionNotFound) as error:
             damaged[number] = str(error)
-    kept = _kept(store, numbers, keep) | newest_waiting | set(damaged)
+    kept = (_kept(store, numbers, keep) | newest_waiting) - store.removed_elsewhere | set(damaged)
     notes = [f"Version {number} is damaged and is kept: {reason}" for number, reason in damaged.items()]
 
     removed = [_removal("leftover", path) for path in store.leftovers()]
@@ -150,6 +156,14 @@ def _plan(artifacts_dir: Path, dataset: str, keep: int, *, with_stages: bool) ->
                 notes.append(entry)
     else:
         notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
+    if store.mirror is not None:
+        remote, gone = store.mirror.remote, set(numbers) - kept
+        try:
+            garbage = list(unreferenced(remote, store.mirror.dataset, gone))
+        except StoredArtifactError as error:
+            notes.append(f"Everything in {remote.address} is kept: {error}")
+        else:
+            removed += [Removal("remote", f"{remote.address}/{entry.name}", entry.size) for entry in garbage]
     return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes), run_active=not with_stages)
 
 
@@ -280,10 +294,17 @@ def _removal(kind: Kind, path: Path) -> Removal:
     return Removal(kind, path, total)
 
 
-def _remove(removal: Removal) -> bool:
+def _remove(store: ModelStore, removal: Removal) -> bool:
     """Delete an item. Return False if a part of it cannot be deleted yet, which is logged."""
+    if isinstance(removal.path, str):
+        if store.mirror is not None:
+            remote = store.mirror.remote
+            remote.delete([removal.path.removeprefix(f"{remote.address}/")])
+        return True
     match removal.kind:
         case "version":
+            if store.mirror is not None:
+                store.mirror.remove_version(int(removal.path.name))
             return discard_folder(removal.path, MANIFEST_NAME)
         case "stage":
             return discard_folder(removal.path, RECORD_NAME)

@@ -56,6 +56,7 @@ def collect_facts(
             "data": _describe_data(data, prepared, config),
             "configuration": config.model_dump(),
             "batch_size_used": batch_size_for(prepared.train_rows, config),
+            "memory_budget_used": trained.memory_budget,
             "promotion": promotion.model_dump(),
             "seed": config.seed,
             "code": code_revision(),

@@ -13,14 +13,23 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
+from schemas.config import REMOTE_VARIABLE
+from schemas.errors import (
+    FashionAnnError,
+    LockHeld,
+    LostRace,
+    OtherLayout,
+    RemoteUnavailable,
+    StoredArtifactError,
+    VersionNotFound,
+)
 from schemas.layout import (
     ALIAS_LOG_NAME,
     MANIFEST_NAME,
@@ -35,9 +44,19 @@ from schemas.store import AliasEvent, Manifest, StoredJson, VersionFacts
 from tasks.registry.alias_log import AliasLog, alias_values, chain, champions, head_of
 from tasks.registry.differences import settings
 from tasks.registry.manifest import read_manifest, write_manifest
+from tasks.registry.mirror import REMOVED, StoreMirror, signature_name
 from tasks.registry.signatures import SIGNATURE_BYTES, VERIFY_VARIABLE, fingerprint, is_signed, verify_key
-from tasks.runtime.files import atomic_folder, is_discarded, remove_leftover, sync_to_disk, temporary_name
+from tasks.runtime.files import (
+    atomic_folder,
+    atomic_write,
+    is_discarded,
+    remove_leftover,
+    sweep_temporaries,
+    sync_to_disk,
+    temporary_name,
+)
 from tasks.runtime.locks import lock
+from tasks.runtime.remote import Remote, StoredObject
 from tasks.runtime.stored_file import check_stored, read_json, read_stored
 
 if TYPE_CHECKING:
@@ -46,6 +65,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content", bound=StoredJson)
+
+_SECONDS_TO_REFRESH = 60  # a writer holds the lock for less
 
 # Each number has one spelling, that of `ModelStore.folder`.
 _VERSION_FOLDER = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
@@ -58,11 +79,15 @@ _RESTORE_LOG = (
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """One version of a store. The digest of ``manifest`` was checked, those of the other files were not."""
+    """One version of a store. The digest of ``manifest`` was checked, those of the other files were not.
+
+    remote: has the files that are not on this machine yet.
+    """
 
     number: int
     folder: Path
     manifest: Manifest
+    remote: Remote | None = None
 
     def check(self) -> None:
         """Check every file's digest, and that no others exist. Raises `StoredArtifactError` with both digests.
@@ -129,22 +154,32 @@ class StoredVersion:
 
     def path(self, name: str) -> Path:
         """Return the path of a file after checking its digest. Raises `StoredArtifactError` as `check` does."""
-        check_stored(self.folder / name, self._sha256(name))
+        check_stored(self._here(name), self._sha256(name))
         return self.folder / name
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file after checking their digest. Raises `StoredArtifactError` as `check` does."""
-        return read_stored(self.folder / name, self._sha256(name))
+        return read_stored(self._here(name), self._sha256(name))
 
     def read_json(self, name: str, model: type[Content]) -> Content:
         """Return a JSON file after checking its digest. Raises `StoredArtifactError`, also for its shape."""
-        path = self.folder / name
+        path = self._here(name)
         return model.parse(read_json(path, self._sha256(name)), str(path))
 
     @property
     def digests(self) -> dict[str, str]:
         """Return the sha256 of each file by its name."""
         return {name: entry.sha256 for name, entry in self.manifest.files.items()}
+
+    def _here(self, name: str) -> Path:
+        """Return the path of a file after fetching it, if only the remote has it."""
+        path, entry = self.folder / name, self.manifest.files.get(name)
+        if self.remote is not None and entry is not None and not os.path.lexists(path):
+            beside = self.folder.with_name(f"{self.folder.name}.{name}")  # a reader may list the folder meanwhile
+            sweep_temporaries(beside)
+            with atomic_write(path, near=beside) as temporary:
+                self.remote.fetch_file(entry.sha256, entry.bytes, temporary)
+        return path
 
     def _sha256(self, name: str) -> str:
         if name not in self.manifest.files:
@@ -181,16 +216,118 @@ class VersionSummary:
 class ModelStore:
     """The versions of one dataset and their aliases, in the folder ``root``, which may not exist yet."""
 
-    def __init__(self, root: Path, dataset: str | None = None) -> None:
+    def __init__(self, root: Path, dataset: str | None = None, mirror: StoreMirror | None = None) -> None:
         self.root = root
         self._dataset = dataset  # None: not checked
-        self.aliases = AliasLog(root / ALIAS_LOG_NAME)
+        self.mirror = mirror
+        self.removed_elsewhere: set[int] = set()  # known after `refresh` or `synchronize`
+        self.aliases = AliasLog(root / ALIAS_LOG_NAME, mirror)
         self._versions = root / VERSIONS_FOLDER
 
     @classmethod
     def of(cls, artifacts_dir: Path, dataset: str) -> "ModelStore":
-        """Return the store of a dataset."""
-        return cls(Artifacts(artifacts_dir).store(dataset), dataset)
+        """Return the store of a dataset. With FASHION_ANN_REMOTE it is a copy, see `refresh`."""
+        return cls(Artifacts(artifacts_dir).store(dataset), dataset, StoreMirror.configured(dataset))
+
+    def refresh(self) -> Self:
+        """Copy what other machines added, if the store has a mirror. Return this store.
+
+        While the mirror cannot be reached, log a warning and use the copy on this machine, if it has a version.
+        """
+        if self.mirror is not None:
+            try:
+                with self.lock(_SECONDS_TO_REFRESH):
+                    self._exchange(push=False)
+            except (RemoteUnavailable, LockHeld, OSError) as error:
+                if not self.numbers():
+                    raise
+                logger.warning("%s is used as it is on this machine, and may be outdated: %s", self.root, error)
+        return self
+
+    def synchronize(self) -> None:
+        """Copy what other machines added, and store what they lack. The caller holds `lock`.
+
+        Raises `RemoteUnavailable`, and `StoredArtifactError` if both sides added different versions or moves.
+        """
+        self._exchange(push=True)
+
+    def _exchange(self, *, push: bool) -> None:
+        if self.mirror is None:
+            return
+        # Versions first: none is then missing that a line names, or that is older than one whose line is missing. Until
+        # there is no new line, because one may name a version that was added meanwhile.
+        new_lines = True
+        while new_lines:
+            self._exchange_versions(self.mirror, push=push)
+            new_lines = self._exchange_lines(self.mirror, push=push)
+
+    def _exchange_versions(self, mirror: StoreMirror, *, push: bool) -> None:
+        local = set(self.numbers())
+        stored = mirror.versions(max([*local, *(event.to for event in self.aliases.read())], default=0))
+        self.removed_elsewhere = {number for number, objects in stored.items() if REMOVED in objects}
+        shared = sorted(number for number in stored.keys() - self.removed_elsewhere if MANIFEST_NAME in stored[number])
+        for number in shared:
+            if number not in local:
+                self._fetch_version(mirror, number)
+            elif any(name.endswith(".sig") for name in stored[number]):
+                self._fetch_signature(mirror, number, stored[number])
+        for number in sorted(local.difference(shared)) if push else ():
+            if mirror.is_removed(number):
+                self.removed_elsewhere.add(number)
+                continue
+            try:
+                version = self.version(number)
+                version.check()
+            except StoredArtifactError as error:  # must not prevent a new version
+                logger.warning("version %d is not stored in %s: %s", number, mirror.remote.address, error)
+                continue
+            if not mirror.create_version(number, version.folder, version.manifest):
+                raise _diverged(mirror, self.root, f"version {number}")
+        if (both := local.intersection(shared)) and (number := max(both)):
+            content = mirror.manifest(number)
+            if content is not None and content != read_stored(self.folder(number) / MANIFEST_NAME):
+                raise _diverged(mirror, self.root, f"version {number}")
+
+    def _fetch_version(self, mirror: StoreMirror, number: int) -> None:
+        content = mirror.manifest(number)
+        if content is None:
+            return  # removed meanwhile
+        signature = mirror.signature(number, content)
+        self._versions.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(self.folder(number)) as temporary:
+            (temporary / MANIFEST_NAME).write_bytes(content)
+            if signature is not None:
+                (temporary / SIGNATURE_NAME).write_bytes(signature)
+
+    def _fetch_signature(self, mirror: StoreMirror, number: int, objects: Mapping[str, StoredObject]) -> None:
+        """Fetch the signature of a version that another machine has signed after this one copied it."""
+        path = self.folder(number) / SIGNATURE_NAME
+        content = read_stored(self.folder(number) / MANIFEST_NAME)
+        entry = objects.get(signature_name(content))
+        if entry is None or (path.exists() and path.stat().st_mtime >= entry.modified.timestamp()):
+            return
+        if (signature := mirror.signature(number, content)) is not None:
+            with atomic_write(path, near=self.folder(number)) as temporary:
+                temporary.write_bytes(signature)
+
+    def _exchange_lines(self, mirror: StoreMirror, *, push: bool) -> bool:
+        """Return whether the log on this machine has new lines."""
+        self.aliases.repair()
+        lines = self.aliases.lines()
+        common = len(lines)
+        while common and (line := mirror.line(common)) != lines[common - 1]:
+            if line is not None:
+                raise _diverged(mirror, self.root, f"line {common} of the alias log")
+            common -= 1
+        if common < len(lines):
+            for number in range(common + 1, len(lines) + 1) if push else ():
+                if not mirror.create_line(number, lines[number - 1]):
+                    raise _diverged(mirror, self.root, f"line {number} of the alias log")
+            return False
+        new = list(mirror.lines(common))
+        if new:
+            self.aliases.extend(new, f"{mirror.remote.address}, the alias log of {mirror.dataset},")
+        return bool(new)
 
     def folder(self, number: int) -> Path:
         return self._versions / f"{number:04d}"
@@ -224,7 +361,7 @@ class ModelStore:
             raise StoredArtifactError(
                 f"{folder / MANIFEST_NAME} describes a version of {manifest.dataset}, expected {self._dataset}."
             )
-        return StoredVersion(number, folder, manifest)
+        return StoredVersion(number, folder, manifest, None if self.mirror is None else self.mirror.remote)
 
     def resolve(self, name: str) -> int:
         """Return the number of a version named "3", "0003", "v3" or by an alias. Raises `VersionNotFound`."""
@@ -239,8 +376,14 @@ class ModelStore:
             if aliases[name] not in numbers:
                 raise VersionNotFound(f"{name} names version {aliases[name]}, which was removed from {self.root}.")
             return aliases[name]
-        content = f"versions {numbers[0]} to {numbers[-1]}" if numbers else "no version: run `fashion-ann train` first"
-        raise VersionNotFound(f"There is no version or alias {name!r} in {self.root}. It contains {content}.")
+        raise VersionNotFound(
+            f"There is no version or alias {name!r} in {self.root}. "
+            + (
+                f"Its newest version is {numbers[-1]}; `fashion-ann versions` lists all with their aliases."
+                if numbers
+                else "It contains no version: run `fashion-ann train` first."
+            )
+        )
 
     def aliases_of(self, number: int) -> list[str]:
         """Return the aliases that name a version, sorted."""
@@ -333,6 +476,8 @@ class ModelStore:
         key: signs the manifest.
 
         If the process is killed, the version is complete or absent. A number is never used twice.
+
+        Raises `LostRace` if another machine added a version with the same number first.
         """
         number = max([*self.numbers(), *(event.to for event in self.aliases.read())], default=0) + 1
         folder = self.folder(number)
@@ -344,6 +489,8 @@ class ModelStore:
                     (temporary / SIGNATURE_NAME).write_bytes(key.sign(manifest.text))
                 for path in (*temporary.iterdir(), temporary):
                     sync_to_disk(path)
+                if self.mirror is not None and not self.mirror.create_version(number, temporary, manifest):
+                    raise LostRace(f"{folder}: another machine added version {number} first.")
             sync_to_disk(self._versions)
         except OSError as error:
             # The error of a full disk names no file.
@@ -369,6 +516,8 @@ class ModelStore:
             finally:
                 temporary.unlink(missing_ok=True)
             sync_to_disk(version.folder)
+            if self.mirror is not None:
+                self.mirror.sign(number, version.folder, version.manifest)
         return version
 
     def leftovers(self) -> list[Path]:
@@ -385,7 +534,9 @@ class ModelStore:
         return [*sorted(discarded), *sorted(temporaries)]
 
     def recover(self, *, restore: bool = False) -> list[str]:
-        """Complete or undo what a killed writer left. Return what was done, for people. The caller holds `lock`.
+        """Complete or undo what a killed writer left, and `synchronize`. Return what was done, for people.
+
+        The caller holds `lock`.
 
         Raises `StoredArtifactError` as `history` does, unless ``restore``: then the missing promotions are logged.
         """
@@ -395,11 +546,15 @@ class ModelStore:
                 break  # a later one may mark this one as removed
             done.append(f"removed {leftover}, an incomplete version that a killed process left")
         done += self.aliases.repair()
+        self.synchronize()
         missing, lost = self._compare_log(restore=restore)
         if lost and not restore:
             raise StoredArtifactError(lost)
         for event in missing:
-            self.aliases.append(event)
+            try:
+                self.aliases.append(event)
+            except LostRace:
+                return [*done, *self.recover(restore=restore)]  # another machine logged this promotion, or a move
             done.append(f"logged the promotion of version {event.to}, which its manifest records")
         if lost:
             self.aliases.record(head=self.aliases.head(), abandoned=max(self.numbers(), default=0))
@@ -453,3 +608,10 @@ class ModelStore:
                     f"{head.sha256}, as {source} records. A move of an alias was removed or rewritten. {_RESTORE_LOG}"
                 )
         return missing, None
+
+
+def _diverged(mirror: StoreMirror, root: Path, what: str) -> StoredArtifactError:
+    return StoredArtifactError(
+        f"{root} and {mirror.remote.address} have different contents of {what}: each was written without the other. "
+        f"Keep one of them: move {root} away to use that of the remote, or set {REMOTE_VARIABLE} to another prefix."
+    )

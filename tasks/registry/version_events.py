@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.layout import REPORT_NAME, VERDICT_NAME, WEIGHTS_NAME
 from schemas.references import CsvFile, sha256sum_digest
-from schemas.store import AliasEvent, PairedVerdict
+from schemas.store import AliasEvent, PairedVerdict, shown_outcome
 from tasks.registry.alias_log import CHAMPION, ROLLBACK, head_of
 from tasks.registry.store import ModelStore
 
@@ -30,7 +30,6 @@ _SECONDS_TO_WAIT = 60
 PREFIX = "fashion-ann.version"
 WAITING = f"{PREFIX}.waiting"
 DIGEST_LABEL = f"{PREFIX}.digest"
-_VERDICTS = {"kept": f"{PREFIX}.kept", "refused": f"{PREFIX}.rejected", "waiting": WAITING}
 
 
 def send_unsent(store: ModelStore, send: Send | None) -> bool:
@@ -67,8 +66,8 @@ def unsent(store: ModelStore) -> list[dict[str, Any]]:
     start = state.sent.lines if head_of(entries[: state.sent.lines]) == state.sent else 0
     events = [_event_of_move(store, move, digest) for move, digest in entries[start:]]
     for manifest in store.intact_manifests(after=state.sent_version):
-        name = _VERDICTS.get(manifest.verdict.outcome)  # a promotion is a line of the log
-        if name is not None:
+        if manifest.verdict.outcome != "promoted":  # a promotion is a line of the log
+            name = f"{PREFIX}.{shown_outcome(manifest.verdict.outcome)}"
             facts = {"from": manifest.parent, "reason": manifest.verdict.reason, "by": None}
             facts["flow_run"] = manifest.flow_run_id
             events.append(

@@ -73,7 +73,7 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
     champion = _third_version(store, before, after)
     contract = contract_of(manifests[1].dataset)
     old, new = (
-        read_predictions(version.folder / PREDICTIONS_NAME, contract, version.digests[PREDICTIONS_NAME])
+        read_predictions(version.path(PREDICTIONS_NAME), contract, version.digests[PREDICTIONS_NAME])
         for version in versions
     )
     old_rows, new_rows = shared_rows(old, new)

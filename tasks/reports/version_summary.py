@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from schemas.layout import REPORT_NAME
+from schemas.store import shown_outcome
 from tasks.registry.store import StoredVersion
 from tasks.reports.version_report import commands
 from tasks.runtime.stages import run_name
@@ -17,7 +18,7 @@ def summarize_version(
     stages: the lineage of this run if an earlier run created the version, else None.
     """
     manifest = version.manifest
-    title, reason = f"Version {version.number}: {manifest.verdict.outcome}", manifest.verdict.reason
+    title, reason = f"Version {version.number}: {shown_outcome(manifest.verdict.outcome)}", manifest.verdict.reason
     if stages is not None:
         title = f"Nothing new: version {version.number}"
         reason = f"An earlier run created it from the same inputs, {manifest.created}. Its verdict: {reason}"

@@ -15,6 +15,14 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
+class StageMissed:
+    """A started stage found no output that it can reuse, and builds one."""
+
+    stage: str
+    split: str | None
+
+
+@dataclass(frozen=True)
 class StageFinished:
     """A stage's output exists. ``facts``: see `run_stage`. ``seconds``: time to build it, now or in an earlier run."""
 
@@ -37,7 +45,7 @@ class TrainingProgress:
     figures: Mapping[str, float]
 
 
-Event = StageStarted | StageFinished | TrainingProgress
+Event = StageStarted | StageMissed | StageFinished | TrainingProgress
 
 _subscribers: list[Callable[[Event], None]] = []
 

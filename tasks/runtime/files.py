@@ -93,14 +93,15 @@ def without_temporary_names(text: str) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
+def atomic_write(path: Path, *, mode: int = 0o666, near: Path | None = None) -> Iterator[Path]:
     """Yield an empty temporary file beside ``path``. Rename it to ``path`` when the block ends without an error.
 
     An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
 
     mode: permissions of the file before the umask removes some.
+    near: beside which the temporary file is instead, on the same file system.
     """
-    with _replacing(path, partial(Path.touch, mode=mode)) as temporary:
+    with _replacing(path, partial(Path.touch, mode=mode), near) as temporary:
         yield temporary
 
 
@@ -115,9 +116,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _replacing(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+def _replacing(path: Path, create: Callable[[Path], None], near: Path | None = None) -> Iterator[Path]:
     def create_temporary() -> Path:
-        temporary = temporary_name(path)
+        temporary = temporary_name(near or path)
         create(temporary)
         return temporary
 

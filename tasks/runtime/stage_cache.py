@@ -2,6 +2,8 @@
 
 An output is a folder with a `stage.json` that lists its files. Both are written to a temporary folder, which is then
 renamed to the beginning of the key: the digest of the stage's inputs, parameters, code and lock.
+
+With FASHION_ANN_REMOTE an output that this machine lacks is fetched from there, and a new one is stored there.
 """
 
 import logging
@@ -18,7 +20,7 @@ from schemas.errors import StageNotWritten, StoredArtifactError
 from schemas.layout import RECORD_NAME, short_key
 from schemas.references import StageRecord
 from schemas.store import StoredFile, StoredJson
-from tasks.runtime.events import StageFinished, StageStarted, emit
+from tasks.runtime.events import StageFinished, StageMissed, StageStarted, emit
 from tasks.runtime.files import (
     atomic_folder,
     describe_files,
@@ -30,8 +32,9 @@ from tasks.runtime.files import (
 )
 from tasks.runtime.fingerprint import code_digest, lock_digest
 from tasks.runtime.locks import lock
+from tasks.runtime.remote import SECONDS_UNUSED, STAGES, Remote, configured_remote
 from tasks.runtime.stages import Stage
-from tasks.runtime.stored_file import check_stored, read_json
+from tasks.runtime.stored_file import check_stored, parse_json, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +97,13 @@ def run_stage(
     parse: receives the record and the facts, and reads files that another process may have replaced and resealed. If it
         raises an error for an earlier output, that output is built again.
 
+    An output that is neither here nor in the remote is built. One that the remote lacks is stored there.
+
     Returns what ``parse`` returns, by default the record and the facts. Exceptions of ``build`` propagate; no partial
-    output remains. Raises `StageNotWritten` for an OSError that names no file.
+    output remains. Raises `StageNotWritten` for an OSError that names no file, and `RemoteUnavailable`, after which the
+    output is kept on this machine.
     """
+    remote, damaged = configured_remote(), False
     cache_inputs = _cache_inputs(stage, inputs)
     key, split = digest_of(cache_inputs), inputs.get("split")
     final = output_folder(folder, key)
@@ -107,11 +114,18 @@ def run_stage(
             if remove_leftover(temporary):
                 logger.info("removed %s, left by a run that was killed", temporary)
         earlier = _earlier_output(final, stage, key, parse)
+        if earlier is None and remote is not None and (found := remote.read(record_name(stage.name, key))) is not None:
+            fetch_output(remote, found, final)
+            earlier = _earlier_output(final, stage, key, parse)
+            damaged = earlier is None
         if earlier is None:
+            emit(StageMissed(stage.name, split))
             record = _build_output(final, {**cache_inputs, "key": key}, build)
             reference, facts = _reference(final, record, reused=False), record["facts"]
         else:
             reference, facts, parsed = earlier
+        if remote is not None:
+            _push_output(remote, reference, replace=damaged)
     emit(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
     return parse(reference, facts) if earlier is None else parsed
 
@@ -151,6 +165,57 @@ def _earlier_output(
         return None
     logger.debug("reused %s", final.name)
     return reference, facts, parsed
+
+
+def record_name(stage: str, key: str, digest: str | None = None) -> str:
+    """Return the name of a record in the remote: of the first output for a key, or of the one with this ``digest``.
+
+    Two machines may build the same output at once, and a GPU need not give the same files twice.
+    """
+    return f"{STAGES}/{stage}/{key}/{digest or 'stage'}.json"
+
+
+def fetch_output(remote: Remote, record: bytes, final: Path) -> None:
+    """Fetch the output with this record to the new folder ``final``. Logs a warning for one that is damaged there."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(final) as temporary:
+            (temporary / RECORD_NAME).write_bytes(record)
+            for name, entry in read_record(temporary)["files"].items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remote.fetch_file(entry["sha256"], entry["bytes"], path)
+    except StoredArtifactError as error:
+        logger.warning("%s: an output in the remote is damaged and is not used. %s", final.name, error)
+    else:
+        logger.info("%s: fetched from %s", final.name, remote.address)
+
+
+def _push_output(remote: Remote, reference: StageRecord, *, replace: bool) -> None:
+    """Store a verified output in the remote, unless it is there. ``replace``: the one that is there is damaged."""
+    content = (reference.path / RECORD_NAME).read_bytes()
+    first = record_name(reference.stage, reference.key)
+    own = record_name(reference.stage, reference.key, reference.digest)
+    found = None if replace else remote.get(first)
+    if found is not None and not _is_record_of(found[1], reference):  # another machine built it, too
+        first, found = own, remote.get(own)
+    if found is None:
+        for name, entry in read_record(reference.path)["files"].items():
+            remote.push_file(reference.path / name, entry["sha256"])
+        if replace:
+            remote.write(first, content)
+        elif not remote.create(first, content):
+            remote.create(own, content)
+    elif found[0].age > SECONDS_UNUSED / 3:
+        remote.write(first, content)  # so that garbage collection keeps it
+
+
+def _is_record_of(content: bytes, reference: StageRecord) -> bool:
+    """Return whether a record in the remote describes the same files as ``reference``."""
+    try:
+        return digest_of(parse_json(content)["files"]) == reference.digest
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 def _build_output(

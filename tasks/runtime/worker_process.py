@@ -213,6 +213,8 @@ def serve_jobs(handlers: Mapping[str, Handler], prepare: Callable[[], object] = 
     ours.addHandler(Sender())
     with _faults_sent(send):
         prepare()
+        for module in handlers:
+            code_and_lock(module)  # the jobs share the digests, which take 0.1 s
     # Arrow's jemalloc has a thread and handles forks; jax warns whether it has one or not.
     warnings.filterwarnings("ignore", ".*multi-?threaded")
     while _FORKS and (child := os.fork()):

@@ -81,7 +81,11 @@ def test_profile_is_made_again(run: Run, csvs: Path) -> None:
     [
         (["a_b", "--from", "."], 2, "Use a-b."),
         (["mine", "--from", "none"], 2, "is not a folder"),
-        (["mine", "--from", ".", "--like", "other"], 2, "There is no dataset 'other'"),
+        (
+            ["mine", "--from", ".", "--like", "other"],
+            2,
+            runnable("digits, fashion-mnist. `fashion-ann dataset init NAME --from DIR` makes"),
+        ),
         (["mine", "--from", ".", "--holdout", "1"], 2, "--holdout: expected a share between 0 and 1, received 1"),
         (["digits", "--from", "."], 2, "digits.toml exists"),
     ],

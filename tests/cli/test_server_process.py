@@ -129,6 +129,12 @@ def test_database_of_another_prefect_is_named() -> None:
     assert reported_cause(b"other\n", "in /home/me/.prefect") == last_words(b"other\n")
 
 
+@pytest.mark.parametrize("error", ["file is not a database", "database disk image is malformed"])
+def test_damaged_database_is_named_with_the_cure(error: str) -> None:
+    text = reported_cause(f"Traceback\nsqlite3.DatabaseError: {error}\nExiting.\n".encode(), "in /home/me/.prefect")
+    assert text.startswith(f"The database in /home/me/.prefect is damaged ({error}). Move it away")
+
+
 def test_answer_of_another_process_does_not_count(protected: str) -> None:
     url = f"{protected}/api"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:

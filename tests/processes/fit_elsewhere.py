@@ -1,7 +1,7 @@
 """Train in this process with another backend or set of devices: a backend starts only once per process.
 
-Arguments: PREPARED folder, OUT folder, number of CPU devices, JSON of the recipe. A checkpoint in OUT is resumed. OUT
-receives the model, its golden predictions, a copy of each epoch's checkpoint and facts.json.
+Arguments: PREPARED folder, OUT folder, number of CPU devices, number of windows, JSON of the recipe. A checkpoint in
+OUT is resumed. OUT receives the model, its golden predictions, a copy of each epoch's checkpoint and facts.json.
 """
 
 import json
@@ -21,7 +21,7 @@ from tasks.model.fit import fit_network, save_model
 from tasks.model.inference import write_golden
 
 
-def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> None:
+def main(prepared: Path, out: Path, devices: int, windows: int, config: TrainingConfig) -> None:
     if backend_name() == "tensorflow":
         import tensorflow as tf
 
@@ -40,7 +40,14 @@ def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> Non
 
         set_up_backend(config.seed, "cpu")
         return fit_network(
-            FASHION_MNIST, config, train, validation, checkpoint=checkpoint, on_epoch=keep, devices=names
+            FASHION_MNIST,
+            config,
+            train,
+            validation,
+            checkpoint=checkpoint,
+            on_epoch=keep,
+            devices=names,
+            windows=windows,
         )
 
     model, history = fit(out / "checkpoint.npz")
@@ -54,4 +61,5 @@ def main(prepared: Path, out: Path, devices: int, config: TrainingConfig) -> Non
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), TrainingConfig.model_validate_json(sys.argv[4]))
+    prepared, out, devices, windows, recipe = sys.argv[1:]
+    main(Path(prepared), Path(out), int(devices), int(windows), TrainingConfig.model_validate_json(recipe))

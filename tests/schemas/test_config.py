@@ -63,6 +63,7 @@ TRAINING = {
     "validation_size": ((10, 1_000_000), (9, 1_000_001)),
     "early_stopping": ((1, 10_000, None), (0, 10_001)),
     "seed": ((0, 2**32 - 1), (-1, 2**32)),
+    "memory_budget": (("1%", "99%", "0B", "1.5GiB", "700kB"), ("0%", "100%", "2", "2 GB", "2gb", "-1MB", 2**31)),
 }
 PROMOTION = {
     "policy": (("better", "not_worse", "never"), ("worse",)),

@@ -314,7 +314,7 @@ def test_the_origin_of_a_damaged_champion_counts(add: Any, store: ModelStore) ->
 def test_a_rejected_candidate_is_stored_and_raises_each_time(add: Any, store: ModelStore) -> None:
     strict = PromotionConfig(minimum_accuracy=0.99)
     for _ in range(2):  # the second time the version exists
-        with pytest.raises(CandidateRejected, match=r"Rejected: test accuracy is .*, expected >= 0.99"):
+        with pytest.raises(CandidateRejected, match=r"test accuracy is .*, expected >= 0.99.*--minimum-accuracy"):
             add(promotion=strict)
     (row,) = store.summaries()
     assert (row.outcome, row.aliases) == ("refused", [])

@@ -71,6 +71,16 @@ def test_columns_are_inferred(folder: Path, header: list[str], naming: str, labe
     assert (contract.naming, contract.label_column, contract.pixels) == (naming, label, 64)
 
 
+def test_columns_in_another_order_are_inferred(folder: Path) -> None:
+    order = np.random.default_rng(0).permutation(64)
+    header = ["label", *(f"{number // 8}x{number % 8}" for number in order)]
+    for name in ("train", "test"):
+        rows = np.loadtxt(folder / f"{name}.csv", delimiter=",", dtype=int)
+        write_csv(folder / f"{name}.csv", rows[:, 1:][:, order].reshape(-1, 8, 8), rows[:, 0], header)
+    contract = init_dataset("mine", folder).contract
+    assert (contract.naming, contract.height, contract.width) == ("0x0..", 8, 8)
+
+
 def test_sides_are_those_with_similar_rows(folder: Path) -> None:
     images, labels = digits(8, 1)
     narrow = np.repeat(images[:600, :, 1:7], 2, axis=1)  # 16 x 6
@@ -200,7 +210,15 @@ def _unlabelled(folder: Path) -> None:
         ),
         (_train(lambda text: "PK\x03\x04" + text), DataContractError, "is not a CSV but a zip archive"),
         (_train(lambda text: ""), DataContractError, "the file is empty"),
-        (_each(lambda text: "," + ",".join(numbered(64, 1)) + "\n" + text), DataContractError, "form.*label_column"),
+        (_each(lambda text: "," + ",".join(numbered(64, 1)) + "\n" + text), DataContractError, "index.*index=False"),
+        (_each(lambda text: "index,label," + ",".join(numbered(64, 1)) + "\n"), DataContractError, "index=False"),
+        (_each(lambda text: text.replace(",", ";")), DataContractError, "received one column.*with commas"),
+        (_each(lambda text: re.sub("(?m)^([0-9]+)", r"\1.0", text)), DataContractError, "as an integer"),
+        (
+            _each(lambda text: re.sub("(?m)^([0-9]+),(.*)$", r"\2,\1", text)),
+            DataContractError,
+            "first column must",
+        ),
         (_each(lambda text: re.sub("(?m)^(?=.)", "9" * 9, text)), DataContractError, "less than 2147483648"),
     ],
 )

@@ -49,7 +49,7 @@ def test_each_step_is_that_of_keras(optimizer: str, settings: dict[str, Any], sa
         pixels = train.images[rows] / np.float32(255)
         networks[1].reset_metrics()
         expected = networks[1].train_on_batch(pixels, np.eye(10)[train.labels[rows]], return_dict=True)
-        assert run(rows, lambda done, metrics: None) == pytest.approx(expected, abs=1e-5)
+        assert run([rows], lambda done, metrics: None) == pytest.approx(expected, abs=1e-5)
         variables = ([*networks[0].variables, *ours.variables], [*networks[1].variables, *plain.variables])
         for one, other in zip(*variables, strict=True):
             np.testing.assert_allclose(one, other, atol=2e-6, err_msg=one.path)
@@ -63,7 +63,7 @@ def test_reports_the_share_and_the_means_so_far(sample_prepared: PreparedData) -
     network, optimizer = build_network(FASHION_MNIST, TrainingConfig(dropout=0)), keras.optimizers.SGD(0.0)
     run = epoch_runner(network, optimizer, train, batch_size=7, devices=1)
     seen: list[tuple[float, Mapping[str, float]]] = []
-    result = run(np.arange(900, dtype=np.int32), lambda done, metrics: seen.append((done, metrics)))
+    result = run([np.arange(900, dtype=np.int32)], lambda done, metrics: seen.append((done, metrics)))
     # 126 batches of seven rows, then three of six.
     assert [round(done * 900) for done, _ in seen] == [448, 882, 900]
     assert seen[-1][1] == result

@@ -11,9 +11,10 @@ from schemas.contract import FASHION_MNIST, DatasetContract
 from schemas.errors import TrainingDiverged
 from schemas.references import PreparedData
 from tasks.data.splits import open_split
+from tasks.data.windows import epoch_order
 from tasks.model.backend import set_up_backend
 from tasks.model.checkpoint import EpochMetrics
-from tasks.model.fit import batch_size_for, epoch_order, fit_network, learning_rate_schedule, main
+from tasks.model.fit import batch_size_for, fit_network, learning_rate_schedule, main
 from tasks.model.network import build_network, evaluate_rows
 from tests.field_faults import field_fault
 
@@ -77,7 +78,7 @@ def test_seed_and_epoch_change_weights_and_order() -> None:
     for seed in (7, 9):
         set_up_backend(seed)
         weights.append(_weights(build_network(FASHION_MNIST, TrainingConfig(dropout=0))))
-        orders += [tuple(epoch_order(100, seed, epoch)) for epoch in range(2)]
+        orders += [tuple(epoch_order(100, seed, epoch)[0]) for epoch in range(2)]
     assert weights[0] != weights[1]
     assert len(set(orders)) == 4
     assert {tuple(sorted(order)) for order in orders} == {tuple(range(100))}
@@ -94,7 +95,7 @@ def test_worker_uses_the_seed_and_device_of_its_job(
 
     monkeypatch.setattr("tasks.model.fit.set_up_backend", record)
     paths = {"folder": tmp_path, "checkpoint": tmp_path / "checkpoint.npz", "prepared": sample_prepared.record.path}
-    job = {"dataset": "fashion-mnist", "training": small_config.model_dump(), "device": "cpu", **paths}
+    job = {"dataset": "fashion-mnist", "training": small_config.model_dump(), "windows": 1, "device": "cpu", **paths}
     with pytest.raises(_Stopped):
         main(job, lambda event: None)
     assert received == [(7, "cpu")]
@@ -147,6 +148,26 @@ def test_a_larger_recipe_resumes_to_the_same_weights(fit: Callable[..., Fitted],
     assert _weights(resumed) == _weights(fit(config)[0])
 
 
+def test_windows_resume_to_the_same_weights(fit: Callable[..., Fitted], tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=3, batch_size=64, seed=7)
+    copy = tmp_path / "after-2.npz"
+
+    def keep(epoch: int, _: EpochMetrics) -> None:
+        if epoch == 2:
+            shutil.copyfile(tmp_path / "checkpoint.npz", copy)
+
+    shares: list[float] = []
+    windows = {"windows": 3, "on_steps": lambda done, _: shares.append(done)}
+    uninterrupted, history = fit(config, checkpoint=tmp_path / "checkpoint.npz", on_epoch=keep, **windows)
+    assert shares == sorted(shares)
+    assert (len(shares), shares[-1]) == (3 * 3 * 2, 3)  # two batch sizes per window
+    resumed, _ = fit(config, checkpoint=copy, windows=3)
+    assert _weights(resumed) == _weights(uninterrupted)
+    whole, whole_history = fit(config)
+    assert _weights(whole) != _weights(uninterrupted)
+    assert history[-1]["loss"] == pytest.approx(whole_history[-1]["loss"], rel=0.05)
+
+
 @pytest.mark.parametrize("epochs_done", [0, 1])
 @field_fault(
     "stray files and bad values",
@@ -190,7 +211,8 @@ def test_network_and_optimizer_follow_the_config(
         built.append(config)
         return build_network(contract, config)
 
-    def optimizer(schedule: Any, weight_decay: float) -> None:
+    def optimizer(schedule: Any, weight_decay: float, **settings: float) -> None:
+        assert settings == ({"beta_2": 0.95} if name == "adamw" else {})
         assert schedule.get_config() == learning_rate_schedule(config, steps=25).get_config()  # 900 rows, 36 per step
         assert weight_decay == 0.25
         raise _Stopped

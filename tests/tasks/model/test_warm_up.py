@@ -7,8 +7,9 @@ from queue import Queue
 import pytest
 
 from tasks.model import warm_up, worker
-from tasks.model.warm_up import WORKER, blocked_imports, pipeline_session
-from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress, emit
+from tasks.model.warm_up import WORKER, pipeline_session
+from tasks.runtime.blocked_imports import blocked_imports
+from tasks.runtime.events import Event, StageFinished, StageMissed, StageStarted, TrainingProgress, emit
 from tasks.runtime.locks import artifacts_lock
 
 
@@ -32,8 +33,8 @@ def test_the_worker_has_the_name_of_its_module() -> None:
     ("events", "expected"),
     [
         pytest.param([StageStarted("ingest", "train"), finished("ingest", reused=True)], [], id="reused data"),
-        pytest.param([finished("prepare", reused=False)], [WORKER], id="rebuilt data"),
-        pytest.param([finished("train", reused=True), finished("evaluate", reused=False)], [], id="after training"),
+        pytest.param([StageMissed("prepare", None)], [WORKER], id="data to rebuild"),
+        pytest.param([finished("train", reused=True), StageMissed("evaluate", None)], [], id="after training"),
     ],
 )
 def test_events_prestart_workers(events: list[Event], expected: list[str], started: list[str], tmp_path: Path) -> None:
@@ -41,13 +42,13 @@ def test_events_prestart_workers(events: list[Event], expected: list[str], start
         for event in events:
             emit(event)
         assert started == expected
-    emit(finished("ingest", reused=False))  # the session is over
+    emit(StageMissed("ingest", "train"))  # the session is over
     assert started == expected
 
 
 def test_the_trainer_is_not_prestarted_for_a_gpu_worker(started: list[str], tmp_path: Path) -> None:
     with pipeline_session(tmp_path, prestart_trainer=False):
-        emit(finished("ingest", reused=False))
+        emit(StageMissed("ingest", "train"))
     assert started == []
 
 
@@ -57,7 +58,7 @@ def test_a_failed_prestart_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(warm_up, "prestart", fail)
     with pipeline_session(tmp_path, prestart_trainer=True):
-        emit(finished("ingest", reused=False))
+        emit(StageMissed("ingest", "train"))
 
 
 def test_work_for_later_stages_is_done_once_while_training(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""Run the whole pipeline on many rows, and print what each stage takes: `make bench-scale ROWS=700000`.
+
+The test split is the published one. The other rows are train images in shards: each published train image, moved by up
+to two pixels and darkened by up to 12 %, so that no image occurs twice and the checks of the contract hold.
+
+Time and CPU of a stage are those between its first start and its last end, of all processes of the command. Bytes are
+those of read and write calls. Reads of mapped files, such as the prepared images, are not among them.
+"""
+
+import argparse
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from benchmarks.bench import Bench
+from benchmarks.measure import Finished
+from schemas.config import data_folder
+from schemas.contract import FASHION_MNIST
+from tasks.data.csv_reader import open_csv
+from tasks.data.published_data import fetch_data
+
+TEST_ROWS = 10_000
+_SHARD_ROWS = 250_000
+_ROWS_AT_ONCE = 10_000
+_MOVES = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+_SHADES = (100, 97, 94, 91, 88)  # percent of the brightness
+_MOST_ROWS = 60_000 * len(_MOVES) * len(_SHADES)
+_SAMPLE_SECONDS = 0.5
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Usage(NamedTuple):
+    """What the processes of a command have used until ``at``, a Unix time. pss: bytes of memory at that time."""
+
+    at: float
+    cpu_seconds: float
+    pss: int
+    read: int
+    written: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=int, metavar="ROWS", help="rows of train and test together, 10,000 of them test")
+    parser.add_argument("--epochs", type=int, default=2, metavar="N", help="epochs of the training (default: 2)")
+    parser.add_argument("--folder", type=Path, metavar="D", help="keep the CSVs in this folder, and reuse them")
+    parser.add_argument("flags", nargs="*", metavar="FLAG", help="further flags of `fashion-ann train`, after --")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fashion-ann-scale-") as scratch:
+        folder = Path(scratch)
+        data = options.folder or folder / "data"
+        if not data.exists():
+            write_csvs(data, options.rows)
+        bench = Bench(folder, data, {}, 1, 1)
+        with sampled_usage() as samples:
+            run = bench.train(folder / "artifacts", "--epochs", str(options.epochs), *options.flags)
+        print_table(options.rows, run.usage, run.events, samples)
+        print(f"\nTest accuracy: {run.result['test_accuracy']:.4f}")
+
+
+def write_csvs(folder: Path, rows: int) -> None:
+    """Write the published test CSV, and train shards with the other rows, with a process per core."""
+    train_rows = rows - TEST_ROWS
+    if not 0 < train_rows <= _MOST_ROWS:
+        raise SystemExit(f"ROWS was expected to be from {TEST_ROWS + 1} to {_MOST_ROWS + TEST_ROWS}, received {rows}.")
+    csvs = fetch_data(FASHION_MNIST, data_folder())
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    temporary.mkdir(parents=True)
+    shutil.copy(csvs["test"].files[0].path, temporary / FASHION_MNIST.csv_name("test"))
+    with open_csv(csvs["train"].files[0].path, FASHION_MNIST) as csv:
+        images = np.concatenate(list(csv))
+    np.save(temporary / "train.npy", images)
+    starts = range(0, train_rows, _SHARD_ROWS)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for start in pool.map(partial(_write_shard, temporary, train_rows), starts):
+            print(f"wrote {start:,} of {train_rows:,} rows", file=sys.stderr, flush=True)
+    (temporary / "train.npy").unlink()
+    temporary.rename(folder)
+
+
+def _write_shard(folder: Path, rows: int, start: int) -> int:
+    """Write the shard with row number ``start`` first, and return the number after its last row."""
+    published = np.load(folder / "train.npy", mmap_mode="r")
+    end = min(start + _SHARD_ROWS, rows)
+    name = FASHION_MNIST.csv_name("train").replace(".csv", f"-{start // _SHARD_ROWS:04}.csv")
+    with (folder / name).open("wb") as file:
+        file.write(",".join(FASHION_MNIST.columns).encode() + b"\n")
+        for first in range(start, end, _ROWS_AT_ONCE):
+            file.write(csv_bytes(varied(published, np.arange(first, min(first + _ROWS_AT_ONCE, end)))))
+    return end
+
+
+def varied(published: Pixels, numbers: npt.NDArray[np.int64]) -> Pixels:
+    """Return the generated rows with these numbers, uint8 (n, columns). All numbers below `_MOST_ROWS` differ.
+
+    published: the rows of the published train CSV, uint8 (N, columns).
+    """
+    turn, place = np.divmod(numbers, len(published))
+    # Another order in each turn, so that neighbours differ. A row gets each variation in one turn.
+    places = (place * 7_919 + turn * 104_729) % len(published)
+    variation = (turn + places) % (len(_MOVES) * len(_SHADES))
+    rows: Pixels = published[places]
+    images = rows[:, 1:].reshape(-1, FASHION_MNIST.height, FASHION_MNIST.width)
+    for number, (down, right) in enumerate(_MOVES):
+        chosen = np.flatnonzero(variation % len(_MOVES) == number)
+        moved = np.pad(images[chosen], ((0, 0), (2, 2), (2, 2)))
+        images[chosen] = moved[:, 2 - down :, 2 - right :][:, : FASHION_MNIST.height, : FASHION_MNIST.width]
+    shades = np.array(_SHADES)[variation // len(_MOVES)].astype(np.uint16)
+    rows[:, 1:] = images.reshape(len(rows), -1).astype(np.uint16) * shades[:, None] // 100
+    return rows
+
+
+def csv_bytes(rows: Pixels) -> bytes:
+    """Return rows of bytes as lines of a CSV. Several times as fast as pandas, and twice as fast as pyarrow."""
+    texts = (np.array([f"{value}{end}" for value in range(256)], "S4") for end in ",\n")
+    inner, last = (text.view(np.uint8).reshape(256, 4) for text in texts)
+    cells = inner[rows]  # (n, columns, 4), padded with zeros
+    cells[:, -1] = last[rows[:, -1]]
+    return bytes(cells[cells != 0].tobytes())
+
+
+@contextmanager
+def sampled_usage() -> Iterator[list[Usage]]:
+    """Sample what the descendants of this process use in a thread. Yields the samples, to which it appends."""
+    samples: list[Usage] = []
+    seen: dict[tuple[int, float], tuple[float, int, int]] = {}
+    stop, root = threading.Event(), psutil.Process()
+
+    def sample() -> None:
+        while not stop.wait(_SAMPLE_SECONDS):
+            pss = 0
+            for process in root.children(recursive=True):
+                with suppress(psutil.Error):  # it has just exited
+                    times, io = process.cpu_times(), process.io_counters()
+                    seen[process.pid, process.create_time()] = times.user + times.system, io.read_chars, io.write_chars
+                    pss += process.memory_full_info().pss
+            cpu, read, written = (sum(values) for values in zip(*seen.values(), strict=True)) if seen else (0.0, 0, 0)
+            samples.append(Usage(time.time(), cpu, pss, int(read), int(written)))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
+def print_table(rows: int, finished: Finished, events: list[tuple[str, float]], samples: list[Usage]) -> None:
+    """Print a line per stage in Markdown, and one for the whole command. ``events`` are seconds after its start."""
+    print(
+        f"| {rows:,} rows | seconds | CPU seconds | peak PSS, MB | read, GB | written, GB |\n|---|---|---|---|---|---|"
+    )
+    spans: dict[str, tuple[float, float]] = {}
+    for name, at in events:
+        stage, _, kind = name.rpartition(" ")
+        if kind in ("started", "finished"):
+            start, _ = spans.get(stage, (at, at))
+            spans[stage] = (start, at)
+    spans["whole command"] = 0.0, finished.wall_seconds
+    for stage, (start, end) in spans.items():
+        if end == start:
+            continue  # no stage, or one that only starts
+        before, after = (_until(samples, finished.started + at) for at in (start, end))
+        within = [sample.pss for sample in samples if start <= sample.at - finished.started <= end]
+        print(
+            f"| {stage} | {end - start:.1f} | {after.cpu_seconds - before.cpu_seconds:.1f} "
+            f"| {max(within, default=0) / 1e6:,.0f} | {(after.read - before.read) / 1e9:.2f} "
+            f"| {(after.written - before.written) / 1e9:.2f} |"
+        )
+
+
+def _until(samples: list[Usage], at: float) -> Usage:
+    """Return the last sample before a Unix time."""
+    return max((sample for sample in samples if sample.at <= at), default=Usage(0, 0, 0, 0, 0))
+
+
+if __name__ == "__main__":
+    main()

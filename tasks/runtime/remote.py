@@ -1,0 +1,283 @@
+"""Read and write object storage, through which machines without a shared disk exchange files.
+
+    <address>/files/ab/ab12...                          any file, once, by its sha256
+    <address>/stages/<stage>/<key>/stage.json           record of a stage's output, written after its files
+    <address>/models/<dataset>/versions/0001/manifest.json  written after the files of the version
+    <address>/models/<dataset>/aliases/00000001.json    one line of the alias log
+    <address>/returned/<id>.json                        reference that a training on another worker returned
+
+An object appears whole or not at all. Records, manifests and lines of the log are created once and never replaced,
+because a conditional creation (`If-None-Match: *`) is the one condition that all servers implement. Every file is
+verified by its sha256.
+
+Without FASHION_ANN_REMOTE nothing of obstore is imported.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.config import REMOTE_VARIABLE, install_command, remote_address
+from schemas.errors import ExtraNotInstalled, RemoteUnavailable, StoredArtifactError
+from tasks.runtime.stored_file import LARGEST_JSON
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore
+
+# A request is repeated for this time, with pauses of up to two seconds. Then a run ends with one error.
+RETRY_SECONDS = 30
+# One request moves at most this many bytes, so its time limit fails no slow transfer above 140 kB/s.
+PIECE = 8_388_608
+_REQUEST_SECONDS = 60
+_PARALLEL = 4
+# What garbage collection may delete has not been used for this time. A use within the last third of it is recorded.
+SECONDS_UNUSED = 7 * 86_400
+# Folders below the address.
+FILES, STAGES, STORES, RETURNED = "files", "stages", "models", "returned"
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object: its name below the address, its size in bytes, and the time of its last write."""
+
+    name: str
+    size: int
+    modified: datetime
+    e_tag: str | None = None
+
+    @property
+    def age(self) -> float:
+        """Return the seconds since the last write."""
+        return (datetime.now(UTC) - self.modified).total_seconds()
+
+
+class Remote:
+    """Object storage below an address. Methods raise `RemoteUnavailable` after `RETRY_SECONDS` of failures."""
+
+    def __init__(self, address: str, store: "ObjectStore") -> None:
+        self.address = address
+        self._store = store
+        # sha256 of objects with other content, which the next push replaces.
+        self._damaged: set[str] = set()
+
+    def read(self, name: str, largest: int = LARGEST_JSON) -> bytes | None:
+        """Return a small object, None if it does not exist. Raises `StoredArtifactError` for a larger one."""
+        found = self.get(name, largest)
+        return None if found is None else found[1]
+
+    def get(self, name: str, largest: int = LARGEST_JSON) -> tuple[StoredObject, bytes] | None:
+        """Return what is known of a small object, and its content. None and errors as `read`."""
+        import obstore
+
+        with self._errors(f"read {name}", missing=True):
+            try:
+                result = obstore.get(self._store, name)
+            except FileNotFoundError:
+                return None
+            stored = _described(result.meta)
+            if stored.size > largest:
+                raise StoredArtifactError(
+                    f"{self.address}/{name}: expected at most {largest} bytes, received {stored.size}."
+                )
+            return stored, bytes(result.bytes())
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Create a small object, and return whether it has this ``content`` now: False if another one exists.
+
+        The answer to a request may be lost, so a failed creation is read back.
+        """
+        import obstore
+
+        try:
+            with self._errors(f"write {name}"):
+                obstore.put(self._store, name, content, mode="create", use_multipart=False)
+                return True
+        except RemoteUnavailable:
+            if (received := self.read(name)) is None:
+                raise
+            return received == content
+        except obstore.exceptions.AlreadyExistsError:
+            return self.read(name) == content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small object, also if it exists."""
+        import obstore
+
+        with self._errors(f"write {name}"):
+            obstore.put(self._store, name, content, use_multipart=False)
+
+    def stat(self, name: str) -> StoredObject | None:
+        """Return what is known of an object, None if it does not exist."""
+        import obstore
+
+        with self._errors(f"look up {name}", missing=True):
+            try:
+                return _described(obstore.head(self._store, name))
+            except FileNotFoundError:
+                return None
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield the objects whose names begin with the folder ``prefix``. The newest may be missing from a listing."""
+        import obstore
+
+        with self._errors(f"list {prefix}"):
+            for batch in obstore.list(self._store, prefix or None):
+                yield from map(_described, batch)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects. One that does not exist is ignored."""
+        import obstore
+
+        for name in names:
+            with self._errors(f"delete {name}", missing=True), suppress(FileNotFoundError):
+                obstore.delete(self._store, name)
+
+    def push_file(self, path: Path, sha256: str) -> None:
+        """Store a file by its sha256. An equal one that was stored or used lately is not sent again."""
+        import obstore
+
+        name, size = file_name(sha256), path.stat().st_size
+        stored = None if sha256 in self._damaged else self.stat(name)
+        if stored is None or stored.size != size or stored.age > SECONDS_UNUSED / 3:
+            with self._errors(f"write {name}"):
+                obstore.put(self._store, name, path, chunk_size=PIECE, max_concurrency=_PARALLEL)
+            self._damaged.discard(sha256)
+
+    def fetch_file(self, sha256: str, size: int, path: Path) -> None:
+        """Write the file with this sha256 to ``path``. Raises `StoredArtifactError` if it is missing or damaged."""
+        name, digest = file_name(sha256), hashlib.sha256()
+        try:
+            with path.open("wb") as file:
+                for piece in self.pieces(name, size):
+                    digest.update(piece)
+                    file.write(piece)
+            if digest.hexdigest() != sha256:
+                raise StoredArtifactError(
+                    f"{self.address}/{name}: expected content with this sha256, received {digest.hexdigest()}."
+                )
+        except StoredArtifactError:
+            self._damaged.add(sha256)
+            raise
+
+    def pieces(self, name: str, size: int) -> Iterator[bytes]:
+        """Yield the content of an object of ``size`` bytes. Raises `StoredArtifactError` for another size or none."""
+        import obstore
+
+        def piece(start: int) -> bytes:
+            return bytes(obstore.get_range(self._store, name, start=start, end=min(start + PIECE, size)))
+
+        stored = self.stat(name)
+        if stored is None or stored.size != size:
+            received = "none" if stored is None else f"one of {stored.size} bytes"
+            raise StoredArtifactError(
+                f"{self.address}/{name}: expected an object of {size} bytes, received {received}."
+            )
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            for first in range(0, size, _PARALLEL * PIECE):  # so many pieces are in memory
+                with self._errors(f"read {name}", missing=True):
+                    try:
+                        pieces = list(pool.map(piece, range(first, min(first + _PARALLEL * PIECE, size), PIECE)))
+                    except FileNotFoundError as error:  # deleted meanwhile
+                        raise StoredArtifactError(f"{self.address}/{name} does not exist.") from error
+                yield from pieces
+
+    @contextmanager
+    def _errors(self, action: str, *, missing: bool = False) -> Iterator[None]:
+        """Raise `RemoteUnavailable` for an error of the block. missing: it handles a missing object itself."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+
+        try:
+            yield
+        except AlreadyExistsError:
+            raise
+        except (BaseError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                if missing:
+                    raise
+                cure = "Expected a bucket or container that exists. Create it, or correct the address."
+            elif isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+                cure = "Expected credentials, in the provider's variables, that may read, write, list and delete there."
+            else:
+                cure = (
+                    f"Tried for up to {RETRY_SECONDS} s. What this machine has built is kept, and the next run stores "
+                    "what is missing there."
+                )
+            # Without its cause, whose text contains the request with its signature.
+            raise RemoteUnavailable(f"{self.address}: cannot {action} ({_reason(error)}). {cure}") from None
+
+
+def _described(meta: "ObjectMeta") -> StoredObject:
+    return StoredObject(meta["path"], meta["size"], meta["last_modified"], meta["e_tag"])
+
+
+def _reason(error: Exception) -> str:
+    """Return the server's status and message, else the first line and its cause. Neither has a query or a signature."""
+    text, _, details = str(error).partition("\n")
+    messages = re.findall(r"<Message>([^<]+)<", details) or re.findall(r'message: "([^"]+)"', details)
+    cause = f": {messages[-1]}" if messages else ""
+    if status := re.search(r"status code: ([^:<]+)", text):
+        return f"{status[1].strip()}{cause}".rstrip(".")
+    return re.sub(r"\?[^\s)]+", "", f"{text.strip()}{cause}")[:400].rstrip(".")
+
+
+def file_name(sha256: str) -> str:
+    """Return the name of the object with a file's content."""
+    return f"{FILES}/{sha256[:2]}/{sha256}"
+
+
+def configured_remote() -> Remote | None:
+    """Return the object storage of FASHION_ANN_REMOTE, None without that variable."""
+    address = remote_address()
+    return None if address is None else remote_at(address)
+
+
+@cache
+def remote_at(address: str) -> Remote:
+    """Return the object storage at an address that `schemas.config.as_address` returned.
+
+    Credentials, regions and endpoints are read from the variables of the provider: AWS_*, GOOGLE_* and AZURE_*. Raises
+    `ExtraNotInstalled` without obstore.
+    """
+    try:
+        from obstore.store import LocalStore, from_url
+    except ImportError as error:
+        raise ExtraNotInstalled(
+            f"{address} needs obstore, which is not installed. Run `{install_command('remote')}`, or unset "
+            f"{REMOTE_VARIABLE}."
+        ) from error
+    if address.startswith("file://"):
+        folder = Path(address.removeprefix("file://"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RemoteUnavailable(f"{address} cannot be created ({error.strerror}). Expected a folder.") from error
+        return Remote(address, LocalStore(folder))
+    # A user who writes http:// into an endpoint wants it. Every other endpoint is encrypted.
+    plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINT_VARIABLES)
+    options: dict[str, Any] = {
+        "client_options": {
+            "allow_http": plain,
+            "connect_timeout": timedelta(seconds=5),
+            "timeout": timedelta(seconds=_REQUEST_SECONDS),
+        },
+        "retry_config": {
+            "max_retries": 1_000,  # the time is the limit
+            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            "backoff": {
+                "init_backoff": timedelta(seconds=0.1),
+                "max_backoff": timedelta(seconds=2),
+                "base": 2,
+            },
+        },
+    }
+    return Remote(address, from_url(address, **options))
