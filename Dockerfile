@@ -36,9 +36,8 @@ FROM installer AS cpu-packages
 COPY requirements/cpu.lock requirements/remote.lock requirements/
 RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
         --require-hashes -r requirements/cpu.lock -r requirements/remote.lock \
-    && cd /opt/venv/lib/python3*/site-packages \
-    && rm -r tensorflow/include \
-    && find pandas pyarrow scipy -type d -name tests -prune -exec rm -r {} +
+    && find /opt/venv -type d \( -path '*/tensorflow/include' -o -regex '.*/\(pandas\|pyarrow\|scipy\)\(/.*\)?/tests' \) \
+        -prune -exec rm -r {} +
 COPY pyproject.toml LICENSE ./
 RUN touch README.md \
     && /opt/uv/bin/uv pip install --python /opt/venv --no-cache --no-deps --no-build-isolation \
@@ -57,9 +56,8 @@ FROM installer AS gpu-packages
 COPY requirements/gpu.lock requirements/remote.lock requirements/
 RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
         --require-hashes -r requirements/gpu.lock -r requirements/remote.lock \
-    && cd /opt/venv/lib/python3*/site-packages \
-    && rm -r tensorflow/include \
-    && find pandas pyarrow scipy -type d -name tests -prune -exec rm -r {} +
+    && find /opt/venv -type d \( -path '*/tensorflow/include' -o -regex '.*/\(pandas\|pyarrow\|scipy\)\(/.*\)?/tests' \) \
+        -prune -exec rm -r {} +
 COPY pyproject.toml LICENSE ./
 RUN touch README.md \
     && /opt/uv/bin/uv pip install --python /opt/venv --no-cache --no-deps --no-build-isolation \

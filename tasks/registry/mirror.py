@@ -76,7 +76,9 @@ class StoreMirror:
 
         The name of the writer makes the objects of two writers differ that add the same line.
         """
-        return self.remote.create(self._line_name(number), canonical_json({**json.loads(line), "writer": uuid4().hex}))
+        return self.remote.create(
+            self._line_name(number), canonical_json({**json.loads(line), "writer": uuid4().hex}), raced=True
+        )
 
     def versions(self, newest: int) -> dict[int, dict[str, StoredObject]]:
         """Return the objects of each version by their name. ``newest``: the largest number that is known."""
@@ -110,7 +112,7 @@ class StoreMirror:
             self.remote.push_file(folder / name, entry.sha256)
         if (folder / SIGNATURE_NAME).exists():
             self.sign(number, folder, manifest)  # first, so that no machine sees the version without it
-        return self.remote.create(self._version_name(number, MANIFEST_NAME), manifest.text)
+        return self.remote.create(self._version_name(number, MANIFEST_NAME), manifest.text, raced=True)
 
     def sign(self, number: int, folder: Path, manifest: Manifest) -> None:
         """Store the signature of a version, also over an earlier one."""
