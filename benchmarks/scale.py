@@ -38,7 +38,7 @@ _ROWS_AT_ONCE = 10_000
 _MOVES = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 _SHADES = (100, 97, 94, 91, 88)  # percent of the brightness
 _MOST_ROWS = 60_000 * len(_MOVES) * len(_SHADES)
-_SAMPLE_SECONDS = 0.5
+_SAMPLE_SECONDS = 1  # a sample reads every process of the machine, for 40 ms
 
 Pixels = npt.NDArray[np.uint8]
 

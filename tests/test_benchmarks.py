@@ -1,16 +1,20 @@
 """`make bench` takes a quarter of an hour, so no test runs it. These tests import its modules and run its programs."""
 
 import gzip
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from benchmarks.bench import Run
 from benchmarks.measure import Finished, at_least, at_most, compared
 from benchmarks.peers import plain_ingests
+from benchmarks.scale import csv_bytes, varied, write_csvs
 from schemas.config import PROJECT_ROOT
 from schemas.contract import FASHION_MNIST
 from tests.sample import SAMPLE
@@ -65,3 +69,17 @@ def test_goal_is_a_bound_of_the_median_ratio() -> None:
     row = compared("epoch", [0.3, 0.4, 0.9], "`model.fit`", [1.0, 1.0, 1.0], 0.4)
     assert (row.ratio, row.goal) == ("0.40 (0.30..0.90)", "<= 0.4: met")
     assert (at_most(0.4, 0.41), at_most(None, 1), at_least(0.9, 0.89)) == ("<= 0.4: MISSED", "-", ">= 0.9: MISSED")
+
+
+def test_generated_rows_differ_and_are_a_csv() -> None:
+    generator = np.random.default_rng(0)
+    published = generator.integers(0, 256, (60, 785), np.uint8)
+    published[:, 0] = np.arange(60) % 10
+    rows = varied(published, np.arange(60 * 125))
+    assert len(np.unique(rows, axis=0)) == 60 * 125
+    assert np.bincount(rows[:, 0]).tolist() == [6 * 125] * 10
+    assert np.array_equal(rows[700:800], varied(published, np.arange(700, 800)))
+    parsed = np.loadtxt(io.BytesIO(csv_bytes(rows[:50])), delimiter=",", dtype=np.uint8)
+    np.testing.assert_array_equal(parsed, rows[:50])
+    with pytest.raises(SystemExit, match="from 10001 to 7510000, received 10000"):
+        write_csvs(Path("unused"), 10_000)

@@ -1,9 +1,12 @@
 """Write the arrays that training reads, hold out the validation rows, and normalize pixels."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,32 @@ class Images:
         for part, start, first, after in zip(self._parts, self._starts, bounds, bounds[1:], strict=False):
             places = by_part[first:after]
             images[places] = np.asarray(part).take(numbers[places] - start, axis=0)
+        return images
+
+    def read(self, rows: npt.NDArray[np.int32]) -> Bytes:
+        """Return the images of ascending ``rows`` like an index, by reads of adjacent rows instead of mapped pages.
+
+        Linux reads a missing page of a mapped file with up to 4 MB around it: 21 times the bytes of a window.
+        """
+        numbers = self._rows[rows]
+        images = np.empty((len(numbers), self.shape[1]), np.uint8)
+        part_of = np.searchsorted(self._starts, numbers, side="right") - 1
+        starts = np.flatnonzero((np.diff(numbers, prepend=-2) != 1) | (np.diff(part_of, prepend=-1) != 0))
+        with ExitStack() as stack:
+            files: dict[int, int] = {}
+            for start, end in pairwise([*starts.tolist(), len(numbers)]):
+                number = int(part_of[start])
+                part, row = self._parts[number], int(numbers[start] - self._starts[number])
+                if not isinstance(part, np.memmap):
+                    images[start:end] = part[row : row + end - start]
+                    continue
+                if number not in files:
+                    files[number] = stack.enter_context(Path(str(part.filename)).open("rb")).fileno()
+                    os.posix_fadvise(files[number], 0, 0, os.POSIX_FADV_RANDOM)  # else 1.7 times the bytes are read
+                missing = images[start:end].nbytes
+                missing -= os.preadv(files[number], [images[start:end].data], part.offset + row * self.shape[1])
+                if missing:
+                    raise OSError(errno.EIO, f"{missing} bytes are missing", str(part.filename))
         return images
 
     def release(self) -> None:

@@ -69,9 +69,6 @@ def read_windows(split: PreparedSplit, order: Sequence[RowNumbers]) -> Iterator[
 
 def _read_window(split: PreparedSplit, rows: RowNumbers) -> tuple[PreparedSplit, RowNumbers]:
     stored = np.sort(rows)  # in the order of the files, for the disk's sake
-    window = split.select(stored)
-    images = np.empty(window.images.shape, np.uint8)
-    for place, block in window.images.blocks():
-        images[place] = block
-    in_window = PreparedSplit(Images([images], np.arange(len(rows), dtype=np.int32)), window.labels, split.scale)
+    images, labels = split.images.read(stored), split.labels[stored]
+    in_window = PreparedSplit(Images([images], np.arange(len(rows), dtype=np.int32)), labels, split.scale)
     return in_window, np.searchsorted(stored, rows).astype(np.int32)

@@ -16,6 +16,7 @@ Without FASHION_ANN_REMOTE nothing of obstore is imported.
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -38,6 +39,11 @@ RETRY_SECONDS = 30
 # One request moves at most this many bytes, so its time limit fails no slow transfer above 140 kB/s.
 PIECE = 8_388_608
 _REQUEST_SECONDS = 60
+# OpenStack Swift checks a condition before it receives the content, so two creations at the same moment can both
+# succeed; the later one stays. Servers other than those of the large providers are therefore read back after this time.
+# 16 writers, 40 rounds, Swift 2.38 on two loaded cores: 24 rounds had two winners without it, none with it.
+_SETTLE_SECONDS = 1.0
+_SECONDS_OF_CLOCKS = 60  # by which the clocks of machines and servers may differ
 _PARALLEL = 4
 # What garbage collection may delete has not been used for this time. A use within the last third of it is recorded.
 SECONDS_UNUSED = 7 * 86_400
@@ -62,10 +68,14 @@ class StoredObject:
 
 
 class Remote:
-    """Object storage below an address. Methods raise `RemoteUnavailable` after `RETRY_SECONDS` of failures."""
+    """Object storage below an address. Methods raise `RemoteUnavailable` after `RETRY_SECONDS` of failures.
 
-    def __init__(self, address: str, store: "ObjectStore") -> None:
+    settle_seconds: see `_SETTLE_SECONDS`.
+    """
+
+    def __init__(self, address: str, store: "ObjectStore", settle_seconds: float = 0) -> None:
         self.address = address
+        self._settle_seconds = settle_seconds
         self._store = store
         # sha256 of objects with other content, which the next push replaces.
         self._damaged: set[str] = set()
@@ -74,6 +84,16 @@ class Remote:
         """Return a small object, None if it does not exist. Raises `StoredArtifactError` for a larger one."""
         found = self.get(name, largest)
         return None if found is None else found[1]
+
+    def read_settled(self, name: str) -> bytes | None:
+        """Return what `read` does, but not an object that a race of two creations may still replace."""
+        found = self.get(name)
+        if found is None:
+            return None
+        if self._settle_seconds and found[0].age < _SECONDS_OF_CLOCKS:
+            time.sleep(self._settle_seconds)
+            return self.read(name)
+        return found[1]
 
     def get(self, name: str, largest: int = LARGEST_JSON) -> tuple[StoredObject, bytes] | None:
         """Return what is known of a small object, and its content. None and errors as `read`."""
@@ -91,17 +111,22 @@ class Remote:
                 )
             return stored, bytes(result.bytes())
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes, *, raced: bool = False) -> bool:
         """Create a small object, and return whether it has this ``content`` now: False if another one exists.
 
         The answer to a request may be lost, so a failed creation is read back.
+
+        raced: several machines may create it with other content, and each relies on the result.
         """
         import obstore
 
         try:
             with self._errors(f"write {name}"):
                 obstore.put(self._store, name, content, mode="create", use_multipart=False)
+            if not raced or not self._settle_seconds:
                 return True
+            time.sleep(self._settle_seconds)
+            return self.read(name) == content
         except RemoteUnavailable:
             if (received := self.read(name)) is None:
                 raise
@@ -262,8 +287,9 @@ def remote_at(address: str) -> Remote:
         except OSError as error:
             raise RemoteUnavailable(f"{address} cannot be created ({error.strerror}). Expected a folder.") from error
         return Remote(address, LocalStore(folder))
+    endpoints = [endpoint for name in _ENDPOINT_VARIABLES if (endpoint := os.environ.get(name))]
     # A user who writes http:// into an endpoint wants it. Every other endpoint is encrypted.
-    plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINT_VARIABLES)
+    plain = any(endpoint.startswith("http://") for endpoint in endpoints)
     options: dict[str, Any] = {
         "client_options": {
             "allow_http": plain,
@@ -280,4 +306,4 @@ def remote_at(address: str) -> Remote:
             },
         },
     }
-    return Remote(address, from_url(address, **options))
+    return Remote(address, from_url(address, **options), _SETTLE_SECONDS if endpoints else 0)

@@ -205,7 +205,7 @@ def _push_output(remote: Remote, reference: StageRecord, *, replace: bool) -> No
             remote.push_file(reference.path / name, entry["sha256"])
         if replace:
             remote.write(first, content)
-        elif not remote.create(first, content):
+        elif not remote.create(first, content) and not _is_record_of(remote.read(first) or b"", reference):
             remote.create(own, content)
     elif found[0].age > SECONDS_UNUSED / 3:
         remote.write(first, content)  # so that garbage collection keeps it

@@ -57,6 +57,21 @@ def test_is_trained_depends_on_all_inputs(
 
 
 @without_a_gpu
+def test_a_budget_below_the_images_trains_in_windows(
+    sample_trained: TrainedModel, sample_prepared: PreparedData, small_config: TrainingConfig, tmp_path: Path
+) -> None:
+    # 900 images of 784 bytes are three windows, and two of them fit into 500 kB.
+    trained = train.fn(sample_prepared, small_config.model_copy(update={"memory_budget": "500kB"}), tmp_path)
+    assert trained.memory_budget == 500_000
+    assert trained.weights_sha256 != sample_trained.weights_sha256
+    same = small_config.model_copy(update={"memory_budget": "500.5kB"})
+    assert train.fn(sample_prepared, same, tmp_path).record.reused
+    assert is_trained(sample_prepared, small_config.model_copy(update={"memory_budget": "1MB"}), tmp_path) is False
+    shutil.copytree(sample_trained.record.path, tmp_path / "trained" / sample_trained.record.path.name)
+    assert is_trained(sample_prepared, small_config.model_copy(update={"memory_budget": "1MB"}), tmp_path)
+
+
+@without_a_gpu
 @pytest.mark.parametrize("name", ["XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"])
 @field_fault(
     "hidden input of a cached result",

@@ -136,8 +136,12 @@ def test_of_two_versions_with_one_number_the_second_is_not_stored(machine: Any) 
 
 def test_a_killed_writer_leaves_nothing_visible(machine: Any, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = machine("a")
+
+    def killed_here(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as killed:
-        killed.setattr("tasks.runtime.remote.Remote.create", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr("tasks.runtime.remote.Remote.create", killed_here)
         with pytest.raises(KeyboardInterrupt):
             add(a)
     assert objects(remote, "models/**/*.json") == []
