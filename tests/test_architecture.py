@@ -166,6 +166,7 @@ def test_no_registry_address_and_no_missing_hash_in_the_locks() -> None:
         "cpu",
         "gpu",
         "dev",
+        "docker",
         "datasets",
         "tune",
         "remote",
