@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from cli.server_process import free_port
+from cli.server_process import free_port, restore_sigint
 from schemas.config import PROJECT_ROOT
 from tests.containers.engine import PYTHON_IMAGE, Engine
 from tests.sample import SAMPLE
@@ -64,13 +64,21 @@ class Stack(NamedTuple):
         command = ["worker", "start", "--pool", pool, "--type", kind, "--install-policy", "never"]
         with (self.home / f"{pool}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", *command], cwd=self.home, env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "prefect", *command],
+                cwd=self.home,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=restore_sigint,  # Prefect ends a worker with it
             )
         try:
             yield
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=60)
+            finally:
+                process.kill()
 
     def start(self, name: str, **parameters: Any) -> FlowRun:
         deployment = self.client.read_deployment_by_name(name)
