@@ -33,9 +33,9 @@ RUN python -m venv /opt/uv \
 # The headers of TensorFlow's C++ API (300 MB) and the tests of packages (80 MB) are in the wheels, and no run reads them.
 # The project is installed as a path, /app, so that a change of code changes nothing here.
 FROM installer AS cpu-packages
-COPY requirements/cpu.lock requirements/remote.lock requirements/
+COPY requirements/cpu.lock requirements/remote.lock requirements/dask.lock requirements/
 RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
-        --require-hashes -r requirements/cpu.lock -r requirements/remote.lock \
+        --require-hashes -r requirements/cpu.lock -r requirements/remote.lock -r requirements/dask.lock \
     && find /opt/venv -type d \( -path '*/tensorflow/include' -o -regex '.*/\(pandas\|pyarrow\|scipy\)\(/.*\)?/tests' \) \
         -prune -exec rm -r {} +
 COPY pyproject.toml LICENSE ./
@@ -53,9 +53,9 @@ CMD ["sh", "-c", "exec prefect worker start --pool ${FASHION_ANN_CPU_POOL:-fashi
 
 # The lock contains CUDA. The host needs NVIDIA's driver and its container toolkit.
 FROM installer AS gpu-packages
-COPY requirements/gpu.lock requirements/remote.lock requirements/
+COPY requirements/gpu.lock requirements/remote.lock requirements/dask.lock requirements/
 RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
-        --require-hashes -r requirements/gpu.lock -r requirements/remote.lock \
+        --require-hashes -r requirements/gpu.lock -r requirements/remote.lock -r requirements/dask.lock \
     && find /opt/venv -type d \( -path '*/tensorflow/include' -o -regex '.*/\(pandas\|pyarrow\|scipy\)\(/.*\)?/tests' \) \
         -prune -exec rm -r {} +
 COPY pyproject.toml LICENSE ./

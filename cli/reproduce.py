@@ -22,7 +22,7 @@ from tasks.registry.verify import check_version
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import read_stage
-from tasks.runtime.stages import INGEST, PREPARE, TRAIN
+from tasks.runtime.stages import INGEST, TRAIN
 from tasks.train import train
 from tasks.validate import validate
 
@@ -66,7 +66,7 @@ def reproduce(version: StoredVersion, artifacts_dir: Path, scratch: Path) -> dic
         run_stored_model(folder, prepared.record.path).right for folder in (trained.record.path, version.folder)
     )
     expected = manifest.files[WEIGHTS_NAME].sha256
-    identical, differs = trained.weights_sha256 == expected, changes_since(manifest, trained, prepared.record.digest)
+    identical, differs = trained.weights_sha256 == expected, changes_since(manifest, trained, prepared.sha256)
     paired = mcnemar(correct, correct_before)
     verdict, reason = reproduction_verdict(identical, differs, paired.p_value)
     return {
@@ -131,13 +131,13 @@ def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: P
 def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) -> list[str]:
     """Return what differs in ``trained`` from the recorded training: everything that its weights can depend on.
 
-    Compares code, lock, prepared data (its digest ``prepared``), packages, environment and device, each as far as the
-    manifest records it. Configuration, seed and dataset are those of the manifest.
+    Compares code, lock, prepared data, packages, environment and device, each as far as the manifest records it.
+    Configuration, seed and dataset are those of the manifest. prepared: sha256 of the prepared data.
     """
     digests = {
         "code of the train stage": (manifest.code_sha256, trained.code_sha256),
         "lock": (manifest.lock_sha256, trained.lock_sha256),
-        "prepared data": (manifest.stage(PREPARE.name).digest, prepared),
+        "prepared data": (manifest.data.prepared_sha256, prepared),
     }
     changes = [f"{name}: {before}, now {now}" for name, (before, now) in digests.items() if before not in (None, now)]
     for kind, before, now in (

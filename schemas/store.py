@@ -155,6 +155,7 @@ class StoredSplit(StoredJson):
 class StoredData(StoredJson):
     train: StoredSplit
     test: StoredSplit
+    prepared_sha256: Digest | None = None  # missing in versions of older releases
     split_rows: Annotated[dict[Literal["train", "validation", "test"], int], Field(min_length=3)]
 
     def split(self, name: Split) -> StoredSplit:

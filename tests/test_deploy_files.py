@@ -90,7 +90,9 @@ def test_each_pool_has_an_image_target_with_its_lock(role: str) -> None:
     assert ("COPY", f"--from={role}-packages /opt/venv /opt/venv") in stage
     assert "RUN" not in dict(stage)  # pip and uv stay in the stages above
     lock, project = (argument for instruction, argument in _stages()[f"{role}-packages"] if instruction == "RUN")
-    assert f"--require-hashes -r requirements/{role}.lock" in lock
+    locks = [f"requirements/{name}.lock" for name in (role, "remote", "dask")]
+    assert f"--require-hashes {' '.join(f'-r {path}' for path in locks)} " in lock
+    assert ("COPY", f"{' '.join(locks)} requirements/") in _stages()[f"{role}-packages"]
     assert "--no-deps" in project
 
 

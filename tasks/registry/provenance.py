@@ -100,7 +100,13 @@ def _describe_data(
     }
     if (duplicates := prepared.duplicates) is None:
         raise TypeError("Expected data that was prepared with a test split.")
-    return {**splits, "split_rows": rows, "held_out": held_out, "duplicates": duplicates.model_dump()}
+    return {
+        **splits,
+        "prepared_sha256": prepared.sha256,
+        "split_rows": rows,
+        "held_out": held_out,
+        "duplicates": duplicates.model_dump(),
+    }
 
 
 def require_one_contract(dataset: str, records: Iterable[StageRecord]) -> None:

@@ -128,7 +128,11 @@ def test_the_first_version_becomes_champion(add: Any, store: ModelStore) -> None
 
 
 def test_the_manifest_records_how_a_version_was_created(
-    add: Any, store: ModelStore, sample_trained: TrainedModel, small_config: TrainingConfig
+    add: Any,
+    store: ModelStore,
+    sample_prepared: PreparedData,
+    sample_trained: TrainedModel,
+    small_config: TrainingConfig,
 ) -> None:
     import keras
 
@@ -149,6 +153,7 @@ def test_the_manifest_records_how_a_version_was_created(
         *(("ingest", "train"), ("validate", "train"), ("ingest", "test"), ("validate", "test")),
         *(("prepare", None), ("train", None), ("evaluate", None)),
     ]
+    assert manifest.data.prepared_sha256 == sample_prepared.sha256
     assert all(entry.seconds > 0 for entry in manifest.lineage)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", manifest.created)
 

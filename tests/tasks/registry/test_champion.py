@@ -18,7 +18,7 @@ from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 from tasks.version import version
 from tests.field_faults import field_fault
-from tests.stored import facts
+from tests.stored import data_facts, facts
 
 
 @pytest.fixture(scope="module")
@@ -173,19 +173,16 @@ def test_changes_since_a_version_are_listed(
     device = sample_trained.device.model_copy(update={"kind": "gpu", "name": "H200", "driver": "570.1"})
     packages = {**sample_trained.packages, "keras": "3.15"}
     trained = sample_trained.model_copy(update={"device": device, "packages": packages})
-    prepared, fitted = sample_prepared.record, trained.record
-    stages = (
-        prepared.model_copy(update={"digest": recorded.get("prepared", prepared.digest)}),
-        fitted.model_copy(update={"key": recorded.get("key", fitted.key)}),
-    )
+    fitted = trained.record.model_copy(update={"key": recorded.get("key", trained.record.key)})
     manifest = facts(
-        lineage=[stage.model_dump(mode="json", exclude={"path"}) for stage in stages],
+        lineage=[fitted.model_dump(mode="json", exclude={"path"})],
+        data={**data_facts(), "prepared_sha256": recorded.get("prepared", sample_prepared.sha256)},
         device={"kind": "gpu", "name": "H200", "count": 1, "backend": device.backend, **recorded.get("device", {})},
         environment={**trained.environment, **recorded.get("environment", {})},
         packages={**packages, **recorded.get("packages", {})},
         **{name: recorded.get(name, getattr(trained, name)) for name in ("code_sha256", "lock_sha256")},
     )
-    changes = changes_since(manifest, trained, prepared.digest)
+    changes = changes_since(manifest, trained, sample_prepared.sha256)
     assert len(changes) == (change is not None)
     assert all(line.startswith(str(change)) for line in changes)
 
