@@ -157,7 +157,7 @@ def _add_once(
 ) -> tuple[StoredVersion, bool]:
     """Return the version with the cache key, and whether this call added it. The caller holds the lock of the store.
 
-    Starts again if another machine adds a version or moves an alias meanwhile: the champion may be another one.
+    Decides again if another machine adds a version or moves an alias meanwhile: the champion may have changed.
     """
     while True:
         for line in store.recover():
