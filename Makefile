@@ -1,7 +1,7 @@
 # Entry points for people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-tasks test-browser test-deployed test-remote postgresql chromium fuzz check audit bench \
-	bench-scale pictures lock clean
+.PHONY: run up down status test test-tasks test-browser test-deployed test-remote test-containers postgresql chromium \
+	docker fuzz check audit bench bench-scale pictures lock clean
 
 # The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
@@ -39,6 +39,16 @@ test-remote: $(VENV)/dev.stamp $(VENV)/storage/done.stamp
 postgresql:
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || \
 		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; }
+
+# Builds the cpu image and runs compose on a Docker engine of its own, as root, on any machine with Debian's packages. No
+# image registry is needed. Takes about 8 minutes, and removes the engine, its images and its firewall rules at the end.
+test-containers: $(VENV)/dev.stamp docker
+	$(BIN)/pytest --numprocesses 0 tests/containers
+
+# Installs Debian's packages, as root, if the machine has no engine.
+docker:
+	@{ command -v dockerd && command -v mmdebstrap && command -v iptables-restore; } >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends docker.io mmdebstrap iptables >/dev/null; }
 
 # Writes each input that ingest and Python's csv module read differently to tests/fuzz/found-*.
 FUZZ_SECONDS ?= 50
@@ -88,10 +98,12 @@ lock: $(VENV)/uv.stamp
 	$(COMPILE) requirements/uv.in -o requirements/uv.lock
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
-	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra tune --extra remote \
-		-c requirements/cpu.lock -o requirements/dev.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra docker --extra tune --extra dask \
+		--extra remote -c requirements/cpu.lock -o requirements/dev.lock
 	$(COMPILE) pyproject.toml --extra datasets -c requirements/dev.lock -o requirements/datasets.lock
+	$(COMPILE) pyproject.toml --extra docker -c requirements/dev.lock -o requirements/docker.lock
 	$(COMPILE) pyproject.toml --extra tune -c requirements/dev.lock -o requirements/tune.lock
+	$(COMPILE) pyproject.toml --extra dask -c requirements/dev.lock -o requirements/dask.lock
 	$(COMPILE) pyproject.toml --extra remote -c requirements/dev.lock -o requirements/remote.lock
 	$(COMPILE) pyproject.toml --extra jax -c requirements/dev.lock -c requirements/gpu.lock -o requirements/jax.lock
 	$(COMPILE) requirements/audit.in -c requirements/dev.lock -o requirements/audit.lock

@@ -19,9 +19,9 @@ from schemas.contract import DatasetContract, contract_of
 from tasks.checks.image_checks import measure_checks
 from tasks.checks.image_profile import profile_images
 from tasks.checks.measurements import Measurement
-from tasks.checks.scan import scan_parquet
-from tasks.data.csv_to_parquet import ingest_csv
+from tasks.checks.scan import scan_split
 from tasks.data.parquet import read_rows
+from tasks.data.parquet_split import ingest_csv, part_files
 from tasks.data.published_data import fetch_data
 
 Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # images (N, pixels), labels (N,)
@@ -34,9 +34,9 @@ def main() -> None:
     contract = contract_of(parser.parse_args().dataset)
     csv = fetch_data(contract, data_folder())["test"]
     with tempfile.TemporaryDirectory() as folder:
-        parquet = Path(folder) / "test.parquet"
-        ingest_csv(csv, parquet, Path(folder) / "bad.parquet", contract)
-        rows = read_rows(parquet, contract.columns)
+        target, parquet = Path(folder) / csv.split, Path(folder) / "changed.parquet"
+        ingest_csv(csv, target, Path(folder) / "bad.parquet", contract)
+        rows = read_rows(part_files(target, csv), contract.columns)
         print(f"| {contract.name} | {' | '.join(check.name for check in contract.checks)} |")
         print(f"|---|{'---|' * len(contract.checks)}")
         _print("all rows", [measure_rows(rows, contract, parquet)], contract)
@@ -52,7 +52,7 @@ def measure_rows(rows: Rows, contract: DatasetContract, path: Path) -> Mapping[s
     """Measure a split as validate does without a train split to compare with. Overwrites ``path``."""
     table = np.ascontiguousarray(np.column_stack([rows[1], rows[0]]).T)
     pq.write_table(pa.table(dict(zip(contract.columns, table, strict=True))), path)
-    scan = scan_parquet(path, contract)
+    scan = scan_split([path], contract)
     if scan.sample is None:
         raise ValueError(
             f"{path}: expected data in the contract's format, received a table that validate takes no sample of."

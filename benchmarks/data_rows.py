@@ -3,17 +3,17 @@
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 
 from benchmarks.bench import Bench, output, require
-from benchmarks.ingest_validate import validate_both
+from benchmarks.ingest_validate import ingest, validate_both
 from benchmarks.measure import Finished, Row, compared, interleaved
 from benchmarks.peers import plain_ingests
 from schemas.contract import FASHION_MNIST, SPLITS, Split
-from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.parquet_split import part_files
 
 # A variant that took longer than the fastest, times this, is not measured further.
 _CONTENDER = 1.5
@@ -38,14 +38,10 @@ Times = dict[str, float]  # seconds by split; ours also of "validate"
 @cache
 def _ingest_times(bench: Bench) -> tuple[list[Times], str, list[Times]]:
     """Return our times, the name of the fastest peer and its times, one per round."""
-    parquet = {split: bench.folder / f"{split}.parquet" for split in SPLITS}
+    parquet = {split: part_files(bench.folder / split, csv) for split, csv in bench.csvs.items()}
 
     def ours(number: int) -> Times:
-        bad = bench.folder / "bad.parquet"
-        times: Times = {
-            split: _seconds(partial(ingest_csv, bench.csvs[split], parquet[split], bad, FASHION_MNIST))
-            for split in SPLITS
-        }
+        times: Times = {split: _seconds(partial(ingest, csv, bench.folder)) for split, csv in bench.csvs.items()}
         return {**times, "validate": _seconds(lambda: _validate(parquet))}
 
     plain = {
@@ -74,7 +70,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def validate_row(bench: Bench) -> Iterator[Row]:
     """Validate both splits, from Parquet to verdict, in this process. The peer is the suite of the plain flow."""
-    parquet = {split: data.path for split, data in bench.parquet.items()}
+    parquet = {split: data.files for split, data in bench.parquet.items()}
     _validate(parquet)  # imports Great Expectations
     ours = interleaved("validate", bench.rounds, ours=lambda number: _seconds(lambda: _validate(parquet)))["ours"]
     plain = bench.plain_prefect.result["validate_seconds"]
@@ -82,7 +78,7 @@ def validate_row(bench: Bench) -> Iterator[Row]:
     yield compared(name, ours, "plain suite", [plain], Fraction(1, 60), ratio_digits=4)
 
 
-def _validate(parquet: Mapping[Split, Path]) -> None:
+def _validate(parquet: Mapping[Split, Sequence[Path]]) -> None:
     verdicts = [verdict for split in validate_both(parquet) for verdict in split.result.values()]
     require(all(verdict["success"] for verdict in verdicts), "Our suite rejected the real data or warned about it.")
 

@@ -91,7 +91,9 @@ def main() -> None:
 def _write_train(folder: Path) -> None:
     csvs = fetch_data(FASHION_MNIST, data_folder())
     train = ingest.fn(csvs["train"], FASHION_MNIST.name, folder)
-    write_part(train.path, folder / "test", 0, FASHION_MNIST)  # no row of it is held out
+    (folder / "test").mkdir()
+    for place, path in enumerate(train.files):
+        write_part(path, folder / "test", place, FASHION_MNIST)  # no row of it is held out
     write_json(folder / SCALE_NAME, FASHION_MNIST.scale._asdict())
 
 

@@ -26,6 +26,7 @@ from schemas.config import (
     HeldOut,
     Note,
     PromotionConfig,
+    Runner,
     TrainingConfig,
     TrialCount,
     TuningSeconds,
@@ -35,14 +36,14 @@ from schemas.config import (
 )
 from schemas.contract import DEFAULT_DATASET
 from schemas.layout import REPORT_NAME
-from tasks.runtime.stages import STAGES
+from tasks.runtime.stages import SHOWN
 
 if TYPE_CHECKING:
     from schemas.references import ModelVersion
 
 commands = Commands()
 
-_NAMES = [stage.name for stage in STAGES]
+_NAMES = [stage.name for stage in SHOWN]
 _STAGES = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
 
@@ -70,6 +71,13 @@ _DEVICE = Argument(
     help="device that trains; auto: a GPU if one is usable, else the CPU; gpu: fail without a usable GPU "
     "(default: %(default)s)",
 )
+_RUNNER = Argument(
+    "--runner",
+    choices=get_args(Runner),
+    default="threads",
+    help="what runs the tasks per shard; threads: one per core; dask: the cluster of FASHION_ANN_DASK_ADDRESS, or a "
+    "local one that ends with the run; needs the extra dask (default: %(default)s)",
+)
 _QUIET = Argument(
     "--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"
 )
@@ -87,6 +95,7 @@ _CONFIG = Argument(
     _FETCH,
     _BAD_ROWS,
     _DEVICE,
+    _RUNNER,
     Argument("--note", metavar="TEXT", help="a remark that is stored with the new version, up to 500 characters"),
     _QUIET,
     _CONFIG,
@@ -125,6 +134,7 @@ def _common_parameters(options: argparse.Namespace) -> dict[str, Any]:
         "device": options.device,
         "bad_rows": read_bad_rows(options.bad_rows),
         "fetch": options.fetch,
+        "runner": options.runner,
     }
 
 
@@ -177,6 +187,7 @@ def _version_lines(version: "ModelVersion") -> Iterator[str]:
     _FETCH,
     _BAD_ROWS,
     _DEVICE,
+    _RUNNER,
     _QUIET,
     _CONFIG,
     *config_arguments(TrainingConfig),

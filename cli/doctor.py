@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.arguments import counted
 from cli.deploy import pool_names
@@ -23,6 +24,9 @@ from schemas.contract import DEFAULT_DATASET, FASHION_MNIST, DatasetContract, co
 from schemas.errors import FashionAnnError, OtherLayout, StoredArtifactError, VersionNotFound
 from tasks.data.remote_folder import local_data_folder
 from tasks.runtime.fingerprint import installed_extra, installed_version, locked_packages
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.responses import DeploymentResponse
 
 MIN_FREE_BYTES = 1_000_000_000
 # Above it, queries of Prefect's server and backups become slow. Ninety days of our schedules need less.
@@ -61,9 +65,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Pool:
+    """A work pool, with the numbers of its deployments and of its online workers.
+
+    needed: whether a run waits for a worker already, or a schedule will start one.
+    """
+
     name: str
     deployments: int
     online: int
+    needed: bool = False
 
 
 def examine(artifacts_dir: Path, data_dir: Path, dataset: str = DEFAULT_DATASET) -> list[Check]:
@@ -276,8 +286,10 @@ def _is_writable(folder: Path) -> bool:
 def read_pools() -> list[Pool]:
     """Return the work pools of the configured API."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import WorkPoolFilter
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.client.schemas.objects import WorkerStatus
+
+    late = FlowRunFilter.model_validate({"state": {"name": {"any_": ["Late"]}}})
 
     with get_client(sync_client=True) as client:
         pools = []
@@ -285,12 +297,22 @@ def read_pools() -> list[Pool]:
             this_pool = WorkPoolFilter.model_validate({"name": {"any_": [pool.name]}})
             workers = client.read_workers_for_work_pool(pool.name)
             online = sum(worker.status == WorkerStatus.ONLINE for worker in workers)
-            pools.append(Pool(pool.name, len(client.read_deployments(work_pool_filter=this_pool)), online))
+            deployments = client.read_deployments(work_pool_filter=this_pool)
+            scheduled = any(_active_schedules(deployment) for deployment in deployments)
+            needed = scheduled or bool(client.read_flow_runs(work_pool_filter=this_pool, flow_run_filter=late, limit=1))
+            pools.append(Pool(pool.name, len(deployments), online, needed))
     return pools
 
 
+def _active_schedules(deployment: "DeploymentResponse") -> int:
+    return 0 if deployment.paused else sum(schedule.active for schedule in deployment.schedules)
+
+
 def check_pools() -> str:
-    """Check that each pool of this project that has deployments has an online worker."""
+    """Check that each pool of this project that has deployments has an online worker.
+
+    A pool that nothing waits for may have none, such as the gpu pool where no machine has a GPU: a concern.
+    """
     url = prefect_settings().api.url
     if not url:
         raise NothingToCheck("the embedded server needs none")
@@ -304,9 +326,12 @@ def check_pools() -> str:
         for pool in pools
     )
     ours = pool_names().values()
-    if idle := [pool.name for pool in pools if pool.name in ours and pool.deployments and not pool.online]:
-        commands = ", ".join(f"`prefect worker start --pool {name}`" for name in idle)
+    idle = [pool for pool in pools if pool.name in ours and pool.deployments and not pool.online]
+    commands = ", ".join(f"`prefect worker start --pool {pool.name}`" for pool in idle)
+    if any(pool.needed for pool in idle):
         raise Broken(counts, f"Start a worker, or its runs stay late: {commands}.")
+    if idle:
+        raise Concern(counts, f"No run waits for a worker. One that is started by hand would, until {commands}.")
     return counts
 
 
@@ -358,8 +383,7 @@ def check_schedules() -> str:
         raise NothingToCheck("the embedded server has none")
     file = database_file()
     with get_client(sync_client=True) as client:
-        deployments = [deployment for deployment in client.read_deployments() if not deployment.paused]
-    active = sum(schedule.active for deployment in deployments for schedule in deployment.schedules)
+        active = sum(map(_active_schedules, client.read_deployments()))
     line = counted(active, "active schedule")
     if active and file is not None:
         raise Concern(

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.config import REMOTE_VARIABLE, DeviceChoice, PromotionConfig, TrainingConfig
-from schemas.contract import SPLITS, Split
+from schemas.contract import SPLITS, Split, contract_of
 from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.layout import WEIGHTS_NAME, short_key
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord, TrainedModel
 from schemas.store import Manifest, VersionFacts
+from tasks.data.parquet_split import split_reference
 from tasks.data.statistics import mcnemar
 from tasks.model.inference import run_stored_model
 from tasks.prepare import prepare
 from tasks.registry.store import StoredVersion
 from tasks.registry.verify import check_version
-from tasks.runtime.files import sha256_file
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import read_stage
@@ -114,24 +114,18 @@ def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: P
             f"The {split} data of version {manifest.version} is missing: expected {folder}. Put {data.file} with "
             f"sha256 {data.csv_sha256} into the data folder and run `fashion-ann train` to ingest it again."
         )
-    read_stage(folder)
-    path = folder / f"{split}.parquet"
-    if (sha256 := sha256_file(path)) != data.parquet_sha256:
-        raise StoredArtifactError(f"{path}: expected sha256 {data.parquet_sha256}, received {sha256}.")
-    copy = INGEST.outputs(scratch) / split / path.name
-    copy.parent.mkdir(parents=True)
-    shutil.copyfile(path, copy)
+    stored = read_stage(folder)["facts"]
     files = tuple(CsvFile(path=Path(file.file), sha256=file.sha256) for file in data.csv_files)
-    return ParquetSplit(
-        record=record,
-        split=split,
-        path=copy,
-        sha256=data.parquet_sha256,
-        rows=data.rows,
-        quarantined=data.quarantined,
-        origin=data.origin,
-        source=CsvSplit(split=split, files=files, origin=data.origin),
-    )
+    csv = CsvSplit(split=split, files=files, origin=data.origin)
+    ingested = split_reference(record, stored, csv, contract_of(manifest.dataset))
+    if ingested.sha256 != data.parquet_sha256:
+        raise StoredArtifactError(f"{folder}: expected sha256 {data.parquet_sha256}, received {ingested.sha256}.")
+    target = INGEST.outputs(scratch) / split / split
+    target.mkdir(parents=True)
+    parts = tuple(part.model_copy(update={"path": target / part.path.name}) for part in ingested.parts)
+    for part, copy in zip(ingested.parts, parts, strict=True):
+        shutil.copyfile(part.path, copy.path)
+    return ingested.model_copy(update={"path": target, "parts": parts})
 
 
 def changes_since(manifest: VersionFacts, trained: TrainedModel, prepared: str) -> list[str]:

@@ -29,7 +29,7 @@ def page() -> str:
 
 
 def _row(stage: Stage) -> str:
-    runs = "per split" if stage.per_split else "once"
+    runs = "per shard" if stage.per_shard else "per split" if stage.per_split else "once"
     output = "" if stage.folder is None else f"`{stage.folder}/`"
     core = ", ".join(f"`{module}`" for module in stage.core)
     return f"| {' | '.join((stage.name, runs, stage.purpose, output, stage.failure, core))} |\n"

@@ -25,7 +25,15 @@ from rich.text import Text
 from cli.printed_commands import runnable
 from schemas.layout import Artifacts
 from tasks.runtime.control_characters import escaped, escaping
-from tasks.runtime.events import Event, StageFinished, StageMissed, StageStarted, TrainingProgress, subscribe
+from tasks.runtime.events import (
+    Event,
+    ShardsFinished,
+    StageFinished,
+    StageMissed,
+    StageStarted,
+    TrainingProgress,
+    subscribe,
+)
 from tasks.runtime.files import PRIVATE_FILE
 from tasks.runtime.stages import BY_NAME, RUN_NAMES, TRAIN, run_name, runs
 
@@ -81,6 +89,8 @@ class Progress:
             self.finish(before=name)
             self.running = name
             row.detail = "Prefect and the imports of the stages" if name == _START else ""
+        elif isinstance(event, ShardsFinished):
+            row.detail = f"{event.done} of {event.total} shards" if event.total > 1 else row.detail
         else:
             self.running = None
             row.seconds = event.seconds

@@ -12,6 +12,7 @@ from schemas.config import (
     DeviceChoice,
     Note,
     PromotionConfig,
+    Runner,
     TrainingConfig,
     TrainOn,
     WorkerSeconds,
@@ -28,6 +29,7 @@ from tasks.prepare import prepare
 from tasks.registry.bom import read_packages
 from tasks.registry.signatures import training_key
 from tasks.reports.rendering import compile_templates
+from tasks.runtime.task_runs import tasks_on
 from tasks.validate import validate
 from tasks.version import version
 
@@ -50,6 +52,7 @@ def train_fashion_mnist(
     bad_rows: BadRows = 0,
     fetch: bool = False,
     note: Note | None = None,
+    runner: Runner = "threads",
 ) -> ModelVersion | State[ModelVersion]:
     """Fetch, ingest, validate, prepare, train, evaluate, version.
 
@@ -61,12 +64,14 @@ def train_fashion_mnist(
     bad_rows: number or share ("0.5%") of a split's rows that may be bad. They are quarantined.
     note: a remark that is stored with a new version and shown beside it.
     fetch: download the published data into any folder without CSVs, not only into data/ of the checkout.
+    runner: "dask" runs the tasks per shard on the cluster of FASHION_ANN_DASK_ADDRESS, or on a local one.
     """
     training_key()  # a wrong key must not be found after the training
     artifacts, data_home = separate_folders(artifacts_dir, data_dir)
-    with pipeline_session(
+    session = pipeline_session(
         artifacts, prestart_trainer=train_on == "here", while_training=(read_packages, compile_templates)
-    ):
+    )
+    with session, tasks_on(runner):
         csvs = fetch_csvs(dataset, data_home, fetch, data_digest is not None, artifacts_dir=artifacts)
         if data_digest is not None and data_digest != (actual := digest_of_csvs(csvs)):
             return superseded(data_home, data_digest, actual)

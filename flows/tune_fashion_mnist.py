@@ -21,6 +21,7 @@ from schemas.config import (
     BadRows,
     DeviceChoice,
     HeldOut,
+    Runner,
     SearchSpace,
     TrainingConfig,
     TrialCount,
@@ -38,6 +39,7 @@ from tasks.prepare import prepare
 from tasks.run_trial import run_trial
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.task_runs import tasks_on
 from tasks.runtime.worker_process import keep_workers
 from tasks.validate import validate
 from tasks.write_recipe import write_recipe
@@ -59,6 +61,7 @@ def tune_fashion_mnist(
     device: DeviceChoice = "auto",
     bad_rows: BadRows = 0,
     fetch: bool = False,
+    runner: Runner = "threads",
 ) -> Tuning:
     """Search for the recipe with the highest accuracy on rows held out from the train split, and write it as TOML.
 
@@ -69,11 +72,12 @@ def tune_fashion_mnist(
     values, or a range such as {"low": 0.001, "high": 0.01, "log": true}.
     held_out: rows of the train split that trials are compared on, at most a fifth.
     parallel: trials at a time; by default one per two cores, and one on a GPU.
+    runner: as in train-fashion-mnist.
     """
     require_optuna()
     deadline = None if timeout is None else time.monotonic() + timeout
     artifacts, data_home = separate_folders(artifacts_dir, data_dir)
-    with artifacts_lock(artifacts), keep_workers():
+    with artifacts_lock(artifacts), keep_workers(), tasks_on(runner):
         csv = fetch_csvs(dataset, data_home, fetch, splits=("train",), artifacts_dir=artifacts)["train"]
         train_data = validate(ingest(csv, dataset, artifacts, bad_rows), dataset, artifacts)
         prepared = prepare(train_data, None, dataset, held_out, training.seed, artifacts)

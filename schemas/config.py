@@ -84,6 +84,10 @@ def remote_address() -> str | None:
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 # Where training runs: in the process of the main flow, or on a worker of the gpu pool.
 TrainOn = Literal["here", "gpu"]
+# What runs the tasks per shard: threads of this process, or workers of Dask.
+Runner = Literal["threads", "dask"]
+# Address of the scheduler of a standing Dask cluster, such as tcp://10.0.0.1:8786.
+DASK_ADDRESS_VARIABLE = "FASHION_ANN_DASK_ADDRESS"
 # Where a worker of the gpu pool stores the result of its flow run.
 RESULT_FOLDER_VARIABLE = "PREFECT_LOCAL_STORAGE_PATH"
 # Digest of the CSVs of both splits, computed by `tasks.data.data_folder.digest_of_csvs`.

@@ -9,9 +9,12 @@ from pathlib import Path
 # Files of a stage's output folder.
 RECORD_NAME = "stage.json"
 QUARANTINE_NAME = "quarantine.parquet"  # ingest: a copy of the quarantine file, covered by the stage's digests
+PART_NAME = "part.parquet"  # the rows of one shard
+ROW_DIGESTS_NAME = "row_digests.bin"
 RESULT_NAME = "great_expectations.json"
 PROFILE_NAME = "profile.json"
 SKETCHES_NAME = "sketches.npz"
+CANDIDATES_NAME = "candidates.npz"  # the images of one file that may be in the sample of its split
 TEST_IN_TRAIN_NAME = "test_in_train.npy"
 SCALE_NAME = "scale.json"
 VALIDATION_ROWS_NAME = "validation_rows.npy"
@@ -96,8 +99,13 @@ def labels_name(part: int) -> str:
     return f"labels-{part:05}.npy"
 
 
+def part_name(place: int) -> str:
+    """Return the file name of a shard's rows in the folder of its split."""
+    return f"part-{place:05}.parquet"
+
+
 def validation_folder(parquet: Path) -> Path:
-    """Return the folder of the verdicts on a Parquet file: it is stored with the data."""
+    """Return the folder of the verdicts on the Parquet of a split: it is stored with the data."""
     return parquet.parent / VALIDATION_FOLDER
 
 

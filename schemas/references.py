@@ -69,20 +69,43 @@ def sha256sum_digest(files: Iterable[CsvFile]) -> str:
     return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
 
 
-class ParquetSplit(Reference):
-    """One split as Parquet: the contract's columns in order, uint8, no nulls.
+class ParquetPart(Reference):
+    """The rows of one CSV of a split as a Parquet file. source: the name of the CSV."""
 
+    source: str
+    path: Path
+    sha256: str
+    rows: int
+
+
+class ParquetSplit(Reference):
+    """One split as a folder of Parquet files, one per CSV: the contract's columns in order, uint8, no nulls.
+
+    content: digest of the rows in order. It does not depend on how they are divided into files.
     quarantined: number of bad rows of the source, which are in quarantine instead.
     """
 
     record: StageRecord
     split: Split
     path: Path
-    sha256: str
+    content: str
+    parts: tuple[ParquetPart, ...] = Field(min_length=1)
     rows: int
     quarantined: int
     origin: Literal["supplied", "fetched"]
     source: CsvSplit
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the paths of the Parquet files, in the order of the rows."""
+        return tuple(part.path for part in self.parts)
+
+    @property
+    def sha256(self) -> str:
+        """Return the digest of the Parquet file; of several, the output of ``sha256sum PART.. | sha256sum``."""
+        if len(self.parts) == 1:
+            return self.parts[0].sha256
+        return sha256sum_digest(CsvFile(path=part.path, sha256=part.sha256) for part in self.parts)
 
 
 class DuplicateReport(Reference):

@@ -146,6 +146,7 @@ class StoredSplit(StoredJson):
     csv_sha256: Digest
     csv_files: list[StoredCsv]
     parquet_sha256: Digest
+    content_sha256: Digest | None = None  # missing in versions of older releases
     rows: int
     quarantined: int
     origin: Literal["supplied", "fetched"]

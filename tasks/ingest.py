@@ -12,59 +12,86 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
 from schemas.config import BadRows
-from schemas.contract import contract_of
-from schemas.layout import QUARANTINE_NAME
-from schemas.references import CsvSplit, ParquetSplit, StageRecord
+from schemas.contract import Split, contract_of
+from schemas.layout import PART_NAME, QUARANTINE_NAME
+from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord
 from tasks.checks.expectations import import_in_background
-from tasks.data.csv_to_parquet import IngestFacts, check_parquet, ingest_csv, quarantined_share, require_budget
+from tasks.data.csv_to_parquet import ShardFacts, check_part, convert_csv
+from tasks.data.parquet_split import (
+    IngestFacts,
+    join_shards,
+    quarantined_share,
+    read_facts,
+    require_budget,
+    split_reference,
+)
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
-from tasks.runtime.stage_cache import run_stage
-from tasks.runtime.stages import INGEST
+from tasks.runtime.materialize import materialize
+from tasks.runtime.stage_cache import read_record, run_stage
+from tasks.runtime.stages import INGEST, INGEST_SHARD
+from tasks.runtime.task_runs import run_per_shard
 
 logger = logging.getLogger(__name__)
 
 
-@task(name="ingest", task_run_name="ingest {csv.split}", cache_policy=NO_CACHE)
-def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows = 0) -> ParquetSplit:
-    """Convert the CSVs of a split to ``<split>.parquet`` in a stage folder under ``artifacts_dir/data``.
+@task(name="ingest shard", task_run_name="ingest {split} {csv.path.name}", cache_policy=NO_CACHE)
+def ingest_shard(csv: CsvFile, split: Split, dataset: str, artifacts_dir: Path) -> tuple[StageRecord, ShardFacts]:
+    """Convert one CSV to Parquet in a stage folder under ``artifacts_dir/data``.
 
-    Bad rows are written to `tasks.data.quarantine.quarantine_path`, whether or not ``bad_rows`` allows so many.
-
-    Raises `DataContractError` as `ingest_csv` does. A cached output is rejected too if ``bad_rows`` is now too small.
+    Raises `DataContractError` as `convert_csv` does. Bad rows are counted, whatever the budget of the split is.
     """
     contract = contract_of(dataset)
-    name = f"{csv.split}.parquet"
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        facts = convert_csv(csv, split, folder, contract)
+        logger.debug("%s: %d rows to Parquet", csv.path.name, facts.rows)
+        return asdict(facts)
+
+    def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[StageRecord, ShardFacts]:
+        facts = TypeAdapter(ShardFacts).validate_python(stored)
+        check_part(record.path / PART_NAME, contract, facts.rows)
+        return record, facts
+
+    # Without the name, so that a renamed CSV is the same shard.
+    inputs = {"csv": csv.sha256, "split": split, "dataset": dataset, "contract": contract.digest}
+    return run_stage(INGEST_SHARD.outputs(artifacts_dir), INGEST_SHARD, inputs, build, parse)
+
+
+@task(name="ingest", task_run_name="ingest {csv.split}", cache_policy=NO_CACHE)
+def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows = 0) -> ParquetSplit:
+    """Convert the CSVs of a split to the folder ``<split>`` in a stage folder under ``artifacts_dir/data``.
+
+    It has one Parquet per CSV, each made by `ingest_shard`. Bad rows are written to
+    `tasks.data.quarantine.quarantine_path`, whether or not ``bad_rows`` allows so many.
+
+    Raises `DataContractError` as `ingest_shard` and `join_shards` do. A cached output is rejected too if ``bad_rows``
+    is now too small.
+    """
+    contract = contract_of(dataset)
     quarantine = quarantine_path(artifacts_dir, csv)
 
     def build(folder: Path) -> Mapping[str, Any]:
         import_in_background()
-        facts = ingest_csv(csv, folder / name, quarantine, contract, bad_rows)
+        common = {"split": csv.split, "dataset": dataset, "artifacts_dir": artifacts_dir}
+        shards = run_per_shard(INGEST.name, csv.split, ingest_shard, [{"csv": file, **common} for file in csv.files])
+        shards = [(materialize(record, artifacts_dir), facts) for record, facts in shards]
+        parts = [(record.path, facts) for record, facts in shards]
+        facts = join_shards(csv, parts, folder / csv.split, quarantine, contract, bad_rows)
         if facts.quarantined:
             # The stage's copy is verified with the stage. The other one may get lost.
             (folder / QUARANTINE_NAME).touch(PRIVATE_FILE)
             shutil.copyfile(quarantine, folder / QUARANTINE_NAME)
-        logger.debug("%s: %d rows to Parquet", csv.name, facts.rows)
-        return {**asdict(facts), "sha256": sha256_file(folder / name)}
+        digests = [read_record(record.path)["files"][PART_NAME]["sha256"] for record, _ in shards]
+        return {**asdict(facts), "part_sha256": digests, "shards": [record.key for record, _ in shards]}
 
     # Without the budget, which decides only whether there is an output. File names are part of the facts.
     names = [file.path.name for file in csv.files]
-    inputs = {"csv": csv.sha256, "files": names, "split": csv.split, "origin": csv.origin}
-    inputs |= {"dataset": dataset, "contract": contract.digest}
+    inputs: dict[str, Any] = {"csv": [file.sha256 for file in csv.files], "files": names, "split": csv.split}
+    inputs |= {"origin": csv.origin, "dataset": dataset, "contract": contract.digest}
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[IngestFacts, ParquetSplit]:
-        facts = TypeAdapter(IngestFacts).validate_python(stored)
-        check_parquet(record.path / name, contract, facts.rows)
-        return facts, ParquetSplit(
-            record=record,
-            split=csv.split,
-            path=record.path / name,
-            sha256=stored["sha256"],
-            rows=facts.rows,
-            quarantined=facts.quarantined,
-            origin=csv.origin,
-            source=csv,
-        )
+        return read_facts(stored), split_reference(record, stored, csv, contract)
 
     facts, parquet = run_stage(INGEST.outputs(artifacts_dir), INGEST, inputs, build, parse)
     for sentence in facts.reordered:

@@ -10,16 +10,35 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
-from schemas.layout import SCALE_NAME, TEST_IN_TRAIN_NAME, VALIDATION_ROWS_NAME
-from schemas.references import PreparedData, StageRecord, ValidatedSplit
+from schemas.layout import SCALE_NAME, TEST_IN_TRAIN_NAME, VALIDATION_ROWS_NAME, images_name, labels_name
+from schemas.references import ParquetPart, ParquetSplit, PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
-from tasks.data.splits import check_splits, write_splits
-from tasks.runtime.files import digest_of, sha256_file
+from tasks.data.splits import check_part, check_splits, write_held_out, write_part
+from tasks.runtime.files import digest_of, link_or_copy, sha256_file
 from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import run_stage
-from tasks.runtime.stages import PREPARE
+from tasks.runtime.stages import PREPARE, PREPARE_SHARD
+from tasks.runtime.task_runs import run_per_shard
 
 logger = logging.getLogger(__name__)
+
+
+@task(name="prepare shard", task_run_name="prepare {data.split} {part.source}", cache_policy=NO_CACHE)
+def prepare_shard(part: ParquetPart, data: ParquetSplit, dataset: str, artifacts_dir: Path) -> StageRecord:
+    """Write the arrays of one Parquet file of a split. They do not depend on the rows that are held out."""
+    contract = contract_of(dataset)
+    part = materialize(data, artifacts_dir).parts[data.parts.index(part)]
+
+    def build(folder: Path) -> dict[str, Any]:
+        write_part(part.path, folder, 0, contract)
+        return {"rows": part.rows}
+
+    def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:
+        check_part(record.path, contract, facts["rows"])
+        return record
+
+    inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256}
+    return run_stage(PREPARE_SHARD.outputs(artifacts_dir), PREPARE_SHARD, inputs, build, parse)
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE)
@@ -44,16 +63,25 @@ def prepare(
     if test is not None and duplicates is None:
         raise TypeError("Expected a test split that was validated together with its train split.")
     in_train = None if test is None else test.record.path / TEST_IN_TRAIN_NAME
-    for data in (train.data, *(() if test is None else (test.data,))):
-        if (actual := sha256_file(data.path)) != data.sha256:
+    splits = [train.data] if test is None else [train.data, test.data]
+    for part in (part for data in splits for part in data.parts):
+        if (actual := sha256_file(part.path)) != part.sha256:
             raise StoredArtifactError(
-                f"{data.path} was changed after it was ingested: expected sha256 {data.sha256}, received {actual}. "
+                f"{part.path} was changed after it was ingested: expected sha256 {part.sha256}, received {actual}. "
                 "Run again to rebuild it."
             )
 
     def build(folder: Path) -> dict[str, Any]:
-        tests = () if test is None else (test.data.path,)
-        rows = write_splits((train.data.path,), tests, folder, contract, validation_size, seed)
+        common = {"dataset": dataset, "artifacts_dir": artifacts_dir}
+        calls = [{"part": part, "data": data, **common} for data in splits for part in data.parts]
+        written = iter(run_per_shard(PREPARE.name, None, prepare_shard, calls))
+        for data in splits:
+            (folder / data.split).mkdir()
+            for place in range(len(data.parts)):
+                source = materialize(next(written), artifacts_dir).path
+                for name in (images_name, labels_name):
+                    link_or_copy(source / name(0), folder / data.split / name(place))
+        rows = write_held_out(folder, contract, validation_size, seed)
         if in_train is not None:
             shutil.copyfile(in_train, folder / TEST_IN_TRAIN_NAME)
         return {"dataset": dataset, **rows, "duplicates": None if duplicates is None else duplicates.model_dump()}
@@ -61,8 +89,8 @@ def prepare(
     inputs = {
         "dataset": dataset,
         "contract": contract.digest,
-        "train": train.data.sha256,
-        "test": None if test is None else test.data.sha256,
+        "train": train.data.content,
+        "test": None if test is None else test.data.content,
         "test_in_train": None if in_train is None else sha256_file(in_train),
         "validation_size": validation_size,
         "seed": seed,

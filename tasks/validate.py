@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ from pydantic import TypeAdapter
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
-from schemas.references import CheckResult, DuplicateReport, ParquetSplit, StageRecord, ValidatedSplit
+from schemas.references import CheckResult, DuplicateReport, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
 from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.near_duplicates import Sketches, read_in_train
-from tasks.checks.suite import validate_parquet
+from tasks.checks.scan import FileScan, merge_scans, scan_file
+from tasks.checks.suite import validate_split
 from tasks.checks.summary import summarize
 from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
 from tasks.runtime.materialize import materialize
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
-from tasks.runtime.stage_cache import run_stage
-from tasks.runtime.stages import VALIDATE
+from tasks.runtime.stage_cache import read_record, run_stage
+from tasks.runtime.stages import SCAN_SHARD, VALIDATE
 from tasks.runtime.stored_file import read_json, read_stored
+from tasks.runtime.task_runs import run_per_shard
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,26 @@ class _Facts:
         return tuple(CheckResult(**check) for check in self.checks if check["result"] != "broken")
 
 
+@task(name="scan shard", task_run_name="scan {data.split} {part.source}", cache_policy=NO_CACHE)
+def scan_shard(part: ParquetPart, data: ParquetSplit, dataset: str, artifacts_dir: Path) -> StageRecord:
+    """Read every value of one Parquet file of a split, and return the record of a `FileScan`."""
+    contract = contract_of(dataset)
+    part = materialize(data, artifacts_dir).parts[data.parts.index(part)]
+
+    def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:
+        FileScan.read(record.path, facts, contract)
+        return record
+
+    return run_stage(
+        SCAN_SHARD.outputs(artifacts_dir),
+        SCAN_SHARD,
+        # The digest of the current file, so that a file changed in place is scanned again.
+        {"dataset": dataset, "contract": contract.digest, "part": sha256_file(part.path)},
+        lambda folder: scan_file(part.path, contract).write(folder),
+        parse,
+    )
+
+
 @task(name="validate", task_run_name="validate {data.split}", cache_policy=NO_CACHE)
 def validate(
     data: ParquetSplit, dataset: str, artifacts_dir: Path, train: ValidatedSplit | None = None
@@ -61,8 +84,9 @@ def validate(
     contract = contract_of(dataset)
     data, train = materialize(data, artifacts_dir), materialize(train, artifacts_dir)
     exact_rows = contract.published[data.split].rows if data.origin == "fetched" else None
-    train_csv = (data if train is None else train.data).source.sha256
-    baseline, champion = _champion_profile(ModelStore.of(artifacts_dir, dataset).refresh(), train_csv, contract)
+    train_content = (data if train is None else train.data).content
+    store = ModelStore.of(artifacts_dir, dataset).refresh()
+    baseline, champion = _champion_profile(store, train_content, contract)
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[StageRecord, _Facts]:
         facts = _facts(stored)
@@ -74,6 +98,23 @@ def validate(
                 read_in_train(record.path / TEST_IN_TRAIN_NAME, data.rows)
         return record, facts
 
+    current = [sha256_file(part.path) for part in data.parts]
+
+    def build(folder: Path) -> dict[str, Any]:
+        common = {"data": data, "dataset": dataset, "artifacts_dir": artifacts_dir}
+        calls = [{"part": part, **common} for part in data.parts]
+        records = run_per_shard(VALIDATE.name, data.split, scan_shard, calls)
+        scans = _read_scans((materialize(record, artifacts_dir) for record in records), contract)
+        return validate_split(
+            merge_scans(scans, contract),
+            data.files,
+            contract,
+            data.split,
+            exact_rows=exact_rows,
+            champion=champion,
+            train=None if train is None else (_sketches(train, contract), train.data.files),
+        ).write(folder)
+
     record, facts = run_stage(
         validation_folder(data.path),
         VALIDATE,
@@ -81,21 +122,14 @@ def validate(
             "dataset": dataset,
             "contract": contract.digest,
             "split": data.split,
-            # The digest of the current file, so that a file changed in place is validated again.
-            "data": sha256_file(data.path),
+            # The rows, however they are divided into files. A file changed in place is validated again.
+            "data": data.content if current == [part.sha256 for part in data.parts] else current,
             "exact_rows": exact_rows,
             "reference": None if contract.reference is None else sha256_file(contract.reference),
             "champion": None if baseline is None else hashlib.sha256(baseline).hexdigest(),
-            "train": None if train is None else train.data.sha256,
+            "train": None if train is None else train.data.content,
         },
-        lambda folder: validate_parquet(
-            data.path,
-            contract,
-            data.split,
-            exact_rows=exact_rows,
-            champion=champion,
-            train=None if train is None else (_sketches(train, contract), train.data.path),
-        ).write(folder),
+        build,
         parse,
     )
     result = record.path / RESULT_NAME
@@ -140,6 +174,11 @@ def _sketches(split: ValidatedSplit, contract: DatasetContract) -> Sketches:
     return Sketches.load(split.record.path / SKETCHES_NAME, split.data.rows, contract)
 
 
+def _read_scans(records: Iterable[StageRecord], contract: DatasetContract) -> Iterator[FileScan]:
+    for record in records:
+        yield FileScan.read(record.path, read_record(record.path)["facts"], contract)
+
+
 def _facts(stored: dict[str, Any]) -> _Facts:
     facts = TypeAdapter(_Facts).validate_python(stored)
     _ = facts.met_or_warned
@@ -147,10 +186,10 @@ def _facts(stored: dict[str, Any]) -> _Facts:
 
 
 def _champion_profile(
-    store: ModelStore, train_csv: str, contract: DatasetContract
+    store: ModelStore, train_content: str, contract: DatasetContract
 ) -> tuple[bytes | None, ImageProfile | None]:
     """Return `ModelStore.baseline_profile` as bytes and parsed. Logs one that cannot be read."""
-    content = store.baseline_profile(train_csv)
+    content = store.baseline_profile(train_content)
     try:
         return content, None if content is None else read_profile(content, contract)
     except ValueError as error:

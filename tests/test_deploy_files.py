@@ -1,5 +1,6 @@
-"""Compare containers and systemd units with `fashion-ann up`: commands, pools, ports, variables."""
+"""Compare containers and systemd units with `fashion-ann up`: commands, pools, ports, variables. Validate manifests."""
 
+import json
 import os
 import re
 import shlex
@@ -7,17 +8,20 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import prefect.settings
 import pytest
 import yaml
 
 from cli import services
 from cli.automations import NOTIFY_VARIABLE
-from cli.deploy import pool_names
+from cli.deploy import base_job_template, job_template, pool_names
 from cli.server_process import project_settings, ui_origins
-from schemas.config import artifacts_folder, data_folder
+from schemas.config import artifacts_folder, data_folder, datasets_folder
 from tests.field_faults import field_fault
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,18 +30,21 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 UNITS = {path.name: path for path in sorted((ROOT / "deploy" / "systemd").glob("*.service"))}
 POOLS = pool_names()
 UI_FOLDER = "PREFECT_SERVER_UI_STATIC_DIRECTORY"
+TEMPLATES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("deploy/*/job-template*.json"))
+MANIFESTS = sorted((ROOT / "deploy" / "kubernetes" / "manifests").glob("*.yaml"))
+KUBERNETES = "1.37"
 
 
 def _stages() -> dict[str, list[tuple[str, str]]]:
     """Return the instructions of each stage of the Dockerfile, with their arguments."""
     stages: dict[str, list[tuple[str, str]]] = {}
+    stage = "arguments"
     text = re.sub(r"(?m)^\s*#.*\n", "", DOCKERFILE).replace("\\\n", " ")
     for line in filter(None, map(str.strip, text.splitlines())):
         instruction, _, argument = line.partition(" ")
         if instruction == "FROM":
             stage = argument.split()[-1]
-            stages[stage] = []
-        stages[stage].append((instruction, argument))
+        stages.setdefault(stage, []).append((instruction, argument))
     return stages
 
 
@@ -76,13 +83,27 @@ def test_each_pool_has_an_image_target_with_its_lock(role: str) -> None:
     variable = f"${{FASHION_ANN_{role.upper()}_POOL:-{POOLS[role]}}}"
     assert command[2].startswith(f"exec {' '.join(_worker(variable))} ")
     assert "--with-healthcheck" in command[2]
-    assert "HEALTHCHECK" in dict(stage)
+    assert "HEALTHCHECK" in dict(_stages()["base"])
+    assert stage[0] == ("FROM", f"base AS {role}")
     assert dict(stage)["USER"].isdigit()
     assert dict(stage)["USER"] != "0"
-    installs = [argument for instruction, argument in stage if instruction == "RUN"]
-    assert any(f"--require-hashes -r requirements/{role}.lock" in argument for argument in installs)
-    assert all("--require-hashes" in argument or "--no-deps" in argument for argument in installs)
-    assert (ROOT / "requirements" / f"{role}.lock").exists()
+    assert ("COPY", f"--from={role}-packages /opt/venv /opt/venv") in stage
+    assert "RUN" not in dict(stage)  # pip and uv stay in the stages above
+    lock, project = (argument for instruction, argument in _stages()[f"{role}-packages"] if instruction == "RUN")
+    assert f"--require-hashes -r requirements/{role}.lock" in lock
+    assert "--no-deps" in project
+
+
+def test_the_classic_builder_reaches_cpu_first() -> None:
+    """It builds every stage above its target."""
+    assert list(_stages()).index("cpu") < min(number for number, name in enumerate(_stages()) if "gpu" in name)
+    assert DOCKERFILE.splitlines()[-1] == "FROM cpu"  # the default target
+
+
+def test_base_image_can_be_replaced() -> None:
+    assert dict(_stages()["base"])["FROM"] == "${PYTHON_IMAGE} AS base"
+    (default,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)\n\nFROM", DOCKERFILE, re.MULTILINE)
+    assert COMPOSE["services"]["worker-cpu"]["build"]["args"]["PYTHON_IMAGE"] == f"${{PYTHON_IMAGE:-{default}}}"
 
 
 def test_images_contain_only_runtime_files() -> None:
@@ -100,8 +121,10 @@ def test_images_contain_only_runtime_files() -> None:
 def test_compose_volumes_are_the_folders_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in _image_environment().items():
         monkeypatch.setenv(name, value)
-    kept = {volume.split(":")[1] for volume in COMPOSE["services"]["worker-cpu"]["volumes"]}
-    assert kept == {str(artifacts_folder()), str(data_folder())}
+    kept = {volume.rpartition(":")[2] for volume in COMPOSE["services"]["worker-cpu"]["volumes"]}
+    assert kept == {str(artifacts_folder()), str(data_folder()), str(datasets_folder())}
+    (created,) = (argument for instruction, argument in _stages()["base"] if "useradd" in argument)
+    assert f" {os.environ['PREFECT_HOME']} " in created  # a new volume has it, too
     # The same folder as with `up`: workers read each other's flow run results there.
     assert os.environ["PREFECT_HOME"] == str(services.ServicePaths(artifacts_folder()).home)
 
@@ -112,7 +135,11 @@ def test_compose_starts_the_services_of_up_in_order() -> None:
     port = str(services.PREFECT_DEFAULT_PORT)
     assert defined["server"]["command"][:3] == ["prefect", "server", "start"]
     assert defined["server"]["command"][-1] == port
-    assert defined["server"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert defined["server"]["ports"] == [f"127.0.0.1:${{FASHION_ANN_PORT:-{port}}}:{port}"]
+    address = f"http://127.0.0.1:${{FASHION_ANN_PORT:-{port}}}"
+    for name in ("server", "deploy", "worker-cpu", "worker-gpu"):  # links in notifications and logs
+        assert defined[name]["environment"]["PREFECT_UI_URL"] == address
+    assert defined["server"]["environment"]["PREFECT_SERVER_UI_API_URL"] == f"{address}/api"
     assert defined["deploy"]["command"] == ["fashion-ann", "deploy"]
     assert defined["deploy"]["restart"] == "no"
     after = {name: service.get("depends_on", {}) for name, service in defined.items()}
@@ -210,8 +237,13 @@ def test_servers_start_where_prefect_reads_the_settings() -> None:
 def test_servers_are_closed_like_that_of_up() -> None:
     """`test_servers_start_where_prefect_reads_the_settings` proves that they read these settings."""
     settings = project_settings()
-    origins = ",".join(ui_origins(COMPOSE["services"]["server"]["environment"]["PREFECT_SERVER_UI_API_URL"]))
+    environment = {
+        name: value.replace("${FASHION_ANN_PORT:-4200}", "4200")
+        for name, value in COMPOSE["services"]["server"]["environment"].items()
+    }
+    origins = ",".join(ui_origins(environment["PREFECT_SERVER_UI_API_URL"]))
     assert settings["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == origins
+    assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == origins
     assert settings["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "True"
     required = COMPOSE["services"]["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
     assert required.startswith("${PREFECT_SERVER_API_AUTH_STRING:?")
@@ -225,7 +257,9 @@ def test_servers_home_survives_a_new_container() -> None:
     assert name in COMPOSE["volumes"]
     assert folder == server["environment"]["PREFECT_HOME"]
     (created,) = (argument for instruction, argument in _stages()["base"] if "useradd" in argument)
-    assert re.search(rf"chown 10001:10001 .*{folder}( |$)", created)  # a new volume has the owner of the image's folder
+    assert re.search(
+        rf"chown -R 10001:10001 .*{folder}( |$)", created
+    )  # a new volume has the owner of the image's folder
 
 
 def test_every_prefect_setting_exists() -> None:
@@ -299,4 +333,102 @@ def test_an_image_has_the_revision_of_its_build(target: str) -> None:
     stage = _stages()[target]
     assert any(instruction == "ARG" and argument.startswith("REVISION") for instruction, argument in stage)
     assert any(instruction == "ENV" and "FASHION_ANN_REVISION=$REVISION" in argument for instruction, argument in stage)
-    assert COMPOSE["services"][f"worker-{target}"]["build"]["args"] == {"REVISION": "${REVISION:-}"}
+    assert COMPOSE["services"][f"worker-{target}"]["build"]["args"]["REVISION"] == "${REVISION:-}"
+
+
+@pytest.mark.parametrize("file", TEMPLATES)
+def test_pools_of_other_types_accept_our_job_variables_only(file: str) -> None:
+    template = job_template({"name": "a", "type": "docker", "role": "cpu", "job_template": file})
+    ours = base_job_template()["variables"]
+    accepted = template["variables"]
+    assert set(accepted["properties"]) == {"env"} == set(ours["properties"])
+    for key in ("properties", "additionalProperties"):
+        assert accepted["properties"]["env"][key] == ours["properties"]["env"][key]
+    assert accepted["additionalProperties"] is False
+    included = re.findall(r"(?m)^!(\S+)", (ROOT / ".dockerignore").read_text(encoding="utf-8"))
+    assert any(Path(file).match(pattern) for pattern in included)  # `deploy` in a container reads it
+
+
+def test_docker_pool_runs_like_the_worker_of_compose() -> None:
+    job = json.loads((ROOT / "deploy/docker/job-template.json").read_bytes())["job_configuration"]
+    worker = COMPOSE["services"]["worker-cpu"]
+    assert job["image"] == worker["image"]
+    assert job["networks"] == [f"{COMPOSE['name']}_{name}" for name in worker["networks"]]
+    assert [volume.rpartition(":")[2] for volume in job["volumes"]] == [
+        volume.rpartition(":")[2] for volume in worker["volumes"]
+    ]
+    assert {volume.partition(":")[0] for volume in job["volumes"]} <= {
+        f"{COMPOSE['name']}_{name}" for name in COMPOSE["volumes"]
+    }
+    options = job["container_create_kwargs"]
+    for key in ("init", "read_only", "cap_drop", "security_opt"):
+        assert options[key] == worker[key], key
+    assert list(options["tmpfs"]) == [worker["tmpfs"]]
+    environment = {name: worker["environment"][name] for name in ("PREFECT_API_URL", "NO_PROXY", "no_proxy")}
+    # The worker's own home would replace that of the image.
+    assert job["env"] == {**environment, "PREFECT_HOME": _image_environment()["PREFECT_HOME"]}
+
+
+def _resources() -> Iterator[Any]:
+    """Yield each resource of Kubernetes as (id, resource): of the manifests, and the jobs of both templates."""
+    for path in MANIFESTS:
+        for resource in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+            if resource["kind"] == "DaskCluster":
+                # Its schema is that of Dask's operator; those of its parts are the API's.
+                for role in ("worker", "scheduler"):
+                    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": resource["spec"][role]["spec"]}
+                    yield pytest.param(pod, id=f"dask-{role}")
+            else:
+                yield pytest.param(resource, id=f"{path.stem}-{resource['kind']}-{resource['metadata']['name']}")
+    for file in TEMPLATES:
+        if "kubernetes" in file:
+            job = json.loads((ROOT / file).read_bytes())["job_configuration"]["job_manifest"]
+            pod = job["spec"]["template"]["spec"]
+            # Prefect requires both here, where the API ignores them.
+            assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)
+            yield pytest.param(job, id=Path(file).stem)
+
+
+@pytest.mark.parametrize("resource", _resources())
+def test_kubernetes_accepts_a_resource(resource: dict[str, Any]) -> None:
+    kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+    spec = resource.get("spec", {})
+    pod = spec if resource["kind"] == "Pod" else spec.get("template", {}).get("spec")
+    if pod is None:
+        return
+    # The Pod Security Standard "restricted", and a read-only image as with compose.
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["enableServiceLinks"] is False  # a service would set variables such as PREFECT_SERVER_PORT
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_wrong_resource_is_rejected() -> None:
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"port": []}},
+            KUBERNETES,
+            strict=True,
+        )
+
+
+def test_kubernetes_names_what_exists() -> None:
+    settings, *_ = yaml.safe_load_all((MANIFESTS[0].parent / "settings.yaml").read_text(encoding="utf-8"))
+    for role in POOLS:
+        template = settings["data"][f"FASHION_ANN_{role.upper()}_POOL_TEMPLATE"].removeprefix("/app/")
+        assert template in TEMPLATES
+        job = json.loads((ROOT / template).read_bytes())["job_configuration"]["job_manifest"]
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == f"fashion-ann:{role}"
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (role == "gpu")
+    workers = (MANIFESTS[0].parent / "workers.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"--pool, ([\w-]+),", workers)) == set(POOLS.values())
+    (version,) = set(re.findall(r"image: prefecthq/prefect:([\d.]+)-", workers))
+    assert version == prefect.__version__
+    (dask,) = yaml.safe_load_all((MANIFESTS[0].parent / "dask.yaml").read_text(encoding="utf-8"))
+    port = dask["spec"]["scheduler"]["service"]["ports"][0]["port"]
+    assert settings["data"]["FASHION_ANN_DASK_ADDRESS"] == f"tcp://{dask['metadata']['name']}-scheduler:{port}"

@@ -7,6 +7,7 @@ train images only; all images within reach gave the same result on the real data
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,12 @@ class Sketches:
         """Return uninitialized sketches for `fill`."""
         frequencies = math.prod(min(_CELLS, _FREQUENCIES, side) for side in (contract.height, contract.width))
         return cls(np.empty(rows, np.uint64), np.empty((rows, frequencies), np.int16), np.empty(rows, np.bool_))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Sketches"]) -> "Sketches":
+        """Return the sketches of the images of all ``parts``, in order."""
+        columns = ([vars(part)[name] for part in parts] for name in cls.__dataclass_fields__)
+        return cls(*map(np.concatenate, columns))
 
     def fill(self, start: int, part: "Sketches") -> None:
         """Copy ``part`` to the rows from ``start`` on."""
@@ -140,7 +147,7 @@ def read_in_train(path: Path, rows: int) -> npt.NDArray[np.uint8]:
 
 
 def find_test_images_in_train(
-    train: Sketches, train_path: Path, test: Sketches, test_path: Path, contract: DatasetContract
+    train: Sketches, train_files: Sequence[Path], test: Sketches, test_files: Sequence[Path], contract: DatasetContract
 ) -> npt.NDArray[np.uint8]:
     """Return for each test image, uint8 (N,): 2 for an exact copy of a train image, 1 for a near duplicate, else 0.
 
@@ -161,7 +168,10 @@ def find_test_images_in_train(
     pixels = _compared_pixels(contract)
     test_rows, test_at = np.unique(others[which], return_inverse=True)
     train_rows, train_at = np.unique(nearest[which, place], return_inverse=True)
-    test_images, train_images = _read_images(test_path, test_rows, pixels), _read_images(train_path, train_rows, pixels)
+    test_images, train_images = (
+        _read_images(test_files, test_rows, pixels),
+        _read_images(train_files, train_rows, pixels),
+    )
     for start in range(0, len(which), PAIRS_AT_ONCE):
         some = slice(start, start + PAIRS_AT_ONCE)
         difference = test_images[test_at[some]].astype(np.float32) - train_images[train_at[some]]
@@ -212,9 +222,9 @@ def _compared_pixels(contract: DatasetContract) -> list[str]:
     return [contract.columns[1 + at] for at in np.flatnonzero((row + column) % step == 0)]
 
 
-def _read_images(path: Path, rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
-    """Return the columns ``pixels`` of ascending ``rows`` of a Parquet; uint8 (rows, pixels)."""
-    parts = (select_rows(block, start, rows).T for start, block in blocks(path, pixels))
+def _read_images(files: Sequence[Path], rows: npt.NDArray[np.int64], pixels: list[str]) -> Bytes:
+    """Return the columns ``pixels`` of ascending ``rows`` of a split; uint8 (rows, pixels)."""
+    parts = (select_rows(block, start, rows).T for start, block in blocks(files, pixels))
     return np.concatenate([np.ascontiguousarray(part) for part in parts])
 
 

@@ -43,16 +43,16 @@ from tasks.checks.image_profile import (
 )
 from tasks.checks.measurements import Measurement, border
 from tasks.checks.near_duplicates import duplicate_report, find_test_images_in_train
-from tasks.checks.scan import Sample, Scan, scan_parquet
+from tasks.checks.scan import Sample, Scan, scan_split
 from tasks.checks.summary import check_results, sentences
 from tasks.data.csv_blocks import MAX_LINE_BYTES, SAVE_WITHOUT_INDEX
 from tasks.data.csv_cells import BOM, parse_label, parse_line, shorten
 from tasks.data.csv_file import HashedFile, decompressed
 from tasks.data.csv_header import INDEX, reject_other_formats
 from tasks.data.csv_reader import open_csv
-from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.data_folder import csv_split, present_csvs
 from tasks.data.parquet import read_rows
+from tasks.data.parquet_split import ingest_csv, part_files
 from tasks.data.published_data import fetch_data, require_supplied
 from tasks.data.quarantine import open_quarantine
 from tasks.data.splits import scale_pixels
@@ -75,7 +75,7 @@ class NewDataset:
 class _Loaded:
     """A split: its Parquet, images uint8 (N, pixels), classes uint8 (N,), and the number of bad rows."""
 
-    path: Path
+    files: Sequence[Path]
     images: Images
     classes: Labels
     bad_rows: int
@@ -314,9 +314,9 @@ def _shape(path: Path, draft: DatasetContract) -> tuple[int, int]:
 
 def _load(csv: CsvSplit, contract: DatasetContract, folder: Path) -> _Loaded:
     """Read a split. Raises `DataContractError`, which lists the bad cells, if more than one row of a hundred is bad."""
-    path = folder / f"{csv.split}.parquet"
+    target = folder / csv.split
     lenient = replace(contract, minimum_rows=dict.fromkeys(SPLITS, 0))
-    facts = ingest_csv(csv, path, folder / "bad.parquet", lenient, "100%")
+    facts = ingest_csv(csv, target, folder / "bad.parquet", lenient, "100%")
     if facts.quarantined > _MOST_BAD_ROWS * (facts.rows + facts.quarantined) or not facts.rows:
         for file in csv.files:
             with open_csv(file.path, contract) as rows:
@@ -324,8 +324,9 @@ def _load(csv: CsvSplit, contract: DatasetContract, folder: Path) -> _Loaded:
                     pass
     if not facts.rows:  # each row is in the other split
         raise DataContractError(f"{csv.name}: --holdout leaves no row for {csv.split}. Give another share.")
-    images, classes = read_rows(path, contract.columns)
-    return _Loaded(path, images, classes, facts.quarantined)
+    files = part_files(target, csv)
+    images, classes = read_rows(files, contract.columns)
+    return _Loaded(files, images, classes, facts.quarantined)
 
 
 # --- inference ---
@@ -385,10 +386,10 @@ def _infer(
 def _fit_checks(contract: DatasetContract, loaded: dict[Split, _Loaded]) -> tuple[DatasetContract, list[str]]:
     """Turn off checks that the train split fails, and return what both splits exceed."""
     notes: list[str] = []
-    samples: dict[Split, tuple[Sample, Path]] = {}
+    samples: dict[Split, tuple[Sample, Sequence[Path]]] = {}
     for split, part in loaded.items():
-        scan, sample = _scan(part.path, contract)
-        samples[split] = sample, part.path
+        scan, sample = _scan(part.files, contract)
+        samples[split] = sample, part.files
         profile = profile_images(sample.images, sample.labels, contract)
         measured = measure_checks(scan, sample, profile, contract, None)
         if split == "train":
@@ -420,7 +421,7 @@ def _fit_checks(contract: DatasetContract, loaded: dict[Split, _Loaded]) -> tupl
 def _minima(loaded: dict[Split, _Loaded]) -> tuple[Minima, str]:
     """Return the minima of promotion, and a sentence with the measurements that they are derived from.
 
-    The accuracy is a third of the way from the same class for every test image to the nearest class mean of train, which a
+    The accuracy is a third of the way from the same class for every image to the nearest class mean of train, which a
     network exceeds. Both are measured on the test rows, because writers or persons may differ between the splits.
     """
     train, test = loaded["train"], loaded["test"]
@@ -439,28 +440,30 @@ def _minima(loaded: dict[Split, _Loaded]) -> tuple[Minima, str]:
     )
 
 
-def _scan(path: Path, contract: DatasetContract) -> tuple[Scan, Sample]:
-    scan = scan_parquet(path, contract)
+def _scan(files: Sequence[Path], contract: DatasetContract) -> tuple[Scan, Sample]:
+    scan = scan_split(files, contract)
     if scan.sample is None:  # `_load` has parsed every cell
-        raise ValueError(f"expected {path.name} in the inferred format")
+        raise ValueError(f"expected {files[0].name} in the inferred format")
     return scan, scan.sample
 
 
-def _divide(train: _Loaded, rows: int, contract: DatasetContract) -> tuple[tuple[Sample, Path], tuple[Sample, Path]]:
-    """Return the samples and Parquets of two random parts of train. The second has ``rows`` rows, at most half."""
+def _divide(
+    train: _Loaded, rows: int, contract: DatasetContract
+) -> tuple[tuple[Sample, Sequence[Path]], tuple[Sample, Sequence[Path]]]:
+    """Return the samples and Parquet files of two random parts of train. The second has ``rows`` rows, at most half."""
     order = np.random.default_rng(0).permutation(len(train.classes))
     size = max(1, min(rows, len(order) // 2))
     parts = []
     for name, selected in (("rest", order[size:]), ("drawn", order[:size])):
-        path = train.path.with_name(f"{name}.parquet")
+        path = train.files[0].with_name(f"{name}.parquet")
         columns = [train.classes[selected], *train.images[selected].T]
         pq.write_table(pa.table(dict(zip(contract.columns, map(np.ascontiguousarray, columns), strict=True))), path)
-        parts.append((_scan(path, contract)[1], path))
+        parts.append((_scan([path], contract)[1], [path]))
     return parts[0], parts[1]
 
 
 def _measure_leaks(
-    train: tuple[Sample, Path], test: tuple[Sample, Path], contract: DatasetContract
+    train: tuple[Sample, Sequence[Path]], test: tuple[Sample, Sequence[Path]], contract: DatasetContract
 ) -> dict[str, Measurement]:
     """Measure copies and near duplicates of train images among test images."""
     sketches, rows = test[0].sketches, len(test[0].sketches.numbers)
@@ -522,8 +525,9 @@ def dataset_toml(contract: DatasetContract) -> str:
     lines += table("minimum_rows", dict(contract.minimum_rows))
     lines += [
         "",
-        "# A version with a lower test accuracy, or a lower recall of a class, is rejected. The inferred accuracy is a",
-        "# third of the way from one class for every image to the nearest class mean; the recall, a tenth of its lowest.",
+        "# A version with a lower test accuracy, or a lower recall of a class, is rejected. As inferred, the accuracy",
+        "# is a third of the way from one class for every image to the nearest class mean, the recall a tenth of its",
+        "# lowest.",
     ]
     lines += table("promotion", asdict(contract.promotion))[1:]
     lines += ["", "# The name of each class by its label in the CSVs."]

@@ -1,9 +1,9 @@
-"""Scan a Parquet file once: column and class profiles, a sample of images, sketches."""
+"""Scan each Parquet file of a split once, and merge: column and class profiles, a sample of images, sketches."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.contract import SAMPLE_ROWS, DatasetContract
+from schemas.layout import CANDIDATES_NAME, SKETCHES_NAME
 from tasks.checks.near_duplicates import Sketches, sketch
-from tasks.data.parquet import batches, column_bytes, open_parquet, read_ahead, row_count, select_rows
+from tasks.data.parquet import batches, column_bytes, open_parquet, read_ahead, row_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ class Drawn:
     """A random sample of images.
 
     images uint8 (n, pixels) and labels uint8 (n,), n at most `SAMPLE_ROWS`, in file order; rows int64 (n,): the row of
-    each image in the file.
+    each image in the split.
     """
 
     images: npt.NDArray[np.uint8]
@@ -43,10 +44,91 @@ class Sample(Drawn):
 
 
 @dataclass(frozen=True)
-class Scan:
-    """The profiles of a Parquet file.
+class Candidates(Drawn):
+    """The images of one file that may be in the sample of its split: those with the smallest keys; rows are its own.
 
-    columns: one row per column of the file or of the contract: position, column and expected_column, type, nulls
+    keys: uint64 (n,). Neither key nor choice depends on other files, and the smallest keys of all files are those of
+    the split ("bottom-k sketch", Cohen and Kaplan, PODC 2007). Copies of an image have one key.
+    """
+
+    keys: npt.NDArray[np.uint64]
+
+    @classmethod
+    def none(cls, contract: DatasetContract) -> "Candidates":
+        """Return no images."""
+        images = np.zeros((0, contract.pixels), np.uint8)
+        return cls(images, np.zeros(0, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.uint64))
+
+    def smallest(self, later: "Candidates") -> "Candidates":
+        """Return those of both that may be in the sample. Of equal keys the earlier row comes first."""
+        keys = np.concatenate([self.keys, later.keys])
+        kept = np.sort(np.argsort(keys, kind="stable")[:SAMPLE_ROWS])
+        own, other = kept[kept < len(self.keys)], kept[kept >= len(self.keys)] - len(self.keys)
+        pairs = zip(vars(self).values(), vars(later).values(), strict=True)
+        return Candidates(*(np.concatenate([one[own], two[other]]) for one, two in pairs))
+
+    def sample(self, sketches: Sketches) -> Sample:
+        """Return the sample of a split, if these are the candidates of all its files."""
+        return Sample(self.images, self.labels, self.rows, sketches)
+
+
+@dataclass(frozen=True)
+class FileScan:
+    """The scan of one Parquet file.
+
+    names: of its columns. profiles: theirs, in the same order. label_rows: number of rows per label, as text for a
+    label that is no class.
+    candidates, sketches: None if columns, types or labels are not the contract's.
+    """
+
+    rows: int
+    names: tuple[str, ...]
+    profiles: "tuple[ColumnProfile, ...]"
+    label_rows: Mapping[str, int]
+    candidates: Candidates | None
+    sketches: Sketches | None
+
+    @property
+    def as_contracted(self) -> bool:
+        return self.candidates is not None
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the arrays to ``folder``, and return the rest as JSON."""
+        if self.candidates is not None and self.sketches is not None:
+            np.savez(folder / CANDIDATES_NAME, **vars(self.candidates))
+            self.sketches.save(folder / SKETCHES_NAME)
+        profiles = [{**vars(profile), **_as_text(profile)} for profile in self.profiles]
+        return {
+            "rows": self.rows,
+            "names": list(self.names),
+            "profiles": profiles,
+            "label_rows": list(self.label_rows.items()),  # JSON objects are stored sorted
+            "as_contracted": self.as_contracted,
+        }
+
+    @classmethod
+    def read(cls, folder: Path, stored: Mapping[str, Any], contract: DatasetContract) -> "FileScan":
+        """Read what `write` wrote and returned. Raises ValueError for other content."""
+        candidates = sketches = None
+        if stored["as_contracted"]:
+            with np.load(folder / CANDIDATES_NAME) as arrays:
+                candidates = Candidates(**arrays)
+            count = len(candidates.rows)
+            expected = {"images": (count, contract.pixels), "labels": (count,), "rows": (count,), "keys": (count,)}
+            if {name: array.shape for name, array in vars(candidates).items()} != expected:
+                raise ValueError(f"expected images, labels, rows and keys of one length in {CANDIDATES_NAME}")
+            sketches = Sketches.load(folder / SKETCHES_NAME, stored["rows"], contract)
+        profiles = (ColumnProfile(**{**entry, **_as_number(entry)}) for entry in stored["profiles"])
+        return cls(
+            stored["rows"], tuple(stored["names"]), tuple(profiles), dict(stored["label_rows"]), candidates, sketches
+        )
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The profiles of a split.
+
+    columns: one row per column of the files or of the contract: position, column and expected_column, type, nulls
     (including NaN), minimum and lower_bound, maximum and upper_bound.
     classes: one row per label: label as text, rows, share.
     sample: None if columns, types or labels are not the contract's.
@@ -58,14 +140,15 @@ class Scan:
     sample: Sample | None
 
 
-def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
+def scan_file(path: Path, contract: DatasetContract) -> FileScan:
     """Read every value once. The footer's statistics are not used: a writer may have got them wrong."""
     file = open_parquet(path)
-    names = file.schema_arrow.names
+    names = tuple(file.schema_arrow.names)
     rows = row_count(file)
-    profiles = [_ColumnProfile(str(kind)) for kind in file.schema_arrow.types]
+    profiles = tuple(ColumnProfile(str(kind)) for kind in file.schema_arrow.types)
     label_rows: Counter[Any] = Counter()
-    builder = _SampleBuilder(contract, rows) if tuple(names) == contract.columns and rows else None
+    as_contracted = names == contract.columns and all(profile.type == COLUMN_TYPE for profile in profiles)
+    builder = _CandidatesBuilder(contract, rows) if as_contracted else None
     for batch, block in read_ahead((batch, column_bytes(batch)) for batch in batches(file)):
         if block is None:
             builder = None
@@ -85,12 +168,49 @@ def scan_parquet(path: Path, contract: DatasetContract) -> Scan:
         low <= (profile.minimum or 0) and (profile.maximum or 0) <= high
         for profile, (low, high) in zip(profiles, map(contract.bounds, names), strict=True)
     )
-    sample = builder.sample() if builder is not None and in_range else None
-    return Scan(rows, _column_frame(names, profiles, contract), _class_frame(label_rows, contract), sample)
+    candidates, sketches = builder.result() if builder is not None and in_range else (None, None)
+    return FileScan(rows, names, profiles, _by_text(label_rows, contract), candidates, sketches)
+
+
+def merge_scans(scans: Iterable[FileScan], contract: DatasetContract) -> Scan:
+    """Return the profiles of a split from the scans of its files, of which one is in memory at a time.
+
+    The result depends on the rows and their order only, not on how they are divided into files. If the columns of the
+    files differ, the profile has those of the first file with other columns than the contract.
+    """
+    rows, label_rows = 0, Counter[str]()
+    candidates: Candidates | None = Candidates.none(contract)
+    sketches: list[Sketches] = []
+    columns: tuple[tuple[str, str | None], ...] | None = None
+    profiles: tuple[ColumnProfile, ...] = ()
+    for scan in scans:
+        label_rows.update(scan.label_rows)
+        names = tuple((name, profile.type) for name, profile in zip(scan.names, scan.profiles, strict=True))
+        if columns == names:
+            profiles = tuple(one.merged(other) for one, other in zip(profiles, scan.profiles, strict=True))
+        elif columns is None or candidates is not None:  # all files so far have the contract's columns
+            columns, profiles = names, scan.profiles
+        if scan.candidates is None or scan.sketches is None:
+            candidates = None
+        elif candidates is not None:
+            candidates = candidates.smallest(replace(scan.candidates, rows=scan.candidates.rows + rows))
+            sketches.append(scan.sketches)
+        rows += scan.rows
+    return Scan(
+        rows,
+        _column_frame([name for name, _ in columns or ()], profiles, contract),
+        _class_frame(label_rows),
+        None if candidates is None or not rows else candidates.sample(Sketches.joined(sketches)),
+    )
+
+
+def scan_split(files: Iterable[Path], contract: DatasetContract) -> Scan:
+    """Scan the Parquet files of a split one after the other, and merge the scans."""
+    return merge_scans((scan_file(path, contract) for path in files), contract)
 
 
 def _column_frame(
-    names: Sequence[str], profiles: "Sequence[_ColumnProfile]", contract: DatasetContract
+    names: Sequence[str], profiles: "Sequence[ColumnProfile]", contract: DatasetContract
 ) -> "pd.DataFrame":
     import pandas as pd
 
@@ -105,7 +225,7 @@ def _column_frame(
                 "position": len(columns),
                 "column": absent if name is None else name,
                 "expected_column": absent if expected is None else expected,
-                **vars(profile or _ColumnProfile(None)),
+                **vars(profile or ColumnProfile(None)),
                 "lower_bound": low,
                 "upper_bound": high,
             }
@@ -117,39 +237,59 @@ def _column_frame(
     return objects if typed.select_dtypes("float64").size else typed
 
 
-def _class_frame(label_rows: Counter[Any], contract: DatasetContract) -> "pd.DataFrame":
+def _by_text(label_rows: Counter[Any], contract: DatasetContract) -> dict[str, int]:
+    """Return the number of rows by label as text: that of the CSV for a class, the stored value for anything else."""
+    labels: dict[Any, int] = dict(enumerate(contract.class_labels))
+    by_text: Counter[str] = Counter()
+    for value, rows in label_rows.items():
+        by_text[str(labels[value] if type(value) is int and value in labels else value)] += rows
+    return dict(by_text)
+
+
+def _class_frame(label_rows: Counter[str]) -> "pd.DataFrame":
     import pandas as pd
 
     total = label_rows.total() or 1
-    labels: dict[Any, int] = dict(enumerate(contract.class_labels))
     return pd.DataFrame(
         {
-            "label": [str(labels[value] if type(value) is int and value in labels else value) for value in label_rows],
+            "label": list(label_rows),
             "rows": np.array(list(label_rows.values()), np.int64),
             "share": [count / total for count in label_rows.values()],
         }
     )
 
 
-class _SampleBuilder:
-    """Build a `Sample` block by block."""
+class _CandidatesBuilder:
+    """Collect the `Candidates` and the sketches of a file block by block."""
 
     def __init__(self, contract: DatasetContract, rows: int) -> None:
         self._contract = contract
-        self._drawn = np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))
         self._rows = 0
-        self._kept: list[npt.NDArray[np.uint8]] = []
+        self._kept = Candidates.none(contract)
         self._sketches = Sketches.allocate(rows, contract)
 
     def add(self, block: npt.NDArray[np.uint8]) -> None:
         """Add the next rows. block: uint8 (columns, rows), the label first."""
-        self._kept.append(select_rows(block, self._rows, self._drawn).T)
-        self._sketches.fill(self._rows, sketch(block[1:], self._contract))
+        sketches = sketch(block[1:], self._contract)
+        self._sketches.fill(self._rows, sketches)
+        keys = _scrambled(sketches.numbers)
+        new = np.argsort(keys, kind="stable")[:SAMPLE_ROWS]  # only these images are copied
+        new.sort()
+        self._kept = self._kept.smallest(Candidates(block[1:, new].T, block[0, new], self._rows + new, keys[new]))
         self._rows += block.shape[1]
 
-    def sample(self) -> Sample:
-        kept = np.concatenate(self._kept)
-        return Sample(np.ascontiguousarray(kept[:, 1:]), kept[:, 0], self._drawn, self._sketches)
+    def result(self) -> tuple[Candidates, Sketches]:
+        return self._kept, self._sketches
+
+
+def _scrambled(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return numbers that are unrelated to the images, though equal for equal ones.
+
+    The finalizer of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    mixed = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 class PredictedImages:
@@ -185,8 +325,18 @@ class PredictedImages:
         self.rows += len(images)
 
 
+def _as_text(profile: "ColumnProfile") -> dict[str, str]:
+    """Return the extremes that JSON has no number for, as text."""
+    extremes = {"minimum": profile.minimum, "maximum": profile.maximum}
+    return {name: repr(value) for name, value in extremes.items() if value is not None and math.isinf(value)}
+
+
+def _as_number(stored: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(stored[name]) for name in ("minimum", "maximum") if isinstance(stored[name], str)}
+
+
 @dataclass
-class _ColumnProfile:
+class ColumnProfile:
     """Nulls, smallest and largest value of one column. Columns of text have no extremes."""
 
     type: str | None
@@ -206,6 +356,13 @@ class _ColumnProfile:
             extremes = pc.min_max(values).as_py()
             if extremes["min"] is not None and not math.isnan(extremes["min"]):
                 self.add_extremes(extremes["min"], extremes["max"])
+
+    def merged(self, other: "ColumnProfile") -> "ColumnProfile":
+        """Return the profile of a column of this file and of another one, which have one type."""
+        merged = replace(self, nulls=self.nulls + other.nulls)
+        if other.minimum is not None and other.maximum is not None:
+            merged.add_extremes(other.minimum, other.maximum)
+        return merged
 
     def add_extremes(self, low: float, high: float) -> None:
         self.minimum = low if self.minimum is None else min(low, self.minimum)

@@ -6,7 +6,7 @@ less and take sixty times as long.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tasks.checks.image_checks import measure_checks, measure_leaks
 from tasks.checks.image_profile import ImageProfile, profile_images, write_profile
 from tasks.checks.measurements import Measurement
 from tasks.checks.near_duplicates import Sketches, duplicate_report, find_test_images_in_train
-from tasks.checks.scan import COLUMN_TYPE, scan_parquet
+from tasks.checks.scan import COLUMN_TYPE, Scan
 from tasks.checks.summary import summarize
 from tasks.runtime.files import write_json
 
@@ -62,29 +62,29 @@ class ValidationResult:
         }
 
 
-def validate_parquet(
-    path: Path,
+def validate_split(
+    scan: Scan,
+    files: Sequence[Path],
     contract: DatasetContract,
     split: Split,
     *,
     exact_rows: int | None = None,
     champion: ImageProfile | None = None,
-    train: tuple[Sketches, Path] | None = None,
+    train: tuple[Sketches, Sequence[Path]] | None = None,
 ) -> ValidationResult:
-    """Validate the Parquet at ``path``.
+    """Validate a split: the ``scan`` of its Parquet ``files``.
 
-    exact_rows: the expected row count, known for published data; without it the contract's minimum is expected.
+    exact_rows: the number of rows that is expected; without it, at least the contract's minimum is expected.
     champion: the profile that drift is measured from; without it, the contract's baseline.
-    train: sketches and Parquet of the train split that a test split is compared with.
+    train: sketches and Parquet files of the train split that a test split is compared with.
     """
-    scan = scan_parquet(path, contract)
     sample = scan.sample
     profile, in_train, duplicates = None, None, None
     measurements: dict[str, Measurement] = {}
     with ThreadPoolExecutor(1) as executor:
         if sample is not None and train is not None:
             # The longest step: it runs beside the others.
-            search = executor.submit(find_test_images_in_train, *train, sample.sketches, path, contract)
+            search = executor.submit(find_test_images_in_train, *train, sample.sketches, files, contract)
         context = fresh_context()
         columns = validate_frame(context, scan.columns, "columns", "column", column_expectations())
         if sample is not None:

@@ -1,7 +1,7 @@
 """Parse blocks of whole CSV lines into rows, and report the bad ones by line and column."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -265,9 +265,8 @@ class BlockParser:
         self._on_bad_row(BadRow(first.line, raw, first.column, value, first.reason, bad_cells))
 
 
-def common_cause(tallies: Iterable[Tally]) -> str | None:
-    """Return a sentence with cause and cure if they are the same for most bad rows."""
-    causes = sum((tally.causes for tally in tallies), Counter[str | None]())
+def most_common_cause(causes: Counter[str | None]) -> str | None:
+    """Return a sentence with cause and cure if they are the same for most bad rows. causes: see `Tally`."""
     cause, rows = max(causes.items(), key=lambda entry: entry[1], default=(None, 0))
     if cause is None or rows <= causes.total() / 2:
         return None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from schemas.contract import DatasetContract
 from schemas.errors import CellProblem, DataContractError
-from tasks.data.csv_blocks import MAX_LINE_BYTES, BlockParser, Rows, common_cause, unusable
+from tasks.data.csv_blocks import MAX_LINE_BYTES, BlockParser, Rows, most_common_cause, unusable
 from tasks.data.csv_cells import BOM, cell_note, column_at, parse_line
 from tasks.data.csv_file import HashedFile, decompressed, file_stamp, require_unchanged
 from tasks.data.csv_header import check_header, reject_other_formats
@@ -101,9 +101,9 @@ class CsvRows:
         if usual != list(self._in_file):
             at, name = next((at, name) for at, name in enumerate(self._in_file) if name != usual[at])
             order = f"{name} is column {at + 1}, expected {usual.index(name) + 1}"
-            self.reordered = f"{path.name}: columns were reordered ({order})"
+            self.reordered = f"columns were reordered ({order})"
         self._has_quarantine = quarantine is not None
-        on_bad_row = (lambda row: None) if quarantine is None else quarantine.source(path, header)
+        on_bad_row = (lambda row: None) if quarantine is None else quarantine.source(header)
         self._parser = BlockParser(contract, self._in_file, path, on_bad_row)
         self.tally = self._parser.tally
 
@@ -116,7 +116,7 @@ class CsvRows:
                 yield rows if order is None else rows[:, order]
         self._parser.finish()
         if tally.count and not self._has_quarantine:
-            raise unusable(self._path, tally.problems, tally.count, common_cause([tally]))
+            raise unusable(self._path, tally.problems, tally.count, most_common_cause(tally.causes))
         if not tally.rows and not tally.count:
             reason = "expected a row (the file has a header and no rows)"
             raise unusable(self._path, [CellProblem(2, self._in_file[0], "nothing", reason, self._path.name)])

@@ -83,8 +83,8 @@ def csv_references(
     for split, csv in csvs.items():
         if fetched := fetched_digests.get(split) == csv.sha256:
             csvs[split] = csv.model_copy(update={"origin": "fetched"})
-        for file in csv.files:
-            logger.info("%s: found (%s)", file.path, "downloaded earlier" if fetched else "your file")
+        supplied = "your file" if len(csv.files) == 1 else "your files"
+        logger.info("%s: found (%s)", data_dir / csv.name, "downloaded earlier" if fetched else supplied)
     if len({csv.origin for csv in csvs.values()}) > 1:
         logger.warning("%s mixes a downloaded split with a supplied one: check that they belong together", data_dir)
     return csvs

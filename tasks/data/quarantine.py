@@ -39,6 +39,7 @@ SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLU
 HEADERS = "fashion_ann.headers"
 
 _CORRECTED = "-corrected"
+_UNNAMED = ""  # the source file in the quarantine of a shard, which does not depend on the name of its CSV
 _BUFFER_BYTES, _BUFFER_ROWS = 4 << 20, 8192  # a row group is written when either is reached
 
 
@@ -71,20 +72,33 @@ class Quarantine:
         self._buffer_bytes = 0
         self._headers: dict[str, str] = {}
 
-    def source(self, path: Path, header: bytes) -> Callable[[BadRow], None]:
-        """Return the function that adds rejected rows of the file ``path`` with that header line."""
+    def source(self, header: bytes) -> Callable[[BadRow], None]:
+        """Return the function that adds rejected rows of a file with that header line.
+
+        Their file has no name yet, see `join_quarantines`.
+        """
 
         def add(row: BadRow) -> None:
             if self._discard:
                 return
-            self._headers[path.name] = header.decode()
+            self._headers[_UNNAMED] = header.decode()
             self.rows += 1
-            self._buffer.append((path.name, *row, hashlib.sha256(row.raw).hexdigest()))
+            self._buffer.append((_UNNAMED, *row, hashlib.sha256(row.raw).hexdigest()))
             self._buffer_bytes += len(row.raw) + len(row.value)
             if self._buffer_bytes >= _BUFFER_BYTES or len(self._buffer) >= _BUFFER_ROWS:
                 self._flush()
 
         return add
+
+    def take(self, path: Path, name: str) -> None:
+        """Add the rows of the quarantine file ``path``, whose source has no name yet, as those of the file ``name``."""
+        with pq.ParquetFile(path) as file:
+            self._headers[name] = _headers(file)[_UNNAMED]
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group)
+                names = pa.array([name] * rows.num_rows, pa.string())
+                self._open().write_table(rows.set_column(0, SCHEMA.field("source_file"), names))
+                self.rows += rows.num_rows
 
     def finish(self) -> None:
         """Write the buffered rows and the header lines."""
@@ -93,7 +107,7 @@ class Quarantine:
         if self._writer is not None:
             self._writer.add_key_value_metadata({HEADERS: json.dumps(self._headers)})
 
-    def _flush(self) -> None:
+    def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             sweep_temporaries(self._path)
@@ -101,9 +115,12 @@ class Quarantine:
             # No dictionary: raw text never repeats, and zstd packs the other columns well enough.
             writer = pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=False)
             self._writer = self._stack.enter_context(writer)
+        return self._writer
+
+    def _flush(self) -> None:
         columns = zip(zip(*self._buffer, strict=True), SCHEMA.types, strict=True)
         arrays = [pa.array(column, kind) for column, kind in columns]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        self._open().write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
         self._buffer, self._buffer_bytes = [], 0
 
 
@@ -117,6 +134,18 @@ def open_quarantine(path: Path, *, discard: bool = False) -> Iterator[Quarantine
         quarantine = Quarantine(path, stack, discard=discard)
         yield quarantine
         quarantine.finish()
+
+
+def join_quarantines(shards: Sequence[tuple[str, Path]], target: Path) -> None:
+    """Write the rejected rows of several files, by name, to one quarantine file, in constant memory."""
+    with open_quarantine(target) as quarantine:
+        for name, path in shards:
+            quarantine.take(path, name)
+
+
+def _headers(file: pq.ParquetFile) -> dict[str, str]:
+    headers: dict[str, str] = json.loads(file.metadata.metadata[HEADERS.encode()])
+    return headers
 
 
 @dataclass(frozen=True)
@@ -155,7 +184,7 @@ def read_quarantine(path: Path) -> QuarantineFile:
         raise WrongUsage(f"{path}: expected a quarantine file named SPLIT-DIGEST.parquet.")
     try:
         with pq.ParquetFile(path) as file:
-            headers = json.loads(file.metadata.metadata[HEADERS.encode()])
+            headers = _headers(file)
             cell = ["source_file", "line", "column", "value", "reason"]
             first = next(file.iter_batches(batch_size=1, columns=cell)).to_pylist()[0]
             return QuarantineFile(path, split, file.metadata.num_rows, headers, first)

@@ -115,7 +115,7 @@ class PreparedSplit:
 
 
 def open_split(folder: Path, split: str) -> PreparedSplit:
-    """Open train, validation or test of a folder that `write_splits` wrote. The images are mapped, not read."""
+    """Open train, validation or test of a folder that `write_held_out` completed. The images are mapped, not read."""
     whole = _open_parts(folder, "test" if split == "test" else "train")
     if split == "test":
         return whole
@@ -150,21 +150,11 @@ def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArra
     return scaled
 
 
-def write_splits(
-    train: Sequence[Path],
-    test: Sequence[Path],
-    folder: Path,
-    contract: DatasetContract,
-    validation_size: int,
-    seed: int,
-) -> dict[str, int]:
-    """Write the arrays of train and test, one part per Parquet, and the rows of train that are held out.
+def write_held_out(folder: Path, contract: DatasetContract, validation_size: int, seed: int) -> dict[str, int]:
+    """Write the rows of train that are held out, and the scale, into a folder that has the parts of train and test.
 
-    Returns the number of rows of train, validation and test. Without ``test`` no test arrays are written.
+    Returns the number of rows of train, validation and test, which may have no part.
     """
-    for split, paths in (("train", train), ("test", test)):
-        for part, path in enumerate(paths):
-            write_part(path, folder / split, part, contract)
     labels = np.concatenate([part_labels for _, part_labels in open_parts(folder, "train")])
     train_rows, validation_rows = stratified_split(labels, validation_size, seed)
     np.save(folder / VALIDATION_ROWS_NAME, validation_rows)
@@ -178,13 +168,12 @@ def write_part(parquet: Path, folder: Path, part: int, contract: DatasetContract
 
     Parts are numbered from 0.
     """
-    folder.mkdir(exist_ok=True)
     rows = row_count(open_parquet(parquet))
     with (folder / images_name(part)).open("wb") as images, (folder / labels_name(part)).open("wb") as labels:
         for file, like in ((images, np.empty((0, contract.pixels), np.uint8)), (labels, np.empty(0, np.int32))):
             header = np.lib.format.header_data_from_array_1_0(like)
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, *like.shape[1:])})
-        for _, block in blocks(parquet, contract.columns):
+        for _, block in blocks([parquet], contract.columns):
             images.write(np.ascontiguousarray(block[1:].T).data)
             labels.write(block[0].astype(np.int32).data)
 
@@ -192,21 +181,33 @@ def write_part(parquet: Path, folder: Path, part: int, contract: DatasetContract
 def check_splits(folder: Path, contract: DatasetContract, rows: Mapping[str, int]) -> None:
     """Check the shapes, types, labels and scale of the arrays of splits with these numbers of rows.
 
-    Raises ValueError for others than `write_splits` writes. Memory is not needed for the images.
+    Raises ValueError for others than `write_part` and `write_held_out` write. Memory is not needed for the images.
     """
     held_out = np.load(folder / VALIDATION_ROWS_NAME)
     if held_out.dtype != np.int64 or (np.diff(held_out, prepend=-1) < 1).any():
         raise ValueError(f"expected ascending int64 validation rows, received {held_out.dtype}")
     for images, labels in (*open_parts(folder, "train"), *open_parts(folder, "test")):
-        received = images.dtype, images.shape, labels.dtype, labels.shape
-        if received != (np.dtype(np.uint8), (len(labels), contract.pixels), np.dtype(np.int32), (len(labels),)):
-            raise ValueError(f"expected as many images as labels, received {received}")
+        _check_arrays(images, labels, contract)
     for name, number in rows.items():
         split = open_split(folder, name)
         if (len(split.labels), split.scale) != (number, contract.scale):
             raise ValueError(f"expected {number} rows of {name}, received {len(split.labels)} with {split.scale}")
         if not ((split.labels >= 0) & (split.labels < contract.classes)).all():
             raise ValueError(f"expected labels of {name} from 0 to {contract.classes - 1}")
+
+
+def check_part(folder: Path, contract: DatasetContract, rows: int) -> None:
+    """Raise ValueError for other arrays than `write_part` wrote to ``folder`` as its first part."""
+    images, labels = np.load(folder / images_name(0), mmap_mode="r"), np.load(folder / labels_name(0))
+    _check_arrays(images, labels, contract)
+    if len(labels) != rows:
+        raise ValueError(f"expected {rows} rows, received {len(labels)}")
+
+
+def _check_arrays(images: Bytes, labels: npt.NDArray[np.int32], contract: DatasetContract) -> None:
+    received = images.dtype, images.shape, labels.dtype, labels.shape
+    if received != (np.dtype(np.uint8), (len(labels), contract.pixels), np.dtype(np.int32), (len(labels),)):
+        raise ValueError(f"expected as many images as labels, received {received}")
 
 
 def stratified_split(

@@ -2,8 +2,8 @@
 
 Blocks of rows are permuted, their rows are cut into windows, and each window is permuted. Xu et al., "In-Database
 Machine Learning with CorgiPile: Stochastic Gradient Descent without Full Data Shuffle", SIGMOD 2022, show that this
-converges like a permutation of all rows, also for sorted rows. The shuffle buffers of tf.data and WebDataset have
-windows only.
+converges like a permutation of all rows if a window has enough blocks. The shuffle buffers of tf.data and WebDataset
+have windows only.
 """
 
 from collections.abc import Iterator, Sequence

@@ -73,7 +73,7 @@ def predict_csv(
                 # Raises if the images changed while they were read, before the output gets its name.
                 reading.close()
                 results, found = checks.results()
-                warnings = [] if csv.reordered is None else [csv.reordered]
+                warnings = [] if csv.reordered is None else [f"{images.name}: {csv.reordered}"]
                 warnings += [f"{images.name}: {line}" for line in found]
                 if strict and warnings:
                     raise DataContractError(f"{output} was not written, because of --strict: {'; '.join(warnings)}.")

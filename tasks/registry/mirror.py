@@ -12,10 +12,9 @@ store on this machine is a copy. It has every manifest and line, and the other f
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from uuid import uuid4
 
@@ -45,9 +44,13 @@ class StoreMirror:
         remote = configured_remote()
         return None if remote is None else cls(remote, dataset)
 
-    def line(self, number: int) -> bytes | None:
-        """Return a line of the alias log, counted from 1; None if it does not exist. The line is not verified."""
-        content = self.remote.read(self._line_name(number))
+    def line(self, number: int, *, settled: bool = False) -> bytes | None:
+        """Return a line of the alias log, counted from 1; None if it does not exist. The line is not verified.
+
+        settled: needed of a newest line, see `Remote.read_settled`. The writer of a line has read those before it so.
+        """
+        name = self._line_name(number)
+        content = self.remote.read_settled(name) if settled else self.remote.read(name)
         if content is None:
             return None
         try:
@@ -55,21 +58,21 @@ class StoreMirror:
             event.pop("writer")
         except (ValueError, AttributeError, LookupError) as error:
             raise StoredArtifactError(
-                f"{self.remote.address}/{self._line_name(number)}: expected a line of an alias log ({error})."
+                f"{self.remote.address}/{name}: expected a line of an alias log ({error})."
             ) from error
         return json.dumps(event, sort_keys=True).encode()
 
-    def lines(self, after: int) -> Iterator[bytes]:
-        """Yield the lines of the alias log after a number, in their order, up to the first that does not exist."""
+    def lines(self, after: int) -> list[bytes]:
+        """Return the lines of the alias log after a number, in their order, up to the first that does not exist."""
         listed = sum(1 for entry in self.remote.objects(self._name("aliases")) if _LINE_OBJECT.fullmatch(entry.name))
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            read = list(pool.map(self.line, range(after + 1, listed + 1)))
+            lines = list(takewhile(lambda line: line is not None, pool.map(self.line, range(after + 1, listed + 1))))
         # A listing may miss the newest.
-        for number in count(after + 1):
-            line = read[number - after - 1] if number <= listed else self.line(number)
-            if line is None:
-                return
-            yield line
+        while (line := self.line(after + len(lines) + 1)) is not None:
+            lines.append(line)
+        if lines:
+            lines[-1] = self.line(after + len(lines), settled=True)
+        return [line for line in lines if line is not None]
 
     def create_line(self, number: int, line: bytes) -> bool:
         """Add a line to the alias log, and return whether it has this number now: False if another writer has it.
@@ -94,9 +97,10 @@ class StoreMirror:
             versions[number] = {MANIFEST_NAME: manifest}
         return versions  # unreachable
 
-    def manifest(self, number: int) -> bytes | None:
-        """Return the manifest of a version, None if it does not exist. It is not verified."""
-        return self.remote.read(self._version_name(number, MANIFEST_NAME))
+    def manifest(self, number: int, *, settled: bool = False) -> bytes | None:
+        """Return the manifest of a version, None if it does not exist. It is not verified. ``settled``: see `line`."""
+        name = self._version_name(number, MANIFEST_NAME)
+        return self.remote.read_settled(name) if settled else self.remote.read(name)
 
     def signature(self, number: int, manifest: bytes) -> bytes | None:
         """Return the signature of a version's manifest, None if there is none."""

@@ -84,6 +84,7 @@ def _describe_data(
             "csv_sha256": validated.data.source.sha256,
             "csv_files": [{"file": file.path.name, "sha256": file.sha256} for file in validated.data.source.files],
             "parquet_sha256": validated.data.sha256,
+            "content_sha256": validated.data.content,
             **validated.data.model_dump(include={"rows", "quarantined", "origin"}),
             "expectations": validated.expectations,
             "checks": [check.model_dump() for check in validated.checks],

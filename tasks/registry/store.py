@@ -268,7 +268,7 @@ class ModelStore:
         shared = sorted(number for number in stored.keys() - self.removed_elsewhere if MANIFEST_NAME in stored[number])
         for number in shared:
             if number not in local:
-                self._fetch_version(mirror, number)
+                self._fetch_version(mirror, number, newest=number == max(stored))
             elif any(name.endswith(".sig") for name in stored[number]):
                 self._fetch_signature(mirror, number, stored[number])
         for number in sorted(local.difference(shared)) if push else ():
@@ -288,8 +288,8 @@ class ModelStore:
             if content is not None and content != read_stored(self.folder(number) / MANIFEST_NAME):
                 raise _diverged(mirror, self.root, f"version {number}")
 
-    def _fetch_version(self, mirror: StoreMirror, number: int) -> None:
-        content = mirror.manifest(number)
+    def _fetch_version(self, mirror: StoreMirror, number: int, *, newest: bool) -> None:
+        content = mirror.manifest(number, settled=newest)
         if content is None:
             return  # removed meanwhile
         signature = mirror.signature(number, content)
@@ -324,7 +324,7 @@ class ModelStore:
                 if not mirror.create_line(number, lines[number - 1]):
                     raise _diverged(mirror, self.root, f"line {number} of the alias log")
             return False
-        new = list(mirror.lines(common))
+        new = mirror.lines(common)
         if new:
             self.aliases.extend(new, f"{mirror.remote.address}, the alias log of {mirror.dataset},")
         return bool(new)
@@ -420,10 +420,10 @@ class ModelStore:
             raise StoredArtifactError(lost)
         return [*self.aliases.read(), *missing]
 
-    def baseline_profile(self, train_csv_sha256: str) -> bytes | None:
-        """Return the train profile of the last champion that was trained on another train CSV, if there is one.
+    def baseline_profile(self, train_content: str) -> bytes | None:
+        """Return the train profile of the last champion that was trained on other train rows, if there is one.
 
-        A run's own version has the same CSV: skipping it leaves the baseline as it was before the run. Logs a warning
+        A run's own version has the same rows: skipping it leaves the baseline as it was before the run. Logs a warning
         if the profile cannot be read.
         """
         try:
@@ -432,7 +432,7 @@ class ModelStore:
                 if number not in numbers:
                     continue  # removed by `gc`
                 version = self.version(number)
-                if version.manifest.data.train.csv_sha256 != train_csv_sha256:
+                if version.manifest.data.train.content_sha256 != train_content:
                     version.check_signature()
                     return version.read(PROFILE_NAME)
         except FashionAnnError as error:

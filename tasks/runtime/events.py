@@ -34,6 +34,16 @@ class StageFinished:
 
 
 @dataclass(frozen=True)
+class ShardsFinished:
+    """Progress of a stage that runs per shard: ``done`` of ``total``."""
+
+    stage: str
+    split: str | None
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class TrainingProgress:
     """Progress of training: ``done`` of ``epochs``, which may be a fraction.
 
@@ -45,7 +55,7 @@ class TrainingProgress:
     figures: Mapping[str, float]
 
 
-Event = StageStarted | StageMissed | StageFinished | TrainingProgress
+Event = StageStarted | StageMissed | ShardsFinished | StageFinished | TrainingProgress
 
 _subscribers: list[Callable[[Event], None]] = []
 

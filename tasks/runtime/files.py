@@ -136,6 +136,19 @@ def _replacing(path: Path, create: Callable[[Path], None], near: Path | None = N
         raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` a hard link to the file ``source``, or a copy where the file system allows no link.
+
+    Both are files that nobody changes. Removing one leaves the other as it is.
+    """
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        raise
+    except OSError:  # another file system, one without links, or too many links to one file
+        shutil.copyfile(source, target)
+
+
 def sweep_temporaries(path: Path) -> None:
     """Remove the temporary files of ``path`` that killed processes left, on this or another machine."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from schemas.errors import StoredArtifactError
 from schemas.layout import RECORD_NAME, is_short_key, short_key
-from schemas.references import Reference, StageRecord
+from schemas.references import ParquetPart, Reference, StageRecord
 from tasks.runtime.files import digest_of, discard_folder
 from tasks.runtime.locks import lock
 from tasks.runtime.remote import Remote, configured_remote
@@ -38,10 +38,19 @@ def _here(remote: Remote, value: Any, artifacts_dir: Path) -> Any:
     fields = {name: _here(remote, getattr(value, name), artifacts_dir) for name in names}
     before = getattr(value, "record", None)
     if isinstance(before, StageRecord):
-        for name, path in fields.items():
-            if isinstance(path, Path) and path.is_relative_to(before.path):
-                fields[name] = fields["record"].path / path.relative_to(before.path)
+        fields = {name: _moved(field, before.path, fields["record"].path) for name, field in fields.items()}
     return value.model_copy(update=fields)
+
+
+def _moved(value: Any, before: Path, after: Path) -> Any:
+    """Return a value with ``after`` in place of ``before`` in its paths, also in parts that have no record."""
+    if isinstance(value, Path):
+        return after / value.relative_to(before) if value.is_relative_to(before) else value
+    if isinstance(value, tuple):
+        return tuple(_moved(entry, before, after) for entry in value)
+    if isinstance(value, ParquetPart):
+        return value.model_copy(update={"path": _moved(value.path, before, after)})
+    return value
 
 
 def _record_here(remote: Remote, record: StageRecord, artifacts_dir: Path) -> StageRecord:

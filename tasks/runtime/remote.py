@@ -43,6 +43,7 @@ _REQUEST_SECONDS = 60
 # succeed; the later one stays. Servers other than those of the large providers are therefore read back after this time.
 # 16 writers, 40 rounds, Swift 2.38 on two loaded cores: 24 rounds had two winners without it, none with it.
 _SETTLE_SECONDS = 1.0
+_SECONDS_OF_CLOCKS = 60  # by which the clocks of machines and servers may differ
 _PARALLEL = 4
 # What garbage collection may delete has not been used for this time. A use within the last third of it is recorded.
 SECONDS_UNUSED = 7 * 86_400
@@ -83,6 +84,16 @@ class Remote:
         """Return a small object, None if it does not exist. Raises `StoredArtifactError` for a larger one."""
         found = self.get(name, largest)
         return None if found is None else found[1]
+
+    def read_settled(self, name: str) -> bytes | None:
+        """Return what `read` does, but not an object that a race of two creations may still replace."""
+        found = self.get(name)
+        if found is None:
+            return None
+        if self._settle_seconds and found[0].age < _SECONDS_OF_CLOCKS:
+            time.sleep(self._settle_seconds)
+            return self.read(name)
+        return found[1]
 
     def get(self, name: str, largest: int = LARGEST_JSON) -> tuple[StoredObject, bytes] | None:
         """Return what is known of a small object, and its content. None and errors as `read`."""

@@ -108,7 +108,8 @@ def run_stage(
     key, split = digest_of(cache_inputs), inputs.get("split")
     final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
-    emit(StageStarted(stage.name, split))
+    report = emit if not stage.per_shard else lambda event: None  # the stage of the split reports its shards
+    report(StageStarted(stage.name, split))
     with lock(folder / f".{final.name}.lock", waiting=f"{stage.name}: another run is building it; waiting for it"):
         for temporary in folder.glob(f".{final.name}.*.tmp"):
             if remove_leftover(temporary):
@@ -119,14 +120,14 @@ def run_stage(
             earlier = _earlier_output(final, stage, key, parse)
             damaged = earlier is None
         if earlier is None:
-            emit(StageMissed(stage.name, split))
+            report(StageMissed(stage.name, split))
             record = _build_output(final, {**cache_inputs, "key": key}, build)
             reference, facts = _reference(final, record, reused=False), record["facts"]
         else:
             reference, facts, parsed = earlier
         if remote is not None:
             _push_output(remote, reference, replace=damaged)
-    emit(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
+    report(StageFinished(stage.name, split, reference.reused, reference.seconds, facts))
     return parse(reference, facts) if earlier is None else parsed
 
 

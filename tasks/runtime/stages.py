@@ -22,6 +22,7 @@ class Stage:
     folder: where `run_stage` stores the outputs, one folder per key, relative to the artifacts folder. A pattern for
         outputs that are stored in those of another stage, None without cached outputs.
     per_split: the stage runs once for train and once for test.
+    per_shard: the stage runs once per CSV, within the stage of a split. Only that one is shown and recorded.
     purpose, failure: what the stage does, and what a failed run reports; for people.
     summarize: returns the result in a few words, from the facts and seconds of `run_stage`.
     """
@@ -30,6 +31,7 @@ class Stage:
     core: tuple[str, ...] = ()
     folder: str | None = None
     per_split: bool = False
+    per_shard: bool = False
     purpose: str = ""
     failure: str = ""
     summarize: Callable[[Mapping[str, Any], float], str] = lambda facts, seconds: "done"
@@ -47,7 +49,8 @@ def _pace(rows: int, seconds: float) -> str:
 
 def _ingested(facts: Mapping[str, Any], seconds: float) -> str:
     bad = f", {facts['quarantined']:,} bad rows quarantined" if facts["quarantined"] else ""
-    return f"{facts['rows']:,} rows, {_pace(facts['rows'], seconds)}{bad}"
+    shards = f" in {len(facts['shards'])} shards" if len(facts["shards"]) > 1 else ""
+    return f"{facts['rows']:,} rows{shards}, {_pace(facts['rows'], seconds)}{bad}"
 
 
 def _prepared(facts: Mapping[str, Any], seconds: float) -> str:
@@ -62,12 +65,28 @@ FETCH = Stage(
 )
 INGEST = Stage(
     "ingest",
-    core=("tasks.data.csv_to_parquet",),
+    core=("tasks.data.parquet_split",),
     folder="data",
     per_split=True,
-    purpose="CSV to Parquet, streamed; memory hardly grows with the file",
+    purpose="one folder of Parquet per split, from its shards",
     failure="bad cells and lines, each with file, line, column, value",
     summarize=_ingested,
+)
+INGEST_SHARD = Stage(
+    "ingest shard",
+    core=("tasks.data.csv_to_parquet",),
+    folder="data",
+    per_shard=True,
+    purpose="CSV to Parquet, streamed; memory hardly grows with the file",
+    failure="a file that is rejected as a whole",
+)
+SCAN_SHARD = Stage(
+    "scan shard",
+    core=("tasks.checks.scan",),
+    folder="scans",
+    per_shard=True,
+    purpose="reads every value of one Parquet file: extremes, classes, a sample of images, sketches",
+    failure="a file that is no Parquet",
 )
 VALIDATE = Stage(
     "validate",
@@ -78,6 +97,14 @@ VALIDATE = Stage(
     "labels",
     failure="each failed expectation; the result is kept",
     summarize=lambda facts, seconds: f"{len(facts['rows'])} expectations, {len(facts['broken'])} failed",
+)
+PREPARE_SHARD = Stage(
+    "prepare shard",
+    core=("tasks.data.splits",),
+    folder="prepared",
+    per_shard=True,
+    purpose="arrays of bytes of one Parquet file, mapped into memory by training",
+    failure="a file without the contract's columns",
 )
 PREPARE = Stage(
     "prepare",
@@ -111,14 +138,19 @@ VERSION = Stage(
     failure="a rejected version",
 )
 
-STAGES = (FETCH, INGEST, VALIDATE, PREPARE, TRAIN, EVALUATE, VERSION)
+STAGES = (FETCH, INGEST_SHARD, INGEST, SCAN_SHARD, VALIDATE, PREPARE_SHARD, PREPARE, TRAIN, EVALUATE, VERSION)
+# Those of which people see each run. The others are part of these.
+SHOWN = tuple(stage for stage in STAGES if not stage.per_shard)
 BY_NAME = {stage.name: stage for stage in STAGES}
 BEFORE_TRAINING = frozenset(stage.name for stage in STAGES[: STAGES.index(TRAIN)])
 
 
 def runs() -> Iterator[tuple[Stage, Split | None]]:
-    """Yield the runs of the stages in their order. Consecutive stages that run per split finish one split first."""
-    for per_split, group in groupby(STAGES, key=lambda stage: stage.per_split):
+    """Yield the runs of the stages in their order. Consecutive stages that run per split finish one split first.
+
+    The runs per shard are part of those per split.
+    """
+    for per_split, group in groupby(SHOWN, key=lambda stage: stage.per_split):
         stages = list(group)
         for split in SPLITS if per_split else (None,):
             yield from ((stage, split) for stage in stages)
@@ -141,6 +173,6 @@ def position(stage: str, split: str | None) -> int:
 
 def output_folders(artifacts_dir: Path) -> Iterator[Path]:
     """Yield the folders that hold outputs of stages, one folder per key. Those of validate follow the data."""
-    for stage in STAGES:
-        if stage.folder is not None:
-            yield from sorted(artifacts_dir.glob(stage.folder))
+    for folder in dict.fromkeys(stage.folder for stage in STAGES):
+        if folder is not None:
+            yield from sorted(artifacts_dir.glob(folder))

@@ -12,7 +12,8 @@ from axe_playwright_python.sync_playwright import Axe
 
 from schemas.contract import FASHION_MNIST, Split
 from schemas.references import ValidatedSplit
-from tasks.checks.suite import validate_parquet
+from tasks.checks.scan import scan_split
+from tasks.checks.suite import validate_split
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import write_json
 from tests.browser.test_pages import SCREENS
@@ -24,8 +25,9 @@ def index(sample_data: dict[Split, ValidatedSplit], tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("docs")
     table = pq.read_table(sample_data["test"].data.path)
     inverted = [table.column(0), *(pa.array(np.uint8(255) - column.to_numpy()) for column in table.columns[1:])]
-    pq.write_table(pa.table(inverted, names=table.column_names), folder / "inverted.parquet")
-    result = validate_parquet(folder / "inverted.parquet", FASHION_MNIST, "test").result
+    files = [folder / "inverted.parquet"]
+    pq.write_table(pa.table(inverted, names=table.column_names), files[0])
+    result = validate_split(scan_split(files, FASHION_MNIST), files, FASHION_MNIST, "test").result
     write_json(folder / "result.json", result)
     train, test = sample_data["train"], sample_data["test"].data
     write_data_docs(folder, FASHION_MNIST.name, train.data, train.result, "accepted")

@@ -210,7 +210,7 @@ def test_database_of_another_prefect_is_broken(revision: str, known: bool, tmp_p
             "fashion-ann-cpu: 1 deployment, 1 worker online",
         ),
         (
-            [Pool("fashion-ann-cpu", 2, 3), Pool("fashion-ann-gpu", 1, 0)],
+            [Pool("fashion-ann-cpu", 2, 3), Pool("fashion-ann-gpu", 1, 0, needed=True)],
             False,
             "fashion-ann-gpu: 1 deployment, 0 workers online",
         ),

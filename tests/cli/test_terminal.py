@@ -16,7 +16,7 @@ from schemas.config import PROJECT_ROOT
 from tasks.runtime.events import Event, StageFinished, StageStarted, TrainingProgress
 from tests.field_faults import field_fault
 
-INGESTED = {"rows": 60_000, "quarantined": 0, "sha256": "0" * 64}
+INGESTED = {"rows": 60_000, "quarantined": 0, "shards": ["0" * 64]}
 FIGURES = {"loss": 0.5, "accuracy": 0.8}
 
 

@@ -7,6 +7,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.states import Scheduled
 
 from cli import doctor
 from cli.doctor import (
@@ -46,13 +47,31 @@ def test_server_of_our_version_passes(server: str) -> None:
 
 @pytest.mark.usefixtures("gpu_deployment")
 def test_pool_is_broken_until_a_worker_sends_a_heartbeat() -> None:
-    assert Pool("fashion-ann-gpu", deployments=1, online=0) in read_pools()
+    assert Pool("fashion-ann-gpu", deployments=1, online=0, needed=True) in read_pools()
     with pytest.raises(Broken, match="0 workers online"):
         check_pools()
     with get_client(sync_client=True) as client:
         client.send_worker_heartbeat("fashion-ann-gpu", "worker 1", heartbeat_interval_seconds=30)
-    assert Pool("fashion-ann-gpu", deployments=1, online=1) in read_pools()
+    assert Pool("fashion-ann-gpu", deployments=1, online=1, needed=True) in read_pools()
     assert "gpu: 1 deployment, 1 worker online" in check_pools()
+
+
+@pytest.mark.usefixtures("gpu_deployment")
+@field_fault(
+    "cause named but not observed",
+    "No machine has a GPU, so the gpu pool has no worker",
+    "`doctor` warns, and fails only if a run waits for a worker or a schedule will start one",
+)
+def test_pool_that_nothing_waits_for_is_a_warning() -> None:
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("fit-model/doctor-test")
+        client.pause_deployment(deployment.id)
+        check = run_check("pools", check_pools)
+        assert (check.ok, "fashion-ann-gpu: 1 deployment, 0 workers online" in check.says) == (True, True)
+        assert "`prefect worker start --pool fashion-ann-gpu`" in check.cure
+        late = client.create_flow_run_from_deployment(deployment.id, state=Scheduled(name="Late"))
+        assert run_check("pools", check_pools).ok is False
+        client.delete_flow_run(late.id)
 
 
 @pytest.mark.usefixtures("gpu_deployment")

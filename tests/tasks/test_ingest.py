@@ -22,10 +22,10 @@ def csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CsvSplit:
 
 def test_returns_a_reference_to_the_parquet(csv: CsvSplit, tmp_path: Path) -> None:
     result: ParquetSplit = ingest.fn(csv, "tiny", tmp_path / "artifacts")
-    assert result.path.name == "train.parquet"
+    assert [part.path.name for part in result.parts] == ["part-00000.parquet"]
     assert result.path.is_relative_to(tmp_path / "artifacts" / "data")
     assert (result.rows, result.quarantined, result.origin, result.source) == (3, 0, "supplied", csv)
-    assert result.sha256 == hashlib.sha256(result.path.read_bytes()).hexdigest()
+    assert result.sha256 == hashlib.sha256(result.files[0].read_bytes()).hexdigest()
     assert values(result.path) == ROWS
 
 

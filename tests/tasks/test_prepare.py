@@ -24,14 +24,14 @@ def test_arrays_have_the_rows_of_the_data(
     # The arrays have every row of a file in its order.
     for split in SPLITS:
         images, labels = (np.load(folder / split / f"{name}-00000.npy") for name in ("images", "labels"))
-        source, source_labels = read_rows(sample_data[split].data.path)
+        source, source_labels = read_rows(*sample_data[split].data.files)
         assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
         np.testing.assert_array_equal(images, source)
         np.testing.assert_array_equal(labels, source_labels)
     held_out = np.load(folder / "validation_rows.npy")
     assert held_out.dtype == np.int64
     # Train and validation together have each row of the train file once.
-    images, labels = read_rows(sample_data["train"].data.path)
+    images, labels = read_rows(*sample_data["train"].data.files)
     trained_on = np.setdiff1d(np.arange(1_000), held_out)
     for split, rows in (("train", trained_on), ("validation", held_out)):
         opened = open_split(folder, split)
@@ -53,9 +53,12 @@ def test_a_changed_test_split_misses_the_cache(
     sample_prepared: PreparedData, sample_data: dict[Split, ValidatedSplit], sample_artifacts: Path, tmp_path: Path
 ) -> None:
     test = sample_data["test"]
+    (part,) = test.data.parts
     path = tmp_path / "test.parquet"
-    pq.write_table(pq.read_table(test.data.path).take(list(range(199, -1, -1))), path)
-    other = test.model_copy(update={"data": test.data.model_copy(update={"path": path, "sha256": sha256_file(path)})})
+    pq.write_table(pq.read_table(part.path).take(list(range(199, -1, -1))), path)
+    reverse = part.model_copy(update={"path": path, "sha256": sha256_file(path)})
+    data = test.data.model_copy(update={"parts": (reverse,), "content": "0" * 64})
+    other = test.model_copy(update={"data": data})
     changed = prepare.fn(sample_data["train"], other, "fashion-mnist", 100, 7, sample_artifacts)
     assert not changed.record.reused
     labels, before = (open_split(each.record.path, "test").labels for each in (changed, sample_prepared))
@@ -76,10 +79,12 @@ def test_changed_duplicates_miss_the_cache(
 
 
 def test_rejects_a_parquet_that_was_changed(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
-    path = tmp_path / "test.parquet"
-    path.write_bytes(sample_data["test"].data.path.read_bytes() + b"x")
     test = sample_data["test"]
-    changed = test.model_copy(update={"data": test.data.model_copy(update={"path": path})})
+    (part,) = test.data.parts
+    path = tmp_path / "test.parquet"
+    path.write_bytes(part.path.read_bytes() + b"x")
+    longer = test.data.model_copy(update={"parts": (part.model_copy(update={"path": path}),)})
+    changed = test.model_copy(update={"data": longer})
     with pytest.raises(StoredArtifactError, match="changed after it was ingested"):
         prepare.fn(sample_data["train"], changed, "fashion-mnist", 100, 7, tmp_path)
 

@@ -63,7 +63,7 @@ def run(
 
 
 CASES = {
-    "ingest": {"train.parquet": b"PAR1"},
+    "ingest": {"train/part-00000.parquet": b"PAR1"},
     "validate": {"great_expectations.json": b"[1]", "profile.json": b"{}", "sketches.npz": b"PK"},
     "prepare": {
         "train/images-00000.npy": b"\x93NUMPY",

@@ -1,6 +1,7 @@
 """Run the validate stage: what it stores, logs, raises and reuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,10 @@ without_pages = pytest.mark.usefixtures("_without_pages")
 @pytest.fixture
 def copied(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> ParquetSplit:
     """A copy of the sample's test split that a test may change."""
-    path = tmp_path / "test.parquet"
-    path.write_bytes(sample_data["test"].data.path.read_bytes())
-    return sample_data["test"].data.model_copy(update={"path": path})
+    data = sample_data["test"].data
+    folder = shutil.copytree(data.path, tmp_path / "test")
+    parts = tuple(part.model_copy(update={"path": folder / part.path.name}) for part in data.parts)
+    return data.model_copy(update={"path": folder, "parts": parts})
 
 
 def _write_300(path: Path) -> None:
@@ -66,13 +68,13 @@ def test_accepts_the_sample_and_stores_the_results(sample_data: dict[Split, Vali
 def test_logs_warnings_and_raises_failures(
     sample_data: dict[Split, ValidatedSplit], copied: ParquetSplit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = read_rows(copied.path)
-    write_rows(on_images(lambda images: np.minimum(images * 1.2, 255))(rows), copied.path)
+    rows = read_rows(*copied.files)
+    write_rows(on_images(lambda images: np.minimum(images * 1.2, 255))(rows), copied.files[0])
     (warning,) = validate.fn(copied, "fashion-mnist", tmp_path, sample_data["train"]).warnings
     assert warning.startswith("drift: distance of the distribution of pixel values from that of the baseline; ")
     assert "expected at most 0.1, received 0." in warning
     assert warning in caplog.text
-    write_rows(transposed(rows), copied.path)
+    write_rows(transposed(rows), copied.files[0])
     with pytest.raises(DataContractError, match=r"the images look transposed \(rows are columns\); expected at most 0"):
         validate.fn(copied, "fashion-mnist", tmp_path, sample_data["train"])
     results = [json.loads(path.read_bytes()) for path in tmp_path.glob(f"validation/*/{RESULT_NAME}")]
@@ -84,14 +86,14 @@ def test_logs_warnings_and_raises_failures(
 def test_reports_train_images_in_test(
     sample_data: dict[Split, ValidatedSplit], copied: ParquetSplit, tmp_path: Path
 ) -> None:
-    train, test = read_rows(sample_data["train"].data.path), read_rows(copied.path)
+    train, test = read_rows(*sample_data["train"].data.files), read_rows(*copied.files)
 
     def validated(copies: int, near: int) -> ValidatedSplit:
         taken = copies + near
         images, labels = (np.concatenate([part[:taken], own[taken:]]) for part, own in zip(train, test, strict=True))
         changed = images[copies:taken]
         changed[changed > 0] -= 1
-        write_rows((images, labels), copied.path)
+        write_rows((images, labels), copied.files[0])
         return validate.fn(copied, "fashion-mnist", tmp_path, sample_data["train"])
 
     some = validated(7, 5)
@@ -106,7 +108,7 @@ def test_reports_train_images_in_test(
 
 @without_pages
 def test_rejects_a_300_and_remembers_it(copied: ParquetSplit, tmp_path: Path) -> None:
-    _write_300(copied.path)
+    _write_300(copied.files[0])
     for _ in range(2):
         with pytest.raises(DataContractError, match=r"pixel400 .*maximum 300") as caught:
             validate.fn(copied, "fashion-mnist", tmp_path)
@@ -124,7 +126,7 @@ def test_rejects_a_300_and_remembers_it(copied: ParquetSplit, tmp_path: Path) ->
 @without_pages
 def test_validates_a_changed_file_again(copied: ParquetSplit, tmp_path: Path) -> None:
     validate.fn(copied, "fashion-mnist", tmp_path)
-    _write_300(copied.path)
+    _write_300(copied.files[0])
     with pytest.raises(DataContractError, match=r"pixel400 .*maximum 300"):
         validate.fn(copied, "fashion-mnist", tmp_path)
 

@@ -16,8 +16,8 @@ Rows = tuple[Bytes, Bytes]  # images (N, pixels), labels (N,)
 Change = Callable[[Rows], Rows]
 
 
-def read_rows(path: Path) -> Rows:
-    rows = np.concatenate([block for _, block in blocks(path, FASHION_MNIST.columns)], axis=1)  # (785, N)
+def read_rows(*files: Path) -> Rows:
+    rows = np.concatenate([block for _, block in blocks(files, FASHION_MNIST.columns)], axis=1)  # (785, N)
     return np.ascontiguousarray(rows[1:].T), rows[0]
 
 

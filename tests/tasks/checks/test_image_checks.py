@@ -21,7 +21,7 @@ from tasks.checks.measurements import (
     measure_pixel_range,
     orientations,
 )
-from tasks.checks.scan import PredictedImages, scan_parquet
+from tasks.checks.scan import PredictedImages, scan_split
 from tests.tasks.checks.rows import (
     Change,
     Rows,
@@ -43,11 +43,11 @@ DIGITS = contract_of("digits")
 
 @pytest.fixture(scope="module")
 def real(sample_data: dict[Split, ValidatedSplit]) -> Rows:
-    return read_rows(sample_data["train"].data.path)
+    return read_rows(*sample_data["train"].data.files)
 
 
 def _measure(rows: Rows, folder: Path, champion: ImageProfile | None = None) -> dict[str, Measurement]:
-    scan = scan_parquet(write_rows(rows, folder / "data.parquet"), FASHION_MNIST)
+    scan = scan_split([write_rows(rows, folder / "data.parquet")], FASHION_MNIST)
     assert scan.sample is not None
     profile = profile_images(scan.sample.images, scan.sample.labels, FASHION_MNIST)
     return measure_checks(scan, scan.sample, profile, FASHION_MNIST, champion)

@@ -84,7 +84,7 @@ def test_histogram_starts_at_the_smallest_pixel() -> None:
 
 def test_profile_survives_writing(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
     train = sample_data["train"]
-    profile = profile_images(*read_rows(train.data.path), FASHION_MNIST)
+    profile = profile_images(*read_rows(*train.data.files), FASHION_MNIST)
     write_profile(tmp_path / PROFILE_NAME, profile)
     # All 1,000 rows are within the sample that validate uses.
     assert (tmp_path / PROFILE_NAME).read_bytes() == (train.record.path / PROFILE_NAME).read_bytes()

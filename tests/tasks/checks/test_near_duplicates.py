@@ -33,7 +33,7 @@ def _find(train: Bytes, test: Bytes, contract: DatasetContract, folder: Path) ->
         write_rows((images, np.zeros(len(images), np.uint8)), folder / name, contract)
         for images, name in ((train, "train.parquet"), (test, "test.parquet"))
     ]
-    return find_test_images_in_train(_sketch(train, contract), paths[0], _sketch(test, contract), paths[1], contract)
+    return find_test_images_in_train(_sketch(train, contract), paths[:1], _sketch(test, contract), paths[1:], contract)
 
 
 def _blobs(count: int, contract: DatasetContract, seed: int) -> Bytes:
@@ -120,7 +120,7 @@ def test_equal_sums_are_no_duplicates() -> None:
 def test_copies_are_found_without_reading_images(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     sketches = _sketch(_blobs(50, DIGITS, 0), DIGITS)
-    assert find_test_images_in_train(sketches, missing, sketches, missing, DIGITS).tolist() == [2] * 50
+    assert find_test_images_in_train(sketches, [missing], sketches, [missing], DIGITS).tolist() == [2] * 50
 
 
 def test_sketches_survive_saving(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_the_train_split_is_found_among_others(folder: Path) -> None:
 
 def test_a_holdout_must_have_rows(folder: Path) -> None:
     with pytest.raises(DataContractError, match=r"train\.csv: --holdout leaves no row for test"):
-        init_dataset("mine", folder, holdout=0.001)
+        init_dataset("mine", folder, holdout=1e-9)
 
 
 def test_train_images_without_relation_to_labels(folder: Path) -> None:

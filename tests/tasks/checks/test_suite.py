@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from schemas.contract import FASHION_MNIST, DatasetContract
 from tasks.checks.expectations import fresh_context
 from tasks.checks.measurements import Measurement
-from tasks.checks.suite import check_expectations, column_expectations, validate_frame, validate_parquet
+from tasks.checks.scan import scan_split
+from tasks.checks.suite import check_expectations, column_expectations, validate_frame, validate_split
 from tasks.checks.summary import summarize
 
 
@@ -28,9 +30,17 @@ def _table(rows: int = 12) -> pd.DataFrame:
 
 
 def _broken(frame: pd.DataFrame, contract: DatasetContract, folder: Path, exact_rows: int | None = None) -> list[str]:
-    path = folder / "data.parquet"
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, row_group_size=5)
-    broken: list[str] = summarize(validate_parquet(path, contract, "train", exact_rows=exact_rows).result)["broken"]
+    """Return the clauses that a split breaks, the same ones whether it is one file or three."""
+    verdicts = []
+    for cuts in ([0, len(frame)], [0, 1, 7, len(frame)]):
+        files = [folder / f"{place}.parquet" for place in range(len(cuts) - 1)]
+        for path, (first, after) in zip(files, pairwise(cuts), strict=True):
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            pq.write_table(table.slice(first, max(0, after - first)), path, row_group_size=5)
+        validated = validate_split(scan_split(files, contract), files, contract, "train", exact_rows=exact_rows)
+        verdicts.append(summarize(validated.result)["broken"])
+    assert verdicts[0] == verdicts[1]
+    broken: list[str] = verdicts[0]
     return broken
 
 
@@ -203,7 +213,9 @@ def test_ignores_the_statistics_of_the_footer(tiny_contract: DatasetContract, tm
     path = tmp_path / "data.parquet"
     frame = _with("pixel3", 300, "int16")(_table())
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, write_statistics=False)
-    assert "300" in "; ".join(summarize(validate_parquet(path, tiny_contract, "train").result)["broken"])
+    assert "300" in "; ".join(
+        summarize(validate_split(scan_split([path], tiny_contract), [path], tiny_contract, "train").result)["broken"]
+    )
 
 
 def test_ignores_the_row_count_of_the_footer(tiny_contract: DatasetContract, tmp_path: Path) -> None:
@@ -214,7 +226,7 @@ def test_ignores_the_row_count_of_the_footer(tiny_contract: DatasetContract, tmp
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     path.write_bytes(content[:footer] + content[footer:].replace(b"\x16\x18", b"\x16\x1c", 1))
     assert pq.ParquetFile(path).metadata.num_rows == 14
-    validated = validate_parquet(path, tiny_contract, "train", exact_rows=12)
+    validated = validate_split(scan_split([path], tiny_contract), [path], tiny_contract, "train", exact_rows=12)
     assert summarize(validated.result)["broken"] == []
     assert validated.sketches is not None
     assert len(validated.sketches.numbers) == 12

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import re
+import shutil
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.contract import Split
+from schemas.config import BadRows
+from schemas.contract import DatasetContract, Split
 from schemas.errors import DataContractError
 from schemas.references import CsvFile, CsvSplit
-from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.parquet_split import IngestFacts, ingest_csv
 from tests.tasks.data.csv_cases import TINY, Verdict
 
-TARGET, QUARANTINE = "split.parquet", "quarantine.parquet"
+TARGET, QUARANTINE = "split", "quarantine.parquet"
 
 _LONGEST = 1 << 20  # bytes of a row; longer ones are rejected
 csv.field_size_limit(1 << 24)  # the default is 131,072
@@ -48,16 +50,22 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def values(path: Path) -> list[list[int]]:
-    return [list(row.values()) for row in rows_of(path)]
+def values(split: Path) -> list[list[int]]:
+    """Return the rows of all Parquet files of a split."""
+    return [list(row.values()) for path in sorted(split.iterdir()) for row in rows_of(path)]
+
+
+def ingest_again(csv: CsvSplit, folder: Path, contract: DatasetContract, bad_rows: BadRows = 0) -> IngestFacts:
+    """Ingest in place of an earlier output."""
+    shutil.rmtree(folder / TARGET, ignore_errors=True)
+    return ingest_csv(csv, folder / TARGET, folder / QUARANTINE, contract, bad_rows)
 
 
 def ingest_bytes(folder: Path, content: bytes, split: Split = "test") -> list[list[int]]:
     """Ingest a CSV without a bad row, and return the rows of the Parquet."""
     source = folder / "tiny.csv"
     source.write_bytes(content)
-    (folder / TARGET).unlink(missing_ok=True)
-    facts = ingest_csv(supplied(source, split=split), folder / TARGET, folder / QUARANTINE, TINY)
+    facts = ingest_again(supplied(source, split=split), folder, TINY)
     rows = values(folder / TARGET)
     assert (facts.rows, facts.quarantined, facts.count, facts.problems) == (len(rows), 0, 0, ())
     return rows
@@ -123,7 +131,7 @@ def compare_with_csv(content: bytes, folder: Path) -> Verdict:
         assert _whole(text) == kept
         return "accepted"
 
-    target.unlink()
+    shutil.rmtree(target)
     quarantine.unlink()
     with pytest.raises(DataContractError) as caught:
         ingest_csv(reference, target, quarantine, TINY)

@@ -15,8 +15,8 @@ from schemas.errors import DataContractError
 from schemas.references import CsvSplit
 from tasks.data import csv_reader, csv_to_parquet
 from tasks.data.csv_reader import CsvRows, open_csv
-from tasks.data.csv_to_parquet import ingest_csv
 from tasks.data.data_folder import folder_digest
+from tasks.data.parquet_split import ingest_csv
 from tests.faulty_files import unstable_inodes
 from tests.field_faults import field_fault
 from tests.tasks.data.csv_cases import BODY, GOOD, GZIP, HEADER, TINY

@@ -17,13 +17,14 @@ from schemas.contract import FASHION_MNIST, DatasetContract
 from schemas.errors import DataContractError
 from tasks.data import csv_blocks, csv_reader, csv_to_parquet
 from tasks.data.csv_reader import open_csv
-from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.parquet_split import ingest_csv
 from tests.memory import peak_bytes
 from tests.tasks.data.csv_cases import BODY, CASES, CRLF, GOOD, GZIP, HEADER, LABEL_LAST, QUOTED, ROWS, TINY, quoted
 from tests.tasks.data.csv_oracle import (
     QUARANTINE,
     TARGET,
     compare_with_csv,
+    ingest_again,
     ingest_bytes,
     reject_bytes,
     rows_of,
@@ -96,7 +97,7 @@ def test_reorders_785_columns_and_describes_it(tmp_path: Path) -> None:
     with open_csv(tmp_path / "test.csv", FASHION_MNIST) as csv:
         assert np.array_equal(np.concatenate(list(csv)), rows)
     first = FASHION_MNIST.columns[order[0]]
-    assert csv.reordered == f"test.csv: columns were reordered ({first} is column 1, expected {order[0] + 1})"
+    assert csv.reordered == f"columns were reordered ({first} is column 1, expected {order[0] + 1})"
 
 
 def test_arrays_and_lines_give_the_same_785_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_memory_does_not_grow_with_the_file(
     for times in copies:
         (tmp_path / "train.csv").write_bytes(pack(header + b"\n") + pack(body) * times)
         csv = supplied(tmp_path / "train.csv")
-        ingest = partial(ingest_csv, csv, tmp_path / TARGET, tmp_path / QUARANTINE, narrow)
+        ingest = partial(ingest_again, csv, tmp_path, narrow)
         peaks.append(peak_bytes(ingest, 1.5 * sum(peaks)))
     assert peaks[1] < len(body) * copies[1] / 3
     assert peaks[1] < 1.5 * peaks[0]
@@ -160,7 +161,7 @@ def test_memory_does_not_grow_with_the_bad_rows(tmp_path: Path) -> None:
     for rows in (150, 900):
         (tmp_path / "tiny.csv").write_bytes(GOOD + (b"1," + b"x" * 100_000 + b",3,4,5\n") * rows)
         csv = supplied(tmp_path / "tiny.csv")
-        ingest = partial(ingest_csv, csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY, "100%")
+        ingest = partial(ingest_again, csv, tmp_path, TINY, "100%")
         peaks.append(peak_bytes(ingest, 1.5 * sum(peaks)))
     assert peaks[1] < 1.5 * peaks[0]
 

@@ -8,9 +8,11 @@ import pytest
 
 from schemas.contract import FASHION_MNIST
 from schemas.errors import DataContractError
+from schemas.layout import part_name
 from schemas.references import CsvSplit
 from tasks.data import csv_to_parquet
-from tasks.data.csv_to_parquet import ingest_csv, parquet_schema
+from tasks.data.csv_to_parquet import parquet_schema
+from tasks.data.parquet_split import ingest_csv
 from tests.tasks.data.csv_cases import CASES, GOOD, HEADER, ROWS, TINY, Case
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, ingest_bytes, reject_bytes, supplied, values
 
@@ -36,7 +38,7 @@ def test_each_form_has_its_verdict_line_and_column(case: Case, tmp_path: Path) -
     else:
         assert case.verdict == "accepted"
         assert values(target) == ROWS
-        assert pq.read_schema(target).equals(parquet_schema(TINY))
+        assert pq.read_schema(target / part_name(0)).equals(parquet_schema(TINY))
         assert not quarantine.exists()
 
 
@@ -60,7 +62,7 @@ def test_writes_bounded_row_groups_with_statistics(tmp_path: Path, monkeypatch: 
     lines = [",".join(FASHION_MNIST.columns), *(",".join(map(str, row)) for row in rows.tolist())]
     (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")
     ingest_csv(supplied(tmp_path / "test.csv"), tmp_path / TARGET, tmp_path / QUARANTINE, FASHION_MNIST)
-    file = pq.ParquetFile(tmp_path / TARGET)
+    file = pq.ParquetFile(tmp_path / TARGET / part_name(0))
     assert file.schema_arrow.equals(parquet_schema(FASHION_MNIST))
     assert file.schema_arrow.names == list(FASHION_MNIST.columns)
     assert all(field.type == "uint8" and not field.nullable for field in file.schema_arrow)

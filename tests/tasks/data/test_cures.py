@@ -10,7 +10,7 @@ import pytest
 from schemas.contract import DatasetContract
 from schemas.errors import DataContractError
 from tasks.data.csv_reader import open_csv
-from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.parquet_split import ingest_csv
 from tests.field_faults import field_fault
 from tests.tasks.data.csv_cases import HEADER, TINY
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, supplied

@@ -86,7 +86,7 @@ def test_references_have_digest_and_origin(tmp_path: Path, caplog: pytest.LogCap
         (tmp_path / name, sha256(name.encode())) for name in SHARDS
     ]
     assert (csvs["train"].origin, csvs["test"].origin) == ("supplied", "fetched")
-    assert f"{tmp_path / SHARDS[0]}: found (your file)" in caplog.messages
+    assert f"{tmp_path / SHARDS[0]} and {len(SHARDS) - 1} more: found (your files)" in caplog.messages
     assert f"{tmp_path / TEST}: found (downloaded earlier)" in caplog.messages
     assert "mixes a downloaded split with a supplied one" in caplog.text
 

@@ -11,9 +11,10 @@ import pytest
 from schemas.contract import DatasetContract
 from schemas.errors import DataContractError
 from tasks.data.csv_reader import open_csv
-from tasks.data.csv_to_parquet import held_out, ingest_csv
+from tasks.data.csv_to_parquet import held_out
 from tasks.data.data_folder import present_csvs
 from tasks.data.missing_data import describe_missing, likely_names
+from tasks.data.parquet_split import ingest_csv
 from tests.tasks.data.csv_cases import HEADER, TINY
 from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, rows_of, supplied, values
 
@@ -96,19 +97,20 @@ def test_transposed_pixels_are_read_row_by_row(tmp_path: Path, naming: str, head
         assert rows.columns == contract.columns
 
 
-@pytest.mark.parametrize("blocks", [1, 3], ids=["one block", "three blocks"])
-def test_a_holdout_has_the_same_share_of_each_class(blocks: int) -> None:
-    classes = np.random.default_rng(0).integers(0, 3, 300).astype(np.uint8)
-    seen = np.zeros(3, np.int64)
-    held = np.concatenate([held_out(part, seen, 0.2) for part in np.array_split(classes, blocks)])
-    assert held.sum() == sum(np.bincount(classes) // 5)
-    assert (np.bincount(classes[held]) == np.bincount(classes) // 5).all()
-    assert (held == held_out(classes, np.zeros(3, np.int64), 0.2)).all()
+def test_a_row_keeps_its_side_of_a_holdout() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5_000, 4), np.uint8)
+    held = held_out(images, 0.2)
+    assert abs(held.mean() - 0.2) < 5 * (0.2 * 0.8 / 5_000) ** 0.5
+    parts = [held_out(part, 0.2) for part in np.array_split(images[::-1], 3)]
+    assert (np.concatenate(parts)[::-1] == held).all()
+    assert not (held & ~held_out(images, 0.3)).any()
 
 
 def test_a_holdout_takes_both_splits_from_train(tmp_path: Path) -> None:
     contract = replace(PLAIN, holdout=0.5)
-    (tmp_path / "tiny_train.csv").write_bytes(HEADER + b"9,1,1,1,1\n9,2,2,2,2\n9,x,3,3,3\n9,4,4,4,4\n9,5,5,5,5\n")
+    good = [[9, number, number, number, number] for number in range(20)]
+    lines = [",".join(map(str, row)) for row in good]
+    (tmp_path / "tiny_train.csv").write_bytes(HEADER + "\n".join([*lines, "9,x,3,3,3"]).encode())
     (tmp_path / "tiny_test.csv").write_bytes(b"pixel1,pixel2,pixel3,pixel4\n1,1,1,1\n")
     present = present_csvs(contract, tmp_path)
     assert present["train"] == present["test"] == (tmp_path / "tiny_train.csv",)
@@ -117,10 +119,16 @@ def test_a_holdout_takes_both_splits_from_train(tmp_path: Path) -> None:
     rows, bad = {}, {}
     for split in ("train", "test"):
         csv = supplied(tmp_path / "tiny_train.csv", split=split)
-        facts = ingest_csv(csv, tmp_path / f"{split}.parquet", tmp_path / f"{split}-bad.parquet", contract, 1)
-        rows[split], bad[split] = values(tmp_path / f"{split}.parquet"), (facts.rows, facts.quarantined, facts.count)
-    assert rows == {"train": [[9, 1, 1, 1, 1], [9, 4, 4, 4, 4]], "test": [[9, 2, 2, 2, 2], [9, 5, 5, 5, 5]]}
-    assert bad == {"train": (2, 1, 1), "test": (2, 0, 0)}  # each bad row is counted once
+        facts = ingest_csv(csv, tmp_path / split, tmp_path / f"{split}-bad.parquet", contract, 1)
+        rows[split], bad[split] = values(tmp_path / split), (facts.quarantined, facts.count)
+        assert facts.rows == len(rows[split])
+    test = held_out(np.array(good, np.uint8)[:, 1:], 0.5)
+    assert rows == {
+        "train": [row for row, held in zip(good, test, strict=True) if not held],
+        "test": [row for row, held in zip(good, test, strict=True) if held],
+    }
+    assert 5 < len(rows["test"]) < 15
+    assert bad == {"train": (1, 1), "test": (0, 0)}  # each bad row is counted once
     assert not (tmp_path / "test-bad.parquet").exists()
 
 

@@ -19,7 +19,7 @@ def test_yields_all_rows_in_order_whatever_the_row_groups(
     values = np.random.default_rng(0).integers(0, 256, (3, 55), np.uint8)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table(dict(zip("abc", values, strict=True))), path, row_group_size=group_rows)
-    received = list(blocks(path, ["c", "a"]))
+    received = list(blocks([path], ["c", "a"]))
     assert all(block.shape[1] <= 10 for _, block in received)
     assert [start for start, _ in received] == np.cumsum([0, *(block.shape[1] for _, block in received)])[:-1].tolist()
     np.testing.assert_array_equal(np.concatenate([block for _, block in received], axis=1), values[[2, 0]])
@@ -29,7 +29,7 @@ def test_yields_all_rows_in_order_whatever_the_row_groups(
 def test_reads_a_row_group_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)  # needs more than twice the memory
     pq.write_table(pa.table({"a": pa.array(range(100), pa.uint8())}), tmp_path / "a.parquet", row_group_size=30)
-    assert sum(block.shape[1] for _, block in blocks(tmp_path / "a.parquet", ["a"])) == 100
+    assert sum(block.shape[1] for _, block in blocks([tmp_path / "a.parquet"], ["a"])) == 100
 
 
 def test_rejects_other_types_and_nulls(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_rejects_other_types_and_nulls(tmp_path: Path) -> None:
         assert column_bytes(pa.record_batch({"a": values})) is None
     pq.write_table(pa.table({"a": pa.array([1, None], pa.uint8())}), tmp_path / "a.parquet")
     with pytest.raises(TypeError, match="expected uint8 columns without nulls"):
-        list(blocks(tmp_path / "a.parquet", ["a"]))
+        list(blocks([tmp_path / "a.parquet"], ["a"]))
 
 
 def test_selects_the_rows_that_are_in_a_block() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import DataContractError
 from schemas.references import CsvSplit, ParquetSplit
-from tasks.data.csv_to_parquet import ingest_csv
+from tasks.data.parquet_split import ingest_csv
 from tasks.data.quarantine import SCHEMA, list_quarantine, quarantine_path
 from tasks.ingest import ingest
 from tests.registered import register
@@ -109,7 +109,7 @@ def test_budget_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture, bad_ro
         assert str(quarantine_path(artifacts, csv)) in str(caught.value)
         places = [(problem.line, problem.column) for problem in caught.value.problems]
         assert places[:2] == [(5, "label"), (5, "pixel2")]
-        assert not [path for path in (artifacts / "data").iterdir() if path.suffix != ".lock"]
+        assert list((artifacts / "data").glob("*/train")) == []
     assert quarantine_path(artifacts, csv) == artifacts / "quarantine" / f"train-{csv.sha256}.parquet"
     assert len(rows_of(quarantine_path(artifacts, csv))) == 2
     assert len(list((artifacts / "quarantine").iterdir())) == 1

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from schemas.contract import FASHION_MNIST, DatasetContract, PixelScale
 from schemas.errors import DataContractError
 from tasks.data import parquet
-from tasks.data.splits import open_split, scale_pixels, stratified_split, write_part, write_splits
+from tasks.data.splits import open_split, scale_pixels, stratified_split, write_held_out, write_part
 from tests.memory import peak_bytes
 
 
@@ -99,7 +99,11 @@ def test_several_parts_are_read_as_one(tmp_path: Path, tiny_contract: DatasetCon
     for name, train in (("parts", files), ("whole", [whole])):
         folder = tmp_path / name
         folder.mkdir()
-        counts = write_splits(train, files[1:2], folder, tiny_contract, 6, seed=3)
+        for split, parquets in (("train", train), ("test", files[1:2])):
+            (folder / split).mkdir()
+            for part, path in enumerate(parquets):
+                write_part(path, folder / split, part, tiny_contract)
+        counts = write_held_out(folder, tiny_contract, 6, seed=3)
         assert counts == {"train_rows": 34, "validation_rows": 6, "test_rows": 1}
         opened[name] = {split: open_split(folder, split) for split in ("train", "validation", "test")}
     order = np.random.default_rng(1).permutation(34)

@@ -16,7 +16,7 @@ from obstore.store import LocalStore, MemoryStore
 from schemas.config import PROJECT_ROOT, as_address, remote_address
 from schemas.errors import ExtraNotInstalled, RemoteUnavailable, StoredArtifactError, WrongUsage
 from schemas.layout import RECORD_NAME
-from schemas.references import CsvSplit, ParquetSplit, StageRecord, ValidatedSplit
+from schemas.references import CsvSplit, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
 from tasks.runtime.materialize import materialize
 from tasks.runtime.remote import SECONDS_UNUSED, Remote, configured_remote, file_name, remote_at
 from tasks.runtime.stage_cache import record_name, run_stage
@@ -260,11 +260,13 @@ def _validated(artifacts: Path) -> ValidatedSplit:
     source = CsvSplit.model_validate(
         {"split": "train", "origin": "supplied", "files": [{"path": "/data/train.csv", "sha256": "0" * 64}]}
     )
+    part = ParquetPart(source="train.csv", path=data.path / "part" / "output.txt", sha256="0" * 64, rows=1)
     parquet = ParquetSplit(
         record=data,
         split="train",
-        path=data.path / "part" / "output.txt",
-        sha256="0" * 64,
+        path=data.path / "part",
+        content="0" * 64,
+        parts=(part,),
         rows=1,
         quarantined=0,
         origin="supplied",
@@ -285,7 +287,8 @@ def test_a_reference_is_brought_to_another_machine(folder: Path, tmp_path: Path)
     there = _validated(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "gone")
     here = materialize(there, tmp_path / "b")
-    assert here.data.path.read_text() == "data"
+    assert here.data.files[0].read_text() == "data"
+    assert here.data.path == here.data.files[0].parent
     assert here.result.read_text() == "result"
     assert here.record.path == tmp_path / "b" / there.record.path.relative_to(tmp_path / "a")
     assert here.data.source == there.data.source

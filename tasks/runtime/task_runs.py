@@ -1,0 +1,109 @@
+"""Run a task once per shard: on threads of this process, or on the workers of a Dask cluster."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from httpx import HTTPError
+from prefect import State, Task
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from schemas.config import DASK_ADDRESS_VARIABLE, Runner, install_command
+from schemas.errors import ExtraNotInstalled
+from tasks.runtime.events import ShardsFinished, emit
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runner of the tasks, and the runs that it was given."""
+
+    runner: TaskRunner[Any]
+    futures: list[PrefectFuture[Any]] = field(default_factory=list)
+
+
+_runs: ContextVar[_Runs | None] = ContextVar("runs of tasks per shard", default=None)
+
+
+@contextmanager
+def tasks_on(runner: Runner) -> Iterator[None]:
+    """Run the tasks of `run_per_shard` on ``runner`` during the block.
+
+    "threads": threads of this process, one per core. "dask": the workers of the cluster of FASHION_ANN_DASK_ADDRESS, or
+    of a local one, which starts with the first task and ends with the block. If the block ends early, tasks that wait
+    are cancelled. Those that run are waited for on threads, and end with their worker on a local cluster.
+
+    Raises `ExtraNotInstalled` without the extra dask.
+    """
+    runs = _Runs(_dask() if runner == "dask" else ThreadPoolTaskRunner(max_workers=os.cpu_count()))
+    token = _runs.set(runs)
+    try:
+        with runs.runner:
+            yield
+    finally:
+        _runs.reset(token)
+        _end_task_runs(runs.futures)
+
+
+def run_per_shard(
+    stage: str, split: str | None, task: Task[..., Result], calls: Sequence[Mapping[str, Any]]
+) -> list[Result]:
+    """Call a task with each of the parameters, and return the results in the same order.
+
+    stage, split: those of the run that the shards belong to, for its progress.
+
+    Outside of `tasks_on` the function of the task is called in this thread. Raises the error of the first call that
+    failed, after every call has ended.
+    """
+    runs = _runs.get()
+    if runs is None:
+        return [task.fn(**parameters) for parameters in calls]
+    futures = [runs.runner.submit(task, dict(parameters)) for parameters in calls]
+    runs.futures.extend(futures)
+    for done, future in enumerate(futures, 1):
+        future.wait()
+        emit(ShardsFinished(stage, split, done, len(futures)))
+    results = [future.result() for future in futures]
+    runs.futures.clear()
+    return results
+
+
+def _dask() -> TaskRunner[Any]:
+    try:
+        import dask
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ImportError as error:
+        raise ExtraNotInstalled(
+            f"prefect-dask cannot be imported ({error}), and the runner dask needs it. Install it with "
+            f"`{install_command('dask')}`."
+        ) from error
+    if address := os.environ.get(DASK_ADDRESS_VARIABLE):
+        return DaskTaskRunner(address=address)
+    # Dask makes glibc return memory after each 64 KiB, which doubles the CPU time of ingest.
+    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 128 << 20})
+    cores = os.cpu_count() or 1
+    local = {"n_workers": cores, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    return DaskTaskRunner(cluster_kwargs=local)
+
+
+def _end_task_runs(futures: Sequence[PrefectFuture[Any]]) -> None:
+    """Record in Prefect that task runs are cancelled, if their runner ended before they did."""
+    if open_runs := [future.task_run_id for future in futures if not future.state.is_final()]:
+        with get_client(sync_client=True) as client:
+            for task_run in open_runs:
+                state: State[Any] = Cancelled(message="The flow run ended before this task did.")
+                try:
+                    client.set_task_run_state(task_run, state, force=True)
+                except (HTTPError, ObjectNotFound) as error:  # it never began, or the server is gone
+                    logger.debug("task run %s is left as it is: %s", task_run, error)
