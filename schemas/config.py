@@ -256,7 +256,10 @@ def config_lines(config: TrainingConfig) -> Iterator[str]:
 
 
 class PromotionConfig(BaseModel):
-    """Rules for promoting a new version to champion. Unknown keys are errors."""
+    """Rules for promoting a new version to champion. Unknown keys are errors.
+
+    A minimum of None is that of the dataset file.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -265,8 +268,12 @@ class PromotionConfig(BaseModel):
         description="promotion rule: significantly better than the champion, not significantly worse, never, or better "
         "and approved by a person",
     )
-    minimum_accuracy: float = Field(0.80, ge=0, le=1, description="test accuracy below which a version is rejected")
-    minimum_recall: float = Field(0.30, ge=0, le=1, description="per-class recall below which a version is rejected")
+    minimum_accuracy: float | None = Field(
+        None, ge=0, le=1, description="test accuracy below which a version is rejected"
+    )
+    minimum_recall: float | None = Field(
+        None, ge=0, le=1, description="per-class recall below which a version is rejected"
+    )
     significance: float = Field(0.05, gt=0, lt=1, description="significance level of McNemar's exact test")
 
 

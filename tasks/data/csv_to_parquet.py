@@ -110,7 +110,8 @@ def convert_csv(csv: CsvFile, split: Split, folder: Path, contract: DatasetContr
 
 def row_digests(rows: Rows) -> bytes:
     """Return the blake2b digest of each row, uint8 (N, columns), one after the other: `DIGEST_BYTES` bytes per row."""
-    content, width = np.ascontiguousarray(rows).data.cast("B"), rows.shape[1]
+    # A block of the other split has no rows, and a view of it cannot be cast.
+    content, width = np.ascontiguousarray(rows).reshape(-1).data, rows.shape[1]
     blake2b = hashlib.blake2b
     starts = range(0, len(content), width)
     return b"".join([blake2b(content[at : at + width], digest_size=DIGEST_BYTES).digest() for at in starts])
