@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
 from schemas.config import BadRows
-from schemas.contract import Split, contract_of
+from schemas.contract import DatasetContract, Split, contract_of
 from schemas.layout import PART_NAME, QUARANTINE_NAME
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord
 from tasks.checks.expectations import import_in_background
@@ -27,24 +27,29 @@ from tasks.data.parquet_split import (
 )
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
-from tasks.runtime.materialize import materialize
-from tasks.runtime.stage_cache import read_record, run_stage
+from tasks.runtime.materialize import file_here, materialize, send_csv
+from tasks.runtime.stage_cache import is_in_remote, read_record, run_stage
 from tasks.runtime.stages import INGEST, INGEST_SHARD
-from tasks.runtime.task_runs import run_per_shard
+from tasks.runtime.task_runs import artifacts_here, elsewhere, run_per_shard, shard_artifacts
 
 logger = logging.getLogger(__name__)
 
 
 @task(name="ingest shard", task_run_name="ingest {split} {csv.path.name}", cache_policy=NO_CACHE)
-def ingest_shard(csv: CsvFile, split: Split, dataset: str, artifacts_dir: Path) -> tuple[StageRecord, ShardFacts]:
-    """Convert one CSV to Parquet in a stage folder under ``artifacts_dir/data``.
+def ingest_shard(
+    csv: CsvFile, split: Split, dataset: str, artifacts_dir: Path | None
+) -> tuple[StageRecord, ShardFacts]:
+    """Convert one CSV to Parquet in a stage folder under ``data`` of the artifacts folder.
+
+    artifacts_dir: see `shard_artifacts`.
 
     Raises `DataContractError` as `convert_csv` does. Bad rows are counted; the budget is that of the split.
     """
     contract = contract_of(dataset)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        facts = convert_csv(csv, split, folder, contract)
+        with file_here(csv, folder) as here:
+            facts = convert_csv(here, split, folder, contract)
         logger.debug("%s: %d rows to Parquet", csv.path.name, facts.rows)
         return asdict(facts)
 
@@ -53,9 +58,15 @@ def ingest_shard(csv: CsvFile, split: Split, dataset: str, artifacts_dir: Path) 
         check_part(record.path / PART_NAME, contract, facts.rows)
         return record, facts
 
+    with artifacts_here(artifacts_dir) as artifacts:
+        return run_stage(
+            INGEST_SHARD.outputs(artifacts), INGEST_SHARD, _shard_inputs(csv, split, contract), build, parse
+        )
+
+
+def _shard_inputs(csv: CsvFile, split: Split, contract: DatasetContract) -> dict[str, Any]:
     # Without the name, so that a renamed CSV is the same shard.
-    inputs = {"csv": csv.sha256, "split": split, "dataset": dataset, "contract": contract.digest}
-    return run_stage(INGEST_SHARD.outputs(artifacts_dir), INGEST_SHARD, inputs, build, parse)
+    return {"csv": csv.sha256, "split": split, "dataset": contract.name, "contract": contract.digest}
 
 
 @task(name="ingest", task_run_name="ingest {csv.split}", cache_policy=NO_CACHE)
@@ -71,10 +82,16 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     contract = contract_of(dataset)
     quarantine = quarantine_path(artifacts_dir, csv)
 
+    def calls() -> Iterator[dict[str, Any]]:
+        common = {"split": csv.split, "dataset": dataset, "artifacts_dir": shard_artifacts(artifacts_dir)}
+        for file in csv.files:
+            if elsewhere() and not is_in_remote(INGEST_SHARD, _shard_inputs(file, csv.split, contract)):
+                send_csv(file)
+            yield {"csv": file, **common}
+
     def build(folder: Path) -> Mapping[str, Any]:
         import_in_background()
-        common = {"split": csv.split, "dataset": dataset, "artifacts_dir": artifacts_dir}
-        shards = run_per_shard(INGEST.name, csv.split, ingest_shard, [{"csv": file, **common} for file in csv.files])
+        shards = run_per_shard(INGEST.name, csv.split, ingest_shard, calls())
         shards = [(materialize(record, artifacts_dir), facts) for record, facts in shards]
         parts = [(record.path, facts) for record, facts in shards]
         facts = join_shards(csv, parts, folder / csv.split, quarantine, contract, bad_rows)

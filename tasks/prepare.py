@@ -8,29 +8,32 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from schemas.contract import contract_of
+from schemas.contract import Split, contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import SCALE_NAME, TEST_IN_TRAIN_NAME, VALIDATION_ROWS_NAME, images_name, labels_name
-from schemas.references import ParquetPart, ParquetSplit, PreparedData, StageRecord, ValidatedSplit
+from schemas.references import ParquetPart, PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
 from tasks.data.splits import check_part, check_splits, write_held_out, write_part
 from tasks.runtime.files import digest_of, link_or_copy, sha256_file
-from tasks.runtime.materialize import materialize
+from tasks.runtime.materialize import file_here, materialize
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import PREPARE, PREPARE_SHARD
-from tasks.runtime.task_runs import run_per_shard
+from tasks.runtime.task_runs import artifacts_here, run_per_shard, shard_artifacts
 
 logger = logging.getLogger(__name__)
 
 
-@task(name="prepare shard", task_run_name="prepare {data.split} {part.source}", cache_policy=NO_CACHE)
-def prepare_shard(part: ParquetPart, data: ParquetSplit, dataset: str, artifacts_dir: Path) -> StageRecord:
-    """Write the arrays of one Parquet file of a split. They do not depend on the rows that are held out."""
+@task(name="prepare shard", task_run_name="prepare {split} {part.source}", cache_policy=NO_CACHE)
+def prepare_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: Path | None) -> StageRecord:
+    """Write the arrays of one Parquet file of a split. They do not depend on the rows that are held out.
+
+    artifacts_dir: see `shard_artifacts`.
+    """
     contract = contract_of(dataset)
-    part = materialize(data, artifacts_dir).parts[data.parts.index(part)]
 
     def build(folder: Path) -> dict[str, Any]:
-        write_part(part.path, folder, 0, contract)
+        with file_here(part, folder) as here:
+            write_part(here.path, folder, 0, contract)
         return {"rows": part.rows}
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:
@@ -38,7 +41,8 @@ def prepare_shard(part: ParquetPart, data: ParquetSplit, dataset: str, artifacts
         return record
 
     inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256}
-    return run_stage(PREPARE_SHARD.outputs(artifacts_dir), PREPARE_SHARD, inputs, build, parse)
+    with artifacts_here(artifacts_dir) as artifacts:
+        return run_stage(PREPARE_SHARD.outputs(artifacts), PREPARE_SHARD, inputs, build, parse)
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE)
@@ -72,8 +76,8 @@ def prepare(
             )
 
     def build(folder: Path) -> dict[str, Any]:
-        common = {"dataset": dataset, "artifacts_dir": artifacts_dir}
-        calls = [{"part": part, "data": data, **common} for data in splits for part in data.parts]
+        common = {"dataset": dataset, "artifacts_dir": shard_artifacts(artifacts_dir)}
+        calls = [{"part": part, "split": data.split, **common} for data in splits for part in data.parts]
         written = iter(run_per_shard(PREPARE.name, None, prepare_shard, calls))
         for data in splits:
             (folder / data.split).mkdir()

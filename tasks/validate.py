@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
-from schemas.contract import DatasetContract, contract_of
+from schemas.contract import DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
 from schemas.references import CheckResult, DuplicateReport, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
@@ -23,12 +23,12 @@ from tasks.checks.summary import summarize
 from tasks.registry.store import ModelStore
 from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
-from tasks.runtime.materialize import materialize
+from tasks.runtime.materialize import file_here, materialize
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
 from tasks.runtime.stage_cache import read_record, run_stage
 from tasks.runtime.stages import SCAN_SHARD, VALIDATE
 from tasks.runtime.stored_file import read_json, read_stored
-from tasks.runtime.task_runs import run_per_shard
+from tasks.runtime.task_runs import artifacts_here, run_per_shard, shard_artifacts
 
 logger = logging.getLogger(__name__)
 
@@ -52,24 +52,25 @@ class _Facts:
         return tuple(CheckResult(**check) for check in self.checks if check["result"] != "broken")
 
 
-@task(name="scan shard", task_run_name="scan {data.split} {part.source}", cache_policy=NO_CACHE)
-def scan_shard(part: ParquetPart, data: ParquetSplit, dataset: str, artifacts_dir: Path) -> StageRecord:
-    """Read every value of one Parquet file of a split, and return the record of a `FileScan`."""
+@task(name="scan shard", task_run_name="scan {split} {part.source}", cache_policy=NO_CACHE)
+def scan_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: Path | None) -> StageRecord:
+    """Read every value of one Parquet file of a split, and return the record of a `FileScan`.
+
+    artifacts_dir: see `shard_artifacts`.
+    """
     contract = contract_of(dataset)
-    part = materialize(data, artifacts_dir).parts[data.parts.index(part)]
+
+    def build(folder: Path) -> dict[str, Any]:
+        with file_here(part, folder) as here:
+            return scan_file(here.path, contract).write(folder)
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:
         FileScan.read(record.path, facts, contract)
         return record
 
-    return run_stage(
-        SCAN_SHARD.outputs(artifacts_dir),
-        SCAN_SHARD,
-        # The digest of the current file, so that a file changed in place is scanned again.
-        {"dataset": dataset, "contract": contract.digest, "part": sha256_file(part.path)},
-        lambda folder: scan_file(part.path, contract).write(folder),
-        parse,
-    )
+    inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256}
+    with artifacts_here(artifacts_dir) as artifacts:
+        return run_stage(SCAN_SHARD.outputs(artifacts), SCAN_SHARD, inputs, build, parse)
 
 
 @task(name="validate", task_run_name="validate {data.split}", cache_policy=NO_CACHE)
@@ -101,8 +102,10 @@ def validate(
     current = [sha256_file(part.path) for part in data.parts]
 
     def build(folder: Path) -> dict[str, Any]:
-        common = {"data": data, "dataset": dataset, "artifacts_dir": artifacts_dir}
-        calls = [{"part": part, **common} for part in data.parts]
+        common = {"split": data.split, "dataset": dataset, "artifacts_dir": shard_artifacts(artifacts_dir)}
+        # The digests of the current files, so that a file changed in place is scanned again.
+        parts = [part.model_copy(update={"sha256": sha256}) for part, sha256 in zip(data.parts, current, strict=True)]
+        calls = [{"part": part, **common} for part in parts]
         records = run_per_shard(VALIDATE.name, data.split, scan_shard, calls)
         scans = _read_scans((materialize(record, artifacts_dir) for record in records), contract)
         return validate_split(

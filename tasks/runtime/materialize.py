@@ -1,18 +1,21 @@
 """Bring the outputs that a reference names to this machine: the task that returned it may have run on another."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from schemas.errors import StoredArtifactError
+from schemas.errors import DataContractError, StoredArtifactError
 from schemas.layout import RECORD_NAME, is_short_key, short_key
-from schemas.references import ParquetPart, Reference, StageRecord
-from tasks.runtime.files import digest_of, discard_folder
+from schemas.references import CsvFile, ParquetPart, Reference, StageRecord
+from tasks.runtime.files import digest_of, discard_folder, sha256_file
 from tasks.runtime.locks import lock
-from tasks.runtime.remote import Remote, configured_remote
+from tasks.runtime.remote import Remote, configured_remote, file_name
 from tasks.runtime.stage_cache import fetch_output, read_record, read_stage, record_name
 from tasks.runtime.stages import BY_NAME
 
 Here = TypeVar("Here", bound=Reference | None)
+File = TypeVar("File", CsvFile, ParquetPart)
 
 
 def materialize(reference: Here, artifacts_dir: Path) -> Here:
@@ -24,6 +27,48 @@ def materialize(reference: Here, artifacts_dir: Path) -> Here:
     """
     remote = configured_remote()
     return reference if remote is None else _here(remote, reference, artifacts_dir)
+
+
+@contextmanager
+def file_here(file: File, folder: Path) -> Iterator[File]:
+    """Yield ``file`` with a path of this machine. One that is not here is fetched to ``folder`` for the block.
+
+    Without FASHION_ANN_REMOTE the file is yielded as it is. Raises `StoredArtifactError` for one that is neither here
+    nor in the remote.
+    """
+    remote = configured_remote()
+    if remote is None or (file.path.is_file() and sha256_file(file.path) == file.sha256):
+        yield file
+        return
+    if (stored := remote.stat(file_name(file.sha256))) is None:
+        if file.path.is_file():  # the reader reports that it was changed
+            yield file
+            return
+        raise StoredArtifactError(
+            f"{file.path}: expected a file with sha256 {file.sha256}, which is neither on this machine nor in "
+            f"{remote.address}. All machines of a run need the same release and packages."
+        )
+    fetched = folder / file.path.name
+    try:
+        remote.fetch_file(file.sha256, stored.size, fetched)
+        yield file.model_copy(update={"path": fetched})
+    finally:
+        fetched.unlink(missing_ok=True)
+
+
+def send_csv(csv: CsvFile) -> None:
+    """Store a CSV in the remote, where `file_here` finds it on another machine. Raises `DataContractError` if changed.
+
+    It is no part of an output, so garbage collection in the remote deletes it when it has not been used for a while.
+    """
+    if (remote := configured_remote()) is None:
+        return
+    if (actual := sha256_file(csv.path)) != csv.sha256:  # other content must not get this name
+        raise DataContractError(
+            f"{csv.path} changed since it was hashed: expected sha256 {csv.sha256}, received {actual}. "
+            "Run again when nothing writes to it."
+        )
+    remote.push_file(csv.path, csv.sha256)
 
 
 def _here(remote: Remote, value: Any, artifacts_dir: Path) -> Any:

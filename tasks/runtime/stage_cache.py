@@ -176,6 +176,12 @@ def record_name(stage: str, key: str, digest: str | None = None) -> str:
     return f"{STAGES}/{stage}/{key}/{digest or 'stage'}.json"
 
 
+def is_in_remote(stage: Stage, inputs: Mapping[str, Any]) -> bool:
+    """Return whether the remote has an output for the inputs of `run_stage`."""
+    remote = configured_remote()
+    return remote is not None and remote.stat(record_name(stage.name, stage_key(stage, inputs))) is not None
+
+
 def fetch_output(remote: Remote, record: bytes, final: Path) -> None:
     """Fetch the output with this record to the new folder ``final``. Log a warning if it is damaged in the remote."""
     try:

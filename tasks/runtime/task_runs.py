@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from httpx import HTTPError
@@ -16,9 +17,11 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from schemas.config import DASK_ADDRESS_VARIABLE, Runner, install_command
-from schemas.errors import ExtraNotInstalled
+from schemas.config import DASK_ADDRESS_VARIABLE, REMOTE_VARIABLE, Runner, artifacts_folder, install_command
+from schemas.errors import ExtraNotInstalled, WrongUsage
 from tasks.runtime.events import ShardsFinished, emit
+from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.remote import configured_remote
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +30,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Runs:
-    """The runner of the tasks, and the runs that it was given."""
+    """The runner of the tasks, and the runs that it was given.
+
+    elsewhere: its machines share FASHION_ANN_REMOTE with this one, and perhaps no disk.
+    """
 
     runner: TaskRunner[Any]
+    elsewhere: bool
     futures: list[PrefectFuture[Any]] = field(default_factory=list)
 
 
@@ -46,7 +53,11 @@ def tasks_on(runner: Runner) -> Iterator[None]:
 
     Raises `ExtraNotInstalled` without the extra dask.
     """
-    runs = _Runs(_dask() if runner == "dask" else ThreadPoolTaskRunner(max_workers=os.cpu_count()))
+    address = os.environ.get(DASK_ADDRESS_VARIABLE) if runner == "dask" else None
+    runs = _Runs(
+        _dask(address) if runner == "dask" else ThreadPoolTaskRunner(max_workers=os.cpu_count()),
+        elsewhere=bool(address) and configured_remote() is not None,
+    )
     token = _runs.set(runs)
     try:
         with runs.runner:
@@ -57,7 +68,7 @@ def tasks_on(runner: Runner) -> Iterator[None]:
 
 
 def run_per_shard(
-    stage: str, split: str | None, task: Task[..., Result], calls: Sequence[Mapping[str, Any]]
+    stage: str, split: str | None, task: Task[..., Result], calls: Iterable[Mapping[str, Any]]
 ) -> list[Result]:
     """Run a task once for each of ``calls``, its parameters, and return the results in the same order.
 
@@ -79,7 +90,38 @@ def run_per_shard(
     return results
 
 
-def _dask() -> TaskRunner[Any]:
+def elsewhere() -> bool:
+    """Return whether the tasks run on a standing cluster that shares FASHION_ANN_REMOTE, and perhaps no disk."""
+    runs = _runs.get()
+    return runs is not None and runs.elsewhere
+
+
+def shard_artifacts(artifacts_dir: Path) -> Path | None:
+    """Return the artifacts folder for the tasks of `run_per_shard`. None is that of each machine, if `elsewhere`."""
+    return None if elsewhere() else artifacts_dir
+
+
+@contextmanager
+def artifacts_here(artifacts_dir: Path | None) -> Iterator[Path]:
+    """Yield the artifacts folder for a task that received the result of `shard_artifacts`.
+
+    A folder of the run is locked by the run, that of another machine by this block. Raises `WrongUsage` without
+    FASHION_ANN_REMOTE on another machine.
+    """
+    if artifacts_dir is not None:
+        yield artifacts_dir
+        return
+    if configured_remote() is None:
+        raise WrongUsage(
+            f"{REMOTE_VARIABLE} is set for the run, but not for this worker. Start each Dask worker with it and with "
+            "its credentials."
+        )
+    own = artifacts_folder()
+    with artifacts_lock(own):
+        yield own
+
+
+def _dask(address: str | None) -> TaskRunner[Any]:
     try:
         import dask
         from prefect_dask.task_runners import DaskTaskRunner
@@ -88,7 +130,7 @@ def _dask() -> TaskRunner[Any]:
             f"prefect-dask cannot be imported ({error}), and the runner dask needs it. Install it with "
             f"`{install_command('dask')}`."
         ) from error
-    if address := os.environ.get(DASK_ADDRESS_VARIABLE):
+    if address:
         return DaskTaskRunner(address=address)
     # Dask makes glibc return memory after each 64 KiB, which doubles the CPU time of ingest.
     dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 128 << 20})

@@ -14,10 +14,10 @@ import pytest
 from obstore.store import LocalStore, MemoryStore
 
 from schemas.config import PROJECT_ROOT, as_address, remote_address
-from schemas.errors import ExtraNotInstalled, RemoteUnavailable, StoredArtifactError, WrongUsage
+from schemas.errors import DataContractError, ExtraNotInstalled, RemoteUnavailable, StoredArtifactError, WrongUsage
 from schemas.layout import RECORD_NAME
-from schemas.references import CsvSplit, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
-from tasks.runtime.materialize import materialize
+from schemas.references import CsvFile, CsvSplit, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
+from tasks.runtime.materialize import file_here, materialize, send_csv
 from tasks.runtime.remote import SECONDS_UNUSED, Remote, configured_remote, file_name, remote_at
 from tasks.runtime.stage_cache import record_name, run_stage
 from tasks.runtime.stages import INGEST, PREPARE, VALIDATE
@@ -336,3 +336,41 @@ def test_a_record_in_the_remote_is_that_of_the_folder(folder: Path, tmp_path: Pa
     stored = folder / record_name("prepare", record.key)
     assert stored.read_bytes() == (record.path / RECORD_NAME).read_bytes()
     assert set(json.loads(stored.read_bytes())["files"]) == {"part/output.txt"}
+
+
+# --- files of tasks per shard ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> CsvFile:
+    path = tmp_path / "images.csv"
+    path.write_text("label\n1\n")
+    return CsvFile(path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_a_file_that_another_machine_sent_is_here_for_a_block(folder: Path, tmp_path: Path, csv: CsvFile) -> None:
+    send_csv(csv)
+    with file_here(csv, tmp_path) as here:
+        assert here == csv
+    csv.path.write_text("label\n2\n")  # an older copy on this machine, of the same size
+    (tmp_path / "here").mkdir()
+    with file_here(csv, tmp_path / "here") as here:
+        assert here.path == tmp_path / "here" / "images.csv"
+        assert here.path.read_text() == "label\n1\n"
+    assert not here.path.exists()
+
+
+def test_a_changed_csv_is_not_sent(folder: Path, csv: CsvFile) -> None:
+    csv.path.write_text("label\n2\n")
+    with pytest.raises(DataContractError, match=r"images\.csv changed since it was hashed"):
+        send_csv(csv)
+    assert not list(folder.rglob(csv.sha256))
+
+
+def test_a_file_that_is_nowhere_is_an_error(folder: Path, tmp_path: Path, csv: CsvFile) -> None:
+    csv.path.unlink()
+    with (
+        pytest.raises(StoredArtifactError, match="neither on this machine nor in file://"),
+        file_here(csv, tmp_path),
+    ):
+        pass
