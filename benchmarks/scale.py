@@ -1,10 +1,10 @@
-"""Run the whole pipeline on many rows, and print what each stage takes: `make bench-scale ROWS=700000`.
+"""Run the whole pipeline on many rows, and print the resources of each stage: `make bench-scale ROWS=700000`.
 
 The test split is the published one. The other rows are train images in shards: each published train image, moved by up
 to two pixels and darkened by up to 12 %, so that no image occurs twice and the checks of the contract hold.
 
-Time and CPU of a stage are those between its first start and its last end, of all processes of the command. Bytes are
-those of read and write calls. Reads of mapped files, such as the prepared images, are not among them.
+Time and CPU time of a stage count from its first start to its last end, for all processes of the command. Bytes count
+read and write calls. Reads of mapped files, such as the prepared images, are not included.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Usage(NamedTuple):
-    """What the processes of a command have used until ``at``, a Unix time. pss: bytes of memory at that time."""
+    """Resources that the processes of a command used until ``at``, a Unix time. pss: bytes of memory at that time."""
 
     at: float
     cpu_seconds: float
@@ -176,7 +176,7 @@ def print_table(rows: int, finished: Finished, events: list[tuple[str, float]], 
     spans["whole command"] = 0.0, finished.wall_seconds
     for stage, (start, end) in spans.items():
         if end == start:
-            continue  # no stage, or one that only starts
+            continue  # an event of no stage, or of one that has only started
         before, after = (_until(samples, finished.started + at) for at in (start, end))
         within = [sample.pss for sample in samples if start <= sample.at - finished.started <= end]
         print(

@@ -174,9 +174,17 @@ def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterato
             values = {"type": str, "metavar": "SIZE"}
         elif int in types:
             values = {"type": int, "metavar": "N"}
-        default = "off" if field.default is None else field.default
-        text = f"{field.description} (default: {default})".replace("%", "%%")  # argparse formats it
+        text = f"{field.description} (default: {default_text(key, field.default)})".replace(
+            "%", "%%"
+        )  # argparse formats it
         yield Argument(config_flag(key), dest=key, help=text, **values)
+
+
+def default_text(key: str, default: Any) -> str:
+    """Return the default of a key of TrainingConfig or PromotionConfig as text."""
+    if default is None:
+        return "the dataset's" if key in PromotionConfig.model_fields else "off"
+    return str(default)
 
 
 def _units(text: str) -> list[int]:

@@ -46,6 +46,8 @@ def contract_text(contract: DatasetContract) -> str:
         f"- columns: {header}{contract.columns[0]}, {contract.file_columns[1]} .. {contract.file_columns[-1]}",
         f"- labels: integers {contract.label_ranges}: {labels}",
         f"- rows: {rows}; every class occurs, none in more than {contract.maximum_class_share:.0%} of them",
+        f"- promotion: test accuracy at least {contract.promotion.minimum_accuracy:g}, recall of each class at least "
+        f"{contract.promotion.minimum_recall:g}",
         f"- near duplicates: images that differ by at most {contract.near_duplicate:.0%} of the pixel range (root mean "
         "square over about 100 pixels)",
         *(f"- published {name} split: {split.rows} rows, sha256 of the rows in any order {split.rows_sha256}"
@@ -84,6 +86,7 @@ def contract_json(contract: DatasetContract) -> dict[str, Any]:
         "files": {split: contract.csv_name(split) for split in SPLITS},
         "label_range": (contract.class_labels[0], contract.class_labels[-1]),
         "minimum_rows": dict(contract.minimum_rows),
+        "promotion": asdict(contract.promotion),
         "published": {split: asdict(published) for split, published in contract.published.items()},
         "checks": [
             {"says": check.description, "found": check.evidence}

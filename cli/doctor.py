@@ -67,7 +67,7 @@ class Check:
 class Pool:
     """A work pool, with the numbers of its deployments and of its online workers.
 
-    needed: whether a run waits for a worker already, or a schedule will start one.
+    needed: whether a run waits for a worker, or a schedule will start a run.
     """
 
     name: str
@@ -311,7 +311,7 @@ def _active_schedules(deployment: "DeploymentResponse") -> int:
 def check_pools() -> str:
     """Check that each pool of this project that has deployments has an online worker.
 
-    A pool that nothing waits for may have none, such as the gpu pool where no machine has a GPU: a concern.
+    A pool without waiting runs and schedules only causes a warning: the gpu pool, if no machine has a GPU.
     """
     url = prefect_settings().api.url
     if not url:

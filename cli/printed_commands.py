@@ -16,7 +16,7 @@ _LONG = 400  # characters, more than three lines of a terminal
 _PROGRAMS = Path(sys.executable).parent  # not resolved: the interpreter of an environment is a link
 # Commands enter the checkout later. The folder may have been removed.
 _CALLED_IN_CHECKOUT = os.environ.get("PWD") == str(PROJECT_ROOT)
-# Flags of the running command that choose its store and data, and the flags that each command accepts.
+# Flags of the running command that name its store and data. Flags that each command accepts.
 _flags: dict[str, str] = {}
 _accepted: dict[str, Collection[str]] = {}
 

@@ -45,14 +45,16 @@ def python_path() -> str:
 
 # Address of the object storage that machines without a shared disk use.
 REMOTE_VARIABLE = "FASHION_ANN_REMOTE"
-# A Path has one slash only.
+# One slash or more: pathlib turns "s3://bucket" into "s3:/bucket".
 _ADDRESS = re.compile(r"(s3|gs|az|file):/{1,3}([^/].*)")
 
 
 def as_address(place: str | Path) -> str | None:
-    """Return the address of object storage that ``place`` is, also as a Path, without a slash at its end.
+    """Return ``place`` as an address of object storage, without a slash at its end; None if it is a path.
 
-    None for a path. Raises `WrongUsage` for an address with credentials, which logs and flow runs would show.
+    An address may have been turned into a Path before.
+
+    Raises `WrongUsage` for an address with credentials, which logs and flow runs would show.
     """
     match = _ADDRESS.fullmatch(str(place))
     if match is None:
@@ -84,7 +86,7 @@ def remote_address() -> str | None:
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 # Where training runs: in the process of the main flow, or on a worker of the gpu pool.
 TrainOn = Literal["here", "gpu"]
-# What runs the tasks per shard: threads of this process, or workers of Dask.
+# Where the tasks per shard run: on threads of this process, or on workers of Dask.
 Runner = Literal["threads", "dask"]
 # Address of the scheduler of a standing Dask cluster, such as tcp://10.0.0.1:8786.
 DASK_ADDRESS_VARIABLE = "FASHION_ANN_DASK_ADDRESS"
@@ -254,7 +256,10 @@ def config_lines(config: TrainingConfig) -> Iterator[str]:
 
 
 class PromotionConfig(BaseModel):
-    """Rules for promoting a new version to champion. Unknown keys are errors."""
+    """Rules for promoting a new version to champion. Unknown keys are errors.
+
+    A minimum of None is that of the dataset file.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -263,8 +268,12 @@ class PromotionConfig(BaseModel):
         description="promotion rule: significantly better than the champion, not significantly worse, never, or better "
         "and approved by a person",
     )
-    minimum_accuracy: float = Field(0.80, ge=0, le=1, description="test accuracy below which a version is rejected")
-    minimum_recall: float = Field(0.30, ge=0, le=1, description="per-class recall below which a version is rejected")
+    minimum_accuracy: float | None = Field(
+        None, ge=0, le=1, description="test accuracy below which a version is rejected"
+    )
+    minimum_recall: float | None = Field(
+        None, ge=0, le=1, description="per-class recall below which a version is rejected"
+    )
     significance: float = Field(0.05, gt=0, lt=1, description="significance level of McNemar's exact test")
 
 

@@ -108,6 +108,16 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Minima:
+    """The test accuracy, and the recall of every class, below which a version is rejected."""
+
+    __pydantic_config__ = _STRICT
+
+    minimum_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.80
+    minimum_recall: Annotated[float, Field(ge=0, le=1)] = 0.30
+
+
+@dataclass(frozen=True)
 class Bounds:
     """The bounds of a check in a dataset file. Without one, the check has no such bound."""
 
@@ -320,7 +330,7 @@ class DatasetFile:
     transpose: the CSVs have the pixels column by column. holdout: share of the train rows that is the test split.
     files: names of the CSVs, if they are others than NAME_train.csv and NAME_test.csv. near_duplicate: largest root
     mean square difference of near duplicates, as a share of the pixel range. known_limits, licence: text of the model
-    card. check_bounds: bounds that differ from those of ``kind``.
+    card. check_bounds: bounds that differ from those of ``kind``. promotion: used where `PromotionConfig` has None.
     """
 
     __pydantic_config__ = _STRICT
@@ -341,6 +351,7 @@ class DatasetFile:
     near_duplicate: Share = 0.02
     kind: Kind = "drawings"
     check_bounds: Annotated[Mapping[str, Annotated[Bounds, _OFF]], Field(alias="checks")] = field(default_factory=dict)
+    promotion: Minima = Minima()
     published: Mapping[Split, PublishedSplit] = field(default_factory=dict)
     sources: Sources = Sources()
     licence: str = ""

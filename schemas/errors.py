@@ -31,11 +31,11 @@ class StageNotWritten(FashionAnnError):
 
 
 class RemoteUnavailable(FashionAnnError):
-    """Object storage that cannot be reached, is full, or refuses access. What was built is kept on this machine."""
+    """Object storage that cannot be reached, is full, or denies access. Outputs stay on this machine."""
 
 
 class LostRace(FashionAnnError):
-    """Version number or line of the alias log that another machine wrote first. The caller decides again."""
+    """Version number or line of the alias log that another machine wrote first. The caller reads it and tries again."""
 
 
 class LocksUnavailable(FashionAnnError):

@@ -9,7 +9,7 @@ from pathlib import Path
 # Files of a stage's output folder.
 RECORD_NAME = "stage.json"
 QUARANTINE_NAME = "quarantine.parquet"  # ingest: a copy of the quarantine file, covered by the stage's digests
-PART_NAME = "part.parquet"  # the rows of one shard
+PART_NAME = "part.parquet"  # the good rows of one shard
 ROW_DIGESTS_NAME = "row_digests.bin"
 RESULT_NAME = "great_expectations.json"
 PROFILE_NAME = "profile.json"

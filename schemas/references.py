@@ -154,10 +154,11 @@ class ValidatedSplit(Reference):
 class PreparedData(Reference):
     """Arrays for Keras under ``record.path``.
 
-    ``train/`` and ``test/`` have the images and labels of each part, `schemas.layout` has their names.
+    ``train/`` and ``test/`` have the images and labels of each part, under names of `schemas.layout`.
     `tasks.data.splits.open_split` opens train, validation or test, and normalizes the images.
 
-    sha256: digest of the content, however many parts it has. Cache keys use it instead of that of ``record``.
+    sha256: digest of the content, which does not depend on the number of parts. Cache keys use it instead of the digest
+        of ``record``.
     test_rows, duplicates: 0 and None if the test split was left out.
     """
 
@@ -205,7 +206,7 @@ class TrainedModel(Reference):
 
     The device and all below it are those of the run that trained, also for a reused model. environment: the variables
     that may change the weights, see `tasks.model.backend.environment`. code_sha256: digest of the code that trained.
-    memory_budget: bytes for images, of that run.
+    memory_budget: bytes for images in that run.
     """
 
     record: StageRecord

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 def ingest_shard(csv: CsvFile, split: Split, dataset: str, artifacts_dir: Path) -> tuple[StageRecord, ShardFacts]:
     """Convert one CSV to Parquet in a stage folder under ``artifacts_dir/data``.
 
-    Raises `DataContractError` as `convert_csv` does. Bad rows are counted, whatever the budget of the split is.
+    Raises `DataContractError` as `convert_csv` does. Bad rows are counted; the budget is that of the split.
     """
     contract = contract_of(dataset)
 

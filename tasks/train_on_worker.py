@@ -64,9 +64,9 @@ def read_result(path: Path) -> TrainedModel:
 
 
 def store_result(trained: TrainedModel) -> None:
-    """Store the result of this run of fit-model in the remote, if there is one: the main flow's machine reads it.
+    """Store the result of this run of fit-model in the remote, if there is one, for the machine of the main flow.
 
-    A training that was stopped has none.
+    A stopped training has no result.
     """
     if (remote := configured_remote()) is not None and flow_run.id is not None and isinstance(trained, TrainedModel):
         _store(remote, flow_run.id, trained)

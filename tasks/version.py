@@ -31,7 +31,7 @@ from schemas.store import Verdict, VersionFacts
 from tasks.data.splits import open_split
 from tasks.registry.alias_log import CHAMPION, alias_event
 from tasks.registry.bom import write_bom
-from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate
+from tasks.registry.promotion import Champion, data_origin, decide, measure_candidate, with_minima
 from tasks.registry.provenance import collect_facts, lineage, require_one_contract
 from tasks.registry.signatures import SIGNING_VARIABLE, training_key, verify_key
 from tasks.registry.store import ModelStore, StoredVersion
@@ -83,6 +83,7 @@ def version(
     evaluation = materialize(evaluation, artifacts_dir)
     read = [record for validated in data.values() for record in (validated.data.record, validated.record)]
     require_one_contract(prepared.dataset, [*read, prepared.record, evaluation.record])
+    promotion = with_minima(promotion, contract_of(prepared.dataset))
     store = ModelStore.of(artifacts_dir, prepared.dataset)
     private_key, signature_required = training_key(), verify_key() is not None
     key = stage_key(
@@ -135,7 +136,8 @@ def version(
     if verdict.outcome == "refused":
         raise CandidateRejected(
             f"Version {stored.number} is stored in {stored.folder} and is not champion. {verdict.reason} "
-            "`fashion-ann tune` searches for a better recipe; --minimum-accuracy and --minimum-recall set other minima."
+            "`fashion-ann tune` searches for a better recipe. [promotion] in the dataset file sets other minima; "
+            "--minimum-accuracy and --minimum-recall set those of one run."
         )
     return ModelVersion(
         version=stored.number,
@@ -157,7 +159,7 @@ def _add_once(
 ) -> tuple[StoredVersion, bool]:
     """Return the version with the cache key, and whether this call added it. The caller holds the lock of the store.
 
-    Starts again if another machine adds a version or moves an alias meanwhile: the champion may be another one.
+    Decides again if another machine adds a version or moves an alias meanwhile: the champion may have changed.
     """
     while True:
         for line in store.recover():

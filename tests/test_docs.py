@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli import command_page, stage_page
-from cli.arguments import COMMON_FLAGS, DATASET, Command, config_flag
+from cli.arguments import COMMON_FLAGS, DATASET, Command, config_flag, default_text
 from cli.deploy import deployments
 from cli.main import COMMANDS
 from flows.train_fashion_mnist import train_fashion_mnist
@@ -117,5 +117,4 @@ def test_configuration_table_has_flags_and_defaults() -> None:
         for key, field in model.model_fields.items():
             row = re.search(rf"^\| `{parameter}\.{key}` \| `{config_flag(key)}` \| (.+) \|$", text, re.MULTILINE)
             assert row is not None, key
-            default = "off" if field.default is None else str(field.default)
-            assert row[1].strip("`").startswith(default), (key, row[1])
+            assert row[1].strip("`").startswith(default_text(key, field.default)), (key, row[1])

@@ -12,8 +12,8 @@ import pytest
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import SPLITS, contract_of
-from schemas.errors import DataContractError
-from schemas.layout import METRICS_NAME, WEIGHTS_NAME
+from schemas.errors import CandidateRejected, DataContractError
+from schemas.layout import MANIFEST_NAME, METRICS_NAME, WEIGHTS_NAME
 from schemas.references import ModelVersion, ParquetSplit
 from tasks.checks.new_dataset import init_dataset
 from tasks.evaluate import evaluate
@@ -128,6 +128,25 @@ def test_a_form_trains_and_predicts(
     predicted = pd.read_csv(out.output)
     assert [name for name in predicted if name[1:].isdigit()] == [f"p{label}" for label in contract.class_labels]
     assert set(predicted["predicted_label"]) <= set(contract.class_labels)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_dataset_file_decides_what_is_rejected(tmp_path: Path, datasets: Path) -> None:
+    data, artifacts = tmp_path / "csvs", tmp_path / "artifacts"
+    data.mkdir()
+    own_data.three_classes(data)
+    init_dataset("mine", data)
+    file = datasets / "mine.toml"
+    minimum = contract_of("mine").promotion.minimum_accuracy
+    with pytest.raises(CandidateRejected, match=rf"expected >= {minimum}"):
+        # Nearly no step: the initial weights.
+        run("mine", data, artifacts, TrainingConfig(epochs=1, learning_rate=1e-9))
+    file.write_text(file.read_text().replace(f"minimum_accuracy = {minimum}", "minimum_accuracy = 0.01"))
+    file.write_text(re.sub("minimum_recall = .*", "minimum_recall = 0", file.read_text()))
+    second = run("mine", data, artifacts, TrainingConfig(epochs=1, learning_rate=1e-9))
+    assert second.champion
+    manifest = json.loads((second.path / MANIFEST_NAME).read_bytes())
+    assert (manifest["promotion"]["minimum_accuracy"], manifest["promotion"]["minimum_recall"]) == (0.01, 0)
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -53,7 +53,7 @@ def import_great_expectations() -> None:
     """Import Great Expectations."""
     # Set before the import, which reads it. Nothing about the data leaves the machine.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    with _IMPORTING:  # what these blocks change must be restored by one thread
+    with _IMPORTING:  # the blocks below change and restore global state
         if (name := "great_expectations.expectations") in sys.modules:
             return
         # One expectation on distributions needs the first two. They are a third of the import time and 60 MB.
@@ -66,7 +66,7 @@ def _inherited_fields_shared() -> Iterator[None]:
     """Let models of pydantic 1 that are defined in the block share the parts of fields that they inherit.
 
     pydantic copies these fields with all types and validators inside, 450,000 objects: 0.6 of 1.5 s. It changes a
-    field's own attributes, its ``field_info`` and its ``class_validators`` only, so these are copied.
+    field's own attributes, its ``field_info`` and its ``class_validators`` only, so only these are copied.
     """
     from pydantic.v1.fields import ModelField
 

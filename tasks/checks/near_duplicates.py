@@ -168,10 +168,8 @@ def find_test_images_in_train(
     pixels = _compared_pixels(contract)
     test_rows, test_at = np.unique(others[which], return_inverse=True)
     train_rows, train_at = np.unique(nearest[which, place], return_inverse=True)
-    test_images, train_images = (
-        _read_images(test_files, test_rows, pixels),
-        _read_images(train_files, train_rows, pixels),
-    )
+    test_images = _read_images(test_files, test_rows, pixels)
+    train_images = _read_images(train_files, train_rows, pixels)
     for start in range(0, len(which), PAIRS_AT_ONCE):
         some = slice(start, start + PAIRS_AT_ONCE)
         difference = test_images[test_at[some]].astype(np.float32) - train_images[train_at[some]]
@@ -186,8 +184,8 @@ def nearest_rows(
     """Return distances and row numbers of the nearest ``rows`` within ``reach`` of each query; (N, `NEAREST`) each.
 
     rows, queries: int16 (N, frequencies). A distance is infinite if there is no such row. Trees of `TREE_ROWS` rows are
-    searched one after the other, so memory does not grow with the rows. A tree has rows with similar lowest
-    frequencies, so that a query needs few of many trees: one in ten for 7 million images.
+    searched one after the other, so memory does not grow with the rows. The rows of a tree have similar lowest
+    frequencies, so a query searches few trees: one in ten for 7 million images.
     """
     from scipy.spatial import cKDTree
 
@@ -204,7 +202,7 @@ def nearest_rows(
         for first in range(0, len(near), QUERY_ROWS):
             some = near[first : first + QUERY_ROWS]
             far, at = tree.query(queries[some], k=[*range(1, 1 + NEAREST)], distance_upper_bound=reach, workers=-1)
-            found = in_tree[np.minimum(at, len(in_tree) - 1)]  # the number of a missing row is that after the last one
+            found = in_tree[np.minimum(at, len(in_tree) - 1)]  # scipy returns len(in_tree) for a missing row
             both, numbers = np.hstack([distances[some], far]), np.hstack([places[some], found])
             best = np.argsort(both, axis=1, kind="stable")[:, :NEAREST]
             distances[some] = np.take_along_axis(both, best, axis=1)

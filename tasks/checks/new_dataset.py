@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from schemas.contract import (
     SPLITS,
     Bounds,
     DatasetContract,
+    Minima,
     Split,
     check_name,
     contract_of,
@@ -31,7 +32,15 @@ from schemas.errors import DataContractError, DataUnavailable, WrongUsage
 from schemas.layout import PROFILE_NAME
 from schemas.references import CsvSplit
 from tasks.checks.image_checks import measure_checks, measure_leaks
-from tasks.checks.image_profile import Images, Labels, profile_images, write_profile
+from tasks.checks.image_profile import (
+    Images,
+    Labels,
+    mean_images,
+    most_similar,
+    profile_images,
+    standardized,
+    write_profile,
+)
 from tasks.checks.measurements import Measurement, border
 from tasks.checks.near_duplicates import duplicate_report, find_test_images_in_train
 from tasks.checks.scan import Sample, Scan, scan_split
@@ -101,6 +110,8 @@ def init_dataset(
         reference = Path(temporary) / PROFILE_NAME
         write_profile(reference, profile)
         contract, more = _fit_checks(replace(contract, reference=reference), loaded)
+        minima, note = _minima(loaded)
+        contract = replace(contract, promotion=minima)
     text = dataset_toml(contract)
     try:
         parse_contract(target, text.encode())
@@ -111,7 +122,7 @@ def init_dataset(
         write_profile(file, profile)
     with atomic_write(target) as file:
         file.write_text(text, encoding="utf-8")
-    return NewDataset(contract_of(name), (*notes, *more), _picture(loaded["train"], contract))
+    return NewDataset(contract_of(name), (*notes, *more, note), _picture(loaded["train"], contract))
 
 
 def make_profile(contract: DatasetContract, data_dir: Path, target: Path) -> None:
@@ -407,6 +418,28 @@ def _fit_checks(contract: DatasetContract, loaded: dict[Split, _Loaded]) -> tupl
     return contract, notes
 
 
+def _minima(loaded: dict[Split, _Loaded]) -> tuple[Minima, str]:
+    """Return the minima of promotion, and a sentence with the measurements that they are derived from.
+
+    The accuracy is a third of the way from the same class for every image to the nearest class mean of train, which a
+    network exceeds. Both are measured on the test rows, because writers or persons may differ between the splits.
+    """
+    train, test = loaded["train"], loaded["test"]
+    means = mean_images(train.images, train.classes)
+    nearest = np.array(list(means))[most_similar(test.images, standardized(np.stack(list(means.values()))))]
+    rows = np.bincount(test.classes)
+    recalls = np.bincount(test.classes, weights=nearest == test.classes)[rows > 0] / rows[rows > 0]
+    constant, accuracy = float(rows.max() / len(test.classes)), float((nearest == test.classes).mean())
+    # Above the constant class, also if labels are unrelated to the class means or one class has nearly all rows.
+    minimum = max((2 * constant + accuracy) / 3, min(constant + 0.01, (constant + 1) / 2))
+    minima = Minima(math.ceil(minimum * 1_000) / 1_000, math.floor(recalls.min() * 10) / 100)
+    return minima, (
+        f"promotion: a version needs a test accuracy of {minima.minimum_accuracy:g} and a recall of "
+        f"{minima.minimum_recall:g} in each class. The nearest class mean has {accuracy:.3f} and {recalls.min():.3f}, "
+        f"the same class for every image {constant:.3f} and 0."
+    )
+
+
 def _scan(files: Sequence[Path], contract: DatasetContract) -> tuple[Scan, Sample]:
     scan = scan_split(files, contract)
     if scan.sample is None:  # `_load` has parsed every cell
@@ -490,6 +523,13 @@ def dataset_toml(contract: DatasetContract) -> str:
     if contract.files:
         lines += table("files", dict(contract.files))
     lines += table("minimum_rows", dict(contract.minimum_rows))
+    lines += [
+        "",
+        "# A version with a lower test accuracy, or a lower recall of a class, is rejected. As inferred, the accuracy",
+        "# is a third of the way from one class for every image to the nearest class mean, the recall a tenth of its",
+        "# lowest.",
+    ]
+    lines += table("promotion", asdict(contract.promotion))[1:]
     lines += ["", "# The name of each class by its label in the CSVs."]
     lines += table("labels", {label: contract.labels[label] for label in contract.class_labels})[1:]
     if contract.check_bounds:

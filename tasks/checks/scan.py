@@ -60,7 +60,7 @@ class Candidates(Drawn):
         return cls(images, np.zeros(0, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.uint64))
 
     def smallest(self, later: "Candidates") -> "Candidates":
-        """Return those of both that may be in the sample. Of equal keys the earlier row comes first."""
+        """Return the candidates of both. Among equal keys, the earlier row comes first."""
         keys = np.concatenate([self.keys, later.keys])
         kept = np.sort(np.argsort(keys, kind="stable")[:SAMPLE_ROWS])
         own, other = kept[kept < len(self.keys)], kept[kept >= len(self.keys)] - len(self.keys)
@@ -76,8 +76,8 @@ class Candidates(Drawn):
 class FileScan:
     """The scan of one Parquet file.
 
-    names: of its columns. profiles: theirs, in the same order. label_rows: number of rows per label, as text for a
-    label that is no class.
+    names, profiles: of the columns, in their order.
+    label_rows: number of rows per label as text.
     candidates, sketches: None if columns, types or labels are not the contract's.
     """
 
@@ -90,6 +90,7 @@ class FileScan:
 
     @property
     def as_contracted(self) -> bool:
+        """Return whether columns, types and labels are the contract's."""
         return self.candidates is not None
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -173,10 +174,10 @@ def scan_file(path: Path, contract: DatasetContract) -> FileScan:
 
 
 def merge_scans(scans: Iterable[FileScan], contract: DatasetContract) -> Scan:
-    """Return the profiles of a split from the scans of its files, of which one is in memory at a time.
+    """Merge the scans of the files of a split. One of them is in memory at a time.
 
-    The result depends on the rows and their order only, not on how they are divided into files. If the columns of the
-    files differ, the profile has those of the first file with other columns than the contract.
+    The result depends on the rows and their order only, not on how they are divided into files. If columns differ, the
+    profiles are those of the first file whose columns are not the contract's.
     """
     rows, label_rows = 0, Counter[str]()
     candidates: Candidates | None = Candidates.none(contract)
@@ -238,7 +239,7 @@ def _column_frame(
 
 
 def _by_text(label_rows: Counter[Any], contract: DatasetContract) -> dict[str, int]:
-    """Return the number of rows by label as text: that of the CSV for a class, the stored value for anything else."""
+    """Return the number of rows by label as text: the label in the CSV for a class, else the stored value."""
     labels: dict[Any, int] = dict(enumerate(contract.class_labels))
     by_text: Counter[str] = Counter()
     for value, rows in label_rows.items():
@@ -279,11 +280,12 @@ class _CandidatesBuilder:
         self._rows += block.shape[1]
 
     def result(self) -> tuple[Candidates, Sketches]:
+        """Return what the rows so far give."""
         return self._kept, self._sketches
 
 
 def _scrambled(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return numbers that are unrelated to the images, though equal for equal ones.
+    """Return a pseudorandom number for each of ``numbers``, uint64 (N,). Equal numbers give equal ones.
 
     The finalizer of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -326,7 +328,7 @@ class PredictedImages:
 
 
 def _as_text(profile: "ColumnProfile") -> dict[str, str]:
-    """Return the extremes that JSON has no number for, as text."""
+    """Return infinite extremes as text, because JSON has no number for them."""
     extremes = {"minimum": profile.minimum, "maximum": profile.maximum}
     return {name: repr(value) for name, value in extremes.items() if value is not None and math.isinf(value)}
 
@@ -358,7 +360,7 @@ class ColumnProfile:
                 self.add_extremes(extremes["min"], extremes["max"])
 
     def merged(self, other: "ColumnProfile") -> "ColumnProfile":
-        """Return the profile of a column of this file and of another one, which have one type."""
+        """Return the profile of a column in this file and in another one. The types are equal."""
         merged = replace(self, nulls=self.nulls + other.nulls)
         if other.minimum is not None and other.maximum is not None:
             merged.add_extremes(other.minimum, other.maximum)

@@ -72,7 +72,7 @@ def validate_split(
     champion: ImageProfile | None = None,
     train: tuple[Sketches, Sequence[Path]] | None = None,
 ) -> ValidationResult:
-    """Validate a split: the ``scan`` of its Parquet ``files``.
+    """Validate a split from the ``scan`` of its Parquet ``files``.
 
     exact_rows: the number of rows that is expected; without it, at least the contract's minimum is expected.
     champion: the profile that drift is measured from; without it, the contract's baseline.

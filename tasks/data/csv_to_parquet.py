@@ -28,9 +28,10 @@ class ShardFacts:
 
     rows, quarantined: number of good rows of the split, and of rejected rows.
     count: number of bad cells in the rejected rows; a row of the wrong length counts as one.
-    problems: the first ten of these, without the name of the file.
-    classes: the classes that occur in good rows. bad_labels: up to two different cells that are no label.
-    causes: what rejected rows have, with the cure, and the number of these rows; None if that is unknown.
+    problems: the first ten of these cells, without the name of the file.
+    classes: the classes that occur in good rows.
+    bad_labels: up to two different cells that are no label.
+    causes: a sentence about a fault with its cure, None for unknown faults, and the number of rows that have it.
     reordered: how the columns were reordered, if they were.
     """
 
@@ -57,11 +58,11 @@ def check_part(path: Path, contract: DatasetContract, rows: int) -> None:
 
 
 def convert_csv(csv: CsvFile, split: Split, folder: Path, contract: DatasetContract) -> ShardFacts:
-    """Write the good rows of a CSV to ``folder`` as Parquet, their digests, and the rejected rows.
+    """Write the good rows of a CSV to ``folder`` as Parquet, with their digests, and quarantine the rejected rows.
 
     The Parquet has one uint8 column per column of the contract and at most `BLOCK_ROWS` rows per row group. There is a
-    digest of `DIGEST_BYTES` bytes per row, see `row_digests`. The quarantine file, which has no file name, is written
-    only if there is a bad row.
+    digest of `DIGEST_BYTES` bytes per row, see `row_digests`. The quarantine file is written only if there is
+    a bad row, and does not contain the name of the CSV.
 
     Raises `DataContractError` for a file that is rejected as a whole, cannot be read, or does not have the digest in
     ``csv``.
@@ -109,7 +110,8 @@ def convert_csv(csv: CsvFile, split: Split, folder: Path, contract: DatasetContr
 
 def row_digests(rows: Rows) -> bytes:
     """Return the blake2b digest of each row, uint8 (N, columns), one after the other: `DIGEST_BYTES` bytes per row."""
-    content, width = np.ascontiguousarray(rows).data.cast("B"), rows.shape[1]
+    # A block of the other split has no rows, and a view of it cannot be cast.
+    content, width = np.ascontiguousarray(rows).reshape(-1).data, rows.shape[1]
     blake2b = hashlib.blake2b
     starts = range(0, len(content), width)
     return b"".join([blake2b(content[at : at + width], digest_size=DIGEST_BYTES).digest() for at in starts])

@@ -1,4 +1,4 @@
-"""Join the shards of a split: one folder of Parquet files, one quarantine, one budget."""
+"""Join the shards of a split into one folder of Parquet files, with one quarantine and one budget of bad rows."""
 
 import hashlib
 from collections import Counter
@@ -20,7 +20,7 @@ from tasks.data.csv_to_parquet import ShardFacts, check_part, convert_csv
 from tasks.data.quarantine import join_quarantines
 from tasks.runtime.files import link_or_copy
 
-DIGESTED_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class IngestFacts:
 
     rows, quarantined: number of good and of rejected rows.
     count: number of bad cells in the rejected rows; a row of the wrong length counts as one.
-    problems: the first ten of these.
+    problems: the first ten of these cells.
     content: sha256 of the row digests in order. It does not depend on how the rows are divided into files.
     part_rows: number of good rows of each file.
     labels_shifted: 1 or -1 if every label looks as if that had been added to it, else 0.
@@ -76,7 +76,7 @@ def join_shards(
     ``target`` has one Parquet per file, in the same order. ``quarantine`` has the schema
     `tasks.data.quarantine.SCHEMA`; it is written only if there is a bad row.
 
-    Raises `DataContractError`, and makes no ``target``:
+    Raises `DataContractError` before ``target`` is made:
 
     - for more bad rows than ``bad_rows`` allows; the problems name each bad cell, and a row of the wrong length by the
       first missing column or by the number of the first extra cell
@@ -125,7 +125,7 @@ def part_files(folder: Path, csv: CsvSplit) -> tuple[Path, ...]:
 
 
 def read_facts(stored: Mapping[str, Any]) -> IngestFacts:
-    """Return facts from JSON, which may have further keys. Raises ValueError for others than `IngestFacts`."""
+    """Return `IngestFacts` from JSON, which may have further keys. Raises ValueError for other content."""
     return TypeAdapter(IngestFacts).validate_python(stored)
 
 
@@ -134,7 +134,9 @@ def split_reference(
 ) -> ParquetSplit:
     """Return the reference to a split that `join_shards` wrote to the folder of ``record``.
 
-    stored: the `IngestFacts` as JSON, and ``part_sha256``, the digest of each part. Raises ValueError for other parts.
+    stored: the `IngestFacts` as JSON, and ``part_sha256``, the digest of each part.
+
+    Raises ValueError for parts with other columns or row counts.
     """
     facts, folder = read_facts(stored), record.path / csv.split
     parts = [
@@ -162,7 +164,7 @@ def _content(digests: Sequence[Path]) -> str:
     content = hashlib.sha256()
     for path in digests:
         with path.open("rb") as file:
-            while block := file.read(DIGESTED_BYTES):
+            while block := file.read(_READ_BYTES):
                 content.update(block)
     return content.hexdigest()
 

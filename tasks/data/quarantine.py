@@ -91,7 +91,7 @@ class Quarantine:
         return add
 
     def take(self, path: Path, name: str) -> None:
-        """Add the rows of the quarantine file ``path``, whose source has no name yet, as those of the file ``name``."""
+        """Add the rows of the quarantine file ``path``, whose source has no name yet, as rows of the CSV ``name``."""
         with pq.ParquetFile(path) as file:
             self._headers[name] = _headers(file)[_UNNAMED]
             for group in range(file.num_row_groups):
@@ -137,7 +137,7 @@ def open_quarantine(path: Path, *, discard: bool = False) -> Iterator[Quarantine
 
 
 def join_quarantines(shards: Sequence[tuple[str, Path]], target: Path) -> None:
-    """Write the rejected rows of several files, by name, to one quarantine file, in constant memory."""
+    """Join quarantine files into one, in constant memory. shards: the name of each CSV, and its quarantine file."""
     with open_quarantine(target) as quarantine:
         for name, path in shards:
             quarantine.take(path, name)

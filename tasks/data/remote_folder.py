@@ -18,7 +18,7 @@ _ATTEMPTS = 3
 
 
 def local_data_folder(data_dir: Path, artifacts_dir: Path) -> Path:
-    """Return ``data_dir``; for an address, the folder of this machine with copies of the CSVs directly below it.
+    """Return ``data_dir``, or for an address a folder on this machine with copies of the CSVs directly below it.
 
     Only objects that changed are fetched again. Copies of objects that no longer exist are removed.
 
@@ -47,7 +47,7 @@ def _is_csv(name: str) -> bool:
 
 
 def _is_copy(path: Path, entry: StoredObject) -> bool:
-    """Return whether a file has the size and the time of an object."""
+    """Return whether a file has the size and the modification time of an object."""
     if not path.is_file():
         return False
     found = path.stat()

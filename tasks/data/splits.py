@@ -26,7 +26,7 @@ Rows = slice | npt.NDArray[np.integer[Any]] | list[int]
 class Images:
     """Images of several arrays, such as memory-mapped files, read by a slice or by row numbers: uint8 (n, pixels).
 
-    parts: uint8 (n, pixels) each. rows: the images among all rows of the parts, int32 (N,).
+    parts: uint8 (n, pixels) each. rows: the numbers of the images among all rows of the parts, int32 (N,).
     """
 
     def __init__(self, parts: Sequence[Bytes], rows: npt.NDArray[np.int32]) -> None:
@@ -51,7 +51,7 @@ class Images:
         return images
 
     def read(self, rows: npt.NDArray[np.int32]) -> Bytes:
-        """Return the images of ascending ``rows`` like an index, by reads of adjacent rows instead of mapped pages.
+        """Return the images of ascending ``rows``, as an index does, by reading adjacent rows instead of mapped pages.
 
         Linux reads a missing page of a mapped file with up to 4 MB around it: 21 times the bytes of a window.
         """
@@ -151,9 +151,9 @@ def scale_pixels(images: npt.NDArray[np.uint8], scale: PixelScale) -> npt.NDArra
 
 
 def write_held_out(folder: Path, contract: DatasetContract, validation_size: int, seed: int) -> dict[str, int]:
-    """Write the rows of train that are held out, and the scale, into a folder that has the parts of train and test.
+    """Choose the rows of train that are held out. Write them, and the scale, beside the parts of train and test.
 
-    Returns the number of rows of train, validation and test, which may have no part.
+    Returns the number of rows of train, validation and test. Test may have no part.
     """
     labels = np.concatenate([part_labels for _, part_labels in open_parts(folder, "train")])
     train_rows, validation_rows = stratified_split(labels, validation_size, seed)
@@ -181,7 +181,7 @@ def write_part(parquet: Path, folder: Path, part: int, contract: DatasetContract
 def check_splits(folder: Path, contract: DatasetContract, rows: Mapping[str, int]) -> None:
     """Check the shapes, types, labels and scale of the arrays of splits with these numbers of rows.
 
-    Raises ValueError for others than `write_part` and `write_held_out` write. Memory is not needed for the images.
+    Raises ValueError for content that `write_part` and `write_held_out` do not write. No image is read.
     """
     held_out = np.load(folder / VALIDATION_ROWS_NAME)
     if held_out.dtype != np.int64 or (np.diff(held_out, prepend=-1) < 1).any():
@@ -197,7 +197,7 @@ def check_splits(folder: Path, contract: DatasetContract, rows: Mapping[str, int
 
 
 def check_part(folder: Path, contract: DatasetContract, rows: int) -> None:
-    """Raise ValueError for other arrays than `write_part` wrote to ``folder`` as its first part."""
+    """Raise ValueError if the first part in ``folder`` is not what `write_part` writes for ``rows`` rows."""
     images, labels = np.load(folder / images_name(0), mmap_mode="r"), np.load(folder / labels_name(0))
     _check_arrays(images, labels, contract)
     if len(labels) != rows:

@@ -1,9 +1,9 @@
-"""Divide an epoch into windows of rows, and read them ahead: training then needs memory for two of them.
+"""Divide an epoch into windows of rows, and read them ahead: training needs memory for two windows.
 
 Blocks of rows are permuted, their rows are cut into windows, and each window is permuted. Xu et al., "In-Database
 Machine Learning with CorgiPile: Stochastic Gradient Descent without Full Data Shuffle", SIGMOD 2022, show that this
 converges like a permutation of all rows if a window has enough blocks. The shuffle buffers of tf.data and WebDataset
-have windows only.
+permute within windows only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from tasks.runtime.memory import budget_bytes
 
 RowNumbers = npt.NDArray[np.int32]
 
-# Rows of a block, which are read from adjacent places: 0.2 MB. A window of a tenth of the published train split has 21.
+# Adjacent rows, 0.2 MB of images. A window of a tenth of the published train split has 21 blocks.
 _BLOCK_ROWS = 256
 
 
 def window_count(rows: int, pixels: int, budget: int) -> int:
     """Return the number of windows of an epoch of ``rows`` images that fits into ``budget`` bytes.
 
-    Images that fit as a whole are one window. Of several windows two are in memory, the current and the next one.
+    All images are one window if they fit. Otherwise two windows are in memory, the current and the next one.
     """
     if rows * pixels <= budget:
         return 1
@@ -36,8 +36,8 @@ def window_count(rows: int, pixels: int, budget: int) -> int:
 def effective_settings(config: TrainingConfig, rows: int, pixels: int) -> dict[str, Any]:
     """Return the settings that decide the result of a training on ``rows`` images, as JSON.
 
-    The memory budget decides it through the number of windows only. Machines with different budgets share an output if
-    each holds all images.
+    The memory budget has an effect through the number of windows only. Machines with different budgets share an output
+    if each holds all images.
     """
     windows = window_count(rows, pixels, budget_bytes(config.memory_budget))
     return {**config.model_dump(exclude={"memory_budget"}), "windows": windows}

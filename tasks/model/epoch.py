@@ -218,9 +218,9 @@ def row_batches(order: RowNumbers, labels: npt.NDArray[np.int32], batch_size: in
 
 
 def _with_image_table(network: Any, split: PreparedSplit, windows: int) -> tuple[Any, Any]:
-    """Return a table of images, and a model on ``network`` that takes row numbers of it, int32 (N,).
+    """Return a table of images, and a model on ``network`` that takes row numbers of the table, int32 (N,).
 
-    The table has all images of ``split``, or is assigned one of several ``windows`` at a time. The model returns
+    The table has all images of ``split``, or those of one of several ``windows`` at a time. The model returns
     probabilities. Images move to the device once: batches made in Python would cost more than the network's arithmetic.
     """
     import keras

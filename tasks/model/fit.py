@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # The classes in keras.optimizers.
 _OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "rmsprop": "RMSprop"}
 # AdamW's running mean of squared gradients covers 20 steps, not 1,000: see docs/recipe.md.
-_SETTINGS: dict[str, dict[str, float]] = {"adamw": {"beta_2": 0.95}}
+_OPTIMIZER_SETTINGS: dict[str, dict[str, float]] = {"adamw": {"beta_2": 0.95}}
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def fit_network(
         network = build_network(contract, config)
         schedule = learning_rate_schedule(config, steps_per_epoch(rows, batch_size, windows))
         optimizer = getattr(keras.optimizers, _OPTIMIZERS[config.optimizer])(
-            schedule, weight_decay=config.weight_decay, **_SETTINGS.get(config.optimizer, {})
+            schedule, weight_decay=config.weight_decay, **_OPTIMIZER_SETTINGS.get(config.optimizer, {})
         )
         run_epoch = epoch_runner(network, optimizer, train, batch_size, device_count, config.label_smoothing, windows)
     # Evaluate on a single-device copy: a distributed model returns each prediction once per device.

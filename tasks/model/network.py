@@ -131,7 +131,7 @@ def build_network(contract: DatasetContract, config: TrainingConfig) -> Any:
 def evaluate_rows(network: Any, split: PreparedSplit) -> dict[str, float]:
     """Return the loss and accuracy of a network by name, equal to those of Keras's ``evaluate``.
 
-    Unlike ``evaluate`` this compiles no graph, which takes longer than it saves, and normalizes a block at a time.
+    Unlike ``evaluate`` it normalizes a block at a time, and compiles no graph, which would take longer than it saves.
     """
     import keras
 
@@ -172,7 +172,7 @@ def inactive_units(network: Any, split: PreparedSplit) -> dict[str, int]:
 
 
 def _blocks(split: PreparedSplit) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """Yield the places of each block of images, and the images, normalized."""
+    """Yield the places of each block of images, and its images, float32 (n, pixels) in [0, 1]."""
     return ((rows, scale_pixels(images, split.scale)) for rows, images in split.images.blocks(_BLOCK_ROWS))
 
 

@@ -71,7 +71,7 @@ def head_of(entries: Sequence[tuple[AliasEvent, str]]) -> LogHead:
 class AliasLog:
     """The log file: one JSON line per event, each with a digest of itself and of all lines before it.
 
-    mirror: decides which machine adds a line, if several share the store.
+    mirror: if several machines share the store, its objects decide which machine adds a line.
     """
 
     path: Path

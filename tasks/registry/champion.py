@@ -99,7 +99,7 @@ def rollback(store: ModelStore, reason: str, *, flow_run: str | None = None) -> 
 
 def _move(
     store: ModelStore,
-    choose: Callable[["_Check"], StoredVersion],
+    choose: Callable[[_Check], StoredVersion],
     by: str,
     reason: str,
     flow_run: str | None,
@@ -107,12 +107,12 @@ def _move(
     *,
     restore: bool = False,
 ) -> Move:
-    """Require a reason, then let ``choose`` find the version in the recovered store, and log the move.
+    """Require a reason, recover the store, and log the move of ``alias`` to the version that ``choose`` returns.
 
-    choose: returns a version after passing it to its argument, which verifies it. It is called again if another machine
-        moves an alias meanwhile, and decides with that move.
+    choose: receives a function that verifies a version and returns it. If another machine moves an alias meanwhile,
+        ``choose`` is called again, and sees that move.
 
-    If it fails, log what was cleaned.
+    If ``choose`` fails, warnings list what was cleaned.
     """
     if not reason.strip():
         raise WrongUsage("--reason: expected a text, received an empty one. It is recorded in the alias log.")

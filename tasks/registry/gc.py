@@ -52,7 +52,7 @@ _RETURNED = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")  # as Prefect names a resul
 class Removal:
     """One file or folder to delete, and the bytes in it. ``leftover``: of a killed run or an earlier removal.
 
-    path: the address of an object with the kind "remote".
+    path: for the kind "remote", the address of an object.
     """
 
     kind: Kind

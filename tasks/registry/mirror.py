@@ -47,7 +47,7 @@ class StoreMirror:
     def line(self, number: int, *, settled: bool = False) -> bytes | None:
         """Return a line of the alias log, counted from 1; None if it does not exist. The line is not verified.
 
-        settled: needed of a newest line, see `Remote.read_settled`. The writer of a line has read those before it so.
+        settled: required for the newest line, see `Remote.read_settled`. Its writer has read the lines before it so.
         """
         name = self._line_name(number)
         content = self.remote.read_settled(name) if settled else self.remote.read(name)
@@ -77,14 +77,14 @@ class StoreMirror:
     def create_line(self, number: int, line: bytes) -> bool:
         """Add a line to the alias log, and return whether it has this number now: False if another writer has it.
 
-        The name of the writer makes the objects of two writers differ that add the same line.
+        The object contains the writer's name, so that two writers of the same line create different objects.
         """
         return self.remote.create(
             self._line_name(number), canonical_json({**json.loads(line), "writer": uuid4().hex}), raced=True
         )
 
     def versions(self, newest: int) -> dict[int, dict[str, StoredObject]]:
-        """Return the objects of each version by their name. ``newest``: the largest number that is known."""
+        """Return the objects of each version by name. ``newest``: the largest version number that this machine has."""
         versions: dict[int, dict[str, StoredObject]] = {}
         for entry in self.remote.objects(self._name("versions")):
             if match := _VERSION_OBJECT.fullmatch(entry.name):
@@ -119,7 +119,7 @@ class StoreMirror:
         return self.remote.create(self._version_name(number, MANIFEST_NAME), manifest.text, raced=True)
 
     def sign(self, number: int, folder: Path, manifest: Manifest) -> None:
-        """Store the signature of a version, also over an earlier one."""
+        """Store the signature of a version, in place of an earlier one."""
         content = (folder / SIGNATURE_NAME).read_bytes()
         self.remote.write(self._version_name(number, signature_name(manifest.text)), content)
 

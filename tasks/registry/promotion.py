@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import PromotionConfig
-from schemas.contract import SPLITS, Split, contract_of
+from schemas.contract import SPLITS, DatasetContract, Split, contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import METRICS_NAME, PREDICTIONS_NAME
 from schemas.references import Evaluation, PreparedData
@@ -52,6 +52,11 @@ def data_origin(origins: Mapping[Split, str]) -> str:
     return ", ".join(f"{split} {origins[split]}" for split in SPLITS)
 
 
+def with_minima(config: PromotionConfig, contract: DatasetContract) -> PromotionConfig:
+    """Return the rules with the minima of the dataset where ``config`` has none."""
+    return PromotionConfig(**{**asdict(contract.promotion), **config.model_dump(exclude_none=True)})
+
+
 def measure_candidate(
     prepared: PreparedData, evaluation: Evaluation, champion: Champion | None, origin: str | None = None
 ) -> CandidateMetrics:
@@ -75,7 +80,7 @@ def measure_candidate(
 
 
 def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any]:
-    """Return the verdict, as JSON.
+    """Return the verdict, as JSON. A minimum of None is no rule: `with_minima` replaces it.
 
     ``outcome``: "refused" below a minimum, or if the golden predictions differ; "promoted" without a champion, or if
     better than the champion by the policy; "waiting" instead of "promoted" if a person decides; else "kept". Data of
@@ -90,7 +95,9 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
         ("test accuracy", measured.accuracy, config.minimum_accuracy),
         (f"lowest recall of all classes ({worst['name']})", worst["recall"], config.minimum_recall),
     )
-    rules = [_rule(name, value, f">= {minimum}", value >= minimum) for name, value, minimum in minima]
+    rules = [
+        _rule(name, value, f">= {minimum}", value >= minimum) for name, value, minimum in minima if minimum is not None
+    ]
     golden, difference = "largest difference of the golden predictions in a fresh process", measured.golden_difference
     rules.append(_rule(golden, difference, f"<= {TOLERANCE}", difference <= TOLERANCE))
     failed = [rule for rule in rules if not rule["holds"]]

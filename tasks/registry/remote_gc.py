@@ -1,7 +1,7 @@
 """Find the objects of a remote that no version, and no recent run of any machine, refers to.
 
 A run on another machine cannot be seen. It uses only objects that were written or used within `SECONDS_UNUSED`: a run
-that reuses an older record writes it again. So what is older, and what no manifest of any dataset names, is garbage.
+that reuses an older record writes it again. Older objects are garbage if no manifest of any dataset names them.
 """
 
 import re

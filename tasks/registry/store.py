@@ -81,7 +81,7 @@ _RESTORE_LOG = (
 class StoredVersion:
     """One version of a store. The digest of ``manifest`` was checked, those of the other files were not.
 
-    remote: has the files that are not on this machine yet.
+    remote: object storage with the files that this machine lacks. None: all files are on this machine.
     """
 
     number: int
@@ -254,8 +254,8 @@ class ModelStore:
     def _exchange(self, *, push: bool) -> None:
         if self.mirror is None:
             return
-        # Versions first: none is then missing that a line names, or that is older than one whose line is missing. Until
-        # there is no new line, because one may name a version that was added meanwhile.
+        # Versions first, so that each new line names a version that is on this machine. Repeated until there is no new
+        # line, because a line may name a version that was added meanwhile.
         new_lines = True
         while new_lines:
             self._exchange_versions(self.mirror, push=push)
@@ -300,7 +300,7 @@ class ModelStore:
                 (temporary / SIGNATURE_NAME).write_bytes(signature)
 
     def _fetch_signature(self, mirror: StoreMirror, number: int, objects: Mapping[str, StoredObject]) -> None:
-        """Fetch the signature of a version that another machine has signed after this one copied it."""
+        """Fetch the signature of a version that another machine signed after this machine copied it."""
         path = self.folder(number) / SIGNATURE_NAME
         content = read_stored(self.folder(number) / MANIFEST_NAME)
         entry = objects.get(signature_name(content))

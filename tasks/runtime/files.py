@@ -99,7 +99,7 @@ def atomic_write(path: Path, *, mode: int = 0o666, near: Path | None = None) -> 
     An error removes the temporary file. `sweep_temporaries` removes those of killed processes.
 
     mode: permissions of the file before the umask removes some.
-    near: beside which the temporary file is instead, on the same file system.
+    near: a path on the same file system. The temporary file is beside it instead.
     """
     with _replacing(path, partial(Path.touch, mode=mode), near) as temporary:
         yield temporary
@@ -139,7 +139,7 @@ def _replacing(path: Path, create: Callable[[Path], None], near: Path | None = N
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` a hard link to the file ``source``, or a copy where the file system allows no link.
 
-    Both are files that nobody changes. Removing one leaves the other as it is.
+    Neither file may be changed afterwards. Either may be removed.
     """
     try:
         target.hardlink_to(source)

@@ -1,4 +1,4 @@
-"""Bring what a reference names to this machine: the task that returned it may have run on another one."""
+"""Bring the outputs that a reference names to this machine: the task that returned it may have run on another."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,7 +43,7 @@ def _here(remote: Remote, value: Any, artifacts_dir: Path) -> Any:
 
 
 def _moved(value: Any, before: Path, after: Path) -> Any:
-    """Return a value with ``after`` in place of ``before`` in its paths, also in parts that have no record."""
+    """Return a value with the folder ``before`` replaced by ``after`` in its paths, also in parts without a record."""
     if isinstance(value, Path):
         return after / value.relative_to(before) if value.is_relative_to(before) else value
     if isinstance(value, tuple):
@@ -68,7 +68,7 @@ def _record_here(remote: Remote, record: StageRecord, artifacts_dir: Path) -> St
 
 def _fetch(remote: Remote, record: StageRecord, path: Path) -> None:
     if path.exists():
-        discard_folder(path, RECORD_NAME)  # damaged, or another machine's output for the same key is wanted
+        discard_folder(path, RECORD_NAME)  # damaged, or not the output of this machine that the record names
     for digest in (None, record.digest):
         content = remote.read(record_name(record.stage, record.key, digest))
         if content is not None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter
 
-# A share of little memory is raised to this, so that the published data is one window on every machine.
+# Least bytes of a share, so that the published data is one window on every machine.
 _LEAST = 256 * 2**20
 
 
 def budget_bytes(budget: str) -> int:
-    """Return a memory budget in bytes: of a size such as ``2GB``, or of a share of `memory_limit` such as ``6%``.
+    """Return the bytes of a budget: a size such as ``2GB``, or a share of `memory_limit` such as ``6%``.
 
     A share is at least 256 MiB.
     """

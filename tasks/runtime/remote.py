@@ -10,7 +10,7 @@ An object appears whole or not at all. Records, manifests and lines of the log a
 because a conditional creation (`If-None-Match: *`) is the one condition that all servers implement. Every file is
 verified by its sha256.
 
-Without FASHION_ANN_REMOTE nothing of obstore is imported.
+Only an address causes the import of obstore: a run without one starts no slower.
 """
 
 import hashlib
@@ -43,9 +43,10 @@ _REQUEST_SECONDS = 60
 # succeed; the later one stays. Servers other than those of the large providers are therefore read back after this time.
 # 16 writers, 40 rounds, Swift 2.38 on two loaded cores: 24 rounds had two winners without it, none with it.
 _SETTLE_SECONDS = 1.0
-_SECONDS_OF_CLOCKS = 60  # by which the clocks of machines and servers may differ
+_CLOCK_SKEW_SECONDS = 60  # the clocks of machines and servers may differ by this time
 _PARALLEL = 4
-# What garbage collection may delete has not been used for this time. A use within the last third of it is recorded.
+# Garbage collection deletes only objects that were unused for this time. A run writes an object that it uses again, if
+# the last write is older than a third of it.
 SECONDS_UNUSED = 7 * 86_400
 # Folders below the address.
 FILES, STAGES, STORES, RETURNED = "files", "stages", "models", "returned"
@@ -86,17 +87,17 @@ class Remote:
         return None if found is None else found[1]
 
     def read_settled(self, name: str) -> bytes | None:
-        """Return what `read` does, but not an object that a race of two creations may still replace."""
+        """Return a small object as `read` does, after a race of two creations for it has ended."""
         found = self.get(name)
         if found is None:
             return None
-        if self._settle_seconds and found[0].age < _SECONDS_OF_CLOCKS:
+        if self._settle_seconds and found[0].age < _CLOCK_SKEW_SECONDS:
             time.sleep(self._settle_seconds)
             return self.read(name)
         return found[1]
 
     def get(self, name: str, largest: int = LARGEST_JSON) -> tuple[StoredObject, bytes] | None:
-        """Return what is known of a small object, and its content. None and errors as `read`."""
+        """Return the metadata and the content of a small object. None and errors as `read`."""
         import obstore
 
         with self._errors(f"read {name}", missing=True):
@@ -135,14 +136,14 @@ class Remote:
             return self.read(name) == content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small object, also if it exists."""
+        """Write a small object, and replace one that exists."""
         import obstore
 
         with self._errors(f"write {name}"):
             obstore.put(self._store, name, content, use_multipart=False)
 
     def stat(self, name: str) -> StoredObject | None:
-        """Return what is known of an object, None if it does not exist."""
+        """Return the metadata of an object, None if it does not exist."""
         import obstore
 
         with self._errors(f"look up {name}", missing=True):
@@ -208,7 +209,7 @@ class Remote:
                 f"{self.address}/{name}: expected an object of {size} bytes, received {received}."
             )
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            for first in range(0, size, _PARALLEL * PIECE):  # so many pieces are in memory
+            for first in range(0, size, _PARALLEL * PIECE):  # as many pieces as are in memory at once
                 with self._errors(f"read {name}", missing=True):
                     try:
                         pieces = list(pool.map(piece, range(first, min(first + _PARALLEL * PIECE, size), PIECE)))
@@ -218,7 +219,7 @@ class Remote:
 
     @contextmanager
     def _errors(self, action: str, *, missing: bool = False) -> Iterator[None]:
-        """Raise `RemoteUnavailable` for an error of the block. missing: it handles a missing object itself."""
+        """Raise `RemoteUnavailable` for an error in the block. missing: the block handles a missing object itself."""
         from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 
         try:
@@ -246,7 +247,7 @@ def _described(meta: "ObjectMeta") -> StoredObject:
 
 
 def _reason(error: Exception) -> str:
-    """Return the server's status and message, else the first line and its cause. Neither has a query or a signature."""
+    """Return the server's status and message, else the first line and its cause, without a query or a signature."""
     text, _, details = str(error).partition("\n")
     messages = re.findall(r"<Message>([^<]+)<", details) or re.findall(r'message: "([^"]+)"', details)
     cause = f": {messages[-1]}" if messages else ""
@@ -288,7 +289,7 @@ def remote_at(address: str) -> Remote:
             raise RemoteUnavailable(f"{address} cannot be created ({error.strerror}). Expected a folder.") from error
         return Remote(address, LocalStore(folder))
     endpoints = [endpoint for name in _ENDPOINT_VARIABLES if (endpoint := os.environ.get(name))]
-    # A user who writes http:// into an endpoint wants it. Every other endpoint is encrypted.
+    # Unencrypted only if an endpoint has the scheme http://.
     plain = any(endpoint.startswith("http://") for endpoint in endpoints)
     options: dict[str, Any] = {
         "client_options": {

@@ -97,7 +97,7 @@ def run_stage(
     parse: receives the record and the facts, and reads files that another process may have replaced and resealed. If it
         raises an error for an earlier output, that output is built again.
 
-    An output that is neither here nor in the remote is built. One that the remote lacks is stored there.
+    An output that is neither on this machine nor in the remote is built. One that the remote lacks is stored there.
 
     Returns what ``parse`` returns, by default the record and the facts. Exceptions of ``build`` propagate; no partial
     output remains. Raises `StageNotWritten` for an OSError that names no file, and `RemoteUnavailable`, after which the
@@ -108,7 +108,7 @@ def run_stage(
     key, split = digest_of(cache_inputs), inputs.get("split")
     final = output_folder(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
-    report = emit if not stage.per_shard else lambda event: None  # the stage of the split reports its shards
+    report = emit if not stage.per_shard else lambda event: None  # the stage that it is part of reports the shards
     report(StageStarted(stage.name, split))
     with lock(folder / f".{final.name}.lock", waiting=f"{stage.name}: another run is building it; waiting for it"):
         for temporary in folder.glob(f".{final.name}.*.tmp"):
@@ -177,7 +177,7 @@ def record_name(stage: str, key: str, digest: str | None = None) -> str:
 
 
 def fetch_output(remote: Remote, record: bytes, final: Path) -> None:
-    """Fetch the output with this record to the new folder ``final``. Logs a warning for one that is damaged there."""
+    """Fetch the output with this record to the new folder ``final``. Log a warning if it is damaged in the remote."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(final) as temporary:
@@ -193,7 +193,7 @@ def fetch_output(remote: Remote, record: bytes, final: Path) -> None:
 
 
 def _push_output(remote: Remote, reference: StageRecord, *, replace: bool) -> None:
-    """Store a verified output in the remote, unless it is there. ``replace``: the one that is there is damaged."""
+    """Store a verified output in the remote, unless it has it. ``replace``: the output in the remote is damaged."""
     content = (reference.path / RECORD_NAME).read_bytes()
     first = record_name(reference.stage, reference.key)
     own = record_name(reference.stage, reference.key, reference.digest)

@@ -22,7 +22,7 @@ class Stage:
     folder: where `run_stage` stores the outputs, one folder per key, relative to the artifacts folder. A pattern for
         outputs that are stored in those of another stage, None without cached outputs.
     per_split: the stage runs once for train and once for test.
-    per_shard: the stage runs once per CSV, within the stage of a split. Only that one is shown and recorded.
+    per_shard: the stage runs once per CSV, as part of another stage. Only the other one is shown and recorded.
     purpose, failure: what the stage does, and what a failed run reports; for people.
     summarize: returns the result in a few words, from the facts and seconds of `run_stage`.
     """
@@ -139,7 +139,7 @@ VERSION = Stage(
 )
 
 STAGES = (FETCH, INGEST_SHARD, INGEST, SCAN_SHARD, VALIDATE, PREPARE_SHARD, PREPARE, TRAIN, EVALUATE, VERSION)
-# Those of which people see each run. The others are part of these.
+# Stages whose runs are shown. The stages per shard are part of them.
 SHOWN = tuple(stage for stage in STAGES if not stage.per_shard)
 BY_NAME = {stage.name: stage for stage in STAGES}
 BEFORE_TRAINING = frozenset(stage.name for stage in STAGES[: STAGES.index(TRAIN)])

@@ -41,8 +41,8 @@ def tasks_on(runner: Runner) -> Iterator[None]:
     """Run the tasks of `run_per_shard` on ``runner`` during the block.
 
     "threads": threads of this process, one per core. "dask": the workers of the cluster of FASHION_ANN_DASK_ADDRESS, or
-    of a local one, which starts with the first task and ends with the block. If the block ends early, tasks that wait
-    are cancelled. Those that run are waited for on threads, and end with their worker on a local cluster.
+    of a local one, which starts with the first task and ends with the block. If the block ends early, waiting tasks
+    are cancelled. Running ones finish first on threads, and end with their worker on a local cluster.
 
     Raises `ExtraNotInstalled` without the extra dask.
     """
@@ -59,9 +59,9 @@ def tasks_on(runner: Runner) -> Iterator[None]:
 def run_per_shard(
     stage: str, split: str | None, task: Task[..., Result], calls: Sequence[Mapping[str, Any]]
 ) -> list[Result]:
-    """Call a task with each of the parameters, and return the results in the same order.
+    """Run a task once for each of ``calls``, its parameters, and return the results in the same order.
 
-    stage, split: those of the run that the shards belong to, for its progress.
+    stage, split: of the run that the shards belong to; progress is reported for it.
 
     Outside of `tasks_on` the function of the task is called in this thread. Raises the error of the first call that
     failed, after every call has ended.
@@ -98,5 +98,5 @@ def _end_task_runs(futures: Sequence[PrefectFuture[Any]]) -> None:
                 state: State[Any] = Cancelled(message="The flow run ended before this task did.")
                 try:
                     client.set_task_run_state(task_run, state, force=True)
-                except (HTTPError, ObjectNotFound) as error:  # it never began, or the server is gone
+                except (HTTPError, ObjectNotFound) as error:  # it never started, or the server has stopped
                     logger.debug("task run %s is left as it is: %s", task_run, error)

@@ -67,8 +67,8 @@ TRAINING = {
 }
 PROMOTION = {
     "policy": (("better", "not_worse", "never"), ("worse",)),
-    "minimum_accuracy": ((0, 1), (-EPSILON, 1 + EPSILON)),
-    "minimum_recall": ((0, 1), (-EPSILON, 1 + EPSILON)),
+    "minimum_accuracy": ((0, 1, None), (-EPSILON, 1 + EPSILON)),
+    "minimum_recall": ((0, 1, None), (-EPSILON, 1 + EPSILON)),
     "significance": ((EPSILON, 1 - EPSILON), (0, 1)),
 }
 BOUNDS = [

@@ -122,6 +122,20 @@ def test_photographs_have_no_background(folder: Path) -> None:
     assert contract.check("background").bounds == Bounds()
 
 
+@pytest.mark.parametrize("related", [True, False], ids=["labels of the images", "random labels, 9 of 10 alike"])
+def test_minima_are_between_one_class_and_the_nearest_mean(folder: Path, related: bool) -> None:
+    if not related:
+        for name in ("train", "test"):
+            rows = np.loadtxt(folder / f"{name}.csv", delimiter=",", dtype=int)
+            rows[:, 0] = np.random.default_rng(0).choice(2, len(rows), p=(0.9, 0.1))
+            np.savetxt(folder / f"{name}.csv", rows, "%d", delimiter=",")
+    minima = init_dataset("mine", folder).contract.promotion
+    labels = np.loadtxt(folder / "test.csv", delimiter=",", dtype=int)[:, 0]
+    constant = np.bincount(labels).max() / len(labels)
+    assert constant < minima.minimum_accuracy <= (0.6 if related else constant + 0.011)
+    assert minima.minimum_recall < 0.25
+
+
 def test_a_check_that_train_fails_is_off(folder: Path) -> None:
     rows = (folder / "train.csv").read_text().splitlines(keepends=True)
     (folder / "train.csv").write_text("".join(rows[:300] * 2))

@@ -4,12 +4,13 @@ from typing import Any
 import pytest
 
 from schemas.config import PromotionConfig
+from schemas.contract import FASHION_MNIST
 from schemas.store import Verdict
 from tasks.data.statistics import PairedTest
-from tasks.registry.promotion import CandidateMetrics, Champion, decide
+from tasks.registry.promotion import CandidateMetrics, Champion, decide, with_minima
 
 PER_CLASS = [{"name": "Shirt", "recall": 0.7}, {"name": "Bag", "recall": 0.95}]
-DEFAULTS = PromotionConfig()
+DEFAULTS = with_minima(PromotionConfig(), FASHION_MNIST)
 CHAMPION = Champion(3, Path("0003"), None)
 BETTER, WORSE = PairedTest(1_000, 40, 10, 2e-5), PairedTest(1_000, 10, 40, 2e-5)
 SIMILAR, SLIGHTLY_WORSE = PairedTest(1_000, 31, 29, 0.9), PairedTest(1_000, 29, 31, 0.9)
@@ -40,6 +41,11 @@ def test_each_failed_rule_rejects(changed: dict[str, Any], config: PromotionConf
 def test_the_minimum_itself_is_enough() -> None:
     at_the_minimum = _candidate(accuracy=0.8, per_class=[{"name": "Coat", "recall": 0.3}], golden_difference=1e-5)
     assert decide(at_the_minimum, DEFAULTS)["outcome"] == "promoted"
+
+
+def test_a_given_minimum_replaces_that_of_the_dataset() -> None:
+    given = PromotionConfig(minimum_accuracy=0, policy="never")
+    assert with_minima(given, FASHION_MNIST) == given.model_copy(update={"minimum_recall": 0.3})
 
 
 @pytest.mark.parametrize(
