@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.layout import (
@@ -36,7 +36,7 @@ from tasks.registry.store import ModelStore
 from tasks.runtime.files import contains_mount_point, discard_folder, is_discarded, remove_leftover
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stage_cache import read_record
-from tasks.runtime.stages import output_folders
+from tasks.runtime.stages import INGEST, PREPARE_SHARD, SCAN_SHARD, Stage, output_folders
 from tasks.runtime.stored_file import read_json
 
 Kind = Literal["version", "stage", "checkpoint", "leftover", "remote"]
@@ -196,7 +196,33 @@ def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> 
             continue  # this release cannot use its stage outputs
         except (StoredArtifactError, VersionNotFound) as error:
             return str(error)
-    return keys
+    return keys | _keys_of_shards(artifacts_dir, keys)
+
+
+def _keys_of_shards(artifacts_dir: Path, keys: set[str]) -> set[str]:
+    """Return the short keys of the outputs per shard that the splits among ``keys`` were made from.
+
+    No manifest names them. Without them a split with one more shard would cost the work of every shard.
+    """
+    shards: set[str] = set()
+    parts: set[str] = set()
+    for record in _records(INGEST, artifacts_dir):
+        if short_key(record["key"]) in keys:
+            shards |= {short_key(key) for key in record["facts"]["shards"]}
+            parts |= set(record["facts"]["part_sha256"])
+    for stage in (SCAN_SHARD, PREPARE_SHARD):
+        shards |= {
+            short_key(record["key"]) for record in _records(stage, artifacts_dir) if record["inputs"]["part"] in parts
+        }
+    return shards
+
+
+def _records(stage: Stage, artifacts_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a stage's intact outputs."""
+    for path in stage.outputs(artifacts_dir).glob("*"):
+        with suppress(StoredArtifactError, LookupError, TypeError):
+            if is_short_key(path.name) and (record := read_record(path))["stage"] == stage.name:
+                yield record
 
 
 def _unreferenced_in_remote(store: ModelStore, removed: set[int]) -> list[Removal | str]:
