@@ -47,8 +47,9 @@ test-containers: $(VENV)/dev.stamp docker
 
 # Installs Debian's packages, as root, if the machine has no engine.
 docker:
-	@{ command -v dockerd && command -v mmdebstrap && command -v iptables-restore; } >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -qq -y --no-install-recommends docker.io mmdebstrap iptables >/dev/null; }
+	@{ command -v dockerd && command -v mmdebstrap && command -v iptables-restore; } >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
+			docker.io mmdebstrap iptables >/dev/null; }
 
 # Writes each input that ingest and Python's csv module read differently to tests/fuzz/found-*.
 FUZZ_SECONDS ?= 50

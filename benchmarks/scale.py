@@ -137,7 +137,7 @@ def csv_bytes(rows: Pixels) -> bytes:
 
 @contextmanager
 def sampled_usage() -> Iterator[list[Usage]]:
-    """Sample what the descendants of this process use in a thread. Yields the samples, to which it appends."""
+    """Sample the usage of this process's descendants in a thread. Yield the list that samples are appended to."""
     samples: list[Usage] = []
     seen: dict[tuple[int, float], tuple[float, int, int]] = {}
     stop, root = threading.Event(), psutil.Process()

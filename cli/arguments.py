@@ -174,10 +174,8 @@ def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterato
             values = {"type": str, "metavar": "SIZE"}
         elif int in types:
             values = {"type": int, "metavar": "N"}
-        text = f"{field.description} (default: {default_text(key, field.default)})".replace(
-            "%", "%%"
-        )  # argparse formats it
-        yield Argument(config_flag(key), dest=key, help=text, **values)
+        text = f"{field.description} (default: {default_text(key, field.default)})"
+        yield Argument(config_flag(key), dest=key, help=text.replace("%", "%%"), **values)  # argparse formats it
 
 
 def default_text(key: str, default: Any) -> str:

@@ -331,7 +331,9 @@ def check_pools() -> str:
     if any(pool.needed for pool in idle):
         raise Broken(counts, f"Start a worker, or its runs stay late: {commands}.")
     if idle:
-        raise Concern(counts, f"No run waits for a worker. One that is started by hand would, until {commands}.")
+        raise Concern(
+            counts, f"No run waits for a worker. A run that you start by hand waits until you start one: {commands}."
+        )
     return counts
 
 

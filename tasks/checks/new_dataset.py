@@ -421,8 +421,9 @@ def _fit_checks(contract: DatasetContract, loaded: dict[Split, _Loaded]) -> tupl
 def _minima(loaded: dict[Split, _Loaded]) -> tuple[Minima, str]:
     """Return the minima of promotion, and a sentence with the measurements that they are derived from.
 
-    The accuracy is a third of the way from the same class for every image to the nearest class mean of train, which a
-    network exceeds. Both are measured on the test rows, because writers or persons may differ between the splits.
+    The accuracy lies between that of the most frequent class for every image and that of the nearest class mean of
+    train, which a network exceeds: a third of the way from the first. Both are measured on the test rows, because
+    writers or persons may differ between the splits.
     """
     train, test = loaded["train"], loaded["test"]
     means = mean_images(train.images, train.classes)
@@ -525,9 +526,8 @@ def dataset_toml(contract: DatasetContract) -> str:
     lines += table("minimum_rows", dict(contract.minimum_rows))
     lines += [
         "",
-        "# A version with a lower test accuracy, or a lower recall of a class, is rejected. As inferred, the accuracy",
-        "# is a third of the way from one class for every image to the nearest class mean, the recall a tenth of its",
-        "# lowest.",
+        "# A version with a lower test accuracy, or a lower recall of a class, is rejected. docs/data.md describes how",
+        "# `dataset init` infers both.",
     ]
     lines += table("promotion", asdict(contract.promotion))[1:]
     lines += ["", "# The name of each class by its label in the CSVs."]

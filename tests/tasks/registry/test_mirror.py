@@ -182,7 +182,7 @@ def test_stores_that_were_made_apart_are_not_mixed(
         add(machine("a"))
 
 
-def test_a_changed_line_in_the_remote_is_refused(machine: Any, remote: Path) -> None:
+def test_a_changed_line_in_the_remote_is_rejected(machine: Any, remote: Path) -> None:
     add(machine("a"), promoted=True)
     (line,) = remote.glob("models/*/aliases/*")
     line.write_text(line.read_text().replace('"reason":"a test"', '"reason":"another"'))

@@ -141,12 +141,12 @@ def test_an_address_that_does_not_answer_ends_in_time(monkeypatch: pytest.Monkey
         ("s3", None),
     ],
 )
-def test_addresses_are_told_from_paths(place: str | Path, address: str | None) -> None:
+def test_addresses_are_recognized(place: str | Path, address: str | None) -> None:
     assert as_address(place) == address
 
 
 @pytest.mark.parametrize("address", ["s3://key:secret@bucket/a", "az://container/a?sig=secret"])
-def test_credentials_in_an_address_are_refused_and_not_shown(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_in_an_address_are_rejected_and_not_shown(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHION_ANN_REMOTE", address)
     with pytest.raises(WrongUsage, match="credentials") as raised:
         remote_address()
