@@ -26,7 +26,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from schemas.config import DASK_ADDRESS_VARIABLE, Runner, install_command
+from schemas.config import Runner, install_command
 from schemas.errors import ExtraNotInstalled
 from tasks.runtime.events import ShardsFinished, emit
 
@@ -91,20 +91,13 @@ def run_per_shard(
 
 def _dask() -> TaskRunner[Any]:
     try:
-        import dask
-        from prefect_dask.task_runners import DaskTaskRunner
+        from tasks.runtime.dask_runner import DaskRunner
     except ImportError as error:
         raise ExtraNotInstalled(
             f"prefect-dask cannot be imported ({error}), and the runner dask needs it. Install it with "
             f"`{install_command('dask')}`."
         ) from error
-    if address := os.environ.get(DASK_ADDRESS_VARIABLE):
-        return DaskTaskRunner(address=address)
-    # Dask makes glibc return memory after each 64 KiB, which doubles the CPU time of ingest.
-    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 128 << 20})
-    cores = os.cpu_count() or 1
-    local = {"n_workers": cores, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    return DaskTaskRunner(cluster_kwargs=local)
+    return DaskRunner()
 
 
 def end_lost_task_runs() -> None:
