@@ -31,7 +31,7 @@ from schemas.layout import (
     short_key,
 )
 from tasks.registry.alias_log import CHAMPION, alias_values, champions
-from tasks.registry.remote_gc import unreferenced
+from tasks.registry.remote_gc import unreferenced_objects
 from tasks.registry.store import ModelStore
 from tasks.runtime.files import contains_mount_point, discard_folder, is_discarded, remove_leftover
 from tasks.runtime.locks import artifacts_lock
@@ -142,28 +142,20 @@ def _plan(artifacts_dir: Path, store: ModelStore, keep: int, *, with_stages: boo
 
     removed = [_removal("leftover", path) for path in store.leftovers()]
     removed += [_removal("version", store.folder(number)) for number in numbers if number not in kept]
+    unreferenced: list[Removal | str] = []
     keys = _referenced_keys(artifacts_dir, store, kept) if with_stages else None
-    if isinstance(keys, str):
+    if keys is None:
+        notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
+    elif isinstance(keys, str):
         notes.append(
             f"Stage outputs are kept, because the stages of a version are unknown: {keys} Restore it from a copy, or "
             "remove its folder by hand, and run gc again."
         )
-    elif keys is not None:
-        for entry in _unreferenced(artifacts_dir, keys):
-            if isinstance(entry, Removal):
-                removed.append(entry)
-            else:
-                notes.append(entry)
     else:
-        notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
-    if store.mirror is not None:
-        remote, gone = store.mirror.remote, set(numbers) - kept
-        try:
-            garbage = list(unreferenced(remote, store.mirror.dataset, gone))
-        except StoredArtifactError as error:
-            notes.append(f"Everything in {remote.address} is kept: {error}")
-        else:
-            removed += [Removal("remote", f"{remote.address}/{entry.name}", entry.size) for entry in garbage]
+        unreferenced += _unreferenced(artifacts_dir, keys)
+    unreferenced += _unreferenced_in_remote(store, set(numbers) - kept)
+    removed += [entry for entry in unreferenced if isinstance(entry, Removal)]
+    notes += [entry for entry in unreferenced if isinstance(entry, str)]
     return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes), run_active=not with_stages)
 
 
@@ -231,6 +223,18 @@ def _records(stage: Stage, artifacts_dir: Path) -> Iterator[dict[str, Any]]:
         with suppress(StoredArtifactError, LookupError, TypeError):
             if is_short_key(path.name) and (record := read_record(path))["stage"] == stage.name:
                 yield record
+
+
+def _unreferenced_in_remote(store: ModelStore, removed: set[int]) -> list[Removal | str]:
+    """Return the objects that are garbage once the versions ``removed`` are gone, or why all objects are kept."""
+    if store.mirror is None:
+        return []
+    remote = store.mirror.remote
+    try:
+        garbage = list(unreferenced_objects(remote, store.mirror.dataset, removed))
+    except StoredArtifactError as error:
+        return [f"Everything in {remote.address} is kept: {error}"]
+    return [Removal("remote", f"{remote.address}/{entry.name}", entry.size) for entry in garbage]
 
 
 def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str]:

@@ -7,13 +7,23 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from uuid import UUID
 
 from httpx import HTTPError
 from prefect import State, Task
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from schemas.config import Runner, install_command
@@ -90,13 +100,37 @@ def _dask() -> TaskRunner[Any]:
     return DaskRunner()
 
 
+def end_lost_task_runs() -> None:
+    """Record in Prefect that task runs crashed whose flow run crashed or was cancelled.
+
+    The process of a flow run that is killed leaves them Running, and Prefect changes the flow run alone. Flow runs with
+    another final state are left out, because the last states of their task runs may still be on their way.
+    """
+    ended = FlowRunFilterStateType(any_=[StateType.CRASHED, StateType.CANCELLED])
+    still_open = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    with get_client(sync_client=True) as client:
+        try:
+            lost = client.read_task_runs(
+                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=ended)),
+                task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=still_open)),
+            )
+        except HTTPError as error:
+            logger.debug("task runs of killed flow runs are left as they are: %s", error)
+            return
+        state: State[Any] = Crashed(message="The process of the flow run ended before this task did.")
+        _set_state(client, [run.id for run in lost], state)
+
+
 def _end_task_runs(futures: Sequence[PrefectFuture[Any]]) -> None:
     """Record in Prefect that task runs are cancelled, if their runner ended before they did."""
     if open_runs := [future.task_run_id for future in futures if not future.state.is_final()]:
         with get_client(sync_client=True) as client:
-            for task_run in open_runs:
-                state: State[Any] = Cancelled(message="The flow run ended before this task did.")
-                try:
-                    client.set_task_run_state(task_run, state, force=True)
-                except (HTTPError, ObjectNotFound) as error:  # it never started, or the server has stopped
-                    logger.debug("task run %s is left as it is: %s", task_run, error)
+            _set_state(client, open_runs, Cancelled(message="The flow run ended before this task did."))
+
+
+def _set_state(client: SyncPrefectClient, task_runs: Sequence[UUID], state: State[Any]) -> None:
+    for task_run in task_runs:
+        try:
+            client.set_task_run_state(task_run, state, force=True)
+        except (HTTPError, ObjectNotFound) as error:  # it never began, or the server is gone
+            logger.debug("task run %s is left as it is: %s", task_run, error)
