@@ -58,7 +58,7 @@ def _contract(options: argparse.Namespace) -> None:
         "--holdout",
         type=float,
         metavar="X",
-        help="take this share of each class of the train rows as the test split, such as 0.1 (default: off)",
+        help="take about this share of the train rows as the test split, such as 0.1 (default: off)",
     ),
     help="write a dataset file and its baseline profile, inferred from CSVs",
     description="Write NAME.toml and the baseline profile NAME.json to $FASHION_ANN_DATASETS_DIR, else to datasets/ of "

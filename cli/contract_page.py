@@ -57,7 +57,7 @@ def contract_text(contract: DatasetContract) -> str:
     if contract.transpose:
         lines.append("- pixels: column by column in the CSVs; ingest transposes the images")
     if contract.holdout is not None:
-        lines.append(f"- test split: {contract.holdout:.0%} of the rows of each class, at equal distances")
+        lines.append(f"- test split: about {contract.holdout:.0%} of the rows, chosen by a digest of the image")
     if contract.reference is None:
         lines.append("- baseline profile: none; the checks that need it are skipped")
     if (bundled := contract.sources.bundled) is not None:

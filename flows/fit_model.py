@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.states import ON_RUNNING
+from flows.states import ON_KILLED, ON_RUNNING
 from schemas.config import DeviceChoice, TrainingConfig, TrainOn, artifacts_folder
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.locks import artifacts_lock
@@ -19,6 +19,8 @@ from tasks.train_on_worker import store_result, train_on_gpu_worker
     persist_result=True,
     result_serializer="json",
     on_running=ON_RUNNING,
+    on_crashed=ON_KILLED,
+    on_cancellation=ON_KILLED,
 )
 def fit_model(
     prepared: PreparedData, training: TrainingConfig, artifacts_dir: Path | None = None, device: DeviceChoice = "auto"

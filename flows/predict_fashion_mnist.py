@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.states import ON_RUNNING
+from flows.states import ON_KILLED, ON_RUNNING
 from schemas.config import absolute, expanded, separate_folders
 from schemas.contract import DatasetName
 from schemas.references import Predictions
@@ -16,6 +16,8 @@ from tasks.registry.alias_log import CHAMPION
     name="predict-fashion-mnist",
     flow_run_name="{dataset} predict {images.name} by {version}",
     on_running=ON_RUNNING,
+    on_crashed=ON_KILLED,
+    on_cancellation=ON_KILLED,
 )
 def predict_fashion_mnist(
     images: Path,

@@ -19,6 +19,7 @@ from prefect.states import Cancelled, Completed
 from schemas.references import Garbage, ModelVersion, WatchedData
 from tasks.runtime.control_characters import escape_log_records
 from tasks.runtime.prefect_events import send_events
+from tasks.runtime.task_runs import end_lost_task_runs
 
 NOTHING_NEW = "Nothing new"
 SUPERSEDED = "Superseded"
@@ -111,4 +112,11 @@ def flow_run_event(event: str, run: FlowRun, flow_name: str) -> dict[str, object
     return {"event": event, "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, "related": [related]}
 
 
-ON_RUNNING: list[FlowStateHook[..., Any]] = [enable_task_logging, keep_suspended]
+def end_lost_tasks(flow: Flow[..., object], flow_run: FlowRun, state: State) -> None:
+    """End the task runs of flow runs whose process was killed: by the worker at once, else by the next flow run."""
+    end_lost_task_runs()
+
+
+ON_RUNNING: list[FlowStateHook[..., Any]] = [enable_task_logging, keep_suspended, end_lost_tasks]
+# A worker calls these when the process of a flow run was killed.
+ON_KILLED: list[FlowStateHook[..., Any]] = [end_lost_tasks]

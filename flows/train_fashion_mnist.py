@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import State, flow
 
 from flows.fit_model import fit_where_asked
-from flows.states import ON_RUNNING, end_of_training, superseded
+from flows.states import ON_KILLED, ON_RUNNING, end_of_training, superseded
 from schemas.config import (
     BadRows,
     DataDigest,
@@ -38,7 +38,13 @@ DEFAULT_PROMOTION = PromotionConfig()
 
 
 # The run has this name until the version exists, which then renames it.
-@flow(name="train-fashion-mnist", flow_run_name="{dataset} seed {training.seed}", on_running=ON_RUNNING)
+@flow(
+    name="train-fashion-mnist",
+    flow_run_name="{dataset} seed {training.seed}",
+    on_running=ON_RUNNING,
+    on_crashed=ON_KILLED,
+    on_cancellation=ON_KILLED,
+)
 def train_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
     data_dir: Path | None = None,

@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.fit_model import fit_where_asked
-from flows.states import ON_RUNNING
+from flows.states import ON_KILLED, ON_RUNNING
 from schemas.config import (
     DEFAULT_HELD_OUT,
     DEFAULT_SPACE,
@@ -47,7 +47,13 @@ from tasks.write_recipe import write_recipe
 DEFAULT_TRAINING = TrainingConfig()
 
 
-@flow(name="tune-fashion-mnist", flow_run_name="{dataset} tune", on_running=ON_RUNNING)
+@flow(
+    name="tune-fashion-mnist",
+    flow_run_name="{dataset} tune",
+    on_running=ON_RUNNING,
+    on_crashed=ON_KILLED,
+    on_cancellation=ON_KILLED,
+)
 def tune_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
     data_dir: Path | None = None,

@@ -101,7 +101,18 @@ BadRows = (
     | Annotated[str, Field(pattern=r"^([0-9]{1,12}|(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%)$")]
 )
 # Memory for the images of a training: a size such as 2GB or 512MiB, or a share of the machine's memory such as 6%.
-MemoryBudget = Annotated[str, Field(pattern=r"^([0-9]{1,15}(\.[0-9]{1,3})?([kMGT]i?)?B|[1-9][0-9]?%)$")]
+_MEMORY_BUDGET = r"^([0-9]{1,15}(\.[0-9]{1,3})?([kMGT]i?)?B|[1-9][0-9]?%)$"
+
+
+def _check_memory_budget(value: str) -> str:
+    if not re.fullmatch(_MEMORY_BUDGET, value):
+        raise ValueError("expected a size such as 500MB or 2GB, or a share of the memory from 1% to 99%")
+    return value
+
+
+MemoryBudget = Annotated[
+    str, AfterValidator(_check_memory_budget), Field(json_schema_extra={"pattern": _MEMORY_BUDGET})
+]
 # A person's remark on a run, which its version keeps.
 Note = Annotated[str, Field(pattern=r"\S", max_length=500)]
 # Recorded in the alias log with a move by hand.

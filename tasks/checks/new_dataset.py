@@ -509,7 +509,7 @@ def dataset_toml(contract: DatasetContract) -> str:
     if contract.transpose:
         lines += ["# The CSVs have the pixels column by column.", "transpose = true"]
     if contract.holdout is not None:
-        lines += ["# This share of each class of the train rows is the test split.", f"holdout = {contract.holdout}"]
+        lines += ["# About this share of the train rows is the test split.", f"holdout = {contract.holdout}"]
     lines += [
         "# The checks with their usual bounds: drawings on a background, or photographs.",
         f'kind = "{contract.kind}"',

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from schemas.errors import OtherLayout, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.layout import (
@@ -31,12 +31,12 @@ from schemas.layout import (
     short_key,
 )
 from tasks.registry.alias_log import CHAMPION, alias_values, champions
-from tasks.registry.remote_gc import unreferenced
+from tasks.registry.remote_gc import unreferenced_objects
 from tasks.registry.store import ModelStore
 from tasks.runtime.files import contains_mount_point, discard_folder, is_discarded, remove_leftover
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.stage_cache import read_record
-from tasks.runtime.stages import output_folders
+from tasks.runtime.stages import INGEST, PREPARE_SHARD, SCAN_SHARD, Stage, output_folders
 from tasks.runtime.stored_file import read_json
 
 Kind = Literal["version", "stage", "checkpoint", "leftover", "remote"]
@@ -142,28 +142,20 @@ def _plan(artifacts_dir: Path, store: ModelStore, keep: int, *, with_stages: boo
 
     removed = [_removal("leftover", path) for path in store.leftovers()]
     removed += [_removal("version", store.folder(number)) for number in numbers if number not in kept]
+    unreferenced: list[Removal | str] = []
     keys = _referenced_keys(artifacts_dir, store, kept) if with_stages else None
-    if isinstance(keys, str):
+    if keys is None:
+        notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
+    elif isinstance(keys, str):
         notes.append(
             f"Stage outputs are kept, because the stages of a version are unknown: {keys} Restore it from a copy, or "
             "remove its folder by hand, and run gc again."
         )
-    elif keys is not None:
-        for entry in _unreferenced(artifacts_dir, keys):
-            if isinstance(entry, Removal):
-                removed.append(entry)
-            else:
-                notes.append(entry)
     else:
-        notes.append("Stage outputs are kept: a run is active and may rely on them. Run gc again later.")
-    if store.mirror is not None:
-        remote, gone = store.mirror.remote, set(numbers) - kept
-        try:
-            garbage = list(unreferenced(remote, store.mirror.dataset, gone))
-        except StoredArtifactError as error:
-            notes.append(f"Everything in {remote.address} is kept: {error}")
-        else:
-            removed += [Removal("remote", f"{remote.address}/{entry.name}", entry.size) for entry in garbage]
+        unreferenced += _unreferenced(artifacts_dir, keys)
+    unreferenced += _unreferenced_in_remote(store, set(numbers) - kept)
+    removed += [entry for entry in unreferenced if isinstance(entry, Removal)]
+    notes += [entry for entry in unreferenced if isinstance(entry, str)]
     return Plan(tuple(removed), tuple(sorted(kept)), tuple(notes), run_active=not with_stages)
 
 
@@ -204,7 +196,45 @@ def _referenced_keys(artifacts_dir: Path, store: ModelStore, kept: set[int]) -> 
             continue  # this release cannot use its stage outputs
         except (StoredArtifactError, VersionNotFound) as error:
             return str(error)
-    return keys
+    return keys | _keys_of_shards(artifacts_dir, keys)
+
+
+def _keys_of_shards(artifacts_dir: Path, keys: set[str]) -> set[str]:
+    """Return the short keys of the outputs per shard that the splits among ``keys`` were made from.
+
+    No manifest names them. Without them a split with one more shard would cost the work of every shard.
+    """
+    shards: set[str] = set()
+    parts: set[str] = set()
+    for record in _records(INGEST, artifacts_dir):
+        if short_key(record["key"]) in keys:
+            shards |= {short_key(key) for key in record["facts"]["shards"]}
+            parts |= set(record["facts"]["part_sha256"])
+    for stage in (SCAN_SHARD, PREPARE_SHARD):
+        shards |= {
+            short_key(record["key"]) for record in _records(stage, artifacts_dir) if record["inputs"]["part"] in parts
+        }
+    return shards
+
+
+def _records(stage: Stage, artifacts_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a stage's intact outputs."""
+    for path in stage.outputs(artifacts_dir).glob("*"):
+        with suppress(StoredArtifactError, LookupError, TypeError):
+            if is_short_key(path.name) and (record := read_record(path))["stage"] == stage.name:
+                yield record
+
+
+def _unreferenced_in_remote(store: ModelStore, removed: set[int]) -> list[Removal | str]:
+    """Return the objects that are garbage once the versions ``removed`` are gone, or why all objects are kept."""
+    if store.mirror is None:
+        return []
+    remote = store.mirror.remote
+    try:
+        garbage = list(unreferenced_objects(remote, store.mirror.dataset, removed))
+    except StoredArtifactError as error:
+        return [f"Everything in {remote.address} is kept: {error}"]
+    return [Removal("remote", f"{remote.address}/{entry.name}", entry.size) for entry in garbage]
 
 
 def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str]:

@@ -18,7 +18,7 @@ _PARALLEL = 16
 _MANIFEST = re.compile(rf"{STORES}/([^/]+)/versions/([0-9]+)/{re.escape(MANIFEST_NAME)}")
 
 
-def unreferenced(remote: Remote, dataset: str, removed: Collection[int]) -> Iterator[StoredObject]:
+def unreferenced_objects(remote: Remote, dataset: str, removed: Collection[int]) -> Iterator[StoredObject]:
     """Yield the garbage: records of stages, then files, then returned references.
 
     removed: versions of ``dataset`` that are about to be removed.

@@ -8,13 +8,23 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 from httpx import HTTPError
 from prefect import State, Task
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from schemas.config import DASK_ADDRESS_VARIABLE, REMOTE_VARIABLE, Runner, artifacts_folder, install_command
@@ -55,7 +65,7 @@ def tasks_on(runner: Runner) -> Iterator[None]:
     """
     address = os.environ.get(DASK_ADDRESS_VARIABLE) if runner == "dask" else None
     runs = _Runs(
-        _dask(address) if runner == "dask" else ThreadPoolTaskRunner(max_workers=os.cpu_count()),
+        _dask() if runner == "dask" else ThreadPoolTaskRunner(max_workers=os.cpu_count()),
         elsewhere=bool(address) and configured_remote() is not None,
     )
     token = _runs.set(runs)
@@ -121,31 +131,48 @@ def artifacts_here(artifacts_dir: Path | None) -> Iterator[Path]:
         yield own
 
 
-def _dask(address: str | None) -> TaskRunner[Any]:
+def _dask() -> TaskRunner[Any]:
     try:
-        import dask
-        from prefect_dask.task_runners import DaskTaskRunner
+        from tasks.runtime.dask_runner import DaskRunner
     except ImportError as error:
         raise ExtraNotInstalled(
             f"prefect-dask cannot be imported ({error}), and the runner dask needs it. Install it with "
             f"`{install_command('dask')}`."
         ) from error
-    if address:
-        return DaskTaskRunner(address=address)
-    # Dask makes glibc return memory after each 64 KiB, which doubles the CPU time of ingest.
-    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 128 << 20})
-    cores = os.cpu_count() or 1
-    local = {"n_workers": cores, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    return DaskTaskRunner(cluster_kwargs=local)
+    return DaskRunner()
+
+
+def end_lost_task_runs() -> None:
+    """Record in Prefect that task runs crashed whose flow run crashed or was cancelled.
+
+    The process of a flow run that is killed leaves them Running, and Prefect changes the flow run alone. Flow runs with
+    another final state are left out, because the last states of their task runs may still be on their way.
+    """
+    ended = FlowRunFilterStateType(any_=[StateType.CRASHED, StateType.CANCELLED])
+    still_open = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    with get_client(sync_client=True) as client:
+        try:
+            lost = client.read_task_runs(
+                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=ended)),
+                task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=still_open)),
+            )
+        except HTTPError as error:
+            logger.debug("task runs of killed flow runs are left as they are: %s", error)
+            return
+        state: State[Any] = Crashed(message="The process of the flow run ended before this task did.")
+        _set_state(client, [run.id for run in lost], state)
 
 
 def _end_task_runs(futures: Sequence[PrefectFuture[Any]]) -> None:
     """Record in Prefect that task runs are cancelled, if their runner ended before they did."""
     if open_runs := [future.task_run_id for future in futures if not future.state.is_final()]:
         with get_client(sync_client=True) as client:
-            for task_run in open_runs:
-                state: State[Any] = Cancelled(message="The flow run ended before this task did.")
-                try:
-                    client.set_task_run_state(task_run, state, force=True)
-                except (HTTPError, ObjectNotFound) as error:  # it never started, or the server has stopped
-                    logger.debug("task run %s is left as it is: %s", task_run, error)
+            _set_state(client, open_runs, Cancelled(message="The flow run ended before this task did."))
+
+
+def _set_state(client: SyncPrefectClient, task_runs: Sequence[UUID], state: State[Any]) -> None:
+    for task_run in task_runs:
+        try:
+            client.set_task_run_state(task_run, state, force=True)
+        except (HTTPError, ObjectNotFound) as error:  # it never began, or the server is gone
+            logger.debug("task run %s is left as it is: %s", task_run, error)

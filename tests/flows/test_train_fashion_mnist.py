@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from flows.train_fashion_mnist import train_fashion_mnist
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
+from schemas.contract import SPLITS
 from schemas.errors import DataContractError, DeviceUnavailable
 from schemas.references import ModelVersion
 from tasks.model.backend import gpu_driver_present
@@ -23,6 +24,8 @@ from tasks.runtime.stages import PREPARE, RUN_NAMES, TRAIN, Stage, runs
 from tests.field_faults import field_fault
 from tests.sample import SAMPLE
 
+NAME = "fashion-mnist"
+PER_SHARD = ("ingest", "scan", "prepare")
 # Those whose records are in the lineage of a version.
 STORED = [(stage.name, split) for stage, split in runs() if stage.folder is not None]
 
@@ -118,7 +121,9 @@ def test_publishes_the_run_its_child_and_its_artifacts(artifacts: Path) -> None:
         # Training is a flow run of its own.
         assert {*RUN_NAMES} - {task.name for task in tasks} == {TRAIN.name}
         (child,) = {task.state.state_details.child_flow_run_id for task in tasks} - {None}
-        assert len(tasks) == len(RUN_NAMES)
+        per_shard = {f"{stage} {split} {NAME}_{split}.csv.gz" for stage in PER_SHARD for split in SPLITS}
+        assert per_shard < {task.name for task in tasks}
+        assert len(tasks) == len(RUN_NAMES) + len(per_shard)
         assert (run.name, set(run.tags)) == ("fashion-mnist v0001 seed 0", {"fashion-mnist", "v0001", "promoted"})
         assert client.read_flow_run(child).name == "fashion-mnist fit seed 0"
         artifacts_of_run = [

@@ -1,0 +1,75 @@
+"""The tasks per shard on a local Dask cluster, with a real Prefect server."""
+
+from collections import Counter
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+
+from flows.train_fashion_mnist import train_fashion_mnist
+from schemas.config import PromotionConfig, Runner, TrainingConfig
+from schemas.contract import SPLITS
+from schemas.errors import DataContractError
+from schemas.references import ModelVersion
+from tasks.registry.store import ModelStore
+from tests.tasks.test_shards import shards_of
+
+
+def train(data: Path, artifacts: Path, runner: Runner) -> ModelVersion:
+    version = train_fashion_mnist(
+        data_dir=data,
+        artifacts_dir=artifacts,
+        training=TrainingConfig(epochs=1, batch_size=64, validation_size=100),
+        promotion=PromotionConfig(minimum_accuracy=0, minimum_recall=0),
+        runner=runner,
+    )
+    assert isinstance(version, ModelVersion)
+    return version
+
+
+def workers() -> list[psutil.Process]:
+    """Return the processes of a local cluster."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "multiprocessing.spawn" in " ".join(child.cmdline())]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for split in SPLITS:
+        shards_of(tmp_path / "data", split, 3)
+    return tmp_path / "data"
+
+
+def test_dask_gives_the_version_of_threads(server: str, in_this_process: None, data: Path, tmp_path: Path) -> None:
+    made = {runner: train(data, tmp_path / runner, runner) for runner in ("dask", "threads")}
+    facts = {
+        runner: ModelStore.of(tmp_path / runner, "fashion-mnist").version(version.version).manifest
+        for runner, version in made.items()
+    }
+    assert facts["dask"].made_from == facts["threads"].made_from
+    assert facts["dask"].files["model.weights.h5"] == facts["threads"].files["model.weights.h5"]
+    assert workers() == []
+    run = UUID(facts["dask"].flow_run_id)
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))
+    assert Counter(task.state_name for task in tasks) == {"Completed": len(tasks)}
+    assert "scan test fashion-mnist_test-002.csv" in {task.name for task in tasks}
+    # Each worker's lines arrive, once.
+    lines = [log.message for log in logs if log.message.endswith("rows to Parquet")]
+    assert len(lines) == len(set(lines)) == 6
+
+
+def test_a_rejected_shard_is_named_and_leaves_no_run_and_no_process(
+    server: str, in_this_process: None, data: Path, tmp_path: Path
+) -> None:
+    second = data / "fashion-mnist_train-001.csv"
+    second.write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataContractError, match=r"fashion-mnist_train-001\.csv"):
+        train(data, tmp_path / "artifacts", "dask")
+    assert workers() == []
+    with get_client(sync_client=True) as client:
+        assert {task.state_name for task in client.read_task_runs()} <= {"Completed", "Failed"}
