@@ -22,6 +22,7 @@ from tasks.data.parquet_split import (
     join_shards,
     quarantined_share,
     read_facts,
+    reject_changes,
     require_budget,
     split_reference,
 )
@@ -76,8 +77,8 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     It has one Parquet per CSV, each made by `ingest_shard`. Bad rows are written to
     `tasks.data.quarantine.quarantine_path`, whether or not ``bad_rows`` allows so many.
 
-    Raises `DataContractError` as `ingest_shard` and `join_shards` do. A cached output is rejected too if ``bad_rows``
-    is now too small.
+    Raises `DataContractError` as `ingest_shard`, `reject_changes` and `join_shards` do. A cached output is rejected too
+    if ``bad_rows`` is now too small.
     """
     contract = contract_of(dataset)
     quarantine = quarantine_path(artifacts_dir, csv)
@@ -91,7 +92,8 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
 
     def build(folder: Path) -> Mapping[str, Any]:
         import_in_background()
-        shards = run_per_shard(INGEST.name, csv.split, ingest_shard, calls())
+        with reject_changes(csv):
+            shards = run_per_shard(INGEST.name, csv.split, ingest_shard, calls())
         shards = [(materialize(record, artifacts_dir), facts) for record, facts in shards]
         parts = [(record.path, facts) for record, facts in shards]
         facts = join_shards(csv, parts, folder / csv.split, quarantine, contract, bad_rows)

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,11 +16,12 @@ from schemas.errors import CellProblem, DataContractError
 from schemas.layout import PART_NAME, QUARANTINE_NAME, ROW_DIGESTS_NAME, part_name
 from schemas.references import CsvSplit, ParquetPart, ParquetSplit, StageRecord
 from tasks.data.csv_blocks import PROBLEMS_SHOWN, list_problems, most_common_cause
+from tasks.data.csv_file import file_stamp, require_unchanged
 from tasks.data.csv_to_parquet import ShardFacts, check_part, convert_csv
 from tasks.data.quarantine import join_quarantines
-from tasks.runtime.files import link_or_copy
+from tasks.runtime.files import link_or_copy, remove_path, temporary_name
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,34 @@ class IngestFacts:
 def ingest_csv(
     csv: CsvSplit, target: Path, quarantine: Path, contract: DatasetContract, bad_rows: BadRows = 0
 ) -> IngestFacts:
-    """Convert the CSVs of a split one after the other, and join them; see `convert_csv` and `join_shards`."""
-    with TemporaryDirectory(dir=target.parent) as scratch:
+    """Convert the CSVs of a split one after the other, and join them; see `convert_csv` and `join_shards`.
+
+    Raises `DataContractError` as these and `reject_changes` do.
+    """
+    scratch = temporary_name(target)
+    scratch.mkdir()
+    try:
         shards = []
-        for place, file in enumerate(csv.files):
-            folder = Path(scratch, str(place))
-            folder.mkdir()
-            shards.append((folder, convert_csv(file, csv.split, folder, contract)))
+        with reject_changes(csv):
+            for place, file in enumerate(csv.files):
+                folder = scratch / str(place)
+                folder.mkdir()
+                shards.append((folder, convert_csv(file, csv.split, folder, contract)))
         return join_shards(csv, shards, target, quarantine, contract, bad_rows)
+    finally:
+        remove_path(scratch)  # also where inode numbers are unstable, unlike `TemporaryDirectory`
+
+
+@contextmanager
+def reject_changes(csv: CsvSplit) -> Iterator[None]:
+    """Raise `DataContractError` if a CSV of a split changes meanwhile, at the end of a block without an error.
+
+    A shard may change while another one is read, or if its Parquet is reused.
+    """
+    before = [file_stamp(file.path) for file in csv.files]
+    yield
+    for file, stamp in zip(csv.files, before, strict=True):
+        require_unchanged(file.path, stamp, file.sha256)
 
 
 def join_shards(

@@ -17,10 +17,12 @@ from tasks.data import csv_reader, csv_to_parquet
 from tasks.data.csv_reader import CsvRows, open_csv
 from tasks.data.data_folder import folder_digest
 from tasks.data.parquet_split import ingest_csv
+from tasks.ingest import ingest
 from tests.faulty_files import unstable_inodes
 from tests.field_faults import field_fault
-from tests.tasks.data.csv_cases import BODY, GOOD, GZIP, HEADER, TINY
-from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, supplied
+from tests.registered import register
+from tests.tasks.data.csv_cases import BODY, GOOD, GZIP, HEADER, REGISTERED, TINY
+from tests.tasks.data.csv_oracle import QUARANTINE, TARGET, ingest_again, supplied
 from tests.tasks.data.published import CONTRACT, TEST, TRAIN, supply
 
 
@@ -130,11 +132,25 @@ def test_rejects_a_shard_that_changes_while_the_next_is_read(
     assert not (tmp_path / TARGET).exists()
 
 
+def test_rejects_a_reused_shard_that_changes_while_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch, tmp_path / "datasets", REGISTERED)
+    artifacts = tmp_path / "artifacts"
+    first, second = (file.path for file in two_shards(tmp_path).files)
+    second.write_bytes(GOOD + BODY)
+    csv = supplied(first, second)
+    assert ingest.fn(supplied(first), "tiny", artifacts).rows == 3
+    change_after(monkeypatch, second, overwrite, first)
+    with pytest.raises(DataContractError, match=r"tiny-1\.csv changed while it was read"):
+        ingest.fn(csv, "tiny", artifacts)
+
+
 def test_accepts_a_file_that_is_rewritten_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     csv = two_shards(tmp_path)
     for file in csv.files:
         change_after(monkeypatch, csv.files[1].path, lambda path: path.write_bytes(GOOD), file.path)
-        assert ingest_csv(csv, tmp_path / TARGET, tmp_path / QUARANTINE, TINY).rows == 6
+        assert ingest_again(csv, tmp_path, TINY).rows == 6
 
 
 def test_an_error_in_the_header_is_not_taken_for_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

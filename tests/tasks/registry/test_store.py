@@ -390,15 +390,15 @@ def test_the_baseline_is_the_last_champion_on_other_data(store: ModelStore, capl
     this, other = "1" * 64, "2" * 64
     assert store.baseline_profile(this) is None
     baselines = []
-    for csv, profile in ((other, b"a"), (other, None), (this, b"c"), (other, b"d")):
+    for content, profile in ((other, b"a"), (other, None), (this, b"c"), (other, b"d")):
 
         def write(folder: Path, profile: bytes | None = profile) -> None:
             if profile is not None:
                 (folder / PROFILE_NAME).write_bytes(profile)
 
-        add_promoted(store.root, write=write, data=data_facts(csv))
+        add_promoted(store.root, write=write, data=data_facts(content))
         baselines.append(store.baseline_profile(this))
-    # The second has no profile. The third was trained on this CSV, so the second still counts.
+    # The second has no profile. The third was trained on these rows, so the second still counts.
     assert baselines == [b"a", None, None, b"d"]
     assert caplog.text.count("profile.json is not named by the manifest") == 2
     shutil.rmtree(store.folder(4))

@@ -27,10 +27,13 @@ def _linked(index: Path) -> set[str]:
 
 def _pages_of(frame: pd.DataFrame, validated: ValidatedSplit, folder: Path) -> dict[str, str]:
     """Validate ``frame`` in place of the split; return the index and the pages of columns and classes."""
-    path = folder / "test.parquet"
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    path = folder / "test"
+    (part,) = validated.data.parts
+    part = part.model_copy(update={"path": path / part.path.name})
+    path.mkdir()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), part.path)
     with suppress(DataContractError):
-        validate.fn(validated.data.model_copy(update={"path": path}), "fashion-mnist", folder)
+        validate.fn(validated.data.model_copy(update={"path": path, "parts": (part,)}), "fashion-mnist", folder)
     index = folder / "data_docs" / "index.html"
     pages = {"index": index.read_text(encoding="utf-8")}
     for profile in ("columns", "classes"):
