@@ -38,10 +38,11 @@ def ingest_bad_row(folder: Path) -> Path:
     return stored.path
 
 
-def copy_of_the_stage(folder: Path) -> Path:
+def copies_of_the_stages(folder: Path) -> Path:
     ingest_bad_row(folder)
-    (copy,) = (folder / "artifacts" / "data").glob(f"*/{QUARANTINE_NAME}")
-    return copy
+    shard, split = (folder / "artifacts" / "data").glob(f"*/{QUARANTINE_NAME}")
+    assert shard.stat().st_mode == split.stat().st_mode
+    return split
 
 
 def restored_quarantine(folder: Path) -> Path:
@@ -78,7 +79,7 @@ def log_of_a_run(folder: Path) -> Path:
 
 WRITERS = [
     ingest_bad_row,
-    copy_of_the_stage,
+    copies_of_the_stages,
     restored_quarantine,
     exported_rows,
     state,

@@ -40,6 +40,7 @@ def trained_reference() -> TrainedModel:
         {
             **dict.fromkeys(("topology_sha256", "weights_sha256", "code_sha256", "lock_sha256"), digest),
             **{"record": record, "epochs_run": 1, "seconds": 1.0, "environment": {}, "packages": {}},
+            "memory_budget": 1,
             "device": {**device, "dtype_policy": "float32", "mixed_precision": False},
             "trained_by": {"flow_run_id": None, "worker": None, "host": "a host"},
         }
