@@ -131,18 +131,29 @@ def run_child(command: Sequence[str | Path], env: Mapping[str, str], folder: Pat
 def _memory_sampler(pid: int) -> Iterator[list[int]]:
     """Sample the PSS of a process and its descendants in a thread. Yields the list of sums, in bytes."""
     sums: list[int] = []
-    stop = threading.Event()
 
     def sample() -> None:
-        with suppress(psutil.Error):
-            root = psutil.Process(pid)
-            while not stop.wait(_SAMPLE_SECONDS):
-                sums.append(sum(_pss(process) for process in [root, *root.children(recursive=True)]))
+        root = psutil.Process(pid)
+        sums.append(sum(_pss(process) for process in [root, *root.children(recursive=True)]))
 
-    thread = threading.Thread(target=sample, daemon=True)
+    with sampling(sample, _SAMPLE_SECONDS):
+        yield sums
+
+
+@contextmanager
+def sampling(sample: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call ``sample`` in a thread every ``seconds`` while the block runs, until it raises a `psutil.Error`."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        with suppress(psutil.Error):
+            while not stop.wait(seconds):
+                sample()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
-        yield sums
+        yield
     finally:
         stop.set()
         thread.join()

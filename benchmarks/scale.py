@@ -12,7 +12,6 @@ import multiprocessing
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +25,7 @@ import numpy.typing as npt
 import psutil
 
 from benchmarks.bench import Bench
-from benchmarks.measure import Finished
+from benchmarks.measure import Finished, sampling
 from schemas.config import data_folder
 from schemas.contract import FASHION_MNIST
 from tasks.data.csv_reader import open_csv
@@ -140,26 +139,20 @@ def sampled_usage() -> Iterator[list[Usage]]:
     """Sample the usage of this process's descendants in a thread. Yield the list that samples are appended to."""
     samples: list[Usage] = []
     seen: dict[tuple[int, float], tuple[float, int, int]] = {}
-    stop, root = threading.Event(), psutil.Process()
+    root = psutil.Process()
 
     def sample() -> None:
-        while not stop.wait(_SAMPLE_SECONDS):
-            pss = 0
-            for process in root.children(recursive=True):
-                with suppress(psutil.Error):  # it has just exited
-                    times, io = process.cpu_times(), process.io_counters()
-                    seen[process.pid, process.create_time()] = times.user + times.system, io.read_chars, io.write_chars
-                    pss += process.memory_full_info().pss
-            cpu, read, written = (sum(values) for values in zip(*seen.values(), strict=True)) if seen else (0.0, 0, 0)
-            samples.append(Usage(time.time(), cpu, pss, int(read), int(written)))
+        pss = 0
+        for process in root.children(recursive=True):
+            with suppress(psutil.Error):  # it has just exited
+                times, io = process.cpu_times(), process.io_counters()
+                seen[process.pid, process.create_time()] = times.user + times.system, io.read_chars, io.write_chars
+                pss += process.memory_full_info().pss
+        cpu, read, written = (sum(values) for values in zip(*seen.values(), strict=True)) if seen else (0.0, 0, 0)
+        samples.append(Usage(time.time(), cpu, pss, int(read), int(written)))
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with sampling(sample, _SAMPLE_SECONDS):
         yield samples
-    finally:
-        stop.set()
-        thread.join()
 
 
 def print_table(rows: int, finished: Finished, events: list[tuple[str, float]], samples: list[Usage]) -> None:
