@@ -13,7 +13,7 @@ from schemas.errors import DataUnavailable, StoredArtifactError
 from schemas.layout import WEIGHTS_NAME, short_key
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord, TrainedModel
 from schemas.store import Manifest, VersionFacts
-from tasks.data.parquet_split import split_reference
+from tasks.data.parquet_split import read_facts, split_reference
 from tasks.data.statistics import mcnemar
 from tasks.model.inference import run_stored_model
 from tasks.prepare import prepare
@@ -117,7 +117,8 @@ def _copy_data(manifest: Manifest, artifacts_dir: Path, split: Split, scratch: P
     stored = read_stage(folder)["facts"]
     files = tuple(CsvFile(path=Path(file.file), sha256=file.sha256) for file in data.csv_files)
     csv = CsvSplit(split=split, files=files, origin=data.origin)
-    ingested = split_reference(record, stored, csv, contract_of(manifest.dataset))
+    contract = contract_of(manifest.dataset)
+    ingested = split_reference(record, read_facts(stored), stored["part_sha256"], csv, contract)
     if ingested.sha256 != data.parquet_sha256:
         raise StoredArtifactError(f"{folder}: expected sha256 {data.parquet_sha256}, received {ingested.sha256}.")
     target = INGEST.outputs(scratch) / split / split

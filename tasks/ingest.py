@@ -110,7 +110,8 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
     inputs |= {"origin": csv.origin, "dataset": dataset, "contract": contract.digest}
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[IngestFacts, ParquetSplit]:
-        return read_facts(stored), split_reference(record, stored, csv, contract)
+        facts = read_facts(stored)
+        return facts, split_reference(record, facts, stored["part_sha256"], csv, contract)
 
     facts, parquet = run_stage(INGEST.outputs(artifacts_dir), INGEST, inputs, build, parse)
     for sentence in facts.reordered:

@@ -151,19 +151,19 @@ def read_facts(stored: Mapping[str, Any]) -> IngestFacts:
 
 
 def split_reference(
-    record: StageRecord, stored: Mapping[str, Any], csv: CsvSplit, contract: DatasetContract
+    record: StageRecord, facts: IngestFacts, part_sha256: Sequence[str], csv: CsvSplit, contract: DatasetContract
 ) -> ParquetSplit:
     """Return the reference to a split that `join_shards` wrote to the folder of ``record``.
 
-    stored: the `IngestFacts` as JSON, and ``part_sha256``, the digest of each part.
+    part_sha256: the digest of each part.
 
     Raises ValueError for parts with other columns or row counts.
     """
-    facts, folder = read_facts(stored), record.path / csv.split
+    folder = record.path / csv.split
     parts = [
         ParquetPart(source=file.path.name, path=path, sha256=digest, rows=rows)
         for file, path, digest, rows in zip(
-            csv.files, part_files(folder, csv), stored["part_sha256"], facts.part_rows, strict=True
+            csv.files, part_files(folder, csv), part_sha256, facts.part_rows, strict=True
         )
     ]
     for part in parts:
