@@ -67,6 +67,11 @@ class StoredObject:
         """Return the seconds since the last write."""
         return (datetime.now(UTC) - self.modified).total_seconds()
 
+    @property
+    def needs_rewrite(self) -> bool:
+        """Return whether a run that uses the object writes it again, so that garbage collection keeps it."""
+        return self.age > SECONDS_UNUSED / 3
+
 
 class Remote:
     """Object storage below an address. Methods raise `RemoteUnavailable` after `RETRY_SECONDS` of failures.
@@ -174,7 +179,7 @@ class Remote:
 
         name, size = file_name(sha256), path.stat().st_size
         stored = None if sha256 in self._damaged else self.stat(name)
-        if stored is None or stored.size != size or stored.age > SECONDS_UNUSED / 3:
+        if stored is None or stored.size != size or stored.needs_rewrite:
             with self._errors(f"write {name}"):
                 obstore.put(self._store, name, path, chunk_size=PIECE, max_concurrency=_PARALLEL)
             self._damaged.discard(sha256)

@@ -32,7 +32,7 @@ from tasks.runtime.files import (
 )
 from tasks.runtime.fingerprint import code_digest, lock_digest
 from tasks.runtime.locks import lock
-from tasks.runtime.remote import SECONDS_UNUSED, STAGES, Remote, configured_remote
+from tasks.runtime.remote import STAGES, Remote, configured_remote
 from tasks.runtime.stages import Stage
 from tasks.runtime.stored_file import check_stored, parse_json, read_json
 
@@ -213,8 +213,8 @@ def _push_output(remote: Remote, reference: StageRecord, *, replace: bool) -> No
             remote.write(first, content)
         elif not remote.create(first, content) and not _is_record_of(remote.read(first) or b"", reference):
             remote.create(own, content)
-    elif found[0].age > SECONDS_UNUSED / 3:
-        remote.write(first, content)  # so that garbage collection keeps it
+    elif found[0].needs_rewrite:
+        remote.write(first, content)
 
 
 def _is_record_of(content: bytes, reference: StageRecord) -> bool:
