@@ -14,7 +14,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import takewhile
 from pathlib import Path
 from uuid import uuid4
 
@@ -90,12 +90,11 @@ class StoreMirror:
             if match := _VERSION_OBJECT.fullmatch(entry.name):
                 versions.setdefault(int(match[1]), {})[match[2]] = entry
         # A listing may miss the newest.
-        for number in count(max([newest, *versions], default=0) + 1):
-            manifest = self.remote.stat(self._version_name(number, MANIFEST_NAME))
-            if manifest is None:
-                return versions
+        number = max([newest, *versions]) + 1
+        while (manifest := self.remote.stat(self._version_name(number, MANIFEST_NAME))) is not None:
             versions[number] = {MANIFEST_NAME: manifest}
-        return versions  # unreachable
+            number += 1
+        return versions
 
     def manifest(self, number: int, *, settled: bool = False) -> bytes | None:
         """Return the manifest of a version, None if it does not exist. It is not verified. ``settled``: see `line`."""
