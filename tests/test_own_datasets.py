@@ -35,6 +35,13 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "datasets"
 
 
+def init_own(data: Path, write: Callable[[Path], None], **options: Any) -> None:
+    """Write CSVs to the new folder ``data``, and the dataset file "mine"."""
+    data.mkdir()
+    write(data)
+    init_dataset("mine", data, **options)
+
+
 DEFAULT_PROMOTION = PromotionConfig()
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
 
@@ -92,9 +99,7 @@ LABEL_FAULTS: dict[str, tuple[str, Callable[[Labels], Labels]]] = {
 
 def test_checks_work_with_a_profile_of_own_photographs(tmp_path: Path) -> None:
     data, artifacts = tmp_path / "csvs", tmp_path / "artifacts"
-    data.mkdir()
-    own_data.sign_language(data)
-    init_dataset("mine", data)
+    init_own(data, own_data.sign_language)
     csvs = fetch.fn("mine", data)
     train_split = validate.fn(ingest.fn(csvs["train"], "mine", artifacts), "mine", artifacts)
     rows = np.loadtxt(data / "sign_mnist_test.csv", delimiter=",", skiprows=1, dtype=np.int64)
@@ -117,9 +122,7 @@ def test_a_form_trains_and_predicts(
     write: Callable[[Path], None], options: dict[str, Any], images: str, labels: str, tmp_path: Path
 ) -> None:
     data, artifacts = tmp_path / "csvs", tmp_path / "artifacts"
-    data.mkdir()
-    write(data)
-    init_dataset("mine", data, **options)
+    init_own(data, write, **options)
     contract = contract_of("mine")
     assert contract.label_ranges == labels
     stored = run("mine", data, artifacts, TrainingConfig())
@@ -133,9 +136,7 @@ def test_a_form_trains_and_predicts(
 @pytest.mark.usefixtures("in_this_process")
 def test_the_dataset_file_decides_what_is_rejected(tmp_path: Path, datasets: Path) -> None:
     data, artifacts = tmp_path / "csvs", tmp_path / "artifacts"
-    data.mkdir()
-    own_data.three_classes(data)
-    init_dataset("mine", data)
+    init_own(data, own_data.three_classes)
     file = datasets / "mine.toml"
     minimum = contract_of("mine").promotion.minimum_accuracy
     with pytest.raises(CandidateRejected, match=rf"expected >= {minimum}"):
@@ -152,9 +153,7 @@ def test_the_dataset_file_decides_what_is_rejected(tmp_path: Path, datasets: Pat
 @pytest.mark.usefixtures("in_this_process")
 def test_another_class_name_adds_a_version_of_the_same_model(tmp_path: Path, datasets: Path) -> None:
     data, artifacts = tmp_path / "csvs", tmp_path / "artifacts"
-    data.mkdir()
-    own_data.three_classes(data)
-    init_dataset("mine", data)
+    init_own(data, own_data.three_classes)
     recipe = TrainingConfig(epochs=1)
     first = run("mine", data, artifacts, recipe, NO_FLOOR)
     file = datasets / "mine.toml"
