@@ -1,4 +1,4 @@
-"""How much memory a process may use, and the part of it that a budget is."""
+"""The limit of a process's memory, and the bytes of a budget that is a share of it."""
 
 import os
 from pathlib import Path
