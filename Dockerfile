@@ -30,18 +30,10 @@ RUN python -m venv /opt/uv \
     && /opt/uv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/uv.lock \
     && python -m venv --without-pip /opt/venv
 
-# The headers of TensorFlow's C++ API (300 MB) and the tests of packages (80 MB) are in the wheels, and no run reads them.
-# The project is installed as a path, /app, so that a change of code changes nothing here.
 FROM installer AS cpu-packages
 COPY requirements/cpu.lock requirements/remote.lock requirements/dask.lock requirements/
-RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
-        --require-hashes -r requirements/cpu.lock -r requirements/remote.lock -r requirements/dask.lock \
-    && find /opt/venv -type d \( -path '*/tensorflow/include' -o -regex '.*/\(pandas\|pyarrow\|scipy\)\(/.*\)?/tests' \) \
-        -prune -exec rm -r {} +
-COPY pyproject.toml LICENSE ./
-RUN touch README.md \
-    && /opt/uv/bin/uv pip install --python /opt/venv --no-cache --no-deps --no-build-isolation \
-        --config-setting editable_mode=compat --editable .
+COPY pyproject.toml LICENSE deploy/docker/install-packages.sh ./
+RUN ./install-packages.sh cpu
 
 FROM base AS cpu
 COPY --from=cpu-packages /opt/venv /opt/venv
@@ -54,14 +46,8 @@ CMD ["sh", "-c", "exec prefect worker start --pool ${FASHION_ANN_CPU_POOL:-fashi
 # The lock contains CUDA. The host needs NVIDIA's driver and its container toolkit.
 FROM installer AS gpu-packages
 COPY requirements/gpu.lock requirements/remote.lock requirements/dask.lock requirements/
-RUN /opt/uv/bin/uv pip install --python /opt/venv --no-cache --compile-bytecode \
-        --require-hashes -r requirements/gpu.lock -r requirements/remote.lock -r requirements/dask.lock \
-    && find /opt/venv -type d \( -path '*/tensorflow/include' -o -regex '.*/\(pandas\|pyarrow\|scipy\)\(/.*\)?/tests' \) \
-        -prune -exec rm -r {} +
-COPY pyproject.toml LICENSE ./
-RUN touch README.md \
-    && /opt/uv/bin/uv pip install --python /opt/venv --no-cache --no-deps --no-build-isolation \
-        --config-setting editable_mode=compat --editable .
+COPY pyproject.toml LICENSE deploy/docker/install-packages.sh ./
+RUN ./install-packages.sh gpu
 
 FROM base AS gpu
 COPY --from=gpu-packages /opt/venv /opt/venv
