@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cli.arguments import (
+    MLFLOW,
     Argument,
     Commands,
     Terminated,
@@ -97,6 +98,7 @@ _CONFIG = Argument(
     _DEVICE,
     _RUNNER,
     Argument("--note", metavar="TEXT", help="a remark that is stored with the new version, up to 500 characters"),
+    MLFLOW,
     _QUIET,
     _CONFIG,
     *config_arguments(TrainingConfig, PromotionConfig),
