@@ -221,17 +221,18 @@ def test_changed_model_is_not_loaded(stored: StoredPredictions, configured: str,
         (folder / name).write_bytes(content)
     description = json.loads((folder / CONTENT_NAME).read_bytes())
 
-    def replace(name: str, old: bytes, new: bytes) -> None:
-        """Change a file and its digest, as somebody who can write both would."""
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content.replace(old, new, 1))
-        description["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    def rewrite(name: str, content: str) -> None:
+        """Replace a file and its digest, as somebody who can write both would."""
+        (folder / name).write_text(content)
+        description["sha256"][name] = hashlib.sha256(content.encode()).hexdigest()
         (folder / CONTENT_NAME).write_text(json.dumps(description))
 
-    replace(GOLDEN_NAME, b'"probabilities":[[', b'"probabilities":[[1')
+    golden = json.loads((folder / GOLDEN_NAME).read_bytes())
+    golden["probabilities"][0][0] += 0.001
+    rewrite(GOLDEN_NAME, json.dumps(golden))
     with pytest.raises(ValueError, match="expected the golden predictions of version 1 within 1e-05"):
         mlflow.pyfunc.load_model(str(model))
-    replace(TOPOLOGY_NAME, b'"class_name":"Dropout"', b'"class_name":"Lambda"')
+    rewrite(TOPOLOGY_NAME, (folder / TOPOLOGY_NAME).read_text().replace('"Dropout"', '"Lambda"'))
     with pytest.raises(ValueError, match=r"expected layers .*, received \['Lambda'\]"):
         mlflow.pyfunc.load_model(str(model))
 
