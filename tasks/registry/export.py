@@ -94,7 +94,8 @@ def export_version(
             f"--quantize {quantize}: expected the format {' or '.join(QUANTIZED_FORMATS)}, received {export_format}."
         )
     folder = export_folder(output, version.manifest.dataset, version.number, export_format, quantize)
-    _require_writable(folder)
+    if not folder.exists():
+        _require_writable(folder)
     require_export_packages(export_format)
     expected = expected_of(version, artifacts_dir)
     if folder.exists():
@@ -255,8 +256,8 @@ def _require_files(folder: Path, record: ExportRecord) -> None:
 
 
 def _require_writable(folder: Path) -> None:
-    """Raise `WrongUsage` unless ``folder`` can be made, or is one."""
-    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    """Raise `WrongUsage` unless ``folder`` can be made."""
+    nearest = next(path for path in folder.parents if os.path.lexists(path))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise WrongUsage(
             f"The export goes to {folder}, but {nearest} is not a folder that can be written to. Choose another "
