@@ -104,13 +104,14 @@ lock: $(VENV)/uv.stamp
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra docker --extra tune --extra dask \
-		--extra remote --extra mlflow -c requirements/cpu.lock -o requirements/dev.lock
+		--extra remote --extra mlflow --extra export -c requirements/cpu.lock -o requirements/dev.lock
 	$(COMPILE) pyproject.toml --extra datasets -c requirements/dev.lock -o requirements/datasets.lock
 	$(COMPILE) pyproject.toml --extra docker -c requirements/dev.lock -o requirements/docker.lock
 	$(COMPILE) pyproject.toml --extra tune -c requirements/dev.lock -o requirements/tune.lock
 	$(COMPILE) pyproject.toml --extra dask -c requirements/dev.lock -o requirements/dask.lock
 	$(COMPILE) pyproject.toml --extra remote -c requirements/dev.lock -o requirements/remote.lock
 	$(COMPILE) pyproject.toml --extra mlflow -c requirements/dev.lock -o requirements/mlflow.lock
+	$(COMPILE) pyproject.toml --extra export -c requirements/dev.lock -o requirements/export.lock
 	$(COMPILE) pyproject.toml --extra jax -c requirements/dev.lock -c requirements/gpu.lock -o requirements/jax.lock
 	$(COMPILE) requirements/audit.in -c requirements/dev.lock -o requirements/audit.lock
 	$(COMPILE) requirements/storage.in -o requirements/storage.lock
