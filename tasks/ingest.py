@@ -16,7 +16,7 @@ from schemas.contract import DatasetContract, Split, contract_of
 from schemas.layout import PART_NAME, QUARANTINE_NAME
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord
 from tasks.checks.expectations import import_in_background
-from tasks.data.csv_to_parquet import ShardFacts, check_part, convert_csv
+from tasks.data.csv_to_parquet import ShardFacts, check_parquet, convert_csv
 from tasks.data.parquet_split import (
     IngestFacts,
     join_shards,
@@ -56,7 +56,7 @@ def ingest_shard(
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[StageRecord, ShardFacts]:
         facts = TypeAdapter(ShardFacts).validate_python(stored)
-        check_part(record.path / PART_NAME, contract, facts.rows)
+        check_parquet(record.path / PART_NAME, contract, facts.rows)
         return record, facts
 
     with artifacts_here(artifacts_dir) as artifacts:

@@ -13,7 +13,7 @@ from schemas.errors import StoredArtifactError
 from schemas.layout import SCALE_NAME, TEST_IN_TRAIN_NAME, VALIDATION_ROWS_NAME, images_name, labels_name
 from schemas.references import ParquetPart, PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
-from tasks.data.splits import check_part, check_splits, write_held_out, write_part
+from tasks.data.splits import check_arrays, check_splits, write_held_out, write_part
 from tasks.runtime.files import digest_of, link_or_copy, sha256_file
 from tasks.runtime.materialize import file_here, materialize
 from tasks.runtime.stage_cache import run_stage
@@ -37,7 +37,7 @@ def prepare_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: 
         return {"rows": part.rows}
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:
-        check_part(record.path, contract, facts["rows"])
+        check_arrays(record.path, contract, facts["rows"])
         return record
 
     inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256}
