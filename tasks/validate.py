@@ -15,6 +15,7 @@ from schemas.contract import DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
 from schemas.references import CheckResult, DuplicateReport, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
+from tasks.checks.chunks import ONE_FILE, Shards
 from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.near_duplicates import Sketches, read_in_train
 from tasks.checks.scan import FileScan, merge_scans, scan_file
@@ -68,7 +69,7 @@ def scan_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: Pat
         FileScan.read(record.path, facts, contract)
         return record
 
-    inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256}
+    inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256, "reference": _reference(contract)}
     with artifacts_here(artifacts_dir) as artifacts:
         return run_stage(SCAN_SHARD.outputs(artifacts), SCAN_SHARD, inputs, build, parse)
 
@@ -116,6 +117,8 @@ def validate(
             exact_rows=exact_rows,
             champion=champion,
             train=None if train is None else (_sketches(train, contract), train.data.files),
+            shards=_shards(data),
+            train_shards=ONE_FILE if train is None else _shards(train.data),
         ).write(folder)
 
     record, facts = run_stage(
@@ -128,9 +131,11 @@ def validate(
             # The rows, however they are divided into files. A file changed in place is validated again.
             "data": data.content if current == [part.sha256 for part in data.parts] else current,
             "exact_rows": exact_rows,
-            "reference": None if contract.reference is None else sha256_file(contract.reference),
+            "reference": _reference(contract),
             "champion": None if baseline is None else hashlib.sha256(baseline).hexdigest(),
             "train": None if train is None else train.data.content,
+            # The result names shards.
+            "shards": [_inputs_of_shards(split) for split in (data, None if train is None else train.data)],
         },
         build,
         parse,
@@ -171,6 +176,21 @@ def validate(
         warnings=facts.warnings,
         duplicates=facts.duplicates,
     )
+
+
+def _reference(contract: DatasetContract) -> str | None:
+    return None if contract.reference is None else sha256_file(contract.reference)
+
+
+def _shards(data: ParquetSplit) -> Shards:
+    return Shards([part.source for part in data.parts], [part.rows for part in data.parts])
+
+
+def _inputs_of_shards(data: ParquetSplit | None) -> list[list[Any]] | None:
+    """Return name and rows of each shard. None for one file, whose name is in no result."""
+    if data is None or len(data.parts) == 1:
+        return None
+    return [[part.source, part.rows] for part in data.parts]
 
 
 def _sketches(split: ValidatedSplit, contract: DatasetContract) -> Sketches:
