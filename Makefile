@@ -41,7 +41,7 @@ postgresql:
 		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; }
 
 # Builds the cpu image and runs compose on a Docker engine of its own, as root, on any machine with Debian's packages. No
-# image registry is needed. Takes about 8 minutes, and removes the engine, its images and its firewall rules at the end.
+# image registry is needed. Takes about 5 minutes, and removes the engine, its images and its firewall rules at the end.
 test-containers: $(VENV)/dev.stamp docker
 	$(BIN)/pytest --numprocesses 0 tests/containers
 
