@@ -15,7 +15,7 @@ from tasks.data.data_folder import csv_split
 from tasks.data.splits import open_split
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.registry.gc import collect
+from tasks.registry.gc import collect, plan
 from tasks.registry.store import ModelStore
 from tasks.runtime.stage_cache import read_record
 from tasks.validate import validate
@@ -54,6 +54,12 @@ def run(csvs: dict[Split, CsvSplit], artifacts: Path) -> tuple[dict[Split, Valid
     train = validate.fn(ingest.fn(csvs["train"], NAME, artifacts), NAME, artifacts)
     test = validate.fn(ingest.fn(csvs["test"], NAME, artifacts), NAME, artifacts, train)
     return {"train": train, "test": test}, prepare.fn(train, test, NAME, 100, 7, artifacts)
+
+
+def bytes_used(folder: Path) -> int:
+    """Return the bytes of all files, those with several hard links once."""
+    found = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())
 
 
 def outputs(artifacts: Path) -> dict[str, set[Path]]:
@@ -188,5 +194,9 @@ def test_garbage_collection_keeps_the_shards_of_a_kept_version(tmp_path: Path) -
     first.write_bytes(content + content.splitlines(keepends=True)[1])
     run({**csvs, "train": csv_split("train", [file.path for file in csvs["train"].files])}, artifacts)
     assert outputs(artifacts) != kept
-    collect(artifacts, NAME)
+    used = bytes_used(artifacts)
+    planned = plan(artifacts, NAME)
+    removed = collect(artifacts, NAME)
     assert outputs(artifacts) == kept
+    # The records of a split are its own. Its rows are those of the shards: only the changed one is freed.
+    assert removed.bytes == planned.bytes == used - bytes_used(artifacts)
