@@ -66,6 +66,20 @@ def test_dask_gives_the_version_of_threads(server: str, in_this_process: None, d
     assert len(lines) == len(set(lines)) == 6
 
 
+def test_a_corrected_shard_has_the_only_task_runs_of_shards(
+    server: str, in_this_process: None, data: Path, tmp_path: Path
+) -> None:
+    train(data, tmp_path / "artifacts", "threads")
+    second = data / "fashion-mnist_train-001.csv"
+    second.write_bytes(b"".join(second.read_bytes().splitlines(keepends=True)[:-1]))
+    train(data, tmp_path / "artifacts", "threads")
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    per_shard = [task.name for task in tasks if task.name.endswith(".csv")]
+    assert sorted(per_shard) == [f"{stage} train {second.name}" for stage in ("ingest", "prepare", "scan")]
+
+
 def test_a_rejected_shard_is_named_and_leaves_no_run_and_no_process(
     server: str, in_this_process: None, data: Path, tmp_path: Path
 ) -> None:
