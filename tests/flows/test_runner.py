@@ -71,11 +71,13 @@ def test_a_corrected_shard_has_the_only_task_runs_of_shards(
 ) -> None:
     train(data, tmp_path / "artifacts", "threads")
     second = data / "fashion-mnist_train-001.csv"
-    second.write_bytes(b"".join(second.read_bytes().splitlines(keepends=True)[:-1]))
-    train(data, tmp_path / "artifacts", "threads")
+    content = second.read_bytes()
+    second.write_bytes(content + content.splitlines(keepends=True)[-1])
+    again = train(data, tmp_path / "artifacts", "threads")
+    manifest = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(again.version).manifest
     with get_client(sync_client=True) as client:
-        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
-        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        run = FlowRunFilterId(any_=[UUID(manifest.flow_run_id)])
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=run))
     per_shard = [task.name for task in tasks if task.name.endswith(".csv")]
     assert sorted(per_shard) == [f"{stage} train {second.name}" for stage in ("ingest", "prepare", "scan")]
 
