@@ -257,6 +257,9 @@ TrialCount = Annotated[int, Field(ge=1, le=100_000)]
 # Rows of the train split that trials are compared on. The default validation split is too small to choose by.
 HeldOut = Annotated[int, Field(ge=10, le=1_000_000)]
 DEFAULT_HELD_OUT = 5_000
+# Days of predictions that watch-predictions compares.
+WatchedDays = Annotated[int, Field(ge=1, le=3_650)]
+DEFAULT_WATCHED_DAYS = 90
 TuningSeconds = Annotated[float, Field(gt=0)]
 
 

@@ -271,7 +271,7 @@ class Predictions(Reference):
     """Predictions of a version for ``rows`` images, written to ``output``.
 
     accuracy: share of rows whose prediction equals the label; None without a label column.
-    checks: those that were measured. warnings: one sentence each.
+    checks: those that were measured. warnings: one sentence each. profile: a file beside ``output`` with counts.
     """
 
     version: int
@@ -281,6 +281,7 @@ class Predictions(Reference):
     warnings: tuple[str, ...]
     output: Path
     sha256: str
+    profile: Path
 
 
 class Garbage(Reference):

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract, contract_of
 from schemas.errors import DataContractError, StageNotWritten, WrongUsage
-from schemas.layout import WEIGHTS_NAME
+from schemas.layout import WEIGHTS_NAME, profile_beside
 from schemas.references import Predictions
 from schemas.store import Manifest
 from tasks.data.csv_blocks import Rows
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import scale_pixels
 from tasks.registry.prediction_checks import PredictionChecks
+from tasks.registry.prediction_records import recording
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import load_model
-from tasks.runtime.files import atomic_write, is_mount_point, sha256_file, sweep_temporaries
+from tasks.runtime.files import atomic_write, is_mount_point, sha256_file, sweep_temporaries, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,14 @@ BATCH_ROWS = 16_384
 
 
 def predict_csv(
-    images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
+    images: Path,
+    output: Path,
+    version: str,
+    dataset: str,
+    artifacts_dir: Path,
+    strict: bool = False,
+    *,
+    now: datetime | None = None,
 ) -> Predictions:
     """Predict each row of the CSV ``images`` with a version (a number or an alias) of ``dataset``.
 
@@ -44,6 +53,9 @@ def predict_csv(
     output: the table of `predictions_schema`, one row per image in file order, as Parquet or CSV by its suffix. An
     existing file, or the target of a link, is replaced at the end.
     strict: raise `DataContractError` if the images, or the accuracy on their labels, cause a warning.
+    now: the time of the predictions, in UTC.
+
+    `profile_beside` the output has counts of the predictions, and `recording` keeps them for watch-predictions.
 
     Raises `WrongUsage` for an ``output`` that cannot be written, before any other work, `DataContractError` for the
     CSV, and `VersionNotFound` or `StoredArtifactError` for the version. An existing ``output`` is then unchanged.
@@ -61,7 +73,11 @@ def predict_csv(
         schema = predictions_schema(contract, stored.manifest, csv.labelled)
         start = 0
         sweep_temporaries(target)
-        with _name_in_errors(output), atomic_write(target) as temporary:
+        with (
+            _name_in_errors(output),
+            atomic_write(target) as temporary,
+            recording(artifacts_dir, stored, contract, now or datetime.now(UTC)) as record,
+        ):
             with open_table(temporary, schema) as writer:
                 for rows in in_batches(csv, BATCH_ROWS):
                     pixels, labels = (rows[:, 1:], rows[:, 0]) if csv.labelled else (rows, None)
@@ -69,6 +85,7 @@ def predict_csv(
                     predicted = probabilities.argmax(axis=1)
                     writer.write_table(_predictions_table(probabilities, predicted, labels, start, contract, schema))
                     checks.add(pixels, predicted, labels)
+                    record.add(pixels, probabilities)
                     start += len(rows)
                 # Raises if the images changed while they were read, before the output gets its name.
                 reading.close()
@@ -80,6 +97,8 @@ def predict_csv(
                 if isinstance(writer, pq.ParquetWriter):
                     writer.add_key_value_metadata({**schema.metadata, b"fashion_ann.warnings": json.dumps(warnings)})
             sha256 = sha256_file(temporary)
+            with atomic_write(profile_beside(target)) as beside:
+                write_json(beside, record.finish(target.name, sha256, checks.profile, warnings).as_json())
     for line in warnings:
         logger.warning("%s", line)
     return Predictions(
@@ -90,6 +109,7 @@ def predict_csv(
         warnings=tuple(warnings),
         output=output,
         sha256=sha256,
+        profile=profile_beside(target),
     )
 
 

@@ -316,7 +316,8 @@ def test_reordered_columns_are_accepted_and_logged(
 def test_an_existing_output_is_replaced(two_versions: Path, tmp_path: Path) -> None:
     (tmp_path / "out.parquet").write_bytes(b"old predictions")
     run(put(tmp_path, LINES), two_versions)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.csv", "out.parquet"]
+    names = ["_out.parquet.profile.json", "images.csv", "out.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 200
 
 
