@@ -120,7 +120,13 @@ def apply_automations(report: Report | None = None) -> None:
             last.parts = {}  # all were deleted, which is no decision on a single one
         if (block := _recipient(client, last)) is not None:
             automations += [
-                *(_notify(block), _notify_waiting(block), notify_drifted(block), notify_late(block), notify_no_nightly(block)),
+                *(
+                    _notify(block),
+                    _notify_waiting(block),
+                    notify_drifted(block),
+                    notify_late(block),
+                    notify_no_nightly(block),
+                ),
                 *(notify_no_worker(block), report_failed_actions(block)),
             ]
         apply_automations_of(client, last, automations)

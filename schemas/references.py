@@ -271,7 +271,8 @@ class Predictions(Reference):
     """Predictions of a version for ``rows`` images, written to ``output``.
 
     accuracy: share of rows whose prediction equals the label; None without a label column.
-    checks: those that were measured. warnings: one sentence each. profile: a file beside ``output`` with counts.
+    checks: those that were measured. warnings: one sentence each. profile: a file beside ``output`` with counts; None
+    for several CSVs, which have one each.
     """
 
     version: int
@@ -281,7 +282,23 @@ class Predictions(Reference):
     warnings: tuple[str, ...]
     output: Path
     sha256: str
-    profile: Path
+    profile: Path | None
+
+
+class FilePredictions(Predictions):
+    """Predictions for one of several CSVs, ``images``."""
+
+    images: Path
+
+
+class PredictedFiles(Predictions):
+    """Predictions for several CSVs, as a folder ``output`` with a Parquet file per CSV.
+
+    ``files`` are in the order of the names of the Parquet files. The other fields are those of all files together.
+    sha256: of the Parquet files, as ``sha256sum FILE.. | sha256sum`` in the folder.
+    """
+
+    files: tuple[FilePredictions, ...] = Field(min_length=1)
 
 
 class Garbage(Reference):

@@ -253,3 +253,9 @@ def _paired(
 def paired_labels(test: PairedTest) -> PairedLabels:
     """Return the result of McNemar's test, as it is stored."""
     return PairedLabels(rows=test.rows, fixed=test.fixed, broken=test.broken, p_value=test.p_value)
+
+
+def labelled_images(artifacts_dir: Path, contract: DatasetContract, labels: Labels) -> set[bytes]:
+    """Return the images of ``labels`` that were predicted, on any day."""
+    rows = _rows_of(read_records(artifacts_dir, contract))
+    return {image for record in rows for image in record.images if image in labels}

@@ -24,7 +24,7 @@ def write_predictions_page(
     page = Artifacts(artifacts_dir).predictions / contract.name / PREDICTIONS_PAGE_NAME
     own = [day for day in days if day.shadow_of is None]
     html = render(
-        "predictions.html",
+        "watched.html",
         contract=contract,
         days=list(reversed(own)),
         shadows=[day for day in reversed(days) if day.shadow_of is not None],
