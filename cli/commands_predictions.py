@@ -9,7 +9,7 @@ from cli.arguments import Argument, Commands, counted, path_argument, print_resu
 from schemas.config import DEFAULT_WATCHED_DAYS, WatchedDays, artifacts_folder, expanded
 
 if TYPE_CHECKING:
-    from schemas.predictions import WatchedDay
+    from schemas.references import WatchedDay
 
 commands = Commands()
 

@@ -8,7 +8,7 @@ from prefect import flow
 from flows.states import ON_KILLED, ON_RUNNING
 from schemas.config import DEFAULT_WATCHED_DAYS, WatchedDays, separate_folders
 from schemas.contract import DatasetName
-from schemas.predictions import WatchedPredictions
+from schemas.references import WatchedPredictions
 from tasks.watch_predictions import watch
 
 

@@ -117,15 +117,15 @@ def profile_beside(output: Path) -> Path:
     return output.with_name(f"_{output.name}.profile.json")
 
 
-def is_profile(path: Path) -> bool:
-    """Return whether ``path`` is the profile of predictions beside it."""
-    match = re.fullmatch(r"_(?P<of>.+)\.profile\.json", path.name)
-    return match is not None and path.with_name(match["of"]).is_file()
-
-
 def shadow_beside(output: Path) -> Path:
     """Return the path of the challenger's predictions for the same images as ``output``."""
     return output.with_name(f"_{output.stem}.shadow{output.suffix}")
+
+
+def is_beside(path: Path) -> bool:
+    """Return whether ``path`` is the profile or the shadow of predictions that are beside it."""
+    others = path.parent.glob("[!_.]*")
+    return path.name.startswith("_") and any(path in (profile_beside(other), shadow_beside(other)) for other in others)
 
 
 def validation_folder(parquet: Path) -> Path:

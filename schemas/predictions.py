@@ -1,16 +1,13 @@
-"""Define what `predict` keeps about its predictions, and what watch-predictions finds for a day and a version.
+"""Define what `predict` keeps about its predictions.
 
 A profile has counts only: those of several files of a day are added.
 """
 
-from datetime import date
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from schemas.contract import NAME_PATTERN
-from schemas.references import CheckResult, Reference
 from schemas.store import Digest, Share, StoredJson, Time, VersionNumber
 
 # Bounds of the bins of confidence: finer near 1, where most predictions of a good model are.
@@ -50,12 +47,15 @@ class PairedLabels(StoredJson):
 class ShadowComparison(StoredJson):
     """The answers of a challenger, ``version``, beside those of the version that predicted the same rows.
 
-    agreement: share of rows with the same predicted class, with Wilson's interval of 95 %. classes_p_value: of the
-    chi-square test that both predict the same shares of the classes. estimated: accuracies of both without labels.
-    paired: None without labels.
+    output: the name of the file with the answers, beside that of the other version. agreement: share of rows with the
+    same predicted class, with Wilson's interval of 95 %. classes_p_value: of the chi-square test that both predict the
+    same shares of the classes. estimated, shadow_estimated: accuracies of both without labels; None for a version whose
+    stored predictions cannot be read. paired: None without labels.
     """
 
     version: VersionNumber
+    output: str
+    output_sha256: Digest
     rows: Count
     agree: Count
     agreement: Share
@@ -109,50 +109,3 @@ class PredictionProfile(StoredJson):
     def day(self) -> str:
         """Return the day of the predictions in UTC, such as 2026-01-31."""
         return self.created[:10]
-
-
-class WatchedDay(Reference):
-    """The predictions of one day (UTC) by one version.
-
-    shadow_of: the version beside which a challenger predicted, else None.
-    class_shares: share of each predicted class. checks: those that could be measured, see `DatasetContract.checks`.
-    estimated: None if the version or its stored predictions cannot be read. measured: None without labels.
-    paired: a challenger against the version beside which it predicted, None without labels.
-    note: why a check is missing, "" if none is. drifted: a check is beyond its bound; never for a challenger.
-    """
-
-    dataset: str
-    day: str
-    version: int
-    shadow_of: int | None
-    files: int
-    rows: int
-    class_shares: tuple[float, ...]
-    checks: tuple[CheckResult, ...]
-    estimated: EstimatedAccuracy | None
-    measured: MeasuredAccuracy | None
-    paired: PairedLabels | None
-    note: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.day} version {self.version}"
-
-    @property
-    def ordinal(self) -> int:
-        """Return the day as a number, for a chart."""
-        return date.fromisoformat(self.day).toordinal()
-
-    @property
-    def drifted(self) -> bool:
-        return self.shadow_of is None and any(check.result == "warned" for check in self.checks)
-
-
-class WatchedPredictions(Reference):
-    """What watch-predictions found. drifted, announced: "DAY version N"; this run has sent the events of the latter."""
-
-    dataset: str
-    days: tuple[WatchedDay, ...]
-    drifted: tuple[str, ...]
-    announced: tuple[str, ...]
-    page: Path

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from schemas.contract import contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import Artifacts
-from schemas.predictions import WatchedDay, WatchedPredictions
+from schemas.references import WatchedDay, WatchedPredictions
 from tasks.checks.summary import sentences
 from tasks.registry.store import ModelStore
 from tasks.registry.watched_predictions import watched_days

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import DataContractError, WrongUsage
-from schemas.layout import is_litter, is_profile, profile_beside
+from schemas.layout import is_beside, is_litter, profile_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, sha256sum_digest
 from tasks.data.remote_folder import CSV_SUFFIXES
 from tasks.registry.batch_prediction import require_replaceable
@@ -89,7 +89,7 @@ def new_prediction_folder(output: Path) -> Iterator[Path]:
 
 def _require_predictions(folder: Path) -> None:
     for path in folder.iterdir() if folder.exists() else ():
-        if is_litter(path.name) or is_profile(path):
+        if is_litter(path.name) or is_beside(path):
             continue
         try:
             written = b"fashion_ann.version" in (pq.read_schema(path).metadata or {})
@@ -129,5 +129,6 @@ def predicted_files(output: Path, files: Mapping[str, FilePredictions]) -> Predi
         output=output,
         sha256=sha256sum_digest(CsvFile(path=file.output, sha256=file.sha256) for file in named),
         profile=None,
+        shadow=None,
         files=tuple(named),
     )

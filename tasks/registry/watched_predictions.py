@@ -13,7 +13,8 @@ import numpy.typing as npt
 from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError, VersionNotFound
 from schemas.layout import PREDICTIONS_NAME
-from schemas.predictions import EstimatedAccuracy, MeasuredAccuracy, PairedLabels, PredictionProfile, WatchedDay
+from schemas.predictions import EstimatedAccuracy, MeasuredAccuracy, PairedLabels, PredictionProfile
+from schemas.references import WatchedDay
 from schemas.store import ClassRecall
 from tasks.checks.estimated_accuracy import Counts, calibration_table, estimate_accuracy
 from tasks.checks.image_profile import ImageProfile

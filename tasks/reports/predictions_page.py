@@ -7,8 +7,7 @@ from typing import Any
 
 from schemas.contract import DatasetContract
 from schemas.layout import PREDICTIONS_PAGE_NAME, Artifacts
-from schemas.predictions import WatchedDay
-from schemas.references import CheckResult
+from schemas.references import CheckResult, WatchedDay
 from tasks.checks.summary import sentences
 from tasks.reports.charts import Chart, days_chart
 from tasks.reports.rendering import render

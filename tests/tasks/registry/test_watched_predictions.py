@@ -8,7 +8,7 @@ import pytest
 
 from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError
-from schemas.predictions import WatchedDay
+from schemas.references import WatchedDay
 from tasks.registry.prediction_records import read_records, store_labels
 from tasks.registry.watched_predictions import labelled_images, watched_days
 from tests.watched import Images, Simulation
