@@ -7,18 +7,20 @@ import webbrowser
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from cli.arguments import Argument, Commands, data_dir, path_argument, print_result, read_value
+from cli.arguments import MLFLOW, Argument, Commands, counted, data_dir, path_argument, print_result, read_value
 from cli.printed_commands import runnable
 from schemas.config import ShadowRows, artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
+from schemas.export import ExportFormat, Quantization
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
 from schemas.store import StoredMetrics, Verdict, shown_outcome
 from tasks.runtime.stages import run_name
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
+    from schemas.export import ExportedModel
     from schemas.store import AliasEvent, Manifest
     from tasks.registry.champion import Move
     from tasks.registry.gc import Plan
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
+GROUP_HELP = {"mlflow": "send versions and aliases to an MLflow server"}
 _VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 _REASON = Argument("--reason", required=True, metavar="R", help="recorded in the alias log")
 _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
@@ -327,6 +330,7 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
         metavar="N",
         help="rows that the version must have answered as a shadow of the champion (default: its own promotion rule)",
     ),
+    MLFLOW,
     help="make a version the champion",
     when_stopped=_CHECK_CHAMPION,
 )
@@ -343,6 +347,7 @@ def _promote(options: argparse.Namespace) -> None:
 @commands.add(
     "rollback",
     _REASON,
+    MLFLOW,
     help="restore the previous champion; run it again to go back further",
     when_stopped=_CHECK_CHAMPION,
 )
@@ -358,6 +363,7 @@ def _rollback(options: argparse.Namespace) -> None:
     _VERSION,
     Argument("name", metavar="NAME", help="letters, digits and dashes, such as staging; not champion"),
     _REASON,
+    MLFLOW,
     help="point an alias other than champion at a version",
     description="Verify version V, then point the alias NAME at it. Every command that takes a version accepts NAME. "
     "`gc` keeps the version.",
@@ -371,9 +377,15 @@ def _alias(options: argparse.Namespace) -> None:
 
 
 def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move") -> None:
-    """Print a move, and send its event to the configured Prefect API. Without one, the next run sends it."""
+    """Print a move, send its event to the configured Prefect API, and update MLflow.
+
+    Without an API, the next run sends the event.
+    """
+    from tasks.reports.mlflow_sync import update_mlflow
+
     event = move.event
     sent, problem = _send_events(store)
+    update_mlflow(store)
     before = "none" if event.before is None else f"version {event.before}"
     if not options.json:
         for line in move.cleaned:
@@ -465,6 +477,97 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 @commands.add(
+    "mlflow sync",
+    MLFLOW,
+    help="add the versions and aliases that an MLflow server lacks",
+    description="Add each version of the store that the MLflow server lacks, as a run and as a version of the "
+    "registered model with the dataset's name, and set its aliases to those of the store. Runs and moves of aliases do "
+    "the same while the server answers. Needs the extra mlflow.",
+    writes=False,
+    when_stopped="Versions that were added are complete. Run it again to add the rest.",
+)
+def _mlflow_sync(options: argparse.Namespace) -> None:
+    from schemas.config import MLFLOW_VARIABLE, mlflow_address
+    from tasks.reports.mlflow_sync import synchronize
+
+    if mlflow_address() is None:
+        raise WrongUsage(
+            f"Expected the address of an MLflow server, received none: give --mlflow URI, or set {MLFLOW_VARIABLE}."
+        )
+    store = _store(options)
+    state = synchronize(store)
+    lines = [
+        f"{state.address}: {counted(len(state.versions), 'version')} of {options.dataset}, {len(state.added)} added"
+    ]
+    lines += [f"  {alias}: version {number} in MLflow" for alias, number in state.aliases.items()]
+    print_result(options, asdict(state), lines)
+    if state.faults:
+        raise StoredArtifactError("\n".join(state.faults))
+
+
+@commands.add(
+    "export",
+    _VERSION,
+    Argument(
+        "--format",
+        choices=get_args(ExportFormat),
+        required=True,
+        help="savedmodel: TensorFlow and TensorFlow Serving; onnx: ONNX Runtime; litert: a .tflite file; keras: a "
+        ".keras file. onnx and litert need the extra export",
+    ),
+    Argument(
+        "--output",
+        type=path_argument,
+        metavar="DIR",
+        required=True,
+        help="folder for DIR/MODEL/VERSION, such as DIR/fashion-mnist/7 or DIR/fashion-mnist-onnx/7",
+    ),
+    Argument(
+        "--quantize",
+        choices=get_args(Quantization),
+        help="weights and activations in 8 bits, calibrated on train rows; onnx and litert only",
+    ),
+    help="export a version for another runtime, with proof that it predicts the same",
+    description="Write version V for another runtime, with the normalization of pixels inside. The exported model is "
+    "opened by that runtime in a fresh process and predicts all test rows. It is written if no probability differs by "
+    "more than 0.00001 from the stored one and no class changes; else the status is 5. A quantized model is compared "
+    "with the float one by McNemar's exact test; a worse one is rejected with status 4. export.json beside the model "
+    "has digests, versions of the runtime and what was measured. An existing export is proven again.",
+    when_stopped="Nothing was written.",
+)
+def _export(options: argparse.Namespace) -> None:
+    from tasks.registry.export import export_version
+
+    version, artifacts_dir = _store(options).version(options.version), artifacts_folder(options.artifacts_dir)
+    exported = export_version(version, options.format, expanded(options.output), artifacts_dir, options.quantize)
+    result = {**exported.record.model_dump(), **exported.model_dump(exclude={"record"})}
+    print_result(options, result, _export_lines(exported))
+
+
+def _export_lines(exported: "ExportedModel") -> Iterator[str]:
+    record = exported.record
+    done = "exported as" if exported.created else "was exported before, and is proven again as"
+    yield f"version {record.version} {done} {record.format}{f', {record.quantize}' if record.quantize else ''}"
+    yield (
+        f"  largest difference of a probability {record.largest_difference:.2g}, {record.changed_classes} classes "
+        f"changed, on all {record.rows:,} test rows"
+    )
+    costs = [("", record.cost)]
+    if (quantized := record.quantized) is not None:
+        yield (
+            f"  accuracy {quantized.test_accuracy:.4f}: {quantized.fixed} fixed, {quantized.broken} broken, "
+            f"p = {quantized.p_value:.3g}"
+        )
+        costs.append((" of the float model", quantized.float_cost))
+    for name, cost in costs:
+        one, thousand = cost.latency_ms["1"], cost.latency_ms["1000"]
+        yield f"  {cost.bytes:,} bytes{name}; 1 row in {one:.3g} ms, 1,000 rows in {thousand:.3g} ms"
+    yield f"  run by  {', '.join(f'{name} {version}' for name, version in record.runtime.items())}"
+    yield f"  model   {exported.path}"
+    yield f"  record  {exported.record_path}"
+
+
+@commands.add(
     "gc",
     Argument(
         "--keep",
@@ -482,6 +585,7 @@ def _verify(options: argparse.Namespace) -> None:
 )
 def _gc(options: argparse.Namespace) -> None:
     from tasks.registry.gc import collect, plan
+    from tasks.reports.mlflow_sync import update_mlflow
 
     def list_removals(planned: "Plan") -> None:
         for entry in planned.removed:
@@ -493,6 +597,7 @@ def _gc(options: argparse.Namespace) -> None:
         list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
     else:
         result = collect(artifacts_dir, options.dataset, options.keep, on_plan=list_removals)
+        update_mlflow(_store(options))  # it may have logged the promotion of a killed run
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"
