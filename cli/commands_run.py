@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cli.arguments import (
+    MLFLOW,
     Argument,
     Commands,
     Terminated,
@@ -104,6 +105,7 @@ _CONFIG = Argument(
     _DEVICE,
     _runner("the tasks per shard"),
     Argument("--note", metavar="TEXT", help="a remark that is stored with the new version, up to 500 characters"),
+    MLFLOW,
     _QUIET,
     _CONFIG,
     *config_arguments(TrainingConfig, PromotionConfig),

@@ -81,6 +81,24 @@ def remote_address() -> str | None:
     return address
 
 
+# Address of the MLflow server that versions are sent to. mlflow reads the same variable.
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def mlflow_address() -> str | None:
+    """Return the address in MLFLOW_TRACKING_URI, None if it is unset or empty.
+
+    Raises `WrongUsage` for anything but the address of a server. MLflow would take it for a local folder or database.
+    """
+    address = os.environ.get(MLFLOW_VARIABLE, "").strip()
+    if address and not re.match(r"https?://[^/]", address):
+        raise WrongUsage(
+            f"{MLFLOW_VARIABLE}: expected the address of an MLflow server, such as http://127.0.0.1:5000, received "
+            f"{address.rpartition('@')[2][:80]!r}."
+        )
+    return address or None
+
+
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
 # without a usable GPU. "cpu": the CPU, even on a machine with a GPU.
 DeviceChoice = Literal["auto", "gpu", "cpu"]
