@@ -207,14 +207,14 @@ def prove(
             raise StoredArtifactError(
                 f"{path}: expected the stored probabilities of {len(stored.labels):,} test rows within {TOLERANCE} and "
                 f"the same classes, received a largest difference of {difference:.3g} and {changed} rows of another "
-                "class. It was not exported."
+                "class. The export is rejected."
             )
         # A weight of a pixel that is 0 in all test rows, or of an inactive unit, changes no prediction.
         for place, kernel in enumerate(expected.kernels, start=1):
             if not any(_is_multiple(found, kernel) or _is_multiple(found.T, kernel) for found in output.matrices):
                 raise StoredArtifactError(
                     f"{path}: expected the stored weights of layer {place}, or a multiple of them, received others. "
-                    "It was not exported."
+                    "The export is rejected."
                 )
         return output
     paired = compared(output, stored)
@@ -222,7 +222,7 @@ def prove(
         raise CandidateRejected(
             f"{path}: the {quantize} model is worse than the float model on the same {paired.rows:,} test rows "
             f"({paired.fixed} fixed, {paired.broken} broken, p = {paired.p_value:.3g}, expected >= "
-            f"{expected.significance}). It was not exported. Export it without --quantize."
+            f"{expected.significance}). The export is rejected. Export it without --quantize."
         )
     return output
 

@@ -52,5 +52,5 @@ def test_a_worse_export_ends_with_its_status(
     flags = ("--format", "onnx", "--output", tmp_path / "exports", "--artifacts-dir", artifacts)
     received, out, err = run("export", "1", *flags, *quantize)
     assert (received, out) == (status, "")
-    assert "It was not exported." in err
+    assert "The export is rejected." in err
     assert not (tmp_path / "exports").exists()

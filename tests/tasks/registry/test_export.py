@@ -147,7 +147,7 @@ def test_a_rejected_export_leaves_nothing(
     version: StoredVersion, sample_artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.registry.export.TOLERANCE", -1.0)
-    with rejected("It was not exported"):
+    with rejected("The export is rejected"):
         export_version(version, "onnx", tmp_path / "exports", sample_artifacts)
     assert list(tmp_path.iterdir()) == []
 
