@@ -275,6 +275,10 @@ TrialCount = Annotated[int, Field(ge=1, le=100_000)]
 # Rows of the train split that trials are compared on. The default validation split is too small to choose by.
 HeldOut = Annotated[int, Field(ge=10, le=1_000_000)]
 DEFAULT_HELD_OUT = 5_000
+ShadowRows = Annotated[int, Field(ge=0, le=10**12)]
+# Days of predictions that watch-predictions compares.
+WatchedDays = Annotated[int, Field(ge=1, le=3_650)]
+DEFAULT_WATCHED_DAYS = 90
 TuningSeconds = Annotated[float, Field(gt=0)]
 
 
@@ -302,6 +306,12 @@ class PromotionConfig(BaseModel):
     )
     minimum_recall: float | None = Field(
         None, ge=0, le=1, description="per-class recall below which a version is rejected"
+    )
+    minimum_shadow_rows: int | None = Field(
+        None,
+        ge=1,
+        le=10**12,
+        description="rows that a version must have answered as a shadow of the champion before it is promoted",
     )
     significance: float = Field(0.05, gt=0, lt=1, description="significance level of McNemar's exact test")
 
