@@ -13,7 +13,7 @@ from cli.arguments import Argument, Commands, data_dir, path_argument, print_res
 from cli.printed_commands import runnable
 from schemas.config import artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
-from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
+from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME
 from schemas.store import StoredMetrics, Verdict, shown_outcome
 from tasks.runtime.stages import run_name
 
@@ -34,7 +34,12 @@ _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
 def _store(options: argparse.Namespace) -> "ModelStore":
     from tasks.registry.store import ModelStore
 
-    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
+    store = ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
+    if store.copied:
+        from tasks.reports.versions_page import write_versions_page
+
+        write_versions_page(store)
+    return store
 
 
 def _empty(store: "ModelStore") -> str:
@@ -210,8 +215,13 @@ def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEv
     writes=False,
 )
 def _report(options: argparse.Namespace) -> None:
-    version = _store(options).version(options.version)
+    from tasks.reports.versions_page import write_versions_page
+
+    store = _store(options)
+    version = store.version(options.version)
     path = version.path(REPORT_NAME)
+    if version.remote is not None:
+        write_versions_page(store)  # it links to the reports on this machine
     print_result(options, {"version": version.number, "report": path}, [str(path)])
     if options.open and not webbrowser.open(path.absolute().as_uri()):
         raise FashionAnnError(f"No browser could be started. Open {path} in one.")
@@ -254,7 +264,7 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
         "--output",
         type=path_argument,
         metavar="FILE.html",
-        help="the page (default: comparisons/V-W.html in the artifacts folder)",
+        help="the page (default: comparisons/V-W.html in the artifacts folder, of another dataset below its name)",
     ),
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
@@ -265,13 +275,14 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
 def _compare(options: argparse.Namespace) -> None:
     from tasks.data.remote_folder import local_data_folder
     from tasks.registry.alias_log import CHAMPION
-    from tasks.reports.comparison import compare, write_comparison
+    from tasks.reports.comparison import compare, comparison_name, comparisons_folder, write_comparison
+    from tasks.reports.versions_page import write_versions_page
 
     store, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
     names = (CHAMPION, options.before) if options.after is None else (options.before, options.after)
     before, after = map(store.resolve, names)
     if options.output is None:
-        output = Artifacts(artifacts_dir).comparisons / f"{before:04d}-{after:04d}.html"
+        output = comparisons_folder(artifacts_dir, options.dataset) / comparison_name(before, after)
     else:
         output = expanded(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
@@ -280,6 +291,7 @@ def _compare(options: argparse.Namespace) -> None:
     comparison = compare(store, artifacts_dir, data_home, before, after)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, output)
+    write_versions_page(store)  # it links to the comparison
     missing = comparison.without_pictures
     result = {**comparison.figures, "output": output, "without_pictures": missing}
     print_result(options, result, [*_compare_lines(comparison.figures), f"  page  {output}"])
@@ -360,8 +372,14 @@ def _alias(options: argparse.Namespace) -> None:
 
 
 def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move") -> None:
-    """Print a move, and send its event to the configured Prefect API. Without one, the next run sends it."""
+    """Print a move, and send its event to the configured Prefect API. Without one, the next run sends it.
+
+    Also writes the page of all versions.
+    """
+    from tasks.reports.versions_page import write_versions_page
+
     event = move.event
+    write_versions_page(store)
     sent, problem = _send_events(store)
     before = "none" if event.before is None else f"version {event.before}"
     if not options.json:
@@ -471,6 +489,8 @@ def _verify(options: argparse.Namespace) -> None:
 )
 def _gc(options: argparse.Namespace) -> None:
     from tasks.registry.gc import collect, plan
+    from tasks.registry.store import ModelStore
+    from tasks.reports.versions_page import write_versions_page
 
     def list_removals(planned: "Plan") -> None:
         for entry in planned.removed:
@@ -482,6 +502,7 @@ def _gc(options: argparse.Namespace) -> None:
         list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
     else:
         result = collect(artifacts_dir, options.dataset, options.keep, on_plan=list_removals)
+        write_versions_page(ModelStore.of(artifacts_dir, options.dataset))
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"

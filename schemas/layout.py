@@ -47,7 +47,7 @@ STUDY_LOCK_NAME = "study.lock"
 RECIPE_NAME = "recipe.toml"
 TRIALS_PAGE_NAME = "trials.html"
 
-# Data Docs.
+# The page of all versions in a store, and the first page of Data Docs.
 INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
 

@@ -174,16 +174,24 @@ class StoredCode(StoredJson):
     dirty: bool | None
 
 
-class VersionFacts(StoredJson):
-    """A manifest without the version number, the files and the digest, which the store adds."""
+class VersionResult(StoredJson):
+    """The part of a manifest that the page of all versions shows."""
 
     dataset: Annotated[str, Field(pattern=NAME_PATTERN)]
     created: Time
-    made_from: str
     test_accuracy: Share
     test_loss: float
-    topology_id: Digest
     data: StoredData
+    parent: VersionNumber | None
+    note: str | None = None
+    verdict: StoredVerdict
+
+
+class VersionFacts(VersionResult):
+    """A manifest without the version number, the files and the digest, which the store adds."""
+
+    made_from: str
+    topology_id: Digest
     configuration: TrainingSettings
     batch_size_used: Annotated[int, Field(ge=1)] | None = None
     memory_budget_used: Annotated[int, Field(ge=0)] | None = None  # bytes
@@ -197,10 +205,7 @@ class VersionFacts(StoredJson):
     device: StoredDevice
     training_seconds: float
     epochs_run: int
-    parent: VersionNumber | None
     flow_run_id: str | None
-    note: str | None = None
-    verdict: StoredVerdict
     lineage: list[StoredStage]
 
     @property

@@ -7,6 +7,8 @@ from prefect.cache_policies import NO_CACHE
 
 from schemas.references import Predictions
 from tasks.registry.batch_prediction import predict_csv
+from tasks.registry.store import ModelStore
+from tasks.reports.versions_page import write_versions_page
 from tasks.runtime.prefect_artifacts import publish_table
 
 
@@ -16,6 +18,8 @@ def predict(
 ) -> Predictions:
     """Run `tasks.registry.batch_prediction.predict_csv`, and return a reference to its output."""
     predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict)
+    if (store := ModelStore.of(artifacts_dir, dataset)).mirror is not None:
+        write_versions_page(store)  # it may have been copied
     publish_table(
         f"{dataset}-prediction-checks",
         [{"result": check.result, **check.model_dump(exclude={"result"})} for check in predictions.checks],

@@ -5,6 +5,7 @@ The templates draw the charts. SVG is sharp at any size, uses the colours of the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from math import ceil, floor, log10
 from unicodedata import east_asian_width
 
@@ -54,13 +55,29 @@ def epochs_chart(lines: Mapping[str, Sequence[float]]) -> Chart:
     """Return a chart with one line per series of values by epoch, starting at epoch 1."""
     epochs = max(len(values) for values in lines.values())
     everything = [value for values in lines.values() for value in values]
-    low, high, step = _axis_range(min(everything), max(everything))
-    digits = max(0, -floor(log10(step)))
     labelled = max(1, int(_round_step(epochs / 6)))
     x_ticks = {str(epoch): epoch for epoch in sorted({1, *range(labelled, epochs + 1, labelled)})}
-    y_ticks = {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
     first, last = (1, epochs) if epochs > 1 else (0, 2)  # one epoch is in the middle
-    return Chart(Axis(first, last, *_X, x_ticks), Axis(low, high, *_Y, y_ticks), lines)
+    return Chart(Axis(first, last, *_X, x_ticks), _value_axis(everything), lines)
+
+
+def time_chart(times: Sequence[float], values: Sequence[float]) -> Chart:
+    """Return a wide chart of values by time, in seconds since 1970. It has room for a strip below the axis of time."""
+    first, last = min(times), max(times)
+    span = last - first
+    day, clock = ("%Y-%m-%d", "") if span > 5 * 86_400 else ("%m-%d ", "%H:%M") if span > 600 else ("", "%H:%M:%S")
+    places = [first + span * step / 4 for step in range(5)] if span else [first]
+    ticks = {datetime.fromtimestamp(place, UTC).strftime(day + clock): place for place in places}
+    margin = span / 25 or 1  # the newest champion is in use from the last time on
+    return Chart(Axis(first - margin, last + margin, 46, 790, ticks), _value_axis(values), width=800, height=290)
+
+
+def _value_axis(values: Sequence[float]) -> Axis:
+    low, high, step = _axis_range(min(values), max(values))
+    digits = max(0, -floor(log10(step)))
+    return Axis(
+        low, high, *_Y, {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
+    )
 
 
 def _axis_range(low: float, high: float) -> tuple[float, float, float]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.contract import DatasetContract, contract_of
+from schemas.contract import DEFAULT_DATASET, DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError, VersionNotFound, WrongUsage
-from schemas.layout import PREDICTIONS_NAME
+from schemas.layout import PREDICTIONS_NAME, Artifacts
 from schemas.store import Manifest
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import open_parts
@@ -149,6 +149,17 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
         else None,
         contract=contract,
     )
+
+
+def comparisons_folder(artifacts_dir: Path, dataset: str) -> Path:
+    """Return the folder of the pages that `comparison_name` names: one per dataset, because they share the numbers."""
+    folder = Artifacts(artifacts_dir).comparisons
+    return folder if dataset == DEFAULT_DATASET else folder / dataset
+
+
+def comparison_name(before: int, after: int) -> str:
+    """Return the file name of the page that compares two versions."""
+    return f"{before:04d}-{after:04d}.html"
 
 
 def write_comparison(comparison: Comparison, output: Path) -> None:
