@@ -317,6 +317,10 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
             f"  {row['name']:<12} recall {row['recall_before']:.3f} -> {row['recall_after']:.3f}  "
             f"{row['fixed']} fixed, {row['broken']} broken"
         )
+    for row in figures["robustness"]:
+        yield f"  {row['disturbance']:<12} accuracy {_measured(row, '.4f')}"
+    for row in figures["cost"]:
+        yield f"  {row['quantity']}: {_measured(row, ',.4g' if row['quantity'].endswith(', s') else ',')}"
     for row in figures["differs"]:
         champion = f" (champion {figures['champion']}: {row['champion']})" if "champion" in row else ""
         yield f"  {row['what']}: {row['before']} -> {row['after']}{champion}"
@@ -324,6 +328,10 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
         yield f"  {sentence}"
     if not figures["differs"] and not figures["unknown"]:
         yield "  the same: settings, topology, data, code, lock, packages, environment and device"
+
+
+def _measured(row: dict[str, Any], form: str) -> str:
+    return " -> ".join("not measured" if row[side] is None else f"{row[side]:{form}}" for side in ("before", "after"))
 
 
 @commands.add(

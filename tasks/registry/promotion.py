@@ -34,6 +34,7 @@ class Champion:
 class CandidateMetrics:
     """The values that a verdict is decided from.
 
+    robustness: test accuracy by disturbance.
     golden_difference: largest difference of the golden predictions after loading the stored files in a fresh process.
     paired: None without a champion that could be measured.
     origin: `data_origin` of its data.
@@ -41,6 +42,7 @@ class CandidateMetrics:
 
     accuracy: float
     per_class: Sequence[Mapping[str, Any]]
+    robustness: Mapping[str, float]
     golden_difference: float
     champion: Champion | None
     paired: PairedTest | None
@@ -75,8 +77,15 @@ def measure_candidate(
         else:
             candidate = read_predictions(folder / PREDICTIONS_NAME, contract_of(prepared.dataset))
             paired = mcnemar(candidate.right, champion_right)
-    difference = evaluation.golden_difference
-    return CandidateMetrics(metrics["test_accuracy"], metrics["per_class"], difference, champion, paired, origin)
+    return CandidateMetrics(
+        metrics["test_accuracy"],
+        metrics["per_class"],
+        {name: measured["accuracy"] for name, measured in metrics["robustness"].items()},
+        evaluation.golden_difference,
+        champion,
+        paired,
+        origin,
+    )
 
 
 def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any]:
@@ -94,6 +103,10 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     minima = (
         ("test accuracy", measured.accuracy, config.minimum_accuracy),
         (f"lowest recall of all classes ({worst['name']})", worst["recall"], config.minimum_recall),
+        *(
+            (f"test accuracy under the disturbance {name}", measured.robustness[name], minimum)
+            for name, minimum in (config.minimum_robustness or {}).items()
+        ),
     )
     rules = [
         _rule(name, value, f">= {minimum}", value >= minimum) for name, value, minimum in minima if minimum is not None

@@ -6,10 +6,12 @@ The templates draw the charts. SVG is sharp at any size, uses the colours of the
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from math import ceil, floor, log10
 from unicodedata import east_asian_width
 
 import numpy as np
+import numpy.typing as npt
 
 from tasks.reports.rendering import render
 
@@ -33,7 +35,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of ``width`` x ``height``, with axes that cross where both start. lines: values by epoch, from 1."""
+    """A chart of ``width`` x ``height``, with axes that cross where both start.
+
+    lines: values by epoch, from 1, or those of a curve.
+    """
 
     x: Axis
     y: Axis
@@ -59,6 +64,19 @@ def epochs_chart(lines: Mapping[str, Sequence[float]]) -> Chart:
     x_ticks = {str(epoch): epoch for epoch in sorted({1, *range(labelled, epochs + 1, labelled)})}
     first, last = (1, epochs) if epochs > 1 else (0, 2)  # one epoch is in the middle
     return Chart(Axis(first, last, *_X, x_ticks), _value_axis(everything), lines)
+
+
+def curve_chart(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> Chart:
+    """Return a small chart of precision by recall. ``lines``: recall and precision of up to 100 points of the curve.
+
+    Each value of recall has its highest precision, as in a curve with all points.
+    """
+    places = np.minimum((recall * 99).astype(np.int64), 99)
+    starts = np.flatnonzero(np.diff(places, prepend=-1))
+    best = [start + int(precision[start:end].argmax()) for start, end in pairwise([*starts.tolist(), len(places)])]
+    shares = {f"{step / 2:.1f}": step / 2 for step in range(3)}
+    lines = {"recall": recall[best].tolist(), "precision": precision[best].tolist()}
+    return Chart(Axis(0, 1, 30, 190, shares), Axis(0, 1, 130, 10, shares), lines, width=200, height=170)
 
 
 def time_chart(times: Sequence[float], values: Sequence[float]) -> Chart:

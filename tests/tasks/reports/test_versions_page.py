@@ -146,3 +146,18 @@ def test_many_versions_are_folded(tmp_path: Path) -> None:
         if name not in page.text
     ] == []
     assert len(page.html) < 2_000 * 120 + 20_000
+
+
+def test_a_copy_from_another_machine_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_REMOTE", f"file://{tmp_path}/remote")
+    store, other = (ModelStore.of(tmp_path / name, "fashion-mnist") for name in ("one", "other"))
+    add_promoted(store.root)
+    with store.lock():
+        store.synchronize()
+    assert not store.copied
+    assert other.refresh().copied
+    page = written(other)
+    assert 'id="v1"' in page.html
+    assert "versions/0001/report.html" not in page.html  # not on this machine yet
+    assert not other.version(1).path("report.html").samefile(store.folder(1) / "report.html")
+    assert "versions/0001/report.html" in written(other).html
