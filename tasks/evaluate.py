@@ -17,7 +17,7 @@ from tasks.checks.near_duplicates import read_in_train
 from tasks.data.splits import open_split
 from tasks.model.backend import environment, gpu_driver_present
 from tasks.model.evaluation import evaluate_stored_model
-from tasks.model.metrics import compute_metrics
+from tasks.model.metrics import brightness_slices, compute_metrics
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, write_predictions
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
@@ -58,7 +58,8 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
         for _, block in open_split(prepared.record.path, "test").images.blocks():
             digests += map(image_digest, block)
             brightness.append(block.mean(axis=1))
-        metrics = compute_metrics(output, in_train, history, contract, np.concatenate(brightness))
+        slices = brightness_slices(np.concatenate(brightness), output.right)
+        metrics = {**compute_metrics(output, in_train, history, contract), "brightness": slices}
         write_json(folder / METRICS_NAME, metrics)
         predictions = StoredPredictions(digests, output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)

@@ -18,11 +18,9 @@ def compute_metrics(
     in_train: npt.NDArray[np.uint8],
     history: list[dict[str, float]],
     contract: DatasetContract,
-    brightness: npt.NDArray[np.float64],
 ) -> dict[str, Any]:
-    """Return the content of metrics.json.
+    """Return the content of metrics.json, without `brightness_slices`.
 
-    brightness: mean pixel value of each row, (N,).
     in_train: uint8 (N,) from `tasks.checks.near_duplicates.find_test_images_in_train`, 0 for no duplicate. The accuracy
         without duplicates is None if no row is left.
     history: metrics of each training epoch.
@@ -64,7 +62,6 @@ def compute_metrics(
         "confusion_matrix": confusion.tolist(),
         "expected_calibration_error": expected_calibration_error(calibration),
         "calibration": calibration,
-        "brightness": brightness_slices(brightness, output.right),
         "inactive_units": output.inactive_units,
         "history": history,
         **output.measured,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,18 @@ class Champion:
 class CandidateMetrics:
     """The values that a verdict is decided from.
 
-    robustness: test accuracy by disturbance.
     golden_difference: largest difference of the golden predictions after loading the stored files in a fresh process.
     paired: None without a champion that could be measured.
-    origin: `data_origin` of its data.
+    origin: `data_origin` of its data. robustness: its test accuracy by disturbance.
     """
 
     accuracy: float
     per_class: Sequence[Mapping[str, Any]]
-    robustness: Mapping[str, float]
     golden_difference: float
     champion: Champion | None
     paired: PairedTest | None
     origin: str | None = None
+    robustness: Mapping[str, float] = field(default_factory=dict)
 
 
 def data_origin(origins: Mapping[Split, str]) -> str:
@@ -77,14 +76,10 @@ def measure_candidate(
         else:
             candidate = read_predictions(folder / PREDICTIONS_NAME, contract_of(prepared.dataset))
             paired = mcnemar(candidate.right, champion_right)
+    difference = evaluation.golden_difference
+    robustness = {name: measured["accuracy"] for name, measured in metrics["robustness"].items()}
     return CandidateMetrics(
-        metrics["test_accuracy"],
-        metrics["per_class"],
-        {name: measured["accuracy"] for name, measured in metrics["robustness"].items()},
-        evaluation.golden_difference,
-        champion,
-        paired,
-        origin,
+        metrics["test_accuracy"], metrics["per_class"], difference, champion, paired, origin, robustness
     )
 
 

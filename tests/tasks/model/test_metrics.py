@@ -18,8 +18,7 @@ from tasks.model.metrics import (
 
 def _metrics(probabilities: Any, labels: list[int], contract: DatasetContract, in_train: list[int]) -> dict[str, Any]:
     output = StoredModelOutput(0.0, 0.25, probabilities, np.array(labels, np.int32))
-    brightness = np.arange(len(labels), dtype=np.float64)
-    return compute_metrics(output, np.array(in_train, np.uint8), [{"loss": 1.0}], contract, brightness)
+    return compute_metrics(output, np.array(in_train, np.uint8), [{"loss": 1.0}], contract)
 
 
 def test_metrics_of_six_rows_match_hand_calculation(tiny_contract: DatasetContract) -> None:

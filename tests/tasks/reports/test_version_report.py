@@ -163,8 +163,8 @@ def write(sample_version: Path, tmp_path: Path, sample_prepared: PreparedData) -
             predicted[:errors] = (predicted[:errors] + 1) % 10
             predictions = replace(predictions, probabilities=np.eye(10, dtype=np.float32)[predicted])
             output = StoredModelOutput(0.0, metrics["test_loss"], predictions.probabilities, predictions.labels)
-            in_train, brightness = np.zeros(len(predicted), np.uint8), np.zeros(len(predicted))
-            metrics |= compute_metrics(output, in_train, metrics["history"], contract, brightness)
+            in_train = np.zeros(len(predicted), np.uint8)
+            metrics |= compute_metrics(output, in_train, metrics["history"], contract)
         if epochs is not None:
             metrics["history"] = metrics["history"][:1] * epochs
         write_predictions(folder / "test_predictions.parquet", predictions, contract)
