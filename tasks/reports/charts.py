@@ -103,10 +103,7 @@ def days_chart(days: Sequence[date], values: Sequence[float]) -> Chart:
     first, last = min(days).toordinal(), max(days).toordinal()
     distance = max(1, ceil((last - first) / 5))
     x_ticks = {date.fromordinal(day).strftime("%m-%d"): float(day) for day in range(first, last + 1, distance)}
-    low, high, step = _axis_range(min(values), max(values))
-    digits = max(0, -floor(log10(step)))
-    y_ticks = {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
-    return Chart(Axis(first - 0.5, last + 0.5, *_X, x_ticks), Axis(low, high, *_Y, y_ticks))
+    return Chart(Axis(first - 0.5, last + 0.5, *_X, x_ticks), _value_axis(values))
 
 
 def _axis_range(low: float, high: float) -> tuple[float, float, float]:
