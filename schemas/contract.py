@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from schemas.config import datasets_folder
+from schemas.config import MinimumRobustness, datasets_folder
 from schemas.errors import WrongUsage
 
 Split = Literal["train", "test"]
@@ -109,12 +109,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class Minima:
-    """The test accuracy, and the recall of every class, below which a version is rejected."""
+    """The accuracy, the recall of each class and the accuracy by disturbance below which a version is rejected."""
 
     __pydantic_config__ = _STRICT
 
     minimum_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.80
     minimum_recall: Annotated[float, Field(ge=0, le=1)] = 0.30
+    minimum_robustness: MinimumRobustness | None = None
 
 
 @dataclass(frozen=True)
@@ -254,10 +255,11 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "faulty_chunks",
-        "Share of chunks, in file order, that would fail on their own because of orientation, pixel range or labels. A "
-        "chunk has at least 128 sampled images, and 12 per class; chunks with fewer than 3 images of a class, or with "
-        "more than half of them blank, are skipped",
-        "correct data: none; a tenth of 10,000 rows faulty, in one piece: 0.06 to 0.13; a tenth of 359: 0",
+        "Share of chunks, in file order, and of the files of a split in shards, that would fail on their own because "
+        "of orientation, pixel range or labels. A chunk has at least 128 sampled images, and 12 per class; chunks with "
+        "fewer than 3 images of a class, or with more than half of them blank, are skipped, and so are such files",
+        "correct data: none; a tenth of 10,000 rows faulty, in one piece: 0.06 to 0.13; a tenth of 359: 0; one of 100 "
+        "shards of 600 rows: 0.01",
         fail=0,
     ),
     Check(

@@ -1,6 +1,7 @@
 """Store the immutable versions of a dataset's models, and the log of their aliases.
 
     artifacts/models/fashion-mnist/
+        index.html                   `tasks.reports.versions_page`
         aliases.jsonl                `tasks.registry.alias_log`; aliases.state.json has its length and digest
         versions/0001/manifest.json  written last; names the other files with their sha256
         versions/0001/manifest.json.sig  signature of the manifest, if the version is signed
@@ -178,7 +179,14 @@ class StoredVersion:
             beside = self.folder.with_name(f"{self.folder.name}.{name}")  # a reader may list the folder meanwhile
             sweep_temporaries(beside)
             with atomic_write(path, near=beside) as temporary:
-                self.remote.fetch_file(entry.sha256, entry.bytes, temporary)
+                try:
+                    self.remote.fetch_file(entry.sha256, entry.bytes, temporary)
+                except StoredArtifactError as error:
+                    raise StoredArtifactError(
+                        f"Version {self.number} lacks {name}. {error} Copy {name} from the folder of this version on a "
+                        "machine that has it: over that object for all machines, or into "
+                        f"{self.folder} for this one. Until then, use another version."
+                    ) from error
         return path
 
     def _sha256(self, name: str) -> str:
@@ -221,6 +229,7 @@ class ModelStore:
         self._dataset = dataset  # None: not checked
         self.mirror = mirror
         self.removed_elsewhere: set[int] = set()  # known after `refresh` or `synchronize`
+        self.copied = False  # whether these copied a version or a line from the mirror
         self.aliases = AliasLog(root / ALIAS_LOG_NAME, mirror)
         self._versions = root / VERSIONS_FOLDER
 
@@ -294,6 +303,7 @@ class ModelStore:
             return  # removed meanwhile
         signature = mirror.signature(number, content)
         self._versions.mkdir(parents=True, exist_ok=True)
+        self.copied = True
         with atomic_folder(self.folder(number)) as temporary:
             (temporary / MANIFEST_NAME).write_bytes(content)
             if signature is not None:
@@ -326,6 +336,7 @@ class ModelStore:
             return False
         new = mirror.lines(common)
         if new:
+            self.copied = True
             self.aliases.extend(new, f"{mirror.remote.address}, the alias log of {mirror.dataset},")
         return bool(new)
 
