@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
 from schemas.config import DEFAULT_SPACE, MLFLOW_VARIABLE, BadRows, PromotionConfig, SearchSpace, TrainingConfig
-from schemas.contract import DEFAULT_DATASET, contract_of
+from schemas.contract import DEFAULT_DATASET, Minima, contract_of
 from schemas.errors import WrongUsage
 
 Config = TypeVar("Config", TrainingConfig, PromotionConfig)
@@ -187,7 +187,7 @@ def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterato
 def default_text(key: str, default: Any) -> str:
     """Return the default of a key of TrainingConfig or PromotionConfig as text."""
     if default is None:
-        return "the dataset's" if key in PromotionConfig.model_fields else "off"
+        return "the dataset's" if key in Minima.__dataclass_fields__ else "off"
     return str(default)
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from cli.arguments import MLFLOW, Argument, Commands, counted, data_dir, path_argument, print_result
+from cli.arguments import MLFLOW, Argument, Commands, counted, data_dir, path_argument, print_result, read_value
 from cli.printed_commands import runnable
-from schemas.config import artifacts_folder, config_lines, data_folder, expanded
+from schemas.config import ShadowRows, artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.export import ExportFormat, Quantization
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
@@ -321,7 +321,15 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
     "promote",
     _VERSION,
     _REASON,
-    Argument("--force", action="store_true", help="promote a version that its own verdict rejected"),
+    Argument(
+        "--force", action="store_true", help="promote a version that its own verdict rejected, or without its shadow"
+    ),
+    Argument(
+        "--minimum-shadow-rows",
+        type=int,
+        metavar="N",
+        help="rows that the version must have answered as a shadow of the champion (default: its own promotion rule)",
+    ),
     MLFLOW,
     help="make a version the champion",
     when_stopped=_CHECK_CHAMPION,
@@ -330,7 +338,10 @@ def _promote(options: argparse.Namespace) -> None:
     from tasks.registry.champion import promote
 
     store = _store(options)
-    _finish_move(options, store, promote(store, store.resolve(options.version), options.reason, force=options.force))
+    least = read_value(ShadowRows | None, options.minimum_shadow_rows, "--minimum-shadow-rows")
+    number = store.resolve(options.version)
+    move = promote(store, number, options.reason, force=options.force, minimum_shadow_rows=least)
+    _finish_move(options, store, move)
 
 
 @commands.add(

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cli import commands_data, commands_models, commands_run, commands_services
+from cli import commands_data, commands_models, commands_predictions, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
 from cli.printed_commands import one_sentence_per_line, repeat_flags, runnable
@@ -23,7 +23,13 @@ from schemas.contract import DEFAULT_DATASET
 from schemas.errors import FashionAnnError
 from tasks.runtime.control_characters import escaping_output
 
-COMMANDS = commands_run.commands | commands_data.commands | commands_models.commands | commands_services.commands
+COMMANDS = (
+    commands_run.commands
+    | commands_predictions.commands
+    | commands_data.commands
+    | commands_models.commands
+    | commands_services.commands
+)
 GROUP_HELP = commands_data.GROUP_HELP | commands_models.GROUP_HELP
 
 

@@ -92,18 +92,25 @@ def _release_freed_memory() -> None:
 
 @contextmanager
 def unmapped_libraries() -> Iterator[None]:
-    """Unmap unchanged pages of loaded libraries every 0.3 s and at the end of the block, which imports them.
+    """Unmap unchanged pages of loaded libraries after every 0.3 s and at the end of the block, which imports them.
 
     Most of these pages are only read while a library is loaded. The kernel maps a page again when it is used. The block
     must be in the main thread, and no other thread may load a library: its pages change meanwhile.
     """
+
+    def unmap(number: int, frame: object) -> None:
+        _unmap_libraries()
+        signal.setitimer(signal.ITIMER_REAL, 0.3)  # a repeating timer would interrupt this handler on a busy machine
+
     # Python calls a handler between bytecodes, so never while a library is loaded.
-    signal.signal(signal.SIGALRM, lambda number, frame: _unmap_libraries())
-    signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
+    earlier = signal.signal(signal.SIGALRM, unmap)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         yield
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # before the timer, which the handler would start again
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
     _unmap_libraries()
 
 
