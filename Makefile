@@ -41,7 +41,7 @@ postgresql:
 		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends postgresql; }
 
 # Builds the cpu image and runs compose on a Docker engine of its own, as root, on any machine with Debian's packages. No
-# image registry is needed. Takes about 8 minutes, and removes the engine, its images and its firewall rules at the end.
+# image registry is needed. Takes about 5 minutes, and removes the engine, its images and its firewall rules at the end.
 test-containers: $(VENV)/dev.stamp docker
 	$(BIN)/pytest --numprocesses 0 tests/containers
 
@@ -100,12 +100,13 @@ lock: $(VENV)/uv.stamp
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra docker --extra tune --extra dask \
-		--extra remote -c requirements/cpu.lock -o requirements/dev.lock
+		--extra remote --extra export -c requirements/cpu.lock -o requirements/dev.lock
 	$(COMPILE) pyproject.toml --extra datasets -c requirements/dev.lock -o requirements/datasets.lock
 	$(COMPILE) pyproject.toml --extra docker -c requirements/dev.lock -o requirements/docker.lock
 	$(COMPILE) pyproject.toml --extra tune -c requirements/dev.lock -o requirements/tune.lock
 	$(COMPILE) pyproject.toml --extra dask -c requirements/dev.lock -o requirements/dask.lock
 	$(COMPILE) pyproject.toml --extra remote -c requirements/dev.lock -o requirements/remote.lock
+	$(COMPILE) pyproject.toml --extra export -c requirements/dev.lock -o requirements/export.lock
 	$(COMPILE) pyproject.toml --extra jax -c requirements/dev.lock -c requirements/gpu.lock -o requirements/jax.lock
 	$(COMPILE) requirements/audit.in -c requirements/dev.lock -o requirements/audit.lock
 	$(COMPILE) requirements/storage.in -o requirements/storage.lock

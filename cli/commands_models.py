@@ -7,18 +7,20 @@ import webbrowser
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
 from cli.printed_commands import runnable
 from schemas.config import artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
+from schemas.export import ExportFormat, Quantization
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
 from schemas.store import StoredMetrics, Verdict, shown_outcome
 from tasks.runtime.stages import run_name
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
+    from schemas.export import ExportedModel
     from schemas.store import AliasEvent, Manifest
     from tasks.registry.champion import Move
     from tasks.registry.gc import Plan
@@ -451,6 +453,68 @@ def _verify(options: argparse.Namespace) -> None:
         faults.append(fault)
     if faults:
         raise StoredArtifactError("\n".join(faults))
+
+
+@commands.add(
+    "export",
+    _VERSION,
+    Argument(
+        "--format",
+        choices=get_args(ExportFormat),
+        required=True,
+        help="savedmodel: TensorFlow and TensorFlow Serving; onnx: ONNX Runtime; litert: a .tflite file; keras: a "
+        ".keras file. onnx and litert need the extra export",
+    ),
+    Argument(
+        "--output",
+        type=path_argument,
+        metavar="DIR",
+        required=True,
+        help="folder for DIR/MODEL/VERSION, such as DIR/fashion-mnist/7 or DIR/fashion-mnist-onnx/7",
+    ),
+    Argument(
+        "--quantize",
+        choices=get_args(Quantization),
+        help="weights and activations in 8 bits, calibrated on train rows; onnx and litert only",
+    ),
+    help="export a version for another runtime, with proof that it predicts the same",
+    description="Write version V for another runtime, with the normalization of pixels inside. The exported model is "
+    "opened by that runtime in a fresh process and predicts all test rows. It is written if no probability differs by "
+    "more than 0.00001 from the stored one and no class changes; else the status is 5. A quantized model is compared "
+    "with the float one by McNemar's exact test; a worse one is rejected with status 4. export.json beside the model "
+    "has digests, versions of the runtime and what was measured. An existing export is proven again.",
+    when_stopped="Nothing was written.",
+)
+def _export(options: argparse.Namespace) -> None:
+    from tasks.registry.export import export_version
+
+    version, artifacts_dir = _store(options).version(options.version), artifacts_folder(options.artifacts_dir)
+    exported = export_version(version, options.format, expanded(options.output), artifacts_dir, options.quantize)
+    result = {**exported.record.model_dump(), **exported.model_dump(exclude={"record"})}
+    print_result(options, result, _export_lines(exported))
+
+
+def _export_lines(exported: "ExportedModel") -> Iterator[str]:
+    record = exported.record
+    done = "exported as" if exported.created else "was exported before, and is proven again as"
+    yield f"version {record.version} {done} {record.format}{f', {record.quantize}' if record.quantize else ''}"
+    yield (
+        f"  largest difference of a probability {record.largest_difference:.2g}, {record.changed_classes} classes "
+        f"changed, on all {record.rows:,} test rows"
+    )
+    costs = [("", record.cost)]
+    if (quantized := record.quantized) is not None:
+        yield (
+            f"  accuracy {quantized.test_accuracy:.4f}: {quantized.fixed} fixed, {quantized.broken} broken, "
+            f"p = {quantized.p_value:.3g}"
+        )
+        costs.append((" of the float model", quantized.float_cost))
+    for name, cost in costs:
+        one, thousand = cost.latency_ms["1"], cost.latency_ms["1000"]
+        yield f"  {cost.bytes:,} bytes{name}; 1 row in {one:.3g} ms, 1,000 rows in {thousand:.3g} ms"
+    yield f"  run by  {', '.join(f'{name} {version}' for name, version in record.runtime.items())}"
+    yield f"  model   {exported.path}"
+    yield f"  record  {exported.record_path}"
 
 
 @commands.add(

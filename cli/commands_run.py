@@ -1,7 +1,8 @@
-"""The commands that run a flow or its core: `train` and `predict`."""
+"""The commands that run a flow or its core: `train`, `tune` and `predict`."""
 
 import argparse
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,6 +12,7 @@ from cli.arguments import (
     Commands,
     Terminated,
     config_arguments,
+    counted,
     data_dir,
     path_argument,
     print_result,
@@ -39,7 +41,7 @@ from schemas.layout import REPORT_NAME
 from tasks.runtime.stages import SHOWN
 
 if TYPE_CHECKING:
-    from schemas.references import ModelVersion
+    from schemas.references import ModelVersion, Predictions
 
 commands = Commands()
 
@@ -71,13 +73,18 @@ _DEVICE = Argument(
     help="device that trains; auto: a GPU if one is usable, else the CPU; gpu: fail without a usable GPU "
     "(default: %(default)s)",
 )
-_RUNNER = Argument(
-    "--runner",
-    choices=get_args(Runner),
-    default="threads",
-    help="what runs the tasks per shard; threads: one per core; dask: the cluster of FASHION_ANN_DASK_ADDRESS, or a "
-    "local one that ends with the run; needs the extra dask (default: %(default)s)",
-)
+
+
+def _runner(tasks: str) -> Argument:
+    return Argument(
+        "--runner",
+        choices=get_args(Runner),
+        default="threads",
+        help=f"what runs {tasks}; threads: one per core; dask: the cluster of FASHION_ANN_DASK_ADDRESS, or a local one "
+        "that ends with the run; needs the extra dask (default: %(default)s)",
+    )
+
+
 _QUIET = Argument(
     "--quiet", action="store_true", help="print no progress, only warnings, errors and the result on stdout"
 )
@@ -95,7 +102,7 @@ _CONFIG = Argument(
     _FETCH,
     _BAD_ROWS,
     _DEVICE,
-    _RUNNER,
+    _runner("the tasks per shard"),
     Argument("--note", metavar="TEXT", help="a remark that is stored with the new version, up to 500 characters"),
     _QUIET,
     _CONFIG,
@@ -187,7 +194,7 @@ def _version_lines(version: "ModelVersion") -> Iterator[str]:
     _FETCH,
     _BAD_ROWS,
     _DEVICE,
-    _RUNNER,
+    _runner("the tasks per shard"),
     _QUIET,
     _CONFIG,
     *config_arguments(TrainingConfig),
@@ -211,7 +218,7 @@ def _tune(options: argparse.Namespace) -> None:
     from cli.terminal import TuningProgress
     from schemas.references import Tuning
 
-    tuned = run_flow("tune_fashion_mnist", parameters, Tuning, TuningProgress(), quiet=options.quiet)
+    tuned = run_flow("tune_fashion_mnist", parameters, Tuning, TuningProgress.empty(), quiet=options.quiet)
     lines = [
         f"trial {tuned.best} is the best of {tuned.finished}, of which {tuned.pruned} were pruned",
         f"  validation accuracy {tuned.val_accuracy:.4f}",
@@ -226,17 +233,19 @@ def _tune(options: argparse.Namespace) -> None:
     "predict",
     Argument(
         "images",
+        nargs="+",
         type=path_argument,
         metavar="IMAGES",
-        help="a CSV or .csv.gz as for train, with any number of rows; the column label "
-        "is optional; it is kept and adds the accuracy",
+        help="a CSV or .csv.gz as for train, with any number of rows, or several, or a folder of them; the column "
+        "label is optional; it is kept and adds the accuracy",
     ),
     Argument(
         "--output",
         type=path_argument,
         metavar="OUT",
         required=True,
-        help="file ending in .parquet or .csv; replaces an existing file, and is left unchanged by a failure",
+        help="file ending in .parquet or .csv; for several CSVs a folder with a Parquet file per CSV, named by it; "
+        "replaces an earlier output, which is left unchanged by a failure",
     ),
     Argument(
         "--strict",
@@ -244,25 +253,58 @@ def _tune(options: argparse.Namespace) -> None:
         help="end with status 3 and write nothing if the images, or the accuracy on their labels, cause a warning",
     ),
     Argument("--version", metavar="V", default="champion", help="a number or an alias (default: %(default)s)"),
-    help="predict the images of a CSV with a version",
+    _runner("the tasks of several CSVs"),
+    help="predict the images of CSVs with a version",
     description="Write one row per image: the label if the CSV has one, the predicted label with the name of its "
-    "class, and the probability of each label. Runs in this process without a Prefect server; deployments use the flow "
-    "predict-fashion-mnist.",
+    "class, and the probability of each label. One CSV is predicted in this process without a Prefect server. Several "
+    "CSVs are predicted by the flow predict-fashion-mnist, with a task per CSV: all are written or none, and the error "
+    "names every faulty CSV. Their JSON has the keys of one CSV, for all of them, and the list `files` with these keys "
+    "for each CSV, and its path as `images`.",
     when_stopped="Nothing was written.",
 )
 def _predict(options: argparse.Namespace) -> None:
+    from tasks.registry.prediction_folder import csvs_by_part, is_several
+
+    images = [expanded(path) for path in options.images]
+    output, artifacts = expanded(options.output), artifacts_folder(options.artifacts_dir)
+    if is_several(images):
+        csvs_by_part(images)  # raises for wrong names before the server starts
+        _predict_several(options, images, output, artifacts)
+        return
     from tasks.registry.batch_prediction import predict_csv
 
     # The core, not the flow: starting a server takes longer than 10,000 predictions.
-    predictions = predict_csv(
-        expanded(options.images),
-        expanded(options.output),
-        options.version,
-        options.dataset,
-        artifacts_folder(options.artifacts_dir),
-        options.strict,
-    )
-    lines = [f"{predictions.rows} rows predicted by version {predictions.version}"]
+    predictions = predict_csv(images[0], output, options.version, options.dataset, artifacts, options.strict)
+    print_result(options, predictions.model_dump(), _prediction_lines(predictions))
+
+
+def _predict_several(options: argparse.Namespace, images: list[Path], output: Path, artifacts: Path) -> None:
+    parameters = {
+        "images": images,
+        "output": output,
+        "version": options.version,
+        "artifacts_dir": artifacts,
+        "dataset": options.dataset,
+        "strict": options.strict,
+        "runner": options.runner,
+    }
+    from cli.embedded_server import run_flow
+    from cli.terminal import Progress
+    from schemas.references import PredictedFiles
+
+    predicted = run_flow("predict_fashion_mnist", parameters, PredictedFiles, Progress.empty(), quiet=False)
+    if options.runner == "dask":  # the workers log them to Prefect only
+        for warning in predicted.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    lines = [*_prediction_lines(predicted)]
+    for file in predicted.files:
+        accuracy = "" if file.accuracy is None else f", accuracy {file.accuracy:.4f}"
+        lines.append(f"    {file.output.name}  {counted(file.rows, 'row')}{accuracy}")
+    print_result(options, predicted.model_dump(), lines)
+
+
+def _prediction_lines(predictions: "Predictions") -> Iterator[str]:
+    yield f"{predictions.rows} rows predicted by version {predictions.version}"
     if predictions.accuracy is not None:
-        lines.append(f"  accuracy {predictions.accuracy:.4f}")
-    print_result(options, predictions.model_dump(), [*lines, f"  output  {predictions.output}"])
+        yield f"  accuracy {predictions.accuracy:.4f}"
+    yield f"  output  {predictions.output}"

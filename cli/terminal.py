@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -72,6 +72,11 @@ class Progress:
     trained: TrainingProgress | None = None
     _first: tuple[float, float] | None = None
 
+    @classmethod
+    def empty(cls) -> Self:
+        """Return the progress of a flow with other stages, whose rows appear when they start."""
+        return cls(rows={_START: _Row()})
+
     def on_event(self, event: Event) -> None:
         if isinstance(event, TrainingProgress):
             if self._first is None:
@@ -128,9 +133,6 @@ class Progress:
 
 class TuningProgress(Progress):
     """The progress of a study. Its trials share a row with the last line that one of them logged."""
-
-    def __init__(self) -> None:
-        super().__init__(rows={_START: _Row()})
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, TrainingProgress):

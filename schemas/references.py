@@ -283,6 +283,22 @@ class Predictions(Reference):
     sha256: str
 
 
+class FilePredictions(Predictions):
+    """Predictions for one of several CSVs, ``images``."""
+
+    images: Path
+
+
+class PredictedFiles(Predictions):
+    """Predictions for several CSVs, as a folder ``output`` with a Parquet file per CSV.
+
+    ``files`` are in the order of the names of the Parquet files. The other fields are those of all files together.
+    sha256: of the Parquet files, as ``sha256sum FILE.. | sha256sum`` in the folder.
+    """
+
+    files: tuple[FilePredictions, ...] = Field(min_length=1)
+
+
 class Garbage(Reference):
     """Summary of a garbage collection. ``notes`` are sentences for people. ``run_active``: some garbage stays."""
 

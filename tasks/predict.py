@@ -1,13 +1,25 @@
-"""Predict: a class and its probabilities for each image of a CSV, with a stored version."""
+"""Predict: a class and its probabilities for each image of one CSV, or of several, with a stored version."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from schemas.references import Predictions
+from schemas.errors import UnreadableData, WrongUsage
+from schemas.references import CsvFile, FilePredictions, PredictedFiles, Predictions
 from tasks.registry.batch_prediction import predict_csv
+from tasks.registry.prediction_folder import new_prediction_folder, predicted_files
+from tasks.registry.store import ModelStore
+from tasks.runtime.events import StageStarted, emit
+from tasks.runtime.files import sha256_file, without_temporary_names
+from tasks.runtime.materialize import file_here, receive_file, send_csv, send_file
 from tasks.runtime.prefect_artifacts import publish_table
+from tasks.runtime.task_runs import artifacts_here, elsewhere, run_per_shard, shard_artifacts
+
+_PREDICT = "predict"
 
 
 @task(name="predict", task_run_name="predict", cache_policy=NO_CACHE)
@@ -16,15 +28,103 @@ def predict(
 ) -> Predictions:
     """Run `tasks.registry.batch_prediction.predict_csv`, and return a reference to its output."""
     predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict)
+    _publish_checks(predictions, images.name, dataset)
+    return predictions
+
+
+@task(name="predict file", task_run_name="predict {images.name}", cache_policy=NO_CACHE)
+def predict_file(
+    images: Path,
+    sha256: str | None,
+    output: Path,
+    version: str,
+    dataset: str,
+    artifacts_dir: Path | None,
+    strict: bool = False,
+) -> FilePredictions:
+    """Predict one of several CSVs, and write the Parquet file ``output``.
+
+    artifacts_dir: see `shard_artifacts`. For None the CSV with this ``sha256`` is fetched from the remote, and the
+        content of ``output`` is stored there.
+    """
+
+    def run(csv: Path, target: Path, artifacts: Path) -> FilePredictions:
+        predictions = predict_csv(csv, target, version, dataset, artifacts, strict, keep_model=True)
+        return FilePredictions(**dict(predictions), images=images)
+
+    with artifacts_here(artifacts_dir) as artifacts:
+        if sha256 is None:
+            _require_shared_folder(output.parent)
+            predictions = run(images, output, artifacts)
+        else:
+            with (
+                TemporaryDirectory(prefix="fashion-ann-predict-") as folder,
+                file_here(CsvFile(path=images, sha256=sha256), Path(folder)) as here,
+            ):
+                predictions = run(here.path, Path(folder) / output.name, artifacts)
+                send_file(predictions.output, predictions.sha256)
+    _publish_checks(predictions, images.name, dataset)
+    return predictions
+
+
+def predict_files(
+    csvs: Mapping[str, Path], output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
+) -> PredictedFiles:
+    """Predict several CSVs by `predict_file`, and write the folder ``output`` whole, or leave it as it was.
+
+    csvs: by the names of their Parquet files, see `csvs_by_part`.
+
+    Raises the error of a CSV after all were read: one `DataContractError` for all that have one.
+    """
+    emit(StageStarted(_PREDICT, None))
+    # A number, so that all files are predicted by the same version if an alias moves meanwhile.
+    number = str(ModelStore.of(artifacts_dir, dataset).refresh().version(version).number)
+    with new_prediction_folder(output) as folder:
+
+        def calls() -> Iterator[dict[str, Any]]:
+            common = {"version": number, "dataset": dataset, "strict": strict}
+            common |= {"artifacts_dir": shard_artifacts(artifacts_dir)}
+            for part, csv in csvs.items():
+                yield {"images": csv, "sha256": _sent(csv) if elsewhere() else None, "output": folder / part, **common}
+
+        files = dict(zip(csvs, run_per_shard(_PREDICT, None, predict_file, calls()), strict=True))
+        predicted = predicted_files(output, files)
+        if elsewhere():
+            for part, file in files.items():
+                receive_file(file.sha256, folder / part)
+        for path in folder.iterdir():
+            if path.name not in files:  # of a worker that was killed
+                path.unlink()
+    return predicted
+
+
+def _sent(csv: Path) -> str:
+    """Store a CSV in the remote, and return its sha256."""
+    try:
+        reference = CsvFile(path=csv, sha256=sha256_file(csv))
+    except OSError as error:
+        raise UnreadableData.of(csv, error) from error
+    send_csv(reference)
+    return reference.sha256
+
+
+def _require_shared_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise WrongUsage(
+            f"{without_temporary_names(str(folder))}: this worker has no such folder. Expected one that all machines "
+            "share. Choose another output, or set FASHION_ANN_REMOTE for the run and for each worker."
+        )
+
+
+def _publish_checks(predictions: Predictions, name: str, dataset: str) -> None:
     publish_table(
         f"{dataset}-prediction-checks",
         [{"result": check.result, **check.model_dump(exclude={"result"})} for check in predictions.checks],
         "\n\n".join(
             (
-                f"{predictions.rows} rows of {images.name} predicted by version {predictions.version}: "
+                f"{predictions.rows} rows of {name} predicted by version {predictions.version}: "
                 f"{len(predictions.warnings)} warnings",
                 *predictions.warnings,
             )
         ),
     )
-    return predictions

@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 # Tests must not use folders, keys or a server of the developer.
-for name in ("DATA_DIR", "DATASETS_DIR", "ARTIFACTS_DIR", "SIGNING_KEY", "VERIFY_KEY", "REMOTE"):
+for name in ("DATA_DIR", "DATASETS_DIR", "ARTIFACTS_DIR", "SIGNING_KEY", "VERIFY_KEY", "REMOTE", "DASK_ADDRESS"):
     os.environ.pop(f"FASHION_ANN_{name}", None)
 os.environ.pop("PREFECT_API_URL", None)
 

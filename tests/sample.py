@@ -135,12 +135,12 @@ def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Apply `in_this_process` during the block."""
 
     @contextmanager
-    def here(module: str, job: dict[str, Any], host: str) -> Iterator[SimpleNamespace]:
+    def here(module: str, job: dict[str, Any], host: str | None = None) -> Iterator[SimpleNamespace]:
         main = importlib.import_module(module).main
         yield SimpleNamespace(result=lambda on_event=lambda event: None: main(job, on_event))
 
     with pytest.MonkeyPatch.context() as patch:
-        for starter in ("tasks.train", "tasks.model.inference"):
+        for starter in ("tasks.train", "tasks.model.inference", "tasks.model.run_export", "tasks.registry.export"):
             patch.setattr(f"{starter}.run_worker", here)
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))  # a process would remove it
         patch.setattr("tasks.model.warm_up.prestart", lambda module: None)

@@ -63,7 +63,7 @@ def test_extras_move_no_package_of_the_runtime() -> None:
     pins = [(pin, set(locks)) for pin, locks in licences.locked_packages().items()]
     runtime = {pin for pin, locks in pins if locks & {"cpu", "gpu"}}
     names = {name for name, _ in runtime}
-    extras = {"datasets", "docker", "tune", "dask", "jax", "remote"}
+    extras = {"datasets", "docker", "tune", "dask", "jax", "remote", "export"}
     assert [pin for pin, locks in pins if locks & extras and pin[0] in names and pin not in runtime] == []
 
 

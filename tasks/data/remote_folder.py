@@ -13,7 +13,7 @@ from tasks.runtime.remote import Remote, StoredObject, remote_at
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".csv", ".csv.gz")
+CSV_SUFFIXES = (".csv", ".csv.gz")
 _ATTEMPTS = 3
 
 
@@ -43,7 +43,7 @@ def local_data_folder(data_dir: Path, artifacts_dir: Path) -> Path:
 
 
 def _is_csv(name: str) -> bool:
-    return "/" not in name and not name.startswith(".") and name.endswith(_SUFFIXES)
+    return "/" not in name and not name.startswith(".") and name.endswith(CSV_SUFFIXES)
 
 
 def _is_copy(path: Path, entry: StoredObject) -> bool:

@@ -1,4 +1,7 @@
-"""Set up Keras's backend and describe its device. Only this module and `tasks.model.epoch` import a backend."""
+"""Set up Keras's backend and describe its device.
+
+Of the other modules only `tasks.model.epoch` imports a backend, and TensorFlow those of exports.
+"""
 
 import importlib
 import logging

@@ -4,11 +4,12 @@ import errno
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +26,33 @@ from tasks.data.csv_blocks import Rows
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import scale_pixels
 from tasks.registry.prediction_checks import PredictionChecks
-from tasks.registry.store import ModelStore
+from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import load_model
-from tasks.runtime.files import atomic_write, is_mount_point, sha256_file, sweep_temporaries
+from tasks.runtime.files import atomic_write, is_mount_point, sha256_file, sweep_temporaries, without_temporary_names
 
 logger = logging.getLogger(__name__)
 
 # Rows per prediction and per row group: 51 MB as float32, whatever the size of the file.
 BATCH_ROWS = 16_384
 
+# The model of the last `predict_csv` with ``keep_model``, by the digest of its manifest.
+_kept: dict[str, Any] = {}
+_loading = threading.Lock()
+# Threads read files at the same time and predict in turns, because a batch takes 51 MB and its activations more. More
+# threads than these would mostly wait.
+_reading = threading.BoundedSemaphore(4)
+_predicting = threading.Lock()
+
 
 def predict_csv(
-    images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
+    images: Path,
+    output: Path,
+    version: str,
+    dataset: str,
+    artifacts_dir: Path,
+    strict: bool = False,
+    *,
+    keep_model: bool = False,
 ) -> Predictions:
     """Predict each row of the CSV ``images`` with a version (a number or an alias) of ``dataset``.
 
@@ -44,6 +60,7 @@ def predict_csv(
     output: the table of `predictions_schema`, one row per image in file order, as Parquet or CSV by its suffix. An
     existing file, or the target of a link, is replaced at the end.
     strict: raise `DataContractError` if the images, or the accuracy on their labels, cause a warning.
+    keep_model: keep the model for the next call in this process, from any thread.
 
     Raises `WrongUsage` for an ``output`` that cannot be written, before any other work, `DataContractError` for the
     CSV, and `VersionNotFound` or `StoredArtifactError` for the version. An existing ``output`` is then unchanged.
@@ -51,21 +68,24 @@ def predict_csv(
     contract = contract_of(dataset)
     images, output = images.absolute(), output.absolute()
     open_table, target = _writer_for(output, images)
+    shown = without_temporary_names(str(output))  # the file may be in a folder that is renamed later
     # The header is checked before the model is loaded, which takes seconds.
     with ExitStack() as reading:
+        reading.enter_context(_reading)
         csv = reading.enter_context(open_csv(images, contract, label_optional=True))
         stored = ModelStore.of(artifacts_dir, dataset).refresh().version(version)
         stored.check_signature()  # before any of its files is parsed
         checks = PredictionChecks(stored, contract)
-        model = load_model(stored)
+        model = _kept_model(stored) if keep_model else load_model(stored)
         schema = predictions_schema(contract, stored.manifest, csv.labelled)
         start = 0
         sweep_temporaries(target)
-        with _name_in_errors(output), atomic_write(target) as temporary:
+        with _name_in_errors(shown), atomic_write(target) as temporary:
             with open_table(temporary, schema) as writer:
                 for rows in in_batches(csv, BATCH_ROWS):
                     pixels, labels = (rows[:, 1:], rows[:, 0]) if csv.labelled else (rows, None)
-                    probabilities = model.predict_on_batch(scale_pixels(pixels, contract.scale))
+                    with _predicting:
+                        probabilities = model.predict_on_batch(scale_pixels(pixels, contract.scale))
                     predicted = probabilities.argmax(axis=1)
                     writer.write_table(_predictions_table(probabilities, predicted, labels, start, contract, schema))
                     checks.add(pixels, predicted, labels)
@@ -76,7 +96,7 @@ def predict_csv(
                 warnings = [] if csv.reordered is None else [f"{images.name}: {csv.reordered}"]
                 warnings += [f"{images.name}: {line}" for line in found]
                 if strict and warnings:
-                    raise DataContractError(f"{output} was not written, because of --strict: {'; '.join(warnings)}.")
+                    raise DataContractError(f"{shown} was not written, because of --strict: {'; '.join(warnings)}.")
                 if isinstance(writer, pq.ParquetWriter):
                     writer.add_key_value_metadata({**schema.metadata, b"fashion_ann.warnings": json.dumps(warnings)})
             sha256 = sha256_file(temporary)
@@ -91,6 +111,16 @@ def predict_csv(
         output=output,
         sha256=sha256,
     )
+
+
+def _kept_model(version: StoredVersion) -> Any:
+    """Return the `keras.Model` of a version, which the first call for it loads."""
+    with _loading:
+        digest = version.manifest.manifest_sha256
+        if digest not in _kept:
+            _kept.clear()
+            _kept[digest] = load_model(version)
+        return _kept[digest]
 
 
 def predictions_schema(contract: DatasetContract, manifest: Manifest, labelled: bool) -> pa.Schema:
@@ -167,34 +197,39 @@ def _writer_for(output: Path, images: Path) -> tuple[Callable[[Path, pa.Schema],
     writer = _WRITERS.get(output.suffix.lower())
     if writer is None:
         raise WrongUsage(f"The output {output} must end in {' or '.join(_WRITERS)}. Choose another name.")
-    try:
-        output.stat()  # since Python 3.13 `resolve` does not raise for such a link
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise WrongUsage(
-                f"The output {output} must be a file; it is a link to itself. Choose another name."
-            ) from error
-    target = output.resolve()
-    if not target.parent.is_dir():
-        raise WrongUsage(f"The output {output} must be in an existing folder. Create {target.parent} first.")
-    if output.is_dir():
-        raise WrongUsage(f"The output {output} must be a file; it is a folder. Choose another name.")
-    if output.exists() and not output.is_file():
-        raise WrongUsage(f"The output {output} must be a file; it is a device or a pipe. Choose another name.")
-    if is_mount_point(target):
-        raise WrongUsage(
-            f"The output {output} is a mount point, which cannot be replaced. Choose a name inside a mounted folder."
-        )
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise WrongUsage(f"The output {output} must be in a folder that can be written to. Choose another folder.")
+    target = require_replaceable(output, "file")
     # The path as well, because inode numbers are unstable on some file systems.
     if target == images.resolve() or (output.exists() and images.exists() and output.samefile(images)):
         raise WrongUsage(f"The output {output} is also the file of the images. Choose another name.")
     return writer, target
 
 
+def require_replaceable(output: Path, kind: Literal["file", "folder"]) -> Path:
+    """Return the path that ``output`` is or links to. Raises `WrongUsage` if it cannot be written or replaced."""
+    try:
+        output.stat()  # since Python 3.13 `resolve` does not raise for such a link
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise WrongUsage(
+                f"The output {output} must be a {kind}; it is a link to itself. Choose another name."
+            ) from error
+    target = output.resolve()
+    if not target.parent.is_dir():
+        raise WrongUsage(f"The output {output} must be in an existing folder. Create {target.parent} first.")
+    if output.exists() and not (output.is_file() if kind == "file" else output.is_dir()):
+        received = "folder" if output.is_dir() else "file" if output.is_file() else "device or a pipe"
+        raise WrongUsage(f"The output {output} must be a {kind}; it is a {received}. Choose another name.")
+    if is_mount_point(target):
+        raise WrongUsage(
+            f"The output {output} is a mount point, which cannot be replaced. Choose a name inside a mounted folder."
+        )
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise WrongUsage(f"The output {output} must be in a folder that can be written to. Choose another folder.")
+    return target
+
+
 @contextmanager
-def _name_in_errors(output: Path) -> Iterator[None]:
+def _name_in_errors(output: str) -> Iterator[None]:
     """Name the output in errors of pyarrow, which leave it out, mostly on a full disk."""
     try:
         yield

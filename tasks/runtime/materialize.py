@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from schemas.errors import DataContractError, StoredArtifactError
+from schemas.config import REMOTE_VARIABLE
+from schemas.errors import DataContractError, StoredArtifactError, WrongUsage
 from schemas.layout import RECORD_NAME, is_short_key, short_key
 from schemas.references import CsvFile, ParquetPart, Reference, StageRecord
 from tasks.runtime.files import digest_of, discard_folder, sha256_file
@@ -69,6 +70,24 @@ def send_csv(csv: CsvFile) -> None:
             "Run again when nothing writes to it."
         )
     remote.push_file(csv.path, csv.sha256)
+
+
+def send_file(path: Path, sha256: str) -> None:
+    """Store a file in the remote, for `receive_file` on another machine. Garbage collection deletes it as a CSV."""
+    _required_remote().push_file(path, sha256)
+
+
+def receive_file(sha256: str, path: Path) -> None:
+    """Write the file that another machine stored by `send_file` to ``path``. Raises `StoredArtifactError`."""
+    remote = _required_remote()
+    stored = remote.stat(file_name(sha256))
+    remote.fetch_file(sha256, 0 if stored is None else stored.size, path)
+
+
+def _required_remote() -> Remote:
+    if (remote := configured_remote()) is None:
+        raise WrongUsage(f"Expected an address of object storage in {REMOTE_VARIABLE}, received none.")
+    return remote
 
 
 def _here(remote: Remote, value: Any, artifacts_dir: Path) -> Any:

@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -28,7 +29,7 @@ from prefect.states import Cancelled, Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from schemas.config import DASK_ADDRESS_VARIABLE, REMOTE_VARIABLE, Runner, artifacts_folder, install_command
-from schemas.errors import ExtraNotInstalled, WrongUsage
+from schemas.errors import DataContractError, ExtraNotInstalled, WrongUsage
 from tasks.runtime.events import ShardsFinished, emit
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.remote import configured_remote
@@ -84,19 +85,37 @@ def run_per_shard(
 
     stage, split: of the run that the shards belong to; progress is reported for it.
 
-    Outside of `tasks_on` the function of the task is called in this thread. Raises the error of the first call that
-    failed, after every call has ended.
+    Outside of `tasks_on` the function of the task is called in this thread. Every call ends before an error is raised:
+    one `DataContractError` for all calls that raised one, else the first other error.
     """
     runs = _runs.get()
     if runs is None:
-        return [task.fn(**parameters) for parameters in calls]
+        return _results(partial(task.fn, **parameters) for parameters in calls)
     futures = [runs.runner.submit(task, dict(parameters)) for parameters in calls]
     runs.futures.extend(futures)
     for done, future in enumerate(futures, 1):
         future.wait()
         emit(ShardsFinished(stage, split, done, len(futures)))
-    results = [future.result() for future in futures]
+    results = _results(future.result for future in futures)
     runs.futures.clear()
+    return results
+
+
+def _results(calls: Iterable[Callable[[], Result]]) -> list[Result]:
+    results, rejected = [], []
+    for call in calls:
+        try:
+            results.append(call())
+        except DataContractError as error:
+            rejected.append(error)
+    if len(rejected) > 1:
+        raise DataContractError(
+            "\n".join(map(str, rejected)),
+            [problem for error in rejected for problem in error.problems][:10],
+            sum(error.count for error in rejected),
+        )
+    if rejected:
+        raise rejected[0]
     return results
 
 

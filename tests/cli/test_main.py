@@ -244,6 +244,7 @@ WRITERS = {
     "alias": ["1", "staging", "--reason", "a test"],
     "sign": ["1", "--key", "key.pem"],
     "reproduce": ["1"],
+    "export": ["1", "--format", "keras", "--output", "exported"],
     "gc": [],
     "up": [],
 }

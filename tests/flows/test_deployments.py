@@ -108,6 +108,7 @@ def test_deployment_runs_the_checkout_with_a_heartbeat(name: str) -> None:
         ("rollback-champion/by-hand", ConcurrencyLimitStrategy.ENQUEUE),
         ("train-fashion-mnist/on-demand", None),
         ("predict-fashion-mnist/batch", None),
+        ("export-model/on-demand", None),
     ],
 )
 @pytest.mark.usefixtures("deployed")
@@ -132,6 +133,7 @@ def test_concurrency_is_limited(name: str, strategy: ConcurrencyLimitStrategy | 
         ("train-fashion-mnist/on-new-data", []),
         ("fit-model/gpu", []),
         ("predict-fashion-mnist/batch", []),
+        ("export-model/on-demand", []),
     ],
 )
 @pytest.mark.usefixtures("deployed")
@@ -226,6 +228,7 @@ def test_pull_step_changes_to_the_checkout(tmp_path: Path, monkeypatch: pytest.M
         ("rollback-champion/by-hand", {}, "reason"),
         ("rollback-champion/by-hand", {"reason": ""}, "reason"),
         ("collect-garbage/weekly", {"keep": 0}, "keep"),
+        ("export-model/on-demand", {"output": "exported", "format": "pickle"}, "format"),
     ],
 )
 def test_rejects_a_wrong_parameter_without_a_run(deployment_name: str, parameters: dict[str, Any], name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flows.collect_garbage import collect_garbage
+from flows.export_model import export_model
 from flows.predict_fashion_mnist import predict_fashion_mnist
 from flows.promote_version import promote_version
 from flows.rollback_champion import rollback_champion
@@ -21,6 +22,7 @@ from schemas.errors import WrongUsage
         (train_fashion_mnist.fn, {}),
         (collect_garbage.fn, {}),
         (predict_fashion_mnist.fn, {"images": Path("images.csv"), "output": Path("out.csv")}),
+        (export_model.fn, {"output": Path("exported")}),
         (watch_data.fn, {}),
         (promote_version.fn, {"version": 1, "reason": "a test"}),
         (rollback_champion.fn, {"reason": "a test"}),

@@ -8,8 +8,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowFilter, FlowFilterName
-from prefect.client.schemas.sorting import ArtifactSort
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 from prefect.exceptions import ParameterTypeError
 from pydantic import ValidationError
 
@@ -18,7 +25,9 @@ from schemas.errors import DataContractError
 from schemas.references import Predictions
 from tasks.registry.batch_prediction import predict_csv
 from tests.field_faults import field_fault
+from tests.flows.conftest import Command
 from tests.sample import SAMPLE
+from tests.tasks.test_shards import shards_of
 
 IMAGES = SAMPLE / "fashion-mnist_test.csv.gz"
 
@@ -81,3 +90,29 @@ def test_rejects_an_unknown_dataset_by_name(two_versions: Path, tmp_path: Path) 
     with pytest.raises((ParameterTypeError, ValidationError), match="dataset"):
         predict_fashion_mnist(IMAGES, tmp_path / "out.parquet", artifacts_dir=two_versions, dataset="mnist")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_csvs_have_a_task_each_and_one_output(command: Command, two_versions: Path, tmp_path: Path) -> None:
+    shards_of(tmp_path / "images", "test", 3)
+    flags = ("predict", str(tmp_path / "images"), "--artifacts-dir", str(two_versions), "--output")
+    done = command.run(*flags, str(tmp_path / "out"), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    alone = predict_csv(IMAGES, tmp_path / "alone.parquet", "1", "fashion-mnist", two_versions)
+    assert (result["version"], result["rows"], result["output"]) == (1, 200, str(tmp_path / "out"))
+    assert result["accuracy"] == pytest.approx(alone.accuracy)
+    assert result.keys() - {"files"} == json.loads(alone.model_dump_json()).keys()
+    assert [(Path(file["images"]).name, file["rows"]) for file in result["files"]] == [
+        (f"fashion-mnist_test-00{place}.csv", rows) for place, rows in enumerate((67, 67, 66))
+    ]
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert run.name == "fashion-mnist predict images by champion"
+    assert {task.name for task in tasks} == {f"predict fashion-mnist_test-00{place}.csv" for place in range(3)}
+    (tmp_path / "images" / "fashion-mnist_test-001.csv").write_bytes(b"PK\x03\x04")
+    before = sorted(tmp_path.rglob("*.parquet"))
+    failed = command.run(*flags, str(tmp_path / "out"))
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert "fashion-mnist_test-001.csv" in failed.stderr
+    assert sorted(tmp_path.rglob("*.parquet")) == before

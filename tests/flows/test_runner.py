@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 from uuid import UUID
 
 import psutil
@@ -10,11 +11,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import FlowRunSort
 
+from flows.predict_fashion_mnist import predict_fashion_mnist
 from flows.train_fashion_mnist import train_fashion_mnist
 from schemas.config import PromotionConfig, Runner, TrainingConfig
 from schemas.contract import SPLITS
 from schemas.errors import DataContractError
-from schemas.references import ModelVersion
+from schemas.references import ModelVersion, Predictions
 from tasks.registry.store import ModelStore
 from tests.tasks.test_shards import shards_of
 
@@ -76,3 +78,20 @@ def test_a_rejected_shard_is_named_and_leaves_no_run_and_no_process(
         (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
         assert {task.state_name for task in tasks} == {"Completed", "Failed"}
+
+
+def test_dask_gives_the_predictions_of_threads(server: str, two_versions: Path, tmp_path: Path) -> None:
+    shards_of(tmp_path / "images", "test", 3)
+    made: dict[Runner, Predictions] = {
+        runner: predict_fashion_mnist(
+            [tmp_path / "images"], tmp_path / runner, artifacts_dir=two_versions, runner=runner
+        )
+        for runner in get_args(Runner)
+    }
+    assert made["dask"].sha256 == made["threads"].sha256
+    assert workers() == []
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(limit=2, sort=FlowRunSort.START_TIME_DESC):
+            tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+            assert {task.state_name for task in tasks} == {"Completed"}
+            assert {task.name for task in tasks} == {f"predict fashion-mnist_test-00{place}.csv" for place in range(3)}
