@@ -157,10 +157,10 @@ def dask_cluster(workers: int) -> Iterator[Sequence[str]]:
         yield ()
         return
     address = f"tcp://{HOST}:{free_port()}"
-    dask = Path(sys.executable).with_name("dask")
+    dask, preloaded = Path(sys.executable).with_name("dask"), ("--preload", "flows.train_fashion_mnist")
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
     cluster = [
-        subprocess.Popen([dask, *arguments, "--no-dashboard"], cwd=PROJECT_ROOT, env=environment)
+        subprocess.Popen([dask, *arguments, *preloaded, "--no-dashboard"], cwd=PROJECT_ROOT, env=environment)
         for arguments in (
             ("scheduler", "--host", HOST, "--port", address.rpartition(":")[2]),
             ("worker", address, "--nworkers", str(workers), "--nthreads", "1"),
