@@ -1,7 +1,7 @@
 # Entry points for people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-tasks test-browser test-deployed test-remote test-containers postgresql chromium \
-	docker fuzz check audit bench bench-scale pictures lock clean
+.PHONY: run up down status test test-tasks test-browser test-deployed test-remote test-mlflow test-containers postgresql \
+	chromium docker fuzz check audit bench bench-scale pictures lock clean
 
 # The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
@@ -34,6 +34,10 @@ test-deployed: $(VENV)/dev.stamp postgresql
 # Against OpenStack Swift, a real server of object storage, and moto. Both have an environment of their own.
 test-remote: $(VENV)/dev.stamp $(VENV)/storage/done.stamp
 	STORAGE_BIN=$(abspath $(VENV)/storage/bin) $(BIN)/pytest --numprocesses 2 tests/remote
+
+# Against real MLflow servers, on sqlite and on Postgres, in an environment of their own.
+test-mlflow: $(VENV)/dev.stamp $(VENV)/mlflow-server/done.stamp postgresql
+	MLFLOW_BIN=$(abspath $(VENV)/mlflow-server/bin) $(BIN)/pytest --numprocesses 2 tests/mlflow_server
 
 # Installs Debian's package, as root, if the machine has no Postgres.
 postgresql:
@@ -100,16 +104,18 @@ lock: $(VENV)/uv.stamp
 	$(COMPILE) pyproject.toml --extra cpu -o requirements/cpu.lock
 	$(COMPILE) pyproject.toml --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
 	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra datasets --extra docker --extra tune --extra dask \
-		--extra remote --extra export -c requirements/cpu.lock -o requirements/dev.lock
+		--extra remote --extra mlflow --extra export -c requirements/cpu.lock -o requirements/dev.lock
 	$(COMPILE) pyproject.toml --extra datasets -c requirements/dev.lock -o requirements/datasets.lock
 	$(COMPILE) pyproject.toml --extra docker -c requirements/dev.lock -o requirements/docker.lock
 	$(COMPILE) pyproject.toml --extra tune -c requirements/dev.lock -o requirements/tune.lock
 	$(COMPILE) pyproject.toml --extra dask -c requirements/dev.lock -o requirements/dask.lock
 	$(COMPILE) pyproject.toml --extra remote -c requirements/dev.lock -o requirements/remote.lock
+	$(COMPILE) pyproject.toml --extra mlflow -c requirements/dev.lock -o requirements/mlflow.lock
 	$(COMPILE) pyproject.toml --extra export -c requirements/dev.lock -o requirements/export.lock
 	$(COMPILE) pyproject.toml --extra jax -c requirements/dev.lock -c requirements/gpu.lock -o requirements/jax.lock
 	$(COMPILE) requirements/audit.in -c requirements/dev.lock -o requirements/audit.lock
 	$(COMPILE) requirements/storage.in -o requirements/storage.lock
+	$(COMPILE) requirements/mlflow-server.in -o requirements/mlflow-server.lock
 
 clean:
 	rm -rf $(VENV)
@@ -128,6 +134,11 @@ $(VENV)/audit/done.stamp: requirements/audit.lock $(VENV)/uv.stamp
 $(VENV)/storage/done.stamp: requirements/storage.lock $(VENV)/uv.stamp
 	$(PYTHON) -m venv $(VENV)/storage
 	$(BIN)/uv pip install --quiet --python $(VENV)/storage/bin/python --compile-bytecode --require-hashes -r $<
+	@touch $@
+
+$(VENV)/mlflow-server/done.stamp: requirements/mlflow-server.lock $(VENV)/uv.stamp
+	$(PYTHON) -m venv $(VENV)/mlflow-server
+	$(BIN)/uv pip install --quiet --python $(VENV)/mlflow-server/bin/python --compile-bytecode --require-hashes -r $<
 	@touch $@
 
 # Installs the project last and editable: commands run the code of the checkout.

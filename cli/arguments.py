@@ -16,8 +16,8 @@ from pydantic_core import PydanticSerializationError
 
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
-from schemas.config import DEFAULT_SPACE, BadRows, PromotionConfig, SearchSpace, TrainingConfig
-from schemas.contract import DEFAULT_DATASET, contract_of
+from schemas.config import DEFAULT_SPACE, MLFLOW_VARIABLE, BadRows, PromotionConfig, SearchSpace, TrainingConfig
+from schemas.contract import DEFAULT_DATASET, Minima, contract_of
 from schemas.errors import WrongUsage
 
 Config = TypeVar("Config", TrainingConfig, PromotionConfig)
@@ -83,6 +83,12 @@ DATASET = Argument(
     metavar="NAME",
     default=DEFAULT_DATASET,
     help="dataset whose contract and model store are used (default: %(default)s)",
+)
+MLFLOW = Argument(
+    "--mlflow",
+    metavar="URI",
+    help="MLflow server that receives versions and aliases, such as http://127.0.0.1:5000 (default: "
+    f"${MLFLOW_VARIABLE}, then none); needs the extra mlflow",
 )
 COMMON_FLAGS = (
     Argument(
@@ -181,7 +187,7 @@ def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterato
 def default_text(key: str, default: Any) -> str:
     """Return the default of a key of TrainingConfig or PromotionConfig as text."""
     if default is None:
-        return "the dataset's" if key in PromotionConfig.model_fields else "off"
+        return "the dataset's" if key in Minima.__dataclass_fields__ else "off"
     return str(default)
 
 

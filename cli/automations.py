@@ -31,17 +31,22 @@ from schemas.config import PROGRAM
 from schemas.errors import WrongUsage
 from tasks.registry import version_events
 from tasks.runtime.prefect_events import send_events
+from tasks.watch_predictions import DAY_LABEL, EVENT, PREFIX
 
 # A URL that receives JSON, or TYPE/NAME of a notification block on the server.
 NOTIFY_VARIABLE = "FASHION_ANN_NOTIFY"
 
 NOTIFY = "fashion-ann: notify about failed, crashed and rejected runs"
 NOTIFY_WAITING = "fashion-ann: notify about versions that wait for approval"
+NOTIFY_DRIFTED = "fashion-ann: notify about drifted predictions"
 NOTIFY_LATE = "fashion-ann: notify about late runs"
 NOTIFY_NO_NIGHTLY = "fashion-ann: notify about a nightly without a good run"
 NOTIFY_NO_WORKER = "fashion-ann: notify about work pools without a worker"
 REPORT_FAILED_ACTIONS = "fashion-ann: report failed actions of automations"
-NOTIFICATIONS = (NOTIFY, NOTIFY_WAITING, NOTIFY_LATE, NOTIFY_NO_NIGHTLY, NOTIFY_NO_WORKER, REPORT_FAILED_ACTIONS)
+NOTIFICATIONS = (
+    *(NOTIFY, NOTIFY_WAITING, NOTIFY_DRIFTED, NOTIFY_LATE),
+    *(NOTIFY_NO_NIGHTLY, NOTIFY_NO_WORKER, REPORT_FAILED_ACTIONS),
+)
 MARK_DEAD = "fashion-ann: mark runs without a heartbeat crashed"
 MARK_NOT_STARTED = "fashion-ann: mark runs that never start crashed"
 
@@ -115,7 +120,13 @@ def apply_automations(report: Report | None = None) -> None:
             last.parts = {}  # all were deleted, which is no decision on a single one
         if (block := _recipient(client, last)) is not None:
             automations += [
-                *(_notify(block), _notify_waiting(block), notify_late(block), notify_no_nightly(block)),
+                *(
+                    _notify(block),
+                    _notify_waiting(block),
+                    notify_drifted(block),
+                    notify_late(block),
+                    notify_no_nightly(block),
+                ),
                 *(notify_no_worker(block), report_failed_actions(block)),
             ]
         apply_automations_of(client, last, automations)
@@ -258,6 +269,28 @@ def _notify_waiting(block: UUID) -> AutomationCore:
         ),
         subject=_WAITING_SUBJECT,
         body=_WAITING_BODY,
+    )
+
+
+def notify_drifted(block: UUID) -> AutomationCore:
+    """Return the automation that reports predictions beyond a bound, once per day and version."""
+    return _notification(
+        block,
+        name=NOTIFY_DRIFTED,
+        description="The predictions of a day are beyond a bound of the dataset.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match=ResourceSpecification({"prefect.resource.id": f"{PREFIX}.*"}),
+            # An event that is sent again after a kill has the same labels, and causes no second message.
+            for_each={"prefect.resource.id", DAY_LABEL},
+            expect={EVENT},
+            threshold=1,
+            within=timedelta(days=1),
+        ),
+        subject="{{ event.payload.dataset }}: predictions of version {{ event.payload.version }} drifted",
+        body="{{ event.payload.rows }} rows of {{ event.payload.day }}:\n"
+        "{{ event.payload.reasons | join('\n') }}\n"
+        "Page: {{ event.payload.page }}",
     )
 
 

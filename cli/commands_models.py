@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from cli.arguments import Argument, Commands, data_dir, path_argument, print_result
+from cli.arguments import MLFLOW, Argument, Commands, counted, data_dir, path_argument, print_result, read_value
 from cli.printed_commands import runnable
-from schemas.config import artifacts_folder, config_lines, data_folder, expanded
+from schemas.config import ShadowRows, artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.export import ExportFormat, Quantization
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
+GROUP_HELP = {"mlflow": "send versions and aliases to an MLflow server"}
 _VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 _REASON = Argument("--reason", required=True, metavar="R", help="recorded in the alias log")
 _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
@@ -320,7 +321,16 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
     "promote",
     _VERSION,
     _REASON,
-    Argument("--force", action="store_true", help="promote a version that its own verdict rejected"),
+    Argument(
+        "--force", action="store_true", help="promote a version that its own verdict rejected, or without its shadow"
+    ),
+    Argument(
+        "--minimum-shadow-rows",
+        type=int,
+        metavar="N",
+        help="rows that the version must have answered as a shadow of the champion (default: its own promotion rule)",
+    ),
+    MLFLOW,
     help="make a version the champion",
     when_stopped=_CHECK_CHAMPION,
 )
@@ -328,12 +338,16 @@ def _promote(options: argparse.Namespace) -> None:
     from tasks.registry.champion import promote
 
     store = _store(options)
-    _finish_move(options, store, promote(store, store.resolve(options.version), options.reason, force=options.force))
+    least = read_value(ShadowRows | None, options.minimum_shadow_rows, "--minimum-shadow-rows")
+    number = store.resolve(options.version)
+    move = promote(store, number, options.reason, force=options.force, minimum_shadow_rows=least)
+    _finish_move(options, store, move)
 
 
 @commands.add(
     "rollback",
     _REASON,
+    MLFLOW,
     help="restore the previous champion; run it again to go back further",
     when_stopped=_CHECK_CHAMPION,
 )
@@ -349,6 +363,7 @@ def _rollback(options: argparse.Namespace) -> None:
     _VERSION,
     Argument("name", metavar="NAME", help="letters, digits and dashes, such as staging; not champion"),
     _REASON,
+    MLFLOW,
     help="point an alias other than champion at a version",
     description="Verify version V, then point the alias NAME at it. Every command that takes a version accepts NAME. "
     "`gc` keeps the version.",
@@ -362,9 +377,15 @@ def _alias(options: argparse.Namespace) -> None:
 
 
 def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move") -> None:
-    """Print a move, and send its event to the configured Prefect API. Without one, the next run sends it."""
+    """Print a move, send its event to the configured Prefect API, and update MLflow.
+
+    Without an API, the next run sends the event.
+    """
+    from tasks.reports.mlflow_sync import update_mlflow
+
     event = move.event
     sent, problem = _send_events(store)
+    update_mlflow(store)
     before = "none" if event.before is None else f"version {event.before}"
     if not options.json:
         for line in move.cleaned:
@@ -456,6 +477,35 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 @commands.add(
+    "mlflow sync",
+    MLFLOW,
+    help="add the versions and aliases that an MLflow server lacks",
+    description="Add each version of the store that the MLflow server lacks, as a run and as a version of the "
+    "registered model with the dataset's name, and set its aliases to those of the store. Runs and moves of aliases do "
+    "the same while the server answers. Needs the extra mlflow.",
+    writes=False,
+    when_stopped="Versions that were added are complete. Run it again to add the rest.",
+)
+def _mlflow_sync(options: argparse.Namespace) -> None:
+    from schemas.config import MLFLOW_VARIABLE, mlflow_address
+    from tasks.reports.mlflow_sync import synchronize
+
+    if mlflow_address() is None:
+        raise WrongUsage(
+            f"Expected the address of an MLflow server, received none: give --mlflow URI, or set {MLFLOW_VARIABLE}."
+        )
+    store = _store(options)
+    state = synchronize(store)
+    lines = [
+        f"{state.address}: {counted(len(state.versions), 'version')} of {options.dataset}, {len(state.added)} added"
+    ]
+    lines += [f"  {alias}: version {number} in MLflow" for alias, number in state.aliases.items()]
+    print_result(options, asdict(state), lines)
+    if state.faults:
+        raise StoredArtifactError("\n".join(state.faults))
+
+
+@commands.add(
     "export",
     _VERSION,
     Argument(
@@ -535,6 +585,7 @@ def _export_lines(exported: "ExportedModel") -> Iterator[str]:
 )
 def _gc(options: argparse.Namespace) -> None:
     from tasks.registry.gc import collect, plan
+    from tasks.reports.mlflow_sync import update_mlflow
 
     def list_removals(planned: "Plan") -> None:
         for entry in planned.removed:
@@ -546,6 +597,7 @@ def _gc(options: argparse.Namespace) -> None:
         list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
     else:
         result = collect(artifacts_dir, options.dataset, options.keep, on_plan=list_removals)
+        update_mlflow(_store(options))  # it may have logged the promotion of a killed run
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cli.arguments import (
+    MLFLOW,
     Argument,
     Commands,
     Terminated,
@@ -41,6 +42,7 @@ from schemas.layout import REPORT_NAME
 from tasks.runtime.stages import SHOWN
 
 if TYPE_CHECKING:
+    from schemas.predictions import ShadowComparison
     from schemas.references import ModelVersion, Predictions
 
 commands = Commands()
@@ -104,6 +106,7 @@ _CONFIG = Argument(
     _DEVICE,
     _runner("the tasks per shard"),
     Argument("--note", metavar="TEXT", help="a remark that is stored with the new version, up to 500 characters"),
+    MLFLOW,
     _QUIET,
     _CONFIG,
     *config_arguments(TrainingConfig, PromotionConfig),
@@ -253,6 +256,11 @@ def _tune(options: argparse.Namespace) -> None:
         help="end with status 3 and write nothing if the images, or the accuracy on their labels, cause a warning",
     ),
     Argument("--version", metavar="V", default="champion", help="a number or an alias (default: %(default)s)"),
+    Argument(
+        "--shadow",
+        metavar="W",
+        help="another version, whose answers are written beside OUT and compared with those of V; OUT stays the same",
+    ),
     _runner("the tasks of several CSVs"),
     help="predict the images of CSVs with a version",
     description="Write one row per image: the label if the CSV has one, the predicted label with the name of its "
@@ -274,7 +282,9 @@ def _predict(options: argparse.Namespace) -> None:
     from tasks.registry.batch_prediction import predict_csv
 
     # The core, not the flow: starting a server takes longer than 10,000 predictions.
-    predictions = predict_csv(images[0], output, options.version, options.dataset, artifacts, options.strict)
+    predictions = predict_csv(
+        images[0], output, options.version, options.dataset, artifacts, options.strict, shadow=options.shadow
+    )
     print_result(options, predictions.model_dump(), _prediction_lines(predictions))
 
 
@@ -287,6 +297,7 @@ def _predict_several(options: argparse.Namespace, images: list[Path], output: Pa
         "dataset": options.dataset,
         "strict": options.strict,
         "runner": options.runner,
+        "shadow": options.shadow,
     }
     from cli.embedded_server import run_flow
     from cli.terminal import Progress
@@ -307,4 +318,18 @@ def _prediction_lines(predictions: "Predictions") -> Iterator[str]:
     yield f"{predictions.rows} rows predicted by version {predictions.version}"
     if predictions.accuracy is not None:
         yield f"  accuracy {predictions.accuracy:.4f}"
+    if (shadow := predictions.shadow) is not None:
+        yield from _shadow_lines(predictions.version, shadow)
     yield f"  output  {predictions.output}"
+
+
+def _shadow_lines(version: int, shadow: "ShadowComparison") -> Iterator[str]:
+    low, high = shadow.agreement_interval
+    yield f"  shadow  version {shadow.version}: {shadow.agreement:.4f} of the answers equal ({low:.4f} to {high:.4f})"
+    for number, estimated in ((version, shadow.estimated), (shadow.version, shadow.shadow_estimated)):
+        if estimated is not None:
+            low, high = estimated.interval
+            yield f"  shadow  version {number}: estimated accuracy {estimated.accuracy:.4f} ({low:.4f} to {high:.4f})"
+    if (paired := shadow.paired) is not None:
+        counts = f"{paired.fixed} fixed, {paired.broken} broken of {counted(paired.rows, 'label')}"
+        yield f"  shadow  version {shadow.version}: {counts}, p = {paired.p_value:.3g}"

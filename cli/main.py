@@ -14,16 +14,23 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cli import commands_data, commands_models, commands_run, commands_services
+from cli import commands_data, commands_models, commands_predictions, commands_run, commands_services
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
 from cli.printed_commands import one_sentence_per_line, repeat_flags, runnable
-from schemas.config import PROJECT_ROOT, separate_folders
+from schemas.config import MLFLOW_VARIABLE, PROJECT_ROOT, separate_folders
 from schemas.contract import DEFAULT_DATASET
 from schemas.errors import FashionAnnError
 from tasks.runtime.control_characters import escaping_output
 
-COMMANDS = commands_run.commands | commands_data.commands | commands_models.commands | commands_services.commands
+COMMANDS = (
+    commands_run.commands
+    | commands_predictions.commands
+    | commands_data.commands
+    | commands_models.commands
+    | commands_services.commands
+)
+GROUP_HELP = commands_data.GROUP_HELP | commands_models.GROUP_HELP
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -47,10 +54,13 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         artifacts_dir=options.artifacts_dir,
         data_dir=getattr(options, "data_dir", None),
         dataset=None if dataset == DEFAULT_DATASET else dataset,
+        mlflow=getattr(options, "mlflow", None),
     )
     signal.signal(signal.SIGTERM, _terminate)
     status = 0
     try:
+        if getattr(options, "mlflow", None) is not None:
+            os.environ[MLFLOW_VARIABLE] = options.mlflow  # mlflow reads it, also in processes that a run starts
         for warning in prepare_environment(os.environ):
             print(f"{options.prog}: warning: {warning}", file=sys.stderr)
         # Prefect and other libraries read settings from the working directory, and settings can name code to import.
@@ -92,7 +102,7 @@ def command_parser() -> argparse.ArgumentParser:
     for words, command in COMMANDS.items():
         group, _, name = words.rpartition(" ")
         if group not in groups:
-            parent = groups[""].add_parser(group, help=commands_data.GROUP_HELP[group], allow_abbrev=False)
+            parent = groups[""].add_parser(group, help=GROUP_HELP[group], allow_abbrev=False)
             groups[group] = parent.add_subparsers(dest="action", required=True, metavar="ACTION")
         command.add_to(
             groups[group].add_parser(name, help=command.help, description=command.description, allow_abbrev=False)

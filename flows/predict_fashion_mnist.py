@@ -40,6 +40,7 @@ def predict_fashion_mnist(
     dataset: DatasetName = "fashion-mnist",
     strict: bool = False,
     runner: Runner = "threads",
+    shadow: str | None = None,
 ) -> Predictions:
     """Predict ``images``, a CSV with or without labels, with a stored model, and write ``output``.
 
@@ -49,12 +50,13 @@ def predict_fashion_mnist(
     completely or not at all.
     strict: fail, and write nothing, if the images or their labels cause a warning.
     artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR, then to artifacts/ of the checkout.
+    shadow: another version, a number or an alias, whose answers are written beside ``output`` and compared.
     runner: as in train-fashion-mnist, for several CSVs. One CSV is predicted in this process.
     """
     artifacts, _ = separate_folders(artifacts_dir)
     paths = [absolute(expanded(path)) for path in (images if isinstance(images, list) else [images])]
     target = absolute(expanded(output))
     if not is_several(paths):
-        return predict(paths[0], target, version, dataset, artifacts, strict)
+        return predict(paths[0], target, version, dataset, artifacts, strict, shadow)
     with tasks_on(runner):
-        return predict_files(csvs_by_part(paths), target, version, dataset, artifacts, strict)
+        return predict_files(csvs_by_part(paths), target, version, dataset, artifacts, strict, shadow)

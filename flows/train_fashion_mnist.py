@@ -28,6 +28,7 @@ from tasks.model.warm_up import pipeline_session
 from tasks.prepare import prepare
 from tasks.registry.bom import read_packages
 from tasks.registry.signatures import training_key
+from tasks.reports.mlflow_sync import require_mlflow
 from tasks.reports.rendering import compile_templates
 from tasks.runtime.task_runs import tasks_on
 from tasks.validate import validate
@@ -73,6 +74,7 @@ def train_fashion_mnist(
     runner: "dask" runs the tasks per shard on the cluster of FASHION_ANN_DASK_ADDRESS, or on a local one.
     """
     training_key()  # a wrong key must not be found after the training
+    require_mlflow()
     artifacts, data_home = separate_folders(artifacts_dir, data_dir)
     session = pipeline_session(
         artifacts, prestart_trainer=train_on == "here", while_training=(read_packages, compile_templates)

@@ -81,6 +81,24 @@ def remote_address() -> str | None:
     return address
 
 
+# Address of the MLflow server that versions are sent to. mlflow reads the same variable.
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def mlflow_address() -> str | None:
+    """Return the address in MLFLOW_TRACKING_URI, None if it is unset or empty.
+
+    Raises `WrongUsage` for anything but the address of a server. MLflow would take it for a local folder or database.
+    """
+    address = os.environ.get(MLFLOW_VARIABLE, "").strip()
+    if address and not re.match(r"https?://[^/]", address):
+        raise WrongUsage(
+            f"{MLFLOW_VARIABLE}: expected the address of an MLflow server, such as http://127.0.0.1:5000, received "
+            f"{address.rpartition('@')[2][:80]!r}."
+        )
+    return address or None
+
+
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch
 # without a usable GPU. "cpu": the CPU, even on a machine with a GPU.
 DeviceChoice = Literal["auto", "gpu", "cpu"]
@@ -257,6 +275,10 @@ TrialCount = Annotated[int, Field(ge=1, le=100_000)]
 # Rows of the train split that trials are compared on. The default validation split is too small to choose by.
 HeldOut = Annotated[int, Field(ge=10, le=1_000_000)]
 DEFAULT_HELD_OUT = 5_000
+ShadowRows = Annotated[int, Field(ge=0, le=10**12)]
+# Days of predictions that watch-predictions compares.
+WatchedDays = Annotated[int, Field(ge=1, le=3_650)]
+DEFAULT_WATCHED_DAYS = 90
 TuningSeconds = Annotated[float, Field(gt=0)]
 
 
@@ -284,6 +306,12 @@ class PromotionConfig(BaseModel):
     )
     minimum_recall: float | None = Field(
         None, ge=0, le=1, description="per-class recall below which a version is rejected"
+    )
+    minimum_shadow_rows: int | None = Field(
+        None,
+        ge=1,
+        le=10**12,
+        description="rows that a version must have answered as a shadow of the champion before it is promoted",
     )
     significance: float = Field(0.05, gt=0, lt=1, description="significance level of McNemar's exact test")
 

@@ -303,6 +303,37 @@ CHECKS: tuple[Check, ...] = (
         "correct data: 0.07 or less; 10 % brighter: 0.13; 20 % brighter: 0.2",
         warn=0.1,
     ),
+    # The last four are measured per day and version by watch-predictions. `python -m benchmarks.watched` prints what
+    # their bounds were chosen by.
+    Check(
+        "prediction_drift",
+        "Watched predictions: Jensen-Shannon distance (base 2) of a day's pixel histogram from that of the version's "
+        "train split for the predicted classes, less what chance explains",
+        "quiet days of 500 rows: 0.023 or less; 5 % brighter or darker: 0.03 to 0.09; 10 %: 0.1 or more; inverted: 0.7",
+        warn=0.04,
+    ),
+    Check(
+        "prediction_classes",
+        "Watched predictions: p-value of the chi-square test that a day's predicted classes have the shares of the "
+        "version's test split",
+        "quiet days of 500 rows: 0.0005 or more; five times as many images of one class: 1e-9 or less",
+        warn=1e-5,
+        low_is_bad=True,
+    ),
+    Check(
+        "estimated_accuracy",
+        "Watched predictions: test accuracy of the version less the upper end of a day's estimated accuracy",
+        "quiet days of 200 to 2,000 rows: below 0; five times as many of the most difficult class: 0.02 to 0.04",
+        warn=0.02,
+    ),
+    Check(
+        "measured_accuracy",
+        "Watched predictions: p-value of the exact binomial test that the accuracy on a day's labels is that of the "
+        "version's test split for the same classes",
+        "a bound that one day in 10,000 exceeds by chance",
+        warn=1e-4,
+        low_is_bad=True,
+    ),
 )
 
 # Other bounds for photographs: they have no background, fill the range as the light allows, and resemble each other.
@@ -312,6 +343,7 @@ PHOTOGRAPHS: Mapping[str, Bounds] = {
     "label_agreement": Bounds(warn=0.8, fail=0.5),
     "near_duplicates_in_train": Bounds(warn=0.005),
     "drift": Bounds(warn=0.2),
+    "prediction_drift": Bounds(warn=0.08),
 }
 Kind = Literal["drawings", "photographs"]
 _KINDS: Mapping[Kind, Mapping[str, Bounds]] = {"drawings": {}, "photographs": PHOTOGRAPHS}

@@ -34,6 +34,10 @@ class RemoteUnavailable(FashionAnnError):
     """Object storage that cannot be reached, is full, or denies access. Outputs stay on this machine."""
 
 
+class MlflowUnavailable(FashionAnnError):
+    """MLflow server that cannot be reached, rejects a request or takes too long. The store is complete."""
+
+
 class LostRace(FashionAnnError):
     """Version number or line of the alias log that another machine wrote first. The caller reads it and tries again."""
 

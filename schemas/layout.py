@@ -47,6 +47,11 @@ STUDY_LOCK_NAME = "study.lock"
 RECIPE_NAME = "recipe.toml"
 TRIALS_PAGE_NAME = "trials.html"
 
+# Predictions: the rows of a record, beside its profile; labels that arrive later; the page.
+PREDICTED_ROWS_NAME = "rows.parquet"
+LABELS_FOLDER = "labels"
+PREDICTIONS_PAGE_NAME = "predictions.html"
+
 # Data Docs.
 INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
@@ -104,6 +109,25 @@ def part_name(place: int) -> str:
     return f"part-{place:05}.parquet"
 
 
+def profile_beside(output: Path) -> Path:
+    """Return the path of the profile of predictions that were written to ``output``.
+
+    Readers of a folder as one Parquet dataset leave out names that start with an underscore.
+    """
+    return output.with_name(f"_{output.name}.profile.json")
+
+
+def shadow_beside(output: Path) -> Path:
+    """Return the path of the challenger's predictions for the same images as ``output``."""
+    return output.with_name(f"_{output.stem}.shadow{output.suffix}")
+
+
+def is_beside(path: Path) -> bool:
+    """Return whether ``path`` is the profile or the shadow of predictions that are beside it."""
+    others = path.parent.glob("[!_.]*")
+    return path.name.startswith("_") and any(path in (profile_beside(other), shadow_beside(other)) for other in others)
+
+
 def validation_folder(parquet: Path) -> Path:
     """Return the folder of the verdicts on the Parquet of a split: it is stored with the data."""
     return parquet.parent / VALIDATION_FOLDER
@@ -122,6 +146,8 @@ class Artifacts:
         # Copies of CSVs from object storage, one folder per address.
         self.downloaded = root / "downloaded"
         self.comparisons = root / "comparisons"
+        # Profiles of predictions and what they predicted, one folder per dataset.
+        self.predictions = root / "predictions"
         self.studies = root / "studies"
         self.data_docs = root / "data_docs"
         self.logs = root / "logs"

@@ -5,12 +5,14 @@ Paths are absolute. A digest is a sha256 in hexadecimal.
 
 import hashlib
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.contract import Split
+from schemas.predictions import EstimatedAccuracy, MeasuredAccuracy, PairedLabels, ShadowComparison
 
 
 class Reference(BaseModel):
@@ -271,7 +273,8 @@ class Predictions(Reference):
     """Predictions of a version for ``rows`` images, written to ``output``.
 
     accuracy: share of rows whose prediction equals the label; None without a label column.
-    checks: those that were measured. warnings: one sentence each.
+    checks: those that were measured. warnings: one sentence each. profile: a file beside ``output`` with counts.
+    shadow: a challenger's answers beside ``output``. Several CSVs have a profile and a shadow each, and here None.
     """
 
     version: int
@@ -281,6 +284,8 @@ class Predictions(Reference):
     warnings: tuple[str, ...]
     output: Path
     sha256: str
+    profile: Path | None
+    shadow: ShadowComparison | None
 
 
 class FilePredictions(Predictions):
@@ -327,3 +332,50 @@ class WatchedData(Reference):
     digest: str | None
     announced: bool
     missing: str | None = None
+
+
+class WatchedDay(Reference):
+    """The predictions of one day (UTC) by one version.
+
+    shadow_of: the version beside which a challenger predicted, else None.
+    class_shares: share of each predicted class. checks: those that could be measured, see `DatasetContract.checks`.
+    estimated: None if the version or its stored predictions cannot be read. measured: None without labels.
+    paired: a challenger against the version beside which it predicted, None without labels.
+    note: why a check is missing, "" if none is. drifted: a check is beyond its bound; never for a challenger.
+    """
+
+    dataset: str
+    day: str
+    version: int
+    shadow_of: int | None
+    files: int
+    rows: int
+    class_shares: tuple[float, ...]
+    checks: tuple[CheckResult, ...]
+    estimated: EstimatedAccuracy | None
+    measured: MeasuredAccuracy | None
+    paired: PairedLabels | None
+    note: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.day} version {self.version}"
+
+    @property
+    def ordinal(self) -> int:
+        """Return the day as a number, for a chart."""
+        return date.fromisoformat(self.day).toordinal()
+
+    @property
+    def drifted(self) -> bool:
+        return self.shadow_of is None and any(check.result == "warned" for check in self.checks)
+
+
+class WatchedPredictions(Reference):
+    """What watch-predictions found. drifted, announced: "DAY version N"; this run has sent the events of the latter."""
+
+    dataset: str
+    days: tuple[WatchedDay, ...]
+    drifted: tuple[str, ...]
+    announced: tuple[str, ...]
+    page: Path

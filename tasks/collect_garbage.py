@@ -14,6 +14,7 @@ from schemas.references import Garbage
 from tasks.registry import gc
 from tasks.registry.store import ModelStore
 from tasks.registry.version_events import send_unsent
+from tasks.reports.mlflow_sync import update_mlflow
 from tasks.runtime.files import remove_leftover
 from tasks.runtime.log_rotation import rotate_logs
 from tasks.runtime.prefect_artifacts import publish_table
@@ -45,6 +46,7 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
     send_unsent(ModelStore.of(artifacts_dir, dataset), sender_of_run())
     try:
         plan = gc.collect(artifacts_dir, dataset, keep, seconds, _log_removals)
+        update_mlflow(ModelStore.of(artifacts_dir, dataset))  # it may have logged the promotion of a killed run
     except LockHeld as error:
         plan = gc.Plan((), (), (str(error),), run_active=True)
     totals: dict[str, list[int]] = defaultdict(list)

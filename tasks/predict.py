@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import UnreadableData, WrongUsage
+from schemas.layout import is_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, Predictions
 from tasks.registry.batch_prediction import predict_csv
 from tasks.registry.prediction_folder import new_prediction_folder, predicted_files
@@ -24,10 +25,16 @@ _PREDICT = "predict"
 
 @task(name="predict", task_run_name="predict", cache_policy=NO_CACHE)
 def predict(
-    images: Path, output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
+    images: Path,
+    output: Path,
+    version: str,
+    dataset: str,
+    artifacts_dir: Path,
+    strict: bool = False,
+    shadow: str | None = None,
 ) -> Predictions:
     """Run `tasks.registry.batch_prediction.predict_csv`, and return a reference to its output."""
-    predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict)
+    predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict, shadow=shadow)
     _publish_checks(predictions, images.name, dataset)
     return predictions
 
@@ -41,6 +48,7 @@ def predict_file(
     dataset: str,
     artifacts_dir: Path | None,
     strict: bool = False,
+    shadow: str | None = None,
 ) -> FilePredictions:
     """Predict one of several CSVs, and write the Parquet file ``output``.
 
@@ -49,7 +57,7 @@ def predict_file(
     """
 
     def run(csv: Path, target: Path, artifacts: Path) -> FilePredictions:
-        predictions = predict_csv(csv, target, version, dataset, artifacts, strict, keep_model=True)
+        predictions = predict_csv(csv, target, version, dataset, artifacts, strict, keep_model=True, shadow=shadow)
         return FilePredictions(**dict(predictions), images=images)
 
     with artifacts_here(artifacts_dir) as artifacts:
@@ -68,7 +76,13 @@ def predict_file(
 
 
 def predict_files(
-    csvs: Mapping[str, Path], output: Path, version: str, dataset: str, artifacts_dir: Path, strict: bool = False
+    csvs: Mapping[str, Path],
+    output: Path,
+    version: str,
+    dataset: str,
+    artifacts_dir: Path,
+    strict: bool = False,
+    shadow: str | None = None,
 ) -> PredictedFiles:
     """Predict several CSVs by `predict_file`, and write the folder ``output`` whole, or leave it as it was.
 
@@ -78,11 +92,18 @@ def predict_files(
     """
     emit(StageStarted(_PREDICT, None))
     # A number, so that all files are predicted by the same version if an alias moves meanwhile.
-    number = str(ModelStore.of(artifacts_dir, dataset).refresh().version(version).number)
+    store = ModelStore.of(artifacts_dir, dataset).refresh()
+    number = str(store.version(version).number)
+    challenger = None if shadow is None else str(store.version(shadow).number)
+    if challenger is not None and elsewhere():
+        raise WrongUsage(
+            "Expected no shadow: workers that share only FASHION_ANN_REMOTE keep their records, which a promotion "
+            "could not count. Use --runner threads."
+        )
     with new_prediction_folder(output) as folder:
 
         def calls() -> Iterator[dict[str, Any]]:
-            common = {"version": number, "dataset": dataset, "strict": strict}
+            common = {"version": number, "dataset": dataset, "strict": strict, "shadow": challenger}
             common |= {"artifacts_dir": shard_artifacts(artifacts_dir)}
             for part, csv in csvs.items():
                 yield {"images": csv, "sha256": _sent(csv) if elsewhere() else None, "output": folder / part, **common}
@@ -93,7 +114,7 @@ def predict_files(
             for part, file in files.items():
                 receive_file(file.sha256, folder / part)
         for path in folder.iterdir():
-            if path.name not in files:  # of a worker that was killed
+            if path.name not in files and not is_beside(path):  # of a worker that was killed
                 path.unlink()
     return predicted
 

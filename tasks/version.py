@@ -37,6 +37,7 @@ from tasks.registry.signatures import SIGNING_VARIABLE, training_key, verify_key
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import check_version
 from tasks.registry.version_events import send_unsent
+from tasks.reports.mlflow_sync import update_mlflow
 from tasks.reports.version_report import commands, write_report
 from tasks.reports.version_summary import summarize_version
 from tasks.runtime.events import StageStarted, emit
@@ -130,6 +131,7 @@ def version(
         is_champion = store.aliases.champion() == stored.number
         decided = any(event.to == stored.number and event.alias == CHAMPION for event in store.aliases.read())
     send_unsent(store, sender_of_run())
+    update_mlflow(store)
     stages = lineage(data, prepared, trained, evaluation, further)
     _publish(stored, None if created else stages, champion=is_champion)
     verdict = stored.manifest.verdict

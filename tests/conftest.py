@@ -15,7 +15,8 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 # Tests must not use folders, keys or a server of the developer.
 for name in ("DATA_DIR", "DATASETS_DIR", "ARTIFACTS_DIR", "SIGNING_KEY", "VERIFY_KEY", "REMOTE", "DASK_ADDRESS"):
     os.environ.pop(f"FASHION_ANN_{name}", None)
-os.environ.pop("PREFECT_API_URL", None)
+for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(name, None)
 
 import pytest
 

@@ -32,7 +32,17 @@ FORBIDDEN = {
     **{f"tasks.{name}": {"prefect"} for name in ("data", "checks", "model", "registry", "reports")},
 }
 # These cost half a second or more to import: only inside the function that needs them.
-HEAVY = {"tensorflow", "keras", "great_expectations", "pandas", "optuna", "onnx", "onnxruntime", "ai_edge_litert"}
+HEAVY = {
+    "tensorflow",
+    "keras",
+    "great_expectations",
+    "pandas",
+    "optuna",
+    "onnx",
+    "onnxruntime",
+    "ai_edge_litert",
+    "mlflow",
+}
 MODULES = sorted(path for package in ("schemas", "tasks", "flows", "cli") for path in (ROOT / package).rglob("*.py"))
 
 
@@ -107,6 +117,16 @@ def test_four_modules_import_a_backend() -> None:
     assert importing == [f"tasks.model.{name}" for name in ("backend", "epoch", "export", "run_export")]
 
 
+def test_one_module_imports_mlflow() -> None:
+    importing = [_name(path) for path in MODULES if "mlflow" in _libraries(_imports(path))]
+    assert importing == ["tasks.reports.mlflow_sync"]
+
+
+def test_the_loader_in_an_mlflow_model_needs_no_checkout() -> None:
+    path = ROOT / "tasks" / "model" / "fashion_ann_pyfunc.py"
+    assert _of_project(_imports(path)) == set()
+
+
 def test_errors_are_defined_in_one_module() -> None:
     """A worker's error is raised again by its name in that module."""
     defining = {_name(path) for path in MODULES if re.search(r"^class .*\(FashionAnnError\)", path.read_text(), re.M)}
@@ -171,6 +191,8 @@ def test_no_registry_address_and_no_missing_hash_in_the_locks() -> None:
         "tune",
         "dask",
         "remote",
+        "mlflow",
+        "mlflow-server",
         "export",
         "jax",
         "uv",

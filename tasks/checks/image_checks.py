@@ -147,24 +147,34 @@ def measure_predicted(
 def _drift_of_classes(
     images: Images, predicted: Labels, contract: DatasetContract, profile: ImageProfile
 ) -> Measurement:
-    """Measure drift from a train split with the same share of each class, less what chance explains.
+    """Measure drift from a train split with the same share of each class, less what chance explains."""
+    rows = np.bincount(predicted, minlength=contract.classes)
+    owner = "the version's train split, for the classes that are predicted"
+    return Measurement(drift_of_classes(half_histograms(images, contract), rows, profile), _DRIFT.format(owner))
 
-    Every other image differs from the rest by chance only. Their squared distance is four times as large as that which
-    chance adds on average: few images, or those of one class, then have no drift.
+
+def half_histograms(images: Images, contract: DatasetContract) -> npt.NDArray[np.float64]:
+    """Return the pixel histogram of every other image, and that of the rest, as numbers of pixels, (2, 17)."""
+    shares = histogram(images, contract)  # of one image the rest is empty, and has no histogram
+    rest = histogram(images[1::2], contract) * images[1::2].size if len(images) > 1 else np.zeros_like(shares)
+    return np.rint(np.stack([shares * images.size - rest, rest]))
+
+
+def drift_of_classes(
+    halves: npt.NDArray[np.float64], class_rows: npt.NDArray[np.integer[Any]], profile: ImageProfile
+) -> float:
+    """Return the drift of images from a train split with the same share of each class, less what chance explains.
+
+    halves: `half_histograms`. class_rows: images per predicted class. The halves differ by chance only. Their squared
+    distance is four times as large as that which chance adds on average: few images, or those of one class, then have
+    no drift.
     """
     from scipy.spatial.distance import jensenshannon
 
-    rows = np.bincount(predicted, minlength=contract.classes)
-    expected = sum(rows[int(label)] * np.asarray(shares) for label, shares in profile.class_histograms.items())
-    value, chance = (
-        jensenshannon(*pair, base=2) ** 2
-        for pair in (
-            (histogram(images, contract), expected),
-            (histogram(images[::2], contract), histogram(images[1::2], contract)),
-        )
-    )
-    owner = "the version's train split, for the classes that are predicted"
-    return Measurement(max(0.0, value - chance) ** 0.5, _DRIFT.format(owner))
+    expected = sum(class_rows[int(label)] * np.asarray(shares) for label, shares in profile.class_histograms.items())
+    pairs = ((halves.sum(axis=0), expected), tuple(halves))
+    value, chance = (float(jensenshannon(*pair, base=2)) ** 2 for pair in pairs)
+    return float(max(0.0, value - chance) ** 0.5)
 
 
 def _blank_images(blank: int, rows: int) -> Measurement:

@@ -45,6 +45,23 @@ def binomial_test(successes: int, rows: int, probability: float) -> float:
     return float(bdtr(successes, rows, probability))
 
 
+def same_shares_test(one: npt.ArrayLike, other: npt.ArrayLike) -> float:
+    """Return the p-value of the chi-square test that two samples, counts per class, have the same shares.
+
+    Classes in neither sample do not count. Without two classes, or without a row in one sample, it is 1.
+
+    Pearson, "On the criterion that a given system of deviations ...", Philosophical Magazine 50, 1900.
+    """
+    from scipy.special import chdtrc
+
+    counts = np.array([one, other], np.float64)
+    counts = counts[:, counts.any(axis=0)]
+    if counts.shape[1] < 2 or not counts.any(axis=1).all():
+        return 1.0
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+    return float(chdtrc(counts.shape[1] - 1, ((counts - expected) ** 2 / expected).sum()))
+
+
 @dataclass(frozen=True)
 class PairedTest:
     """Two models on the same test rows.

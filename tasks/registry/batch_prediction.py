@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,24 +19,36 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract, contract_of
-from schemas.errors import DataContractError, StageNotWritten, WrongUsage
-from schemas.layout import WEIGHTS_NAME
+from schemas.errors import DataContractError, StageNotWritten, StoredArtifactError, WrongUsage
+from schemas.layout import WEIGHTS_NAME, profile_beside, shadow_beside
+from schemas.predictions import EstimatedAccuracy, ShadowComparison
 from schemas.references import Predictions
 from schemas.store import Manifest
+from tasks.checks.estimated_accuracy import Counts, estimate_accuracy
 from tasks.data.csv_blocks import Rows
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import scale_pixels
-from tasks.registry.prediction_checks import PredictionChecks
+from tasks.data.statistics import mcnemar, same_shares_test, wilson_interval
+from tasks.registry.prediction_checks import PredictionChecks, read_class_profile
+from tasks.registry.prediction_records import PredictionRecord, recording
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import load_model
-from tasks.runtime.files import atomic_write, is_mount_point, sha256_file, sweep_temporaries, without_temporary_names
+from tasks.registry.watched_predictions import Baseline, paired_labels
+from tasks.runtime.files import (
+    atomic_write,
+    is_mount_point,
+    sha256_file,
+    sweep_temporaries,
+    without_temporary_names,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
 # Rows per prediction and per row group: 51 MB as float32, whatever the size of the file.
 BATCH_ROWS = 16_384
 
-# The model of the last `predict_csv` with ``keep_model``, by the digest of its manifest.
+# The models of the last `predict_csv` with ``keep_model``, by the digest of their manifest.
 _kept: dict[str, Any] = {}
 _loading = threading.Lock()
 # Threads read files at the same time and predict in turns, because a batch takes 51 MB and its activations more. More
@@ -53,6 +66,8 @@ def predict_csv(
     strict: bool = False,
     *,
     keep_model: bool = False,
+    shadow: str | None = None,
+    now: datetime | None = None,
 ) -> Predictions:
     """Predict each row of the CSV ``images`` with a version (a number or an alias) of ``dataset``.
 
@@ -61,6 +76,10 @@ def predict_csv(
     existing file, or the target of a link, is replaced at the end.
     strict: raise `DataContractError` if the images, or the accuracy on their labels, cause a warning.
     keep_model: keep the model for the next call in this process, from any thread.
+    shadow: another version, whose answers are written to `shadow_beside` the output. They do not change the output.
+    now: the time of the predictions, in UTC.
+
+    `profile_beside` the output has counts of the predictions, and `recording` keeps them for watch-predictions.
 
     Raises `WrongUsage` for an ``output`` that cannot be written, before any other work, `DataContractError` for the
     CSV, and `VersionNotFound` or `StoredArtifactError` for the version. An existing ``output`` is then unchanged.
@@ -76,11 +95,23 @@ def predict_csv(
         stored = ModelStore.of(artifacts_dir, dataset).refresh().version(version)
         stored.check_signature()  # before any of its files is parsed
         checks = PredictionChecks(stored, contract)
-        model = _kept_model(stored) if keep_model else load_model(stored)
+        challenger = None if shadow is None else _challenger(stored, shadow, dataset, artifacts_dir)
+        load = _kept_model if keep_model else load_model
+        model = load(stored)
+        other = None if challenger is None else (challenger, load(challenger))
         schema = predictions_schema(contract, stored.manifest, csv.labelled)
+        time = now or datetime.now(UTC)
         start = 0
+        profile = profile_beside(target)
         sweep_temporaries(target)
-        with _name_in_errors(shown), atomic_write(target) as temporary:
+        sweep_temporaries(profile)
+        with (
+            _name_in_errors(shown),
+            atomic_write(profile) as beside,  # renamed after the output
+            _shadowing(other, stored, target, csv.labelled, contract, artifacts_dir, time) as shadowing,
+            atomic_write(target) as temporary,
+            recording(artifacts_dir, stored, contract, time) as record,
+        ):
             with open_table(temporary, schema) as writer:
                 for rows in in_batches(csv, BATCH_ROWS):
                     pixels, labels = (rows[:, 1:], rows[:, 0]) if csv.labelled else (rows, None)
@@ -89,6 +120,9 @@ def predict_csv(
                     predicted = probabilities.argmax(axis=1)
                     writer.write_table(_predictions_table(probabilities, predicted, labels, start, contract, schema))
                     checks.add(pixels, predicted, labels)
+                    record.add(pixels, probabilities)
+                    if shadowing is not None:
+                        shadowing.add(pixels, labels, predicted, start)
                     start += len(rows)
                 # Raises if the images changed while they were read, before the output gets its name.
                 reading.close()
@@ -97,9 +131,10 @@ def predict_csv(
                 warnings += [f"{images.name}: {line}" for line in found]
                 if strict and warnings:
                     raise DataContractError(f"{shown} was not written, because of --strict: {'; '.join(warnings)}.")
-                if isinstance(writer, pq.ParquetWriter):
-                    writer.add_key_value_metadata({**schema.metadata, b"fashion_ann.warnings": json.dumps(warnings)})
+                _add_metadata(writer, schema, warnings)
             sha256 = sha256_file(temporary)
+            compared = None if shadowing is None else shadowing.finish(record.counts, warnings)
+            write_json(beside, record.finish(target.name, sha256, checks.profile, warnings, compared).as_json())
     for line in warnings:
         logger.warning("%s", line)
     return Predictions(
@@ -110,7 +145,120 @@ def predict_csv(
         warnings=tuple(warnings),
         output=output,
         sha256=sha256,
+        profile=profile,
+        shadow=compared,
     )
+
+
+def _challenger(stored: StoredVersion, shadow: str, dataset: str, artifacts_dir: Path) -> StoredVersion:
+    """Return the version ``shadow``. Raises `WrongUsage` if it is the one that predicts."""
+    challenger = ModelStore.of(artifacts_dir, dataset).version(shadow)
+    if challenger.number == stored.number:
+        raise WrongUsage(
+            f"Both are version {stored.number}; expected another version as the shadow. Run `fashion-ann versions` to "
+            "list them."
+        )
+    challenger.check_signature()  # before any of its files is parsed
+    return challenger
+
+
+class _Shadow:
+    """The answers of a challenger, batch by batch, and their comparison with the version beside it."""
+
+    def __init__(
+        self,
+        version: StoredVersion,
+        model: Any,
+        beside: StoredVersion,
+        writer: Any,
+        schema: pa.Schema,
+        temporary: Path,
+        record: PredictionRecord,
+        contract: DatasetContract,
+        name: str,
+    ) -> None:
+        self._version, self._model, self._beside, self._name = version, model, beside, name
+        self._writer, self._schema, self._temporary = writer, schema, temporary
+        self._record, self._contract = record, contract
+        self._agree = 0
+        self._right: list[npt.NDArray[np.bool_]] = []  # (2, N): of the challenger, of the other version
+
+    def add(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.uint8] | None,
+        predicted: npt.NDArray[np.int64],
+        start: int,
+    ) -> None:
+        """Predict the next images, uint8 (N, pixels). predicted: the classes that the other version predicted, (N,)."""
+        with _predicting:
+            probabilities = self._model.predict_on_batch(scale_pixels(pixels, self._contract.scale))
+        own = probabilities.argmax(axis=1)
+        self._writer.write_table(_predictions_table(probabilities, own, labels, start, self._contract, self._schema))
+        self._record.add(pixels, probabilities)
+        self._agree += int(np.count_nonzero(own == predicted))
+        if labels is not None:
+            self._right.append(np.stack([own == labels, predicted == labels]))
+
+    def finish(self, counts: Counts, warnings: list[str]) -> ShadowComparison:
+        """Close the output, and compare. counts: `confidence_counts` of the other version."""
+        _add_metadata(self._writer, self._schema, warnings)
+        self._writer.close()
+        sha256, own = sha256_file(self._temporary), self._record.counts
+        rows = int(own.sum())
+        right = np.concatenate(self._right, axis=1) if self._right else None
+        self._record.finish(self._name, sha256, read_class_profile(self._version, self._contract), warnings)
+        return ShadowComparison(
+            version=self._version.number,
+            output=self._name,
+            output_sha256=sha256,
+            rows=rows,
+            agree=self._agree,
+            agreement=self._agree / rows,
+            agreement_interval=list(wilson_interval(self._agree, rows)),
+            classes_p_value=same_shares_test(own.sum(axis=1), counts.sum(axis=1)),
+            estimated=_estimate(self._beside, counts, self._contract),
+            shadow_estimated=_estimate(self._version, own, self._contract),
+            paired=None if right is None else paired_labels(mcnemar(right[0], right[1])),
+        )
+
+
+def _estimate(version: StoredVersion, counts: Counts, contract: DatasetContract) -> EstimatedAccuracy | None:
+    try:
+        return estimate_accuracy(Baseline.of(version, contract).table, counts)
+    except StoredArtifactError as error:
+        logger.warning("the accuracy of version %d was not estimated: %s", version.number, error)
+        return None
+
+
+@contextmanager
+def _shadowing(
+    challenger: tuple[StoredVersion, Any] | None,
+    beside: StoredVersion,
+    target: Path,
+    labelled: bool,
+    contract: DatasetContract,
+    artifacts_dir: Path,
+    now: datetime,
+) -> Iterator[_Shadow | None]:
+    """Yield the shadow of a challenger, a version and its model, and write its answers when the block ends.
+
+    Without a challenger, yield None, and remove the answers of an earlier one: they are not beside this output.
+    """
+    output = shadow_beside(target)
+    if challenger is None:
+        yield None
+        output.unlink(missing_ok=True)
+        return
+    version, model = challenger
+    schema = predictions_schema(contract, version.manifest, labelled)
+    sweep_temporaries(output)
+    with (
+        atomic_write(output) as temporary,
+        recording(artifacts_dir, version, contract, now, shadow_of=beside.number) as record,
+        _WRITERS[target.suffix.lower()](temporary, schema) as writer,
+    ):
+        yield _Shadow(version, model, beside, writer, schema, temporary, record, contract, output.name)
 
 
 def _kept_model(version: StoredVersion) -> Any:
@@ -118,7 +266,8 @@ def _kept_model(version: StoredVersion) -> Any:
     with _loading:
         digest = version.manifest.manifest_sha256
         if digest not in _kept:
-            _kept.clear()
+            while len(_kept) > 1:  # a champion and its shadow
+                _kept.pop(next(iter(_kept)))
             _kept[digest] = load_model(version)
         return _kept[digest]
 
@@ -143,6 +292,12 @@ def predictions_schema(contract: DatasetContract, manifest: Manifest, labelled: 
             "fashion_ann.weights_sha256": manifest.files[WEIGHTS_NAME].sha256,
         },
     )
+
+
+def _add_metadata(writer: Any, schema: pa.Schema, warnings: list[str]) -> None:
+    """Add the metadata of ``schema`` and the warnings to a Parquet file. A CSV has none."""
+    if isinstance(writer, pq.ParquetWriter):
+        writer.add_key_value_metadata({**schema.metadata, b"fashion_ann.warnings": json.dumps(warnings)})
 
 
 def _predictions_table(

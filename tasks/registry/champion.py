@@ -5,9 +5,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from schemas.contract import contract_of
 from schemas.errors import FashionAnnError, LostRace, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.store import AliasEvent
 from tasks.registry.alias_log import CHAMPION, ROLLBACK, alias_event, alias_values, champions
+from tasks.registry.prediction_records import read_records
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.registry.verify import verify
 
@@ -27,13 +29,24 @@ class Move:
     cleaned: list[str]
 
 
-def promote(store: ModelStore, number: int, reason: str, *, force: bool = False, flow_run: str | None = None) -> Move:
+def promote(
+    store: ModelStore,
+    number: int,
+    reason: str,
+    *,
+    force: bool = False,
+    flow_run: str | None = None,
+    minimum_shadow_rows: int | None = None,
+) -> Move:
     """Make a version champion after verifying it.
 
-    force: promote a version that its verdict refused, and restore a lost alias log (`ModelStore.recover`).
+    force: promote a version that its verdict refused or without its shadow, and restore a lost alias log
+        (`ModelStore.recover`).
+    minimum_shadow_rows: rows that the version must have answered as a shadow of the champion; by default those of its
+        own promotion rules.
 
-    Raises `WrongUsage` for an empty reason, for the champion itself and for a refused version, and
-    `StoredArtifactError` for a version that does not verify, even with ``force``.
+    Raises `WrongUsage` for an empty reason, for the champion itself, for a refused version and for one without its
+    shadow, and `StoredArtifactError` for a version that does not verify, even with ``force``.
     """
 
     def choose(check: _Check) -> StoredVersion:
@@ -47,10 +60,35 @@ def promote(store: ModelStore, number: int, reason: str, *, force: bool = False,
                 f"Version {number} was rejected by its own verdict. {verdict.reason} "
                 "Choose another version, or promote it with --force."
             )
+        if stack and not force:
+            _require_shadow(store, version, stack[-1], minimum_shadow_rows)
         return check(version)
 
     by = "promote --force" if force else "promote"
     return _move(store, choose, by, reason, flow_run, restore=force)
+
+
+def _require_shadow(store: ModelStore, version: StoredVersion, champion: int, demanded: int | None) -> None:
+    """Raise `WrongUsage` if a version has answered fewer rows as a shadow of the champion than are demanded.
+
+    The rows are those of the records on this machine, see `tasks.registry.prediction_records`.
+    """
+    rules = version.manifest.promotion.get("minimum_shadow_rows")
+    least = demanded if demanded is not None else rules if isinstance(rules, int) else 0
+    if not least:
+        return
+    records = read_records(store.root.parents[1], contract_of(store.root.name))
+    rows = sum(
+        record.profile.rows
+        for record in records
+        if record.profile.shadow_of == champion and record.profile.manifest_sha256 == version.manifest.manifest_sha256
+    )
+    if rows < least:
+        raise WrongUsage(
+            f"Version {version.number}: expected {least:,} rows as a shadow of version {champion}, the champion, "
+            f"received {rows:,}. Run `fashion-ann predict IMAGES --output OUT --shadow {version.number}`, or use "
+            "--force."
+        )
 
 
 def set_alias(store: ModelStore, number: int, alias: str, reason: str) -> Move:

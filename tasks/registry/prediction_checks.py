@@ -1,5 +1,8 @@
 """Check the images that a version predicts against the profile and the test accuracy that are stored with it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -7,7 +10,7 @@ from schemas.contract import DatasetContract
 from schemas.errors import StoredArtifactError
 from schemas.layout import METRICS_NAME, PROFILE_NAME
 from schemas.references import CheckResult
-from schemas.store import RecallMetrics
+from schemas.store import ClassRecall, RecallMetrics
 from tasks.checks.image_checks import measure_predicted
 from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.scan import PredictedImages
@@ -19,18 +22,56 @@ from tasks.registry.store import StoredVersion
 _SIGNIFICANT = 0.001
 
 
+def read_class_profile(version: StoredVersion, contract: DatasetContract) -> ImageProfile | None:
+    """Return the profile of a version's train split, None for one that has none of the images of each class.
+
+    Raises `StoredArtifactError` for a damaged one.
+    """
+    if PROFILE_NAME not in version.manifest.files:
+        return None
+    try:
+        profile = read_profile(version.read(PROFILE_NAME), contract)
+    except ValueError as error:
+        raise StoredArtifactError(f"{version.folder / PROFILE_NAME}: expected a profile ({error}).") from error
+    return profile if profile.class_fits else None
+
+
+def read_recall(version: StoredVersion, contract: DatasetContract) -> list[ClassRecall]:
+    """Return the recall of each class on a version's test split. Raises `StoredArtifactError` for a damaged file."""
+    recall = version.read_json(METRICS_NAME, RecallMetrics).per_class
+    if len(recall) != contract.classes:
+        raise StoredArtifactError(
+            f"{version.folder / METRICS_NAME}: expected {contract.classes} classes, received {len(recall)}."
+        )
+    return recall
+
+
+def accuracy_test(
+    recall: Sequence[ClassRecall], label_rows: npt.NDArray[np.integer[Any]], correct: int
+) -> tuple[float, float]:
+    """Test whether an accuracy is that of the version on its own test split, for the same share of each class.
+
+    recall: of the test split. label_rows: labelled rows per class (classes,), of which ``correct`` were predicted.
+    Returns the accuracy on the test split for these shares, and the one-sided p-value.
+
+    The bound is the lower end of Wilson's interval of that accuracy, because the test split is finite too.
+    """
+    rows = int(label_rows.sum())
+    shares = label_rows / rows
+    own = float(shares @ [entry.recall for entry in recall])
+    # Kish 1965, as in `balanced_agreement`.
+    tested = 1 / float((shares**2 / np.maximum([entry.rows for entry in recall], 1)).sum())
+    return own, binomial_test(correct, rows, wilson_interval(own * tested, tested)[0])
+
+
 class PredictionChecks:
     """Collect images and labels batch by batch, then check them."""
 
     def __init__(self, version: StoredVersion, contract: DatasetContract) -> None:
         self._version, self._contract = version, contract
         # Before the model is loaded: a version that cannot be used is rejected at once.
-        self._profile = self._read_profile()
-        self._recall = version.read_json(METRICS_NAME, RecallMetrics).per_class
-        if len(self._recall) != contract.classes:
-            raise StoredArtifactError(
-                f"{version.folder / METRICS_NAME}: expected {contract.classes} classes, received {len(self._recall)}."
-            )
+        self.profile = read_class_profile(version, contract)
+        self._recall = read_recall(version, contract)
         self._seen = PredictedImages(contract)
         self._label_rows = np.zeros(contract.classes, np.int64)
         self._correct = 0
@@ -53,7 +94,7 @@ class PredictionChecks:
     def results(self) -> tuple[list[CheckResult], list[str]]:
         """Return the checks that were measured, and one sentence per warning."""
         results, warnings = [], []
-        if (profile := self._profile) is None:
+        if (profile := self.profile) is None:
             warnings.append(
                 f"the images were not checked: version {self._version.number} has no profile of the images of each "
                 "class. `fashion-ann train` makes a version that has one"
@@ -64,29 +105,9 @@ class PredictionChecks:
             results.append(self._accuracy_check())
         return results, warnings + sentences(results)
 
-    def _read_profile(self) -> ImageProfile | None:
-        if PROFILE_NAME not in self._version.manifest.files:
-            return None
-        try:
-            profile = read_profile(self._version.read(PROFILE_NAME), self._contract)
-        except ValueError as error:
-            raise StoredArtifactError(
-                f"{self._version.folder / PROFILE_NAME}: expected a profile ({error})."
-            ) from error
-        return profile if profile.class_fits else None
-
     def _accuracy_check(self) -> CheckResult:
-        """Test whether the accuracy is that of the version on its own test split, for the same share of each class.
-
-        The bound is the lower end of Wilson's interval of that accuracy, because the test split is finite too.
-        """
         rows = int(self._label_rows.sum())
-        shares = self._label_rows / rows
-        own = float(shares @ [entry.recall for entry in self._recall])
-        # Kish 1965, as in `balanced_agreement`.
-        tested = 1 / float((shares**2 / np.maximum([entry.rows for entry in self._recall], 1)).sum())
-        expected = wilson_interval(own * tested, tested)[0]
-        p_value = binomial_test(self._correct, rows, expected)
+        own, p_value = accuracy_test(self._recall, self._label_rows, self._correct)
         return CheckResult(
             check="accuracy",
             figure=p_value,

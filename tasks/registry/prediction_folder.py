@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import DataContractError, WrongUsage
-from schemas.layout import is_litter
+from schemas.layout import is_beside, is_litter, profile_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, sha256sum_digest
 from tasks.data.remote_folder import CSV_SUFFIXES
 from tasks.registry.batch_prediction import require_replaceable
@@ -89,7 +89,7 @@ def new_prediction_folder(output: Path) -> Iterator[Path]:
 
 def _require_predictions(folder: Path) -> None:
     for path in folder.iterdir() if folder.exists() else ():
-        if is_litter(path.name):
+        if is_litter(path.name) or is_beside(path):
             continue
         try:
             written = b"fashion_ann.version" in (pq.read_schema(path).metadata or {})
@@ -107,7 +107,10 @@ def predicted_files(output: Path, files: Mapping[str, FilePredictions]) -> Predi
 
     Raises `DataContractError` if only some of the CSVs have labels: readers would drop the column, or leave it empty.
     """
-    named = [file.model_copy(update={"output": output / name}) for name, file in files.items()]
+    named = [
+        file.model_copy(update={"output": output / name, "profile": profile_beside(output / name)})
+        for name, file in files.items()
+    ]
     labelled = [file.images.name for file in named if file.accuracy is not None]
     bare = [file.images.name for file in named if file.accuracy is None]
     if labelled and bare:
@@ -125,5 +128,7 @@ def predicted_files(output: Path, files: Mapping[str, FilePredictions]) -> Predi
         warnings=tuple(warning for file in named for warning in file.warnings),
         output=output,
         sha256=sha256sum_digest(CsvFile(path=file.output, sha256=file.sha256) for file in named),
+        profile=None,
+        shadow=None,
         files=tuple(named),
     )

@@ -83,8 +83,8 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     """Return the verdict, as JSON. A minimum of None is no rule: `with_minima` replaces it.
 
     ``outcome``: "refused" below a minimum, or if the golden predictions differ; "promoted" without a champion, or if
-    better than the champion by the policy; "waiting" instead of "promoted" if a person decides; else "kept". Data of
-    another origin than the champion's is always "kept".
+    better than the champion by the policy; "waiting" instead of "promoted" if a person decides, or a shadow of the
+    champion is demanded; else "kept". Data of another origin than the champion's is always "kept".
     ``rules``: each with its measured ``figure``, its ``bound`` and whether it ``holds``.
     ``paired``: the comparison with the champion, also if it did not decide; null if none was possible.
     ``champion_fault``: the reason why the champion could not be measured, else null.
@@ -126,6 +126,9 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
         rules.append(rule)
     if outcome == "promoted" and config.policy == "ask":
         outcome, reason = "waiting", reason.replace("Promoted:", "Waiting for approval:")
+    elif outcome == "promoted" and champion is not None and config.minimum_shadow_rows is not None:
+        outcome = "waiting"
+        reason = reason.replace("Promoted:", f"Waiting for a shadow of {config.minimum_shadow_rows} rows:")
     return {
         "outcome": outcome,
         "reason": reason,

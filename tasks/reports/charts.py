@@ -5,6 +5,7 @@ The templates draw the charts. SVG is sharp at any size, uses the colours of the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from math import ceil, floor, log10
 from unicodedata import east_asian_width
 
@@ -61,6 +62,17 @@ def epochs_chart(lines: Mapping[str, Sequence[float]]) -> Chart:
     y_ticks = {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
     first, last = (1, epochs) if epochs > 1 else (0, 2)  # one epoch is in the middle
     return Chart(Axis(first, last, *_X, x_ticks), Axis(low, high, *_Y, y_ticks), lines)
+
+
+def days_chart(days: Sequence[date], values: Sequence[float]) -> Chart:
+    """Return a chart of ``values`` by day. ``days`` are those of the axis, at least one."""
+    first, last = min(days).toordinal(), max(days).toordinal()
+    distance = max(1, ceil((last - first) / 5))
+    x_ticks = {date.fromordinal(day).strftime("%m-%d"): float(day) for day in range(first, last + 1, distance)}
+    low, high, step = _axis_range(min(values), max(values))
+    digits = max(0, -floor(log10(step)))
+    y_ticks = {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
+    return Chart(Axis(first - 0.5, last + 0.5, *_X, x_ticks), Axis(low, high, *_Y, y_ticks))
 
 
 def _axis_range(low: float, high: float) -> tuple[float, float, float]:

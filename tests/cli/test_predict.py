@@ -279,7 +279,7 @@ def test_a_link_leads_to_the_output(run: Run, output: Path) -> None:
     assert run("predict", IMAGES, "--output", output)[0] == 0
     assert output.is_symlink()
     assert pq.read_table(folder / "latest.parquet").num_rows == 200
-    assert [path.name for path in folder.iterdir()] == ["latest.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == ["_latest.parquet.profile.json", "latest.parquet"]
 
 
 @field_fault(

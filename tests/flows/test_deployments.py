@@ -31,6 +31,7 @@ from tests.sample import SAMPLE
 
 DEPLOYMENTS = deployments()
 TRIGGER = "train-fashion-mnist on new data"
+DRIFT_TRIGGER = "train-fashion-mnist on drifted predictions"
 
 
 def remove_everything() -> None:
@@ -102,6 +103,8 @@ def test_deployment_runs_the_checkout_with_a_heartbeat(name: str) -> None:
         ("train-fashion-mnist/on-new-data", ConcurrencyLimitStrategy.ENQUEUE),
         ("fit-model/gpu", ConcurrencyLimitStrategy.ENQUEUE),
         ("watch-data/scheduled", ConcurrencyLimitStrategy.CANCEL_NEW),
+        ("watch-predictions/hourly", ConcurrencyLimitStrategy.CANCEL_NEW),
+        ("train-fashion-mnist/on-drift", ConcurrencyLimitStrategy.ENQUEUE),
         ("verify-store/nightly", ConcurrencyLimitStrategy.CANCEL_NEW),
         ("collect-garbage/weekly", ConcurrencyLimitStrategy.CANCEL_NEW),
         ("promote-version/by-hand", ConcurrencyLimitStrategy.ENQUEUE),
@@ -148,8 +151,8 @@ def test_two_deployments_leave_one_of_each_automation() -> None:
     with get_client(sync_client=True) as client:
         automations = {automation.name: automation for automation in client.read_automations()}
         assert len(client.read_automations()) == len(automations)
-    assert set(automations) == {MARK_DEAD, MARK_NOT_STARTED, TRIGGER, *NOTIFICATIONS}
-    assert all(automation.enabled for automation in automations.values())
+    assert set(automations) == {MARK_DEAD, MARK_NOT_STARTED, TRIGGER, DRIFT_TRIGGER, *NOTIFICATIONS}
+    assert [name for name, automation in automations.items() if not automation.enabled] == [DRIFT_TRIGGER]
 
     dead: Any = automations[MARK_DEAD]
     assert dead.trigger.within == timedelta(seconds=100)

@@ -1,11 +1,14 @@
 """Predictions equal those of plain Keras, in file order, in bounded memory; the output is complete or absent."""
 
 import gzip
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 from schemas.contract import FASHION_MNIST
 from schemas.errors import DataContractError, StageNotWritten, StoredArtifactError, VersionNotFound, WrongUsage
 from schemas.layout import STORED_NAMES
+from schemas.predictions import PredictionProfile
 from schemas.references import Predictions
 from schemas.store import VersionFacts
 from tasks.checks import scan
@@ -26,6 +30,7 @@ from tasks.data import csv_reader
 from tasks.predict import predict
 from tasks.registry import batch_prediction
 from tasks.registry.batch_prediction import in_batches, predict_csv
+from tasks.registry.prediction_records import read_records
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.runtime.files import sha256_file
 from tests.memory import peak_bytes
@@ -316,7 +321,8 @@ def test_reordered_columns_are_accepted_and_logged(
 def test_an_existing_output_is_replaced(two_versions: Path, tmp_path: Path) -> None:
     (tmp_path / "out.parquet").write_bytes(b"old predictions")
     run(put(tmp_path, LINES), two_versions)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.csv", "out.parquet"]
+    names = ["_out.parquet.profile.json", "images.csv", "out.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 200
 
 
@@ -410,3 +416,46 @@ def test_labels_and_class_names_are_those_of_the_dataset(
     np.testing.assert_array_equal(table["label"], [5 * int(label) - 5 for label, _, _ in cells[1:]])
     assert set(table["predicted_label"]) <= set(other.labels)
     assert table["name"].tolist() == [other.labels[label] for label in table["predicted_label"]]
+
+
+def test_a_shadow_changes_no_byte_of_the_output(two_versions: Path, tmp_path: Path) -> None:
+    images = put(tmp_path, LINES)
+    alone = run(images, two_versions).output.read_bytes()
+    output, now = tmp_path / "out.parquet", datetime(2026, 3, 4, tzinfo=UTC)
+    predictions = predict_csv(images, output, "1", "fashion-mnist", two_versions, shadow="2", now=now)
+    assert predictions.output.read_bytes() == alone
+    table = pq.read_table(tmp_path / "_out.shadow.parquet")
+    other = pq.read_table(run(images, two_versions, "other.parquet", version="2").output)
+    assert table.equals(other)
+    assert table.schema.metadata[b"fashion_ann.version"] == b"2"
+    champion, challenger = (pq.read_table(predictions.output), table)
+    same = sum(map(eq, champion["predicted_label"].to_pylist(), challenger["predicted_label"].to_pylist()))
+    compared = predictions.shadow
+    assert compared is not None
+    assert compared.paired is not None
+    assert (compared.version, compared.rows, compared.agree) == (2, 200, same)
+    right = [
+        sum(map(eq, each["label"].to_pylist(), each["predicted_label"].to_pylist())) for each in (champion, challenger)
+    ]
+    assert compared.paired.fixed - compared.paired.broken == right[1] - right[0]
+    assert compared.output_sha256 == sha256_file(tmp_path / "_out.shadow.parquet")
+    assert predictions.profile is not None
+    profile = PredictionProfile.parse(json.loads(predictions.profile.read_bytes()), "the profile")
+    assert profile.shadow == compared
+    assert (profile.output_sha256, profile.day) == (predictions.sha256, "2026-03-04")
+    records = [record.profile for record in read_records(two_versions, FASHION_MNIST)]
+    of_day = [(record.version, record.shadow_of) for record in records if record.day == profile.day]
+    assert sorted(of_day) == [(1, None), (2, 1)]
+    run(images, two_versions)
+    assert not (tmp_path / "_out.shadow.parquet").exists()
+
+
+def test_a_version_is_no_shadow_of_itself(two_versions: Path, tmp_path: Path) -> None:
+    with pytest.raises(WrongUsage, match="expected another version"):
+        predict_csv(put(tmp_path, LINES), tmp_path / "out.csv", "1", "fashion-mnist", two_versions, shadow="champion")
+    assert [path.name for path in tmp_path.iterdir()] == ["images.csv"]
+
+
+def test_csv_output_has_a_shadow_too(two_versions: Path, tmp_path: Path) -> None:
+    predict_csv(put(tmp_path, LINES), tmp_path / "out.csv", "1", "fashion-mnist", two_versions, shadow="2")
+    assert len(pd.read_csv(tmp_path / "_out.shadow.csv")) == 200

@@ -1,19 +1,22 @@
 """Promotions and rollbacks on a store of real small models."""
 
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cli.reproduce import changes_since, reproduction_verdict
 from schemas.config import PromotionConfig, TrainingConfig
-from schemas.contract import Split
+from schemas.contract import FASHION_MNIST, Split
 from schemas.errors import CandidateRejected, NothingToRollBackTo, StoredArtifactError, WrongUsage
 from schemas.references import Evaluation, PreparedData, TrainedModel, ValidatedSplit
 from tasks.evaluate import evaluate
 from tasks.registry.alias_log import champions
 from tasks.registry.champion import promote, rollback, set_alias
+from tasks.registry.prediction_records import recording
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import verify
 from tasks.version import version
@@ -213,3 +216,17 @@ def test_a_reproduction_always_has_a_verdict(identical: bool, differs: list[str]
     assert received == verdict
     if differs and not identical:
         assert differs[0].partition(":")[0] in reason
+
+
+def test_a_demanded_shadow_is_counted_beside_the_champion(three_versions: Path, tmp_path: Path) -> None:
+    store = ModelStore.of(tmp_path, "fashion-mnist")
+    shutil.copytree(three_versions, store.root)
+    images, probabilities = np.zeros((100, 784), np.uint8), np.full((100, 10), 0.1, np.float32)
+    for number, beside in ((2, 1), (2, 3), (2, None), (3, 1)):
+        with recording(tmp_path, store.version(number), FASHION_MNIST, datetime.now(UTC), beside) as record:
+            record.add(images + number, probabilities)
+            record.finish("out.parquet", "0" * 64, None, [])
+    with pytest.raises(WrongUsage, match="expected 101 rows as a shadow of version 1, the champion, received 100"):
+        promote(store, 2, "a test", minimum_shadow_rows=101)
+    assert promote(store, 2, "a test", minimum_shadow_rows=100).event.to == 2
+    assert promote(store, 3, "a test", minimum_shadow_rows=101, force=True).event.to == 3

@@ -138,3 +138,11 @@ def test_a_champion_that_cannot_be_measured_stays(policy: Any) -> None:
     assert (verdict["rules"][-1]["holds"], verdict["rules"][-1]["figure"]) == (False, fault)
     rejected = decide(_candidate(accuracy=0.1, champion=Champion(3, Path(), fault)), DEFAULTS)
     assert (rejected["outcome"], rejected["paired"], rejected["champion_fault"]) == ("refused", None, fault)
+
+
+def test_a_better_version_waits_for_its_shadow() -> None:
+    demanding = DEFAULTS.model_copy(update={"minimum_shadow_rows": 500})
+    verdict = decide(_candidate(champion=CHAMPION, paired=BETTER), demanding)
+    assert (verdict["outcome"], verdict["reason"][:36]) == ("waiting", "Waiting for a shadow of 500 rows: be")
+    assert decide(_candidate(), demanding)["outcome"] == "promoted"  # beside no champion there is no shadow
+    assert decide(_candidate(champion=CHAMPION, paired=WORSE), demanding)["outcome"] == "kept"
