@@ -151,6 +151,11 @@ class StoredSplit(StoredJson):
     quarantined: int
     origin: Literal["supplied", "fetched"]
 
+    @property
+    def identity(self) -> str:
+        """Return the digest of the rows, which does not depend on how CSVs divide them. Older releases: of the CSVs."""
+        return self.content_sha256 or self.csv_sha256
+
 
 class StoredData(StoredJson):
     train: StoredSplit

@@ -16,7 +16,7 @@ from schemas.contract import DatasetContract, Split, contract_of
 from schemas.layout import PART_NAME, QUARANTINE_NAME
 from schemas.references import CsvFile, CsvSplit, ParquetSplit, StageRecord
 from tasks.checks.expectations import import_in_background
-from tasks.data.csv_to_parquet import ShardFacts, check_part, convert_csv
+from tasks.data.csv_to_parquet import ShardFacts, check_parquet, convert_csv
 from tasks.data.parquet_split import (
     IngestFacts,
     join_shards,
@@ -29,7 +29,7 @@ from tasks.data.parquet_split import (
 from tasks.data.quarantine import quarantine_path
 from tasks.runtime.files import PRIVATE_FILE, atomic_write, sha256_file
 from tasks.runtime.materialize import file_here, materialize, send_csv
-from tasks.runtime.stage_cache import is_in_remote, read_record, run_stage
+from tasks.runtime.stage_cache import is_built, is_in_remote, read_record, run_stage
 from tasks.runtime.stages import INGEST, INGEST_SHARD
 from tasks.runtime.task_runs import artifacts_here, elsewhere, run_per_shard, shard_artifacts
 
@@ -56,7 +56,7 @@ def ingest_shard(
 
     def parse(record: StageRecord, stored: dict[str, Any]) -> tuple[StageRecord, ShardFacts]:
         facts = TypeAdapter(ShardFacts).validate_python(stored)
-        check_part(record.path / PART_NAME, contract, facts.rows)
+        check_parquet(record.path / PART_NAME, contract, facts.rows)
         return record, facts
 
     with artifacts_here(artifacts_dir) as artifacts:
@@ -90,10 +90,13 @@ def ingest(csv: CsvSplit, dataset: str, artifacts_dir: Path, bad_rows: BadRows =
                 send_csv(file)
             yield {"csv": file, **common}
 
+    def shard_is_built(call: Mapping[str, Any]) -> bool:
+        return is_built(INGEST_SHARD, call["artifacts_dir"], _shard_inputs(call["csv"], csv.split, contract))
+
     def build(folder: Path) -> Mapping[str, Any]:
         import_in_background()
         with reject_changes(csv):
-            shards = run_per_shard(INGEST.name, csv.split, ingest_shard, calls())
+            shards = run_per_shard(INGEST.name, csv.split, ingest_shard, calls(), shard_is_built)
         shards = [(materialize(record, artifacts_dir), facts) for record, facts in shards]
         parts = [(record.path, facts) for record, facts in shards]
         facts = join_shards(csv, parts, folder / csv.split, quarantine, contract, bad_rows)

@@ -2,21 +2,22 @@
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from schemas.contract import Split, contract_of
+from schemas.contract import DatasetContract, Split, contract_of
 from schemas.errors import StoredArtifactError
 from schemas.layout import SCALE_NAME, TEST_IN_TRAIN_NAME, VALIDATION_ROWS_NAME, images_name, labels_name
 from schemas.references import ParquetPart, PreparedData, StageRecord, ValidatedSplit
 from tasks.checks.near_duplicates import read_in_train
-from tasks.data.splits import check_part, check_splits, write_held_out, write_part
+from tasks.data.splits import check_arrays, check_splits, write_held_out, write_part
 from tasks.runtime.files import digest_of, link_or_copy, sha256_file
 from tasks.runtime.materialize import file_here, materialize
-from tasks.runtime.stage_cache import run_stage
+from tasks.runtime.stage_cache import is_built, run_stage
 from tasks.runtime.stages import PREPARE, PREPARE_SHARD
 from tasks.runtime.task_runs import artifacts_here, run_per_shard, shard_artifacts
 
@@ -37,12 +38,15 @@ def prepare_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: 
         return {"rows": part.rows}
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:
-        check_part(record.path, contract, facts["rows"])
+        check_arrays(record.path, contract, facts["rows"])
         return record
 
-    inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256}
     with artifacts_here(artifacts_dir) as artifacts:
-        return run_stage(PREPARE_SHARD.outputs(artifacts), PREPARE_SHARD, inputs, build, parse)
+        return run_stage(PREPARE_SHARD.outputs(artifacts), PREPARE_SHARD, _shard_inputs(part, contract), build, parse)
+
+
+def _shard_inputs(part: ParquetPart, contract: DatasetContract) -> dict[str, Any]:
+    return {"dataset": contract.name, "contract": contract.digest, "part": part.sha256}
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE)
@@ -75,10 +79,13 @@ def prepare(
                 "Run again to rebuild it."
             )
 
+    def shard_is_built(call: Mapping[str, Any]) -> bool:
+        return is_built(PREPARE_SHARD, call["artifacts_dir"], _shard_inputs(call["part"], contract))
+
     def build(folder: Path) -> dict[str, Any]:
         common = {"dataset": dataset, "artifacts_dir": shard_artifacts(artifacts_dir)}
         calls = [{"part": part, "split": data.split, **common} for data in splits for part in data.parts]
-        written = iter(run_per_shard(PREPARE.name, None, prepare_shard, calls))
+        written = iter(run_per_shard(PREPARE.name, None, prepare_shard, calls, shard_is_built))
         for data in splits:
             (folder / data.split).mkdir()
             for place in range(len(data.parts)):

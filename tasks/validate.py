@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from schemas.contract import DatasetContract, Split, contract_of
 from schemas.errors import CellProblem, DataContractError
 from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME, validation_folder
 from schemas.references import CheckResult, DuplicateReport, ParquetPart, ParquetSplit, StageRecord, ValidatedSplit
+from tasks.checks.chunks import ONE_FILE, Shards
 from tasks.checks.image_profile import ImageProfile, read_profile
 from tasks.checks.near_duplicates import Sketches, read_in_train
 from tasks.checks.scan import FileScan, merge_scans, scan_file
@@ -25,7 +26,7 @@ from tasks.reports.data_docs import write_data_docs
 from tasks.runtime.files import sha256_file
 from tasks.runtime.materialize import file_here, materialize
 from tasks.runtime.prefect_artifacts import publish_markdown, publish_table
-from tasks.runtime.stage_cache import read_record, run_stage
+from tasks.runtime.stage_cache import is_built, read_record, run_stage
 from tasks.runtime.stages import SCAN_SHARD, VALIDATE
 from tasks.runtime.stored_file import read_json, read_stored
 from tasks.runtime.task_runs import artifacts_here, run_per_shard, shard_artifacts
@@ -68,9 +69,13 @@ def scan_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: Pat
         FileScan.read(record.path, facts, contract)
         return record
 
-    inputs = {"dataset": dataset, "contract": contract.digest, "part": part.sha256}
     with artifacts_here(artifacts_dir) as artifacts:
-        return run_stage(SCAN_SHARD.outputs(artifacts), SCAN_SHARD, inputs, build, parse)
+        return run_stage(SCAN_SHARD.outputs(artifacts), SCAN_SHARD, _shard_inputs(part, contract), build, parse)
+
+
+def _shard_inputs(part: ParquetPart, contract: DatasetContract) -> dict[str, Any]:
+    reference = _reference(contract)
+    return {"dataset": contract.name, "contract": contract.digest, "part": part.sha256, "reference": reference}
 
 
 @task(name="validate", task_run_name="validate {data.split}", cache_policy=NO_CACHE)
@@ -101,12 +106,15 @@ def validate(
 
     current = [sha256_file(part.path) for part in data.parts]
 
+    def shard_is_built(call: Mapping[str, Any]) -> bool:
+        return is_built(SCAN_SHARD, call["artifacts_dir"], _shard_inputs(call["part"], contract))
+
     def build(folder: Path) -> dict[str, Any]:
         common = {"split": data.split, "dataset": dataset, "artifacts_dir": shard_artifacts(artifacts_dir)}
         # The digests of the current files, so that a file changed in place is scanned again.
         parts = [part.model_copy(update={"sha256": sha256}) for part, sha256 in zip(data.parts, current, strict=True)]
         calls = [{"part": part, **common} for part in parts]
-        records = run_per_shard(VALIDATE.name, data.split, scan_shard, calls)
+        records = run_per_shard(VALIDATE.name, data.split, scan_shard, calls, shard_is_built)
         scans = _read_scans((materialize(record, artifacts_dir) for record in records), contract)
         return validate_split(
             merge_scans(scans, contract),
@@ -116,6 +124,8 @@ def validate(
             exact_rows=exact_rows,
             champion=champion,
             train=None if train is None else (_sketches(train, contract), train.data.files),
+            shards=_shards(data),
+            train_shards=ONE_FILE if train is None else _shards(train.data),
         ).write(folder)
 
     record, facts = run_stage(
@@ -128,9 +138,11 @@ def validate(
             # The rows, however they are divided into files. A file changed in place is validated again.
             "data": data.content if current == [part.sha256 for part in data.parts] else current,
             "exact_rows": exact_rows,
-            "reference": None if contract.reference is None else sha256_file(contract.reference),
+            "reference": _reference(contract),
             "champion": None if baseline is None else hashlib.sha256(baseline).hexdigest(),
             "train": None if train is None else train.data.content,
+            # The result names shards.
+            "shards": [_inputs_of_shards(split) for split in (data, None if train is None else train.data)],
         },
         build,
         parse,
@@ -171,6 +183,21 @@ def validate(
         warnings=facts.warnings,
         duplicates=facts.duplicates,
     )
+
+
+def _reference(contract: DatasetContract) -> str | None:
+    return None if contract.reference is None else sha256_file(contract.reference)
+
+
+def _shards(data: ParquetSplit) -> Shards:
+    return Shards([part.source for part in data.parts], [part.rows for part in data.parts])
+
+
+def _inputs_of_shards(data: ParquetSplit | None) -> list[list[Any]] | None:
+    """Return name and rows of each shard. None for one file, whose name is in no result."""
+    if data is None or len(data.parts) == 1:
+        return None
+    return [[part.source, part.rows] for part in data.parts]
 
 
 def _sketches(split: ValidatedSplit, contract: DatasetContract) -> Sketches:

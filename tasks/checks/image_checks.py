@@ -1,17 +1,15 @@
-"""Measure the checks of a split's images and labels, each fault once.
+"""Measure the checks of a split's images and labels, each fault once. Where it has shards, name the faulty ones."""
 
-Chunks in file order are measured as well: a bad shard is a small part of all images, but most of a chunk.
-"""
-
-from collections.abc import Callable, Collection
-from itertools import groupby
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import DatasetContract
 from schemas.references import DuplicateReport
+from tasks.checks.chunks import ONE_FILE, Compare, ScannedFile, Shards, comparison, failed_checks, measure_parts
 from tasks.checks.image_profile import (
     ImageProfile,
     Images,
@@ -19,7 +17,6 @@ from tasks.checks.image_profile import (
     above_background,
     baseline_profile,
     histogram,
-    variance_explained,
 )
 from tasks.checks.measurements import (
     BaselineImages,
@@ -30,23 +27,11 @@ from tasks.checks.measurements import (
     join_first,
     measure_pixel_range,
 )
-from tasks.checks.near_duplicates import count_duplicates
+from tasks.checks.near_duplicates import Sketches, copied_rows, count_duplicates, repeated_rows
 from tasks.checks.scan import Drawn, PredictedImages, Sample, Scan
 
 # Between 5 % and 95 % inverted images the split is a mixture; aggregate statistics then describe neither part.
 _MIXTURE = 0.05
-# Enough images for bounds that were derived from 100, and of each class; few enough that one of ten shards is most of a
-# chunk.
-_CHUNK_IMAGES = 128
-_CHUNK_IMAGES_PER_CLASS = 12
-_LEAST_OF_A_CLASS = 3
-# Checks run on each chunk, in order of precedence: orientation is meaningless for images of another dataset.
-_CHUNK_CHECKS = (
-    *("similarity", "polarity", "orientation", "position"),
-    *("background", "brightest_pixel", "label_permutation", "label_agreement", "drift"),
-)
-# Their details contain counts that differ from chunk to chunk.
-_COUNTED = ("background", "brightest_pixel", "label_agreement")
 # Images that fail one of these have other values in most pixels.
 _MISPLACED = {"polarity", "orientation", "position", "similarity"}
 # The fewest images without labels whose mean has a usable standard error.
@@ -54,17 +39,43 @@ _LEAST_COMPARED = 20
 
 _DRIFT = "distance of the distribution of pixel values from that of {}"
 
-# Compares images and their labels or predicted classes with a baseline; None if a class has too few images.
-Compare = Callable[[Images, Labels], dict[str, Measurement] | None]
-
 
 def measure_checks(
-    scan: Scan, sample: Sample, profile: ImageProfile, contract: DatasetContract, champion: ImageProfile | None
+    scan: Scan,
+    sample: Sample,
+    profile: ImageProfile,
+    contract: DatasetContract,
+    champion: ImageProfile | None,
+    shards: Shards = ONE_FILE,
 ) -> dict[str, Measurement]:
     """Measure the checks that need this split, the baseline and the champion's profile.
 
-    A check is left out if another one explains its failure: each fault is reported once.
+    A check is left out if another one explains its failure: each fault is reported once. The details of values beyond a
+    bound name the ``shards`` that cause them.
     """
+    bright = border_brightness(sample.images, contract) > 0.5
+    measured = _measure_checks(scan, sample, profile, contract, champion, shards, bright)
+    return _located(
+        measured,
+        {
+            "class_imbalance": lambda: _largest_class(scan, shards),
+            "blank_images": lambda: shards.named(np.flatnonzero(sample.sketches.blank)),
+            "repeated_images": lambda: _repeated(sample.sketches, shards),
+            "inverted_images": lambda: shards.named(sample.rows[bright]),
+        },
+        contract,
+    )
+
+
+def _measure_checks(
+    scan: Scan,
+    sample: Sample,
+    profile: ImageProfile,
+    contract: DatasetContract,
+    champion: ImageProfile | None,
+    shards: Shards,
+    bright: npt.NDArray[np.bool_],
+) -> dict[str, Measurement]:
     class_rows = scan.classes["rows"]
     blank, repeated = int(sample.sketches.blank.sum()), count_duplicates(sample.sketches)
     measured = {
@@ -80,20 +91,15 @@ def measure_checks(
     baseline = baseline_profile(contract)
     if baseline is not None:
         known = BaselineImages(baseline, contract)
-
-        def compare(images: Images, labels: Labels) -> dict[str, Measurement] | None:
-            if np.bincount(labels, minlength=contract.classes).min() < _LEAST_OF_A_CLASS:
-                return None
-            return compare_with_baseline(images, labels, contract, known, variance_explained(images, labels))
-
         compared = compare_with_baseline(sample.images, sample.labels, contract, known, profile.label_relation)
-        measured |= _measure_images(sample, contract, compared, compare, pixel_range)
-        if not _MISPLACED & _failed(compared, contract):
+        compare, files = comparison(known, contract), scan.files if len(scan.files) > 1 else ()
+        measured |= _measure_images(sample, bright, contract, compared, compare, pixel_range, files, shards)
+        if not _MISPLACED & failed_checks(compared, contract):
             pixels = scan.columns.iloc[1:]
             extremes = pixels["minimum"].to_numpy(), pixels["maximum"].to_numpy()
             measured["constant_columns"] = _constant_columns(*extremes, scan.rows, contract, baseline)
     # Inversion swaps the ends of the range.
-    if "polarity" not in _failed(measured, contract):
+    if "polarity" not in failed_checks(measured, contract):
         measured |= pixel_range
     if champion is not None:
         measured["drift"] = _drift(profile.histogram, champion.histogram, "the champion's train split")
@@ -114,9 +120,10 @@ def measure_predicted(
     if measured["blank_images"].value > 0.5:
         return measured
     drawn = seen.drawn
+    bright = border_brightness(drawn.images, contract) > 0.5
     pixel_range = measure_pixel_range(drawn.images, contract)
     if seen.rows < _LEAST_COMPARED:
-        few = {**pixel_range, "inverted_images": _inverted_images(drawn, contract)}
+        few = {**pixel_range, "inverted_images": _inverted_images(bright)}
         for name, measurement in few.items():
             check = contract.check(name)
             if check.fails(measurement.value) or not check.warns(measurement.value):  # between them it may be chance
@@ -131,10 +138,10 @@ def measure_predicted(
         return measured
 
     compared = compare(drawn.images, drawn.labels)
-    measured |= _measure_images(drawn, contract, compared, compare, pixel_range)
-    if "polarity" not in _failed(measured, contract):
+    measured |= _measure_images(drawn, bright, contract, compared, compare, pixel_range)
+    if "polarity" not in failed_checks(measured, contract):
         measured |= pixel_range
-    if _MISPLACED & _failed(compared, contract):
+    if _MISPLACED & failed_checks(compared, contract):
         measured.pop("drift", None)  # other classes are predicted for such images
     elif len(drawn.rows) >= enough:
         measured["drift"] = compared["drift"]  # also beside faulty chunks
@@ -187,8 +194,7 @@ def _drift(observed: npt.ArrayLike, earlier: npt.ArrayLike, owner: str) -> Measu
     return Measurement(float(jensenshannon(observed, earlier, base=2)), _DRIFT.format(owner))
 
 
-def _inverted_images(drawn: Drawn, contract: DatasetContract) -> Measurement:
-    bright = border_brightness(drawn.images, contract) > 0.5
+def _inverted_images(bright: npt.NDArray[np.bool_]) -> Measurement:
     return Measurement(
         float(bright.mean()), f"{int(bright.sum())} of {len(bright)} sampled images have a bright border"
     )
@@ -196,19 +202,26 @@ def _inverted_images(drawn: Drawn, contract: DatasetContract) -> Measurement:
 
 def _measure_images(
     drawn: Drawn,
+    bright: npt.NDArray[np.bool_],
     contract: DatasetContract,
     compared: dict[str, Measurement],
     compare: Compare,
     pixel_range: dict[str, Measurement],
+    files: Sequence[ScannedFile] = (),
+    shards: Shards = ONE_FILE,
 ) -> dict[str, Measurement]:
-    """Measure the checks that need the baseline. compared, pixel_range: the measurements of all drawn images."""
-    measured = {"inverted_images": _inverted_images(drawn, contract)}
-    failed = _failed({**pixel_range, **compared}, contract)
-    chunks = _measure_chunks(drawn, contract, compare, failed)
+    """Measure the checks that need the baseline. compared, pixel_range: the measurements of all drawn images.
+
+    bright: which of the images have a bright border. files: those of a split of several files.
+    """
+    measured = {"inverted_images": _inverted_images(bright)}
+    every = {**pixel_range, **compared}
+    failed = {name: every[name].detail for name in failed_checks(every, contract)}
+    chunks = measure_parts(drawn.rows, drawn.images, drawn.labels, contract, compare, failed, files, shards)
     share = measured["inverted_images"].value
     mixed = _MIXTURE < share < 1 - _MIXTURE and not contract.check("inverted_images").off
-    mixture = mixed and not {"polarity", "position", "similarity"} & failed
-    # If every chunk is faulty and the split is too, the fault is that of the whole split.
+    mixture = mixed and not {"polarity", "position", "similarity"} & failed.keys()
+    # If every chunk and every file is faulty and the split is too, the fault is that of the whole split.
     if chunks is not None and (chunks.value < 1 or not (failed or mixture)):
         measured["faulty_chunks"] = chunks
         mixture |= chunks.value > 0
@@ -216,16 +229,6 @@ def _measure_images(
         # Orientation and labels are meaningless for images of another dataset.
         measured |= {"similarity": compared["similarity"]} if "similarity" in failed else compared
     return measured
-
-
-def _failed(measured: dict[str, Measurement], contract: DatasetContract) -> set[str]:
-    """Return the checks whose value is beyond their last bound, which is a warning for a few."""
-    return {
-        name
-        for name, measurement in measured.items()
-        if (check := contract.check(name)).fails(measurement.value)
-        or (check.fail is None and check.warns(measurement.value))
-    }
 
 
 def _constant_columns(
@@ -244,70 +247,6 @@ def _constant_columns(
     return Measurement(len(names) / contract.pixels, join_first(names, 5))
 
 
-class _Chunk(NamedTuple):
-    """A chunk and its first fault. kind: equal for chunks with the same fault, "" for none, None if not measured."""
-
-    first_row: int
-    last_row: int
-    kind: str | None
-    detail: str
-
-
-def _measure_chunks(
-    drawn: Drawn, contract: DatasetContract, compare: Compare, failed: Collection[str]
-) -> Measurement | None:
-    """Measure the share of chunks that would fail on their own; None if fewer than two can be measured.
-
-    failed: the checks that the whole split fails. A check that is less certain on few images than on all is not
-    repeated on chunks then.
-    """
-    skipped = {"position", "label_permutation", "drift"} & set(failed)
-    if {"label_permutation", "label_relation", "label_agreement"} & set(failed):
-        skipped.add("label_agreement")
-    names = [name for name in _CHUNK_CHECKS if name not in skipped]
-    chunks = []
-    size = max(_CHUNK_IMAGES, _CHUNK_IMAGES_PER_CLASS * contract.classes)
-    for part in np.array_split(np.arange(len(drawn.labels)), max(1, len(drawn.labels) // size)):
-        images, labels = drawn.images[part], drawn.labels[part]
-        fault = _first_fault(images, labels, contract, compare, names)
-        chunks.append(_Chunk(int(drawn.rows[part[0]]), int(drawn.rows[part[-1]]), *fault))
-    measured = [chunk.kind for chunk in chunks if chunk.kind is not None]
-    if len(measured) < 2:
-        return None
-    return Measurement(sum(map(bool, measured)) / len(measured), _describe(chunks))
-
-
-def _first_fault(
-    images: Images, labels: Labels, contract: DatasetContract, compare: Compare, names: Collection[str]
-) -> tuple[str | None, str]:
-    """Return kind and detail of a chunk's first fault. Chunks that ``compare`` returns None for are not measured."""
-    blank = images.min(axis=1) == images.max(axis=1)  # reported by blank_images
-    if blank.mean() > 0.5 or (compared := compare(images, labels)) is None:
-        return None, ""
-    measured = {**compared, **measure_pixel_range(images, contract)}
-    failed = _failed(measured, contract)
-    for name in names:
-        if name in failed:
-            detail = measured[name].detail
-            return (name if name in _COUNTED else detail), detail
-    return "", ""
-
-
-def _describe(chunks: list[_Chunk]) -> str:
-    """Return one line per run of chunks with the same fault, the first three."""
-    runs = [(kind, list(members)) for kind, members in groupby(chunks, key=lambda chunk: chunk.kind)]
-    lines = []
-    for place, (kind, members) in enumerate(runs):
-        beside = [runs[at][0] for at in (place - 1, place + 1) if 0 <= at < len(runs)]
-        # A chunk on the boundary of a faulty run is only partly faulty, and its labels agree with few images.
-        boundary = kind == "label_agreement" and len(members) == 1 and any(beside)
-        if kind and not boundary:
-            lines.append(
-                f"about rows {members[0].first_row + 1:,} to {members[-1].last_row + 1:,}: {members[0].detail}"
-            )
-    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
-
-
 def measure_leaks(duplicates: DuplicateReport, rows: int) -> dict[str, Measurement]:
     """Measure the checks that compare a test split of ``rows`` images with train."""
     counts = {
@@ -318,3 +257,50 @@ def measure_leaks(duplicates: DuplicateReport, rows: int) -> dict[str, Measureme
         name: Measurement(count / rows, f"{count} of {rows} test images are {kind} of train images")
         for name, (count, kind) in counts.items()
     }
+
+
+def locate_leaks(
+    measured: dict[str, Measurement],
+    in_train: npt.NDArray[np.uint8],
+    sketches: tuple[Sketches, Sketches],
+    shards: tuple[Shards, Shards],
+    contract: DatasetContract,
+) -> dict[str, Measurement]:
+    """Return the result of `measure_leaks` with the names of the shards that cause values beyond a bound.
+
+    in_train: the result of `find_test_images_in_train`. sketches, shards: of train and of test.
+    """
+    train, test = shards
+
+    def copies() -> str:
+        in_test, originals = test.named(np.flatnonzero(in_train == 2)), train.named(copied_rows(*sketches, in_train))
+        return "; ".join(filter(None, (in_test, originals and f"in train, {originals}")))
+
+    places = {
+        "test_images_in_train": copies,
+        "near_duplicates_in_train": lambda: test.named(np.flatnonzero(in_train == 1)),
+    }
+    return _located(measured, places, contract)
+
+
+def _located(
+    measured: dict[str, Measurement], places: Mapping[str, Callable[[], str]], contract: DatasetContract
+) -> dict[str, Measurement]:
+    """Add the shards with the most of the rows concerned to the details of values beyond a bound."""
+    located = dict(measured)
+    for name in places.keys() & measured.keys():
+        if contract.check(name).warns(measured[name].value) and (place := places[name]()):
+            located[name] = replace(measured[name], detail=f"{measured[name].detail}: {place}")
+    return located
+
+
+def _largest_class(scan: Scan, shards: Shards) -> str:
+    label = scan.classes["label"].iloc[int(scan.classes["rows"].argmax())]
+    counts = shards.counted([file.label_rows.get(label, 0) for file in scan.files])
+    return counts and f"the largest, {label}, has {counts}"
+
+
+def _repeated(sketches: Sketches, shards: Shards) -> str:
+    later, earlier = repeated_rows(sketches)
+    counts = shards.named(later)
+    return counts and f"{counts}; the earlier rows: {shards.named(earlier)}"

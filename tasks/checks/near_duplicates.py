@@ -138,6 +138,19 @@ def count_duplicates(sketches: Sketches) -> int:
     return int((numbers[1:] == numbers[:-1]).sum())
 
 
+def repeated_rows(sketches: Sketches) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the rows whose image occurs in an earlier row, and for each of them the row before it with that image."""
+    order = np.argsort(sketches.numbers, kind="stable")
+    numbers = sketches.numbers[order]
+    equal = np.flatnonzero(numbers[1:] == numbers[:-1])
+    return order[equal + 1], order[equal]
+
+
+def copied_rows(train: Sketches, test: Sketches, in_train: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return the train rows of which test images are copies. in_train: see `find_test_images_in_train`."""
+    return np.flatnonzero(np.isin(train.numbers, test.numbers[in_train == 2]))
+
+
 def read_in_train(path: Path, rows: int) -> npt.NDArray[np.uint8]:
     """Return what `find_test_images_in_train` returned for so many test images. Raises ValueError for another file."""
     marks: npt.NDArray[np.uint8] = np.load(path)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from schemas.contract import SAMPLE_ROWS, DatasetContract
 from schemas.layout import CANDIDATES_NAME, SKETCHES_NAME
+from tasks.checks.chunks import Faults, ScannedFile, faults_of_file
 from tasks.checks.near_duplicates import Sketches, sketch
 from tasks.data.parquet import batches, column_bytes, open_parquet, read_ahead, row_count
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMN_TYPE = "uint8"
+# Images of a file that its own faults are measured on: two chunks, 10 ms.
+_FILE_IMAGES = 256
+_FAULTS: TypeAdapter[Faults] = TypeAdapter(dict[str, str] | None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class Candidates(Drawn):
         pairs = zip(vars(self).values(), vars(later).values(), strict=True)
         return Candidates(*(np.concatenate([one[own], two[other]]) for one, two in pairs))
 
+    def first(self, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Return images and labels of the ``count`` smallest keys, in file order: a random sample of the file."""
+        kept = np.sort(np.argsort(self.keys, kind="stable")[:count])
+        return self.images[kept], self.labels[kept]
+
     def sample(self, sketches: Sketches) -> Sample:
         """Return the sample of a split, if these are the candidates of all its files."""
         return Sample(self.images, self.labels, self.rows, sketches)
@@ -79,6 +89,7 @@ class FileScan:
     names, profiles: of the columns, in their order.
     label_rows: number of rows per label as text.
     candidates, sketches: None if columns, types or labels are not the contract's.
+    faults: see `tasks.checks.chunks.faults_of_file`.
     """
 
     rows: int
@@ -87,6 +98,7 @@ class FileScan:
     label_rows: Mapping[str, int]
     candidates: Candidates | None
     sketches: Sketches | None
+    faults: Faults = None
 
     @property
     def as_contracted(self) -> bool:
@@ -105,6 +117,7 @@ class FileScan:
             "profiles": profiles,
             "label_rows": list(self.label_rows.items()),  # JSON objects are stored sorted
             "as_contracted": self.as_contracted,
+            "faults": None if self.faults is None else dict(self.faults),
         }
 
     @classmethod
@@ -121,7 +134,13 @@ class FileScan:
             sketches = Sketches.load(folder / SKETCHES_NAME, stored["rows"], contract)
         profiles = (ColumnProfile(**{**entry, **_as_number(entry)}) for entry in stored["profiles"])
         return cls(
-            stored["rows"], tuple(stored["names"]), tuple(profiles), dict(stored["label_rows"]), candidates, sketches
+            stored["rows"],
+            tuple(stored["names"]),
+            tuple(profiles),
+            dict(stored["label_rows"]),
+            candidates,
+            sketches,
+            _FAULTS.validate_python(stored["faults"]),
         )
 
 
@@ -132,10 +151,12 @@ class Scan:
     columns: one row per column of the files or of the contract: position, column and expected_column, type, nulls
     (including NaN), minimum and lower_bound, maximum and upper_bound.
     classes: one row per label: label as text, rows, share.
+    files: in the order of the rows.
     sample: None if columns, types or labels are not the contract's.
     """
 
     rows: int
+    files: tuple[ScannedFile, ...]
     columns: "pd.DataFrame"
     classes: "pd.DataFrame"
     sample: Sample | None
@@ -170,16 +191,18 @@ def scan_file(path: Path, contract: DatasetContract) -> FileScan:
         for profile, (low, high) in zip(profiles, map(contract.bounds, names), strict=True)
     )
     candidates, sketches = builder.result() if builder is not None and in_range else (None, None)
-    return FileScan(rows, names, profiles, _by_text(label_rows, contract), candidates, sketches)
+    faults = None if candidates is None else faults_of_file(*candidates.first(_FILE_IMAGES), contract)
+    return FileScan(rows, names, profiles, _by_text(label_rows, contract), candidates, sketches, faults)
 
 
 def merge_scans(scans: Iterable[FileScan], contract: DatasetContract) -> Scan:
     """Merge the scans of the files of a split. One of them is in memory at a time.
 
-    The result depends on the rows and their order only, not on how they are divided into files. If columns differ, the
-    profiles are those of the first file whose columns are not the contract's.
+    Except for ``files``, the result depends on the rows and their order only, not on how they are divided into files.
+    If columns differ, the profiles are those of the first file whose columns are not the contract's.
     """
     rows, label_rows = 0, Counter[str]()
+    files: list[ScannedFile] = []
     candidates: Candidates | None = Candidates.none(contract)
     sketches: list[Sketches] = []
     columns: tuple[tuple[str, str | None], ...] | None = None
@@ -196,9 +219,11 @@ def merge_scans(scans: Iterable[FileScan], contract: DatasetContract) -> Scan:
         elif candidates is not None:
             candidates = candidates.smallest(replace(scan.candidates, rows=scan.candidates.rows + rows))
             sketches.append(scan.sketches)
+        files.append(ScannedFile(scan.rows, scan.label_rows, scan.faults))
         rows += scan.rows
     return Scan(
         rows,
+        tuple(files),
         _column_frame([name for name, _ in columns or ()], profiles, contract),
         _class_frame(label_rows),
         None if candidates is None or not rows else candidates.sample(Sketches.joined(sketches)),

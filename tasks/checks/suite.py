@@ -18,8 +18,9 @@ import numpy.typing as npt
 from schemas.contract import DatasetContract, Split
 from schemas.layout import PROFILE_NAME, RESULT_NAME, SKETCHES_NAME, TEST_IN_TRAIN_NAME
 from schemas.references import DuplicateReport
+from tasks.checks.chunks import ONE_FILE, Shards
 from tasks.checks.expectations import fresh_context
-from tasks.checks.image_checks import measure_checks, measure_leaks
+from tasks.checks.image_checks import locate_leaks, measure_checks, measure_leaks
 from tasks.checks.image_profile import ImageProfile, profile_images, write_profile
 from tasks.checks.measurements import Measurement
 from tasks.checks.near_duplicates import Sketches, duplicate_report, find_test_images_in_train
@@ -71,12 +72,15 @@ def validate_split(
     exact_rows: int | None = None,
     champion: ImageProfile | None = None,
     train: tuple[Sketches, Sequence[Path]] | None = None,
+    shards: Shards = ONE_FILE,
+    train_shards: Shards = ONE_FILE,
 ) -> ValidationResult:
     """Validate a split from the ``scan`` of its Parquet ``files``.
 
     exact_rows: the number of rows that is expected; without it, at least the contract's minimum is expected.
     champion: the profile that drift is measured from; without it, the contract's baseline.
     train: sketches and Parquet files of the train split that a test split is compared with.
+    shards, train_shards: the CSVs of both, which the result names where one is at fault.
     """
     sample = scan.sample
     profile, in_train, duplicates = None, None, None
@@ -89,11 +93,12 @@ def validate_split(
         columns = validate_frame(context, scan.columns, "columns", "column", column_expectations())
         if sample is not None:
             profile = profile_images(sample.images, sample.labels, contract)
-            measurements = measure_checks(scan, sample, profile, contract, champion)
+            measurements = measure_checks(scan, sample, profile, contract, champion, shards)
         if sample is not None and train is not None:
             in_train = search.result()
             duplicates = duplicate_report(train[0], sample.sketches, in_train)
-            measurements |= measure_leaks(duplicates, scan.rows)
+            leaks, sketches = measure_leaks(duplicates, scan.rows), (train[0], sample.sketches)
+            measurements |= locate_leaks(leaks, in_train, sketches, (train_shards, shards), contract)
     # In the frame of the classes, because another frame costs as much as all expectations on it.
     classes = scan.classes.assign(**{name: measurement.value for name, measurement in measurements.items()})
     expectations = class_expectations(contract, contract.minimum_rows[split], exact_rows)

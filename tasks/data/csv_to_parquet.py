@@ -50,7 +50,7 @@ def parquet_schema(contract: DatasetContract) -> pa.Schema:
     return pa.schema([pa.field(column, pa.uint8(), nullable=False) for column in contract.columns])
 
 
-def check_part(path: Path, contract: DatasetContract, rows: int) -> None:
+def check_parquet(path: Path, contract: DatasetContract, rows: int) -> None:
     """Raise ValueError for other columns or another number of rows than `convert_csv` wrote."""
     with open_parquet(path) as file:
         if not file.schema_arrow.equals(parquet_schema(contract), check_metadata=False) or row_count(file) != rows:

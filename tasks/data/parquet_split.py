@@ -17,7 +17,7 @@ from schemas.layout import PART_NAME, QUARANTINE_NAME, ROW_DIGESTS_NAME, part_na
 from schemas.references import CsvSplit, ParquetPart, ParquetSplit, StageRecord
 from tasks.data.csv_blocks import PROBLEMS_SHOWN, list_problems, most_common_cause
 from tasks.data.csv_file import file_stamp, require_unchanged
-from tasks.data.csv_to_parquet import ShardFacts, check_part, convert_csv
+from tasks.data.csv_to_parquet import ShardFacts, check_parquet, convert_csv
 from tasks.data.quarantine import join_quarantines
 from tasks.runtime.files import link_or_copy, remove_path, temporary_name
 
@@ -167,7 +167,7 @@ def split_reference(
         )
     ]
     for part in parts:
-        check_part(part.path, contract, part.rows)
+        check_parquet(part.path, contract, part.rows)
     return ParquetSplit(
         record=record,
         split=csv.split,

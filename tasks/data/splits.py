@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.contract import DatasetContract, PixelScale
+from schemas.contract import SPLITS, DatasetContract, PixelScale, Split
 from schemas.errors import DataContractError
 from schemas.layout import SCALE_NAME, VALIDATION_ROWS_NAME, images_name, labels_name
 from tasks.data.parquet import BLOCK_ROWS, Bytes, blocks, open_parquet, row_count
@@ -130,7 +130,11 @@ def _open_parts(folder: Path, split: str) -> PreparedSplit:
     parts = list(open_parts(folder, split))
     images, labels = [part[0] for part in parts], np.concatenate([part[1] for part in parts])
     rows = np.arange(len(labels), dtype=np.int32)
-    return PreparedSplit(Images(images, rows), labels, PixelScale(**json.loads((folder / SCALE_NAME).read_bytes())))
+    return PreparedSplit(Images(images, rows), labels, _read_scale(folder))
+
+
+def _read_scale(folder: Path) -> PixelScale:
+    return PixelScale(**json.loads((folder / SCALE_NAME).read_bytes()))
 
 
 def open_parts(folder: Path, split: str) -> Iterator[tuple[Bytes, npt.NDArray[np.int32]]]:
@@ -186,17 +190,29 @@ def check_splits(folder: Path, contract: DatasetContract, rows: Mapping[str, int
     held_out = np.load(folder / VALIDATION_ROWS_NAME)
     if held_out.dtype != np.int64 or (np.diff(held_out, prepend=-1) < 1).any():
         raise ValueError(f"expected ascending int64 validation rows, received {held_out.dtype}")
-    for images, labels in (*open_parts(folder, "train"), *open_parts(folder, "test")):
-        _check_arrays(images, labels, contract)
+    if (scale := _read_scale(folder)) != contract.scale:
+        raise ValueError(f"expected the scale {contract.scale}, received {scale}")
+    train, test = (_checked_rows(folder, split, contract) for split in SPLITS)
+    if len(held_out) and held_out[-1] >= train:
+        raise ValueError(f"expected validation rows below {train}, received {held_out[-1]}")
+    received = {"train": train - len(held_out), "validation": len(held_out), "test": test}
     for name, number in rows.items():
-        split = open_split(folder, name)
-        if (len(split.labels), split.scale) != (number, contract.scale):
-            raise ValueError(f"expected {number} rows of {name}, received {len(split.labels)} with {split.scale}")
-        if not ((split.labels >= 0) & (split.labels < contract.classes)).all():
-            raise ValueError(f"expected labels of {name} from 0 to {contract.classes - 1}")
+        if received[name] != number:
+            raise ValueError(f"expected {number} rows of {name}, received {received[name]}")
 
 
-def check_part(folder: Path, contract: DatasetContract, rows: int) -> None:
+def _checked_rows(folder: Path, split: Split, contract: DatasetContract) -> int:
+    """Return the number of rows of train or test, each part of which is checked."""
+    rows = 0
+    for images, labels in open_parts(folder, split):
+        _check_arrays(images, labels, contract)
+        if not ((labels >= 0) & (labels < contract.classes)).all():
+            raise ValueError(f"expected labels of {split} from 0 to {contract.classes - 1}")
+        rows += len(labels)
+    return rows
+
+
+def check_arrays(folder: Path, contract: DatasetContract, rows: int) -> None:
     """Raise ValueError if the first part in ``folder`` is not what `write_part` writes for ``rows`` rows."""
     images, labels = np.load(folder / images_name(0), mmap_mode="r"), np.load(folder / labels_name(0))
     _check_arrays(images, labels, contract)

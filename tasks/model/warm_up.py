@@ -98,14 +98,21 @@ def unmapped_libraries() -> Iterator[None]:
     again when it is used. The block must be in the main thread, and no other thread may load a library: its pages
     change meanwhile.
     """
+
+    def unmap(number: int, frame: object) -> None:
+        _unmap_libraries()
+        signal.setitimer(signal.ITIMER_PROF, 0.3)  # a repeating timer would interrupt this handler on a busy machine
+
     # Python calls a handler between bytecodes, so never while a library is loaded. By the clock, a process that waits
     # for a core would unmap, and map again, more often than it imports: 15 CPU seconds instead of 3, at a load of 30.
-    signal.signal(signal.SIGPROF, lambda number, frame: _unmap_libraries())
-    signal.setitimer(signal.ITIMER_PROF, 0.3, 0.3)
+    earlier = signal.signal(signal.SIGPROF, unmap)
+    signal.setitimer(signal.ITIMER_PROF, 0.3)
     try:
         yield
     finally:
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # before the timer, which the handler would start again
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, earlier)
     _unmap_libraries()
 
 

@@ -12,6 +12,8 @@ version, and its own record confirms that. It must contain no file that the reco
 
 import math
 import re
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -48,10 +50,15 @@ _QUARANTINE = re.compile(r"[a-z]+-[0-9a-f]+\.parquet")
 _RETURNED = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")  # as Prefect names a result, and as its main flow renames it
 
 
+# Links that are deleted, by device and inode.
+_Links = Counter[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Removal:
-    """One file or folder to delete, and the bytes in it. ``leftover``: of a killed run or an earlier removal.
+    """One file or folder to delete, and the bytes that this frees. ``leftover``: of a killed run or an earlier removal.
 
+    A file with several hard links, such as the rows of a shard, is counted with the last link that is deleted.
     path: for the kind "remote", the address of an object.
     """
 
@@ -140,8 +147,9 @@ def _plan(artifacts_dir: Path, store: ModelStore, keep: int, *, with_stages: boo
     kept = (_kept(store, numbers, keep) | newest_waiting) - store.removed_elsewhere | set(damaged)
     notes = [f"Version {number} is damaged and is kept: {reason}" for number, reason in damaged.items()]
 
-    removed = [_removal("leftover", path) for path in store.leftovers()]
-    removed += [_removal("version", store.folder(number)) for number in numbers if number not in kept]
+    links = _Links()
+    removed = [_removal("leftover", path, links) for path in store.leftovers()]
+    removed += [_removal("version", store.folder(number), links) for number in numbers if number not in kept]
     unreferenced: list[Removal | str] = []
     keys = _referenced_keys(artifacts_dir, store, kept) if with_stages else None
     if keys is None:
@@ -152,7 +160,7 @@ def _plan(artifacts_dir: Path, store: ModelStore, keep: int, *, with_stages: boo
             "remove its folder by hand, and run gc again."
         )
     else:
-        unreferenced += _unreferenced(artifacts_dir, keys)
+        unreferenced += _unreferenced(artifacts_dir, keys, links)
     unreferenced += _unreferenced_in_remote(store, set(numbers) - kept)
     removed += [entry for entry in unreferenced if isinstance(entry, Removal)]
     notes += [entry for entry in unreferenced if isinstance(entry, str)]
@@ -237,7 +245,7 @@ def _unreferenced_in_remote(store: ModelStore, removed: set[int]) -> list[Remova
     return [Removal("remote", f"{remote.address}/{entry.name}", entry.size) for entry in garbage]
 
 
-def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str]:
+def _unreferenced(artifacts_dir: Path, keys: set[str], links: _Links) -> Iterator[Removal | str]:
     """Yield outputs, locks, checkpoints and temporary files that belong to none of ``keys``. No run may be active.
 
     For an output that must stay, yield a sentence with the reason instead.
@@ -255,11 +263,11 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str
             # The lock of a kept output is kept.
             if path.suffix == ".tmp" or (path.suffix == ".lock" and key not in keys):
                 removed.add(path)
-                yield _removal("leftover", path)
+                yield _removal("leftover", path, links)
             elif path.name not in keys and not path.suffix:
                 if (reason := _reason_to_keep(path)) is None:
                     removed.add(path)
-                    yield _removal("stage", path)
+                    yield _removal("stage", path, links)
                 else:
                     yield f"{path} is kept: {reason}"
     # Quarantined rows are kept: the file may be their only copy.
@@ -273,7 +281,7 @@ def _unreferenced(artifacts_dir: Path, keys: set[str]) -> Iterator[Removal | str
         for path in sorted(folder.glob("*")):
             name = name_of_temporary(path.name) if temporary else path.name
             if pattern.fullmatch(name or "") and path.is_file() and not path.is_symlink():
-                yield _removal(kind, path)
+                yield _removal(kind, path, links)
 
 
 def _key_of(path: Path) -> str | None:
@@ -316,11 +324,14 @@ def _reason_to_keep(folder: Path) -> str | None:
     return None
 
 
-def _removal(kind: Kind, path: Path) -> Removal:
+def _removal(kind: Kind, path: Path, links: _Links) -> Removal:
     total = 0
     for file in [path] if path.is_symlink() else [path, *path.rglob("*")]:
         with suppress(FileNotFoundError):  # removed meanwhile: a dry run holds no lock
-            total += 0 if file.is_dir() and not file.is_symlink() else file.lstat().st_size
+            status = file.lstat()
+            inode = status.st_dev, status.st_ino
+            links[inode] += 1
+            total += status.st_size if not stat.S_ISDIR(status.st_mode) and links[inode] >= status.st_nlink else 0
     return Removal(kind, path, total)
 
 

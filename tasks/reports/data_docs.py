@@ -181,12 +181,22 @@ def _add_result(
     context.validation_results_store.set(
         key,
         ExpectationSuiteValidationResult(
-            **{part: verdict[part] for part in ("success", "results", "statistics", "suite_parameters")},
+            **{part: verdict[part] for part in ("success", "statistics", "suite_parameters")},
+            results=[_escaped(result) for result in verdict["results"]],
             meta={**verdict["meta"], "run_id": key.run_id},
             suite_name=name,
         ),
     )
     return Path("validations", *key.to_tuple()).as_posix() + ".html"
+
+
+def _escaped(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result whose texts, which may name files, are HTML: Great Expectations writes them as they are."""
+    config = dict(result["expectation_config"])
+    for name in ("description", "notes"):
+        if isinstance(text := config.get(name), str):
+            config[name] = html.escape(text, quote=False)
+    return {**result, "expectation_config": config}
 
 
 @cache

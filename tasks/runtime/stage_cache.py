@@ -176,6 +176,13 @@ def record_name(stage: str, key: str, digest: str | None = None) -> str:
     return f"{STAGES}/{stage}/{key}/{digest or 'stage'}.json"
 
 
+def is_built(stage: Stage, artifacts_dir: Path | None, inputs: Mapping[str, Any]) -> bool:
+    """Return whether ``artifacts_dir`` has an output for the inputs of `run_stage`. It is not verified."""
+    if artifacts_dir is None:
+        return False
+    return output_folder(stage.outputs(artifacts_dir), stage_key(stage, inputs)).exists()
+
+
 def is_in_remote(stage: Stage, inputs: Mapping[str, Any]) -> bool:
     """Return whether the remote has an output for the inputs of `run_stage`."""
     remote = configured_remote()

@@ -79,11 +79,17 @@ def tasks_on(runner: Runner) -> Iterator[None]:
 
 
 def run_per_shard(
-    stage: str, split: str | None, task: Task[..., Result], calls: Iterable[Mapping[str, Any]]
+    stage: str,
+    split: str | None,
+    task: Task[..., Result],
+    calls: Iterable[Mapping[str, Any]],
+    is_built: Callable[[Mapping[str, Any]], bool] = lambda parameters: False,
 ) -> list[Result]:
     """Run a task once for each of ``calls``, its parameters, and return the results in the same order.
 
     stage, split: of the run that the shards belong to; progress is reported for it.
+    is_built: whether the output of a call is on this machine. It is then read in this thread, without a task run, which
+    costs Prefect 5 to 7 ms.
 
     Outside of `tasks_on` the function of the task is called in this thread. Every call ends before an error is raised:
     one `DataContractError` for all calls that raised one, else the first other error.
@@ -91,12 +97,19 @@ def run_per_shard(
     runs = _runs.get()
     if runs is None:
         return _results(partial(task.fn, **parameters) for parameters in calls)
-    futures = [runs.runner.submit(task, dict(parameters)) for parameters in calls]
-    runs.futures.extend(futures)
-    for done, future in enumerate(futures, 1):
+    results_of: list[Callable[[], Result]] = []
+    futures: list[PrefectFuture[Result]] = []
+    for parameters in calls:
+        if is_built(parameters):
+            results_of.append(partial(task.fn, **parameters))
+        else:
+            futures.append(future := runs.runner.submit(task, dict(parameters)))
+            runs.futures.append(future)
+            results_of.append(future.result)
+    for done, future in enumerate(futures, len(results_of) - len(futures) + 1):
         future.wait()
-        emit(ShardsFinished(stage, split, done, len(futures)))
-    results = _results(future.result for future in futures)
+        emit(ShardsFinished(stage, split, done, len(results_of)))
+    results = _results(results_of)
     runs.futures.clear()
     return results
 

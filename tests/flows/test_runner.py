@@ -66,6 +66,22 @@ def test_dask_gives_the_version_of_threads(server: str, in_this_process: None, d
     assert len(lines) == len(set(lines)) == 6
 
 
+def test_a_corrected_shard_has_the_only_task_runs_of_shards(
+    server: str, in_this_process: None, data: Path, tmp_path: Path
+) -> None:
+    train(data, tmp_path / "artifacts", "threads")
+    second = data / "fashion-mnist_train-001.csv"
+    content = second.read_bytes()
+    second.write_bytes(content + content.splitlines(keepends=True)[-1])
+    again = train(data, tmp_path / "artifacts", "threads")
+    manifest = ModelStore.of(tmp_path / "artifacts", "fashion-mnist").version(again.version).manifest
+    with get_client(sync_client=True) as client:
+        run = FlowRunFilterId(any_=[UUID(manifest.flow_run_id)])
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=run))
+    per_shard = [task.name for task in tasks if task.name.endswith(".csv")]
+    assert sorted(per_shard) == [f"{stage} train {second.name}" for stage in ("ingest", "prepare", "scan")]
+
+
 def test_a_rejected_shard_is_named_and_leaves_no_run_and_no_process(
     server: str, in_this_process: None, data: Path, tmp_path: Path
 ) -> None:

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 
 from schemas.config import PROJECT_ROOT
 from schemas.errors import DataContractError
-from tasks.model.warm_up import pipeline_session
+from tasks.model.warm_up import pipeline_session, unmapped_libraries
 from tasks.runtime.events import StageMissed, emit
 from tests.processes.test_worker_process import children
 from tests.tasks.model.test_warm_up import finished
@@ -48,3 +49,15 @@ print(file_pages(), pc.sum(pyarrow.array([1, 2])))
         pages[block], total = map(int, output)
         assert total == 3
     assert pages["unmapped_libraries()"] < pages["nullcontext()"] / 2
+
+
+def test_the_timer_of_unmapping_does_not_repeat() -> None:
+    earlier = signal.getsignal(signal.SIGPROF)
+    with unmapped_libraries():
+        delay, interval = signal.getitimer(signal.ITIMER_PROF)
+        assert delay > 0
+        # A repeating timer interrupts its own handler on a busy machine, until Python's stack is full.
+        assert interval == 0
+        signal.raise_signal(signal.SIGPROF)
+        assert signal.getitimer(signal.ITIMER_PROF)[0] > 0
+    assert (signal.getitimer(signal.ITIMER_PROF)[0], signal.getsignal(signal.SIGPROF)) == (0, earlier)

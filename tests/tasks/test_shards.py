@@ -9,17 +9,19 @@ import pyarrow.dataset as ds
 import pytest
 
 from schemas.contract import SPLITS, Split
+from schemas.errors import DataContractError
 from schemas.references import CsvSplit, PreparedData, ValidatedSplit
 from tasks.data.data_folder import csv_split
 from tasks.data.splits import open_split
 from tasks.ingest import ingest
 from tasks.prepare import prepare
-from tasks.registry.gc import collect
+from tasks.registry.gc import collect, plan
 from tasks.registry.store import ModelStore
 from tasks.runtime.stage_cache import read_record
 from tasks.validate import validate
 from tests.sample import SAMPLE
 from tests.stored import add_promoted
+from tests.tasks.checks.rows import Change, inverted, mirrored, on_images, on_labels, transposed
 
 NAME = "fashion-mnist"
 
@@ -34,10 +36,30 @@ def shards_of(folder: Path, split: Split, count: int) -> CsvSplit:
     return csv_split(split, paths)
 
 
+def lines_of(split: Split) -> list[bytes]:
+    """Return the rows of the sample's split as they are in the CSV."""
+    return gzip.decompress((SAMPLE / f"{NAME}_{split}.csv.gz").read_bytes()).splitlines(keepends=True)[1:]
+
+
+def changed(path: Path, change: Change) -> None:
+    """Change images and labels of a CSV in place."""
+    header, *rows = path.read_bytes().splitlines(keepends=True)
+    values = np.loadtxt(rows, np.int64, delimiter=",")
+    images, labels = change((values[:, 1:].astype(np.uint8), values[:, 0].astype(np.uint8)))
+    lines = (",".join(map(str, row)) for row in np.column_stack([labels, images]).tolist())
+    path.write_bytes(header + "".join(f"{line}\n" for line in lines).encode())
+
+
 def run(csvs: dict[Split, CsvSplit], artifacts: Path) -> tuple[dict[Split, ValidatedSplit], PreparedData]:
     train = validate.fn(ingest.fn(csvs["train"], NAME, artifacts), NAME, artifacts)
     test = validate.fn(ingest.fn(csvs["test"], NAME, artifacts), NAME, artifacts, train)
     return {"train": train, "test": test}, prepare.fn(train, test, NAME, 100, 7, artifacts)
+
+
+def bytes_used(folder: Path) -> int:
+    """Return the bytes of all files, those with several hard links once."""
+    found = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())
 
 
 def outputs(artifacts: Path) -> dict[str, set[Path]]:
@@ -71,6 +93,44 @@ def test_eight_shards_are_one_file(
     for split in ("train", "validation", "test"):
         opened, one_file = (open_split(each.record.path, split) for each in (prepared, sample_prepared))
         np.testing.assert_array_equal(opened.images[:], one_file.images[:])
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        pytest.param(inverted, "the images look inverted", id="inverted"),
+        pytest.param(transposed, "the images look transposed", id="transposed"),
+        pytest.param(mirrored, "the images look mirrored left to right", id="mirrored"),
+        pytest.param(on_labels(np.random.default_rng(0).permutation), "the labels look shuffled", id="labels"),
+        pytest.param(on_images(lambda images: images[:, ::-1].cumsum(axis=1)), "another dataset", id="other images"),
+    ],
+)
+def test_a_faulty_shard_is_named(tmp_path: Path, change: Change, fault: str) -> None:
+    csv = shards_of(tmp_path / "csv", "train", 4)
+    changed(csv.files[2].path, change)
+    csv = csv_split("train", [file.path for file in csv.files])
+    with pytest.raises(DataContractError) as error:
+        validate.fn(ingest.fn(csv, NAME, tmp_path / "artifacts"), NAME, tmp_path / "artifacts")
+    (line,) = (line for line in str(error.value).splitlines() if "faulty_chunks" in line)
+    assert f"rows 1 to 250 of {NAME}_train-002.csv: " in line
+    assert fault in line
+    assert not any(f"{NAME}_train-{other:03}.csv:" in line for other in (0, 1, 3))
+
+
+def test_shards_with_repeated_and_leaked_rows_are_named(tmp_path: Path) -> None:
+    csv = shards_of(tmp_path / "csv", "train", 10)
+    first = csv.files[0].path
+    first.with_name(f"{NAME}_train-copy.csv").write_bytes(first.read_bytes())
+    header = first.read_bytes().splitlines(keepends=True)[0]
+    first.with_name(f"{NAME}_train-leak.csv").write_bytes(header + b"".join(lines_of("test")[:15]))
+    train_csv = csv_split("train", sorted(first.parent.glob("*.csv")))
+    train = validate.fn(ingest.fn(train_csv, NAME, tmp_path / "artifacts"), NAME, tmp_path / "artifacts")
+    (repeated,) = (line for line in train.warnings if line.startswith("repeated_images"))
+    assert f"100 in {NAME}_train-copy.csv; the earlier rows: 100 in {NAME}_train-000.csv" in repeated
+    test_csv = shards_of(tmp_path / "csv", "test", 2)
+    test = validate.fn(ingest.fn(test_csv, NAME, tmp_path / "artifacts"), NAME, tmp_path / "artifacts", train)
+    (leak,) = (line for line in test.warnings if line.startswith("test_images_in_train"))
+    assert f"15 in {NAME}_test-000.csv; in train, 15 in {NAME}_train-leak.csv" in leak
 
 
 def test_other_libraries_read_the_folder_of_a_split(tmp_path: Path) -> None:
@@ -134,5 +194,9 @@ def test_garbage_collection_keeps_the_shards_of_a_kept_version(tmp_path: Path) -
     first.write_bytes(content + content.splitlines(keepends=True)[1])
     run({**csvs, "train": csv_split("train", [file.path for file in csvs["train"].files])}, artifacts)
     assert outputs(artifacts) != kept
-    collect(artifacts, NAME)
+    used = bytes_used(artifacts)
+    planned = plan(artifacts, NAME)
+    removed = collect(artifacts, NAME)
     assert outputs(artifacts) == kept
+    # The records of a split are its own. Its rows are those of the shards: only the changed one is freed.
+    assert removed.bytes == planned.bytes == used - bytes_used(artifacts)

@@ -14,7 +14,7 @@ import pytest
 from cli.main import main
 from cli.printed_commands import runnable
 from schemas.config import PROJECT_ROOT, PromotionConfig, TrainingConfig
-from schemas.contract import FASHION_MNIST, Split
+from schemas.contract import FASHION_MNIST, SPLITS, Split
 from schemas.errors import CandidateRejected, DatasetChanged, StoredArtifactError
 from schemas.layout import HISTORY_NAME, WEIGHTS_NAME
 from schemas.references import Evaluation, ModelVersion, PreparedData, StageRecord, TrainedModel, ValidatedSplit
@@ -33,12 +33,14 @@ from tasks.registry.signatures import signing_key
 from tasks.registry.store import ModelStore
 from tasks.reports.version_summary import summarize_version
 from tasks.runtime.files import sha256_file
+from tasks.train import train
 from tasks.version import version
 from tests.field_faults import field_fault
 from tests.keys import write_keys
 from tests.plain_keras import plain_network
 from tests.resealed import reseal
 from tests.stored import make_older
+from tests.tasks.test_shards import run, shards_of
 
 # Three epochs on 900 images do not reach the minimum.
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)
@@ -125,6 +127,19 @@ def test_the_first_version_becomes_champion(add: Any, store: ModelStore) -> None
         *("golden.json", "verdict.json", "test_predictions.parquet", "manifest.json", "bom.cdx.json"),
     }
     assert store.aliases_of(1) == ["champion"]
+
+
+def test_eight_shards_have_the_version_of_one_file(
+    add: Any, sample_trained: TrainedModel, small_config: TrainingConfig, sample_artifacts: Path, tmp_path: Path
+) -> None:
+    first = add()
+    data, prepared = run({split: shards_of(tmp_path / "csv", split, 8) for split in SPLITS}, tmp_path)
+    trained = train.fn(prepared, small_config, sample_artifacts)
+    assert (trained.record.reused, trained.weights_sha256) == (True, sample_trained.weights_sha256)
+    evaluation = evaluate.fn(prepared, trained, sample_artifacts)
+    assert evaluation.record.reused
+    again = version.fn(data, prepared, trained, evaluation, small_config, NO_FLOOR, tmp_path)
+    assert (again.version, again.created) == (first.version, False)
 
 
 def test_the_manifest_records_how_a_version_was_created(

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from tasks.registry.differences import differences, unknown_differences
+from tasks.registry.differences import differences, settings, unknown_differences
 from tests.field_faults import field_fault
 from tests.stored import DIGEST, data_facts, facts
 
@@ -42,6 +42,13 @@ def test_each_recorded_property_is_compared(changed: dict[str, Any], what: str) 
 
 def test_equal_manifests_have_no_differences() -> None:
     assert (differences(_facts(), _facts()), unknown_differences(_facts(), _facts())) == ([], [])
+
+
+def test_equal_rows_in_other_csvs_are_the_same_data() -> None:
+    one, eight = data_facts(), data_facts()
+    eight["train"] |= {"csv_sha256": OTHER, "parquet_sha256": OTHER}
+    assert differences(_facts(data=one), _facts(data=eight)) == []
+    assert settings(_facts(data=one)) == settings(_facts(data=eight)) != settings(_facts(data=data_facts(OTHER)))
 
 
 def test_a_cache_key_alone_is_a_difference() -> None:

@@ -1,5 +1,6 @@
 """The pages that Great Expectations draws of the last validation of each split."""
 
+import json
 import logging
 import os
 import re
@@ -158,3 +159,17 @@ def test_leaves_out_what_is_no_validation(
     assert len(_linked(index)) == 2
     assert "no page of a.json" in caplog.text
     assert "no page of b.json" in caplog.text
+
+
+def test_names_of_shards_are_text_in_pages(sample_data: dict[Split, ValidatedSplit], tmp_path: Path) -> None:
+    validated = sample_data["test"]
+    stored = json.loads(validated.result.read_bytes())
+    config = stored["classes"]["results"][-1]["expectation_config"]
+    config |= {"description": "Details: rows 1 to 2 of <i>$a & b.csv", "notes": "rows 1 to 2 of <i>$a & b.csv"}
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps(stored))
+    index = write_data_docs(tmp_path, "fashion-mnist", validated.data, result, "run")
+    (page,) = (index.parent / link for link in _linked(index) if "classes" in link)
+    text = page.read_text(encoding="utf-8")
+    assert "rows 1 to 2 of &lt;i&gt;$a &amp; b.csv" in text
+    assert "<i>$a" not in text
