@@ -1,7 +1,7 @@
 # Entry points for people and CI. `make run` and `make test` need only git, make and python3 >= 3.11 with venv.
 .DEFAULT_GOAL := run
-.PHONY: run up down status test test-tasks test-browser test-deployed test-remote test-mlflow test-containers postgresql \
-	chromium docker fuzz check audit bench bench-scale pictures lock clean
+.PHONY: run up down status test test-tasks test-browser test-deployed test-remote test-hosts test-mlflow test-containers \
+	iproute postgresql chromium docker fuzz check audit bench bench-scale pictures lock clean
 
 # The interpreter of a new environment, and its folder: `make test-tasks PYTHON=python3.12 VENV=.venv/3.12`.
 PYTHON ?= python3
@@ -34,6 +34,17 @@ test-deployed: $(VENV)/dev.stamp postgresql
 # Against OpenStack Swift, a real server of object storage, and moto. Both have an environment of their own.
 test-remote: $(VENV)/dev.stamp $(VENV)/storage/done.stamp
 	STORAGE_BIN=$(abspath $(VENV)/storage/bin) $(BIN)/pytest --numprocesses 2 tests/remote
+
+# The gpu pool and the store on three hosts without a shared disk, as root. They are Linux namespaces, of which nothing
+# remains. Takes minutes, because the end of a host is noticed after 100 s.
+test-hosts: $(VENV)/dev.stamp $(VENV)/storage/done.stamp iproute
+	STORAGE_BIN=$(abspath $(VENV)/storage/bin) $(BIN)/pytest --numprocesses 0 tests/hosts
+
+# Installs Debian's package, as root, if the machine lacks it.
+iproute:
+	@command -v ip >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
+			iproute2 >/dev/null; }
 
 # Against real MLflow servers, on sqlite and on Postgres, in an environment of their own.
 test-mlflow: $(VENV)/dev.stamp $(VENV)/mlflow-server/done.stamp postgresql

@@ -8,6 +8,7 @@ from flows.states import ON_KILLED, ON_RUNNING
 from schemas.config import DeviceChoice, TrainingConfig, TrainOn, artifacts_folder
 from schemas.references import PreparedData, TrainedModel
 from tasks.runtime.locks import artifacts_lock
+from tasks.runtime.task_runs import artifacts_here
 from tasks.train import is_trained, train
 from tasks.train_on_worker import store_result, train_on_gpu_worker
 
@@ -27,10 +28,13 @@ def fit_model(
 ) -> TrainedModel:
     """Train on the prepared splits and return a reference to the model.
 
-    artifacts_dir: defaults to FASHION_ANN_ARTIFACTS_DIR of the worker, for one that shares only FASHION_ANN_REMOTE.
+    artifacts_dir: None for a worker that shares only FASHION_ANN_REMOTE, and uses its own FASHION_ANN_ARTIFACTS_DIR.
+
+    Raises `WrongUsage` for None on a worker without FASHION_ANN_REMOTE.
     """
-    artifacts = artifacts_folder(artifacts_dir)
-    with artifacts_lock(artifacts):  # the main flow's lock may not be visible on another machine
+    given = None if artifacts_dir is None else artifacts_folder(artifacts_dir)
+    # The main flow's lock may not be visible on another machine.
+    with artifacts_here(given) as artifacts, artifacts_lock(artifacts):
         trained = train(prepared, training, artifacts, device)
     store_result(trained)
     return trained

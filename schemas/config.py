@@ -45,8 +45,10 @@ def python_path() -> str:
 
 # Address of the object storage that machines without a shared disk use.
 REMOTE_VARIABLE = "FASHION_ANN_REMOTE"
-# One slash or more: pathlib turns "s3://bucket" into "s3:/bucket".
-_ADDRESS = re.compile(r"(s3|gs|az|file):/{1,3}([^/].*)")
+_FORMS = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER"
+# pathlib turns "s3://bucket" into "s3:/bucket", and "file:///folder" into "file:/folder".
+_ADDRESS = re.compile(r"(?:(s3|gs|az):/{1,2}|(file):(?:/|///))([^/].*)")
+_SCHEME = re.compile(r"(?:s3|gs|az|file):/")
 
 
 def as_address(place: str | Path) -> str | None:
@@ -54,12 +56,15 @@ def as_address(place: str | Path) -> str | None:
 
     An address may have been turned into a Path before.
 
-    Raises `WrongUsage` for an address with credentials, which logs and flow runs would show.
+    Raises `WrongUsage` for an address without a bucket, and for one with credentials, which logs and flow runs would
+    show.
     """
     match = _ADDRESS.fullmatch(str(place))
     if match is None:
+        if _SCHEME.match(str(place)):
+            raise WrongUsage(f"Expected {_FORMS}, received {_shown(str(place))}.")
         return None
-    scheme, rest = match[1], match[2].rstrip("/")
+    scheme, rest = match[1] or match[2], match[3].rstrip("/")
     if "@" in rest.partition("/")[0] or "?" in rest:
         raise WrongUsage(
             f"{scheme}://...: expected {scheme}://BUCKET/PREFIX, received an address with a user or a query. Remove "
@@ -73,12 +78,14 @@ def remote_address() -> str | None:
     text = os.environ.get(REMOTE_VARIABLE, "")
     if not text.strip():
         return None
-    if "://" not in text or (address := as_address(text.strip())) is None:
-        raise WrongUsage(
-            f"{REMOTE_VARIABLE}: expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or "
-            f"file:///FOLDER, received {text.partition('@')[0][:80]!r}."
-        )
-    return address
+    if "://" not in text or not _ADDRESS.fullmatch(text.strip()):
+        raise WrongUsage(f"{REMOTE_VARIABLE}: expected {_FORMS}, received {_shown(text)}.")
+    return as_address(text.strip())
+
+
+def _shown(text: str) -> str:
+    """Return the beginning of a text for an error, without what may be credentials: a user or a query."""
+    return repr(re.sub(r"//.*@", "//...@", text.partition("?")[0])[:80])
 
 
 # Address of the MLflow server that versions are sent to. mlflow reads the same variable.

@@ -49,7 +49,7 @@ def ingest_shard(
     contract = contract_of(dataset)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        with file_here(csv, folder) as here:
+        with file_here(csv, folder, artifacts_dir) as here:
             facts = convert_csv(here, split, folder, contract)
         logger.debug("%s: %d rows to Parquet", csv.path.name, facts.rows)
         return asdict(facts)

@@ -67,7 +67,7 @@ def predict_file(
         else:
             with (
                 TemporaryDirectory(prefix="fashion-ann-predict-") as folder,
-                file_here(CsvFile(path=images, sha256=sha256), Path(folder)) as here,
+                file_here(CsvFile(path=images, sha256=sha256), Path(folder), None) as here,
             ):
                 predictions = run(here.path, Path(folder) / output.name, artifacts)
                 send_file(predictions.output, predictions.sha256)

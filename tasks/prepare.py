@@ -33,7 +33,7 @@ def prepare_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: 
     contract = contract_of(dataset)
 
     def build(folder: Path) -> dict[str, Any]:
-        with file_here(part, folder) as here:
+        with file_here(part, folder, artifacts_dir) as here:
             write_part(here.path, folder, 0, contract)
         return {"rows": part.rows}
 

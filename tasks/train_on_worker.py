@@ -96,8 +96,8 @@ def train_on_gpu_worker(
 ) -> TrainedModel:
     """Run fit-model on the gpu pool and return its result. A retry of the main flow's run does not repeat it.
 
-    artifacts_dir: must be the same folder on the worker. With FASHION_ANN_REMOTE the worker uses its own, and fetches
-        the prepared data.
+    artifacts_dir: must be the same folder on the worker. With FASHION_ANN_REMOTE, which the worker needs
+        too, it uses its own and fetches the prepared data.
     worker_seconds: how long to wait for an idle pool to start the run. The wait for a busy worker, and for the
         training itself, is not limited.
 
@@ -130,9 +130,7 @@ def train_on_gpu_worker(
             },
             # Do not wait here: Prefect's timeout would include the training, and would leave the run in the queue.
             timeout=0,
-            job_variables={
-                "env": {RESULT_FOLDER_VARIABLE: str(returned)} if remote is None else {REMOTE_VARIABLE: remote.address}
-            },
+            job_variables={"env": {RESULT_FOLDER_VARIABLE: str(returned)}} if remote is None else None,
         )
         if not isinstance(started, FlowRun):
             raise TypeError(f"Prefect was expected to return the flow run, it returned {started!r}.")
@@ -155,7 +153,7 @@ def train_on_gpu_worker(
         if (trained := _stored_result(remote, str(run.id))) is None:
             raise GpuTrainingFailed(
                 f"Run {run.name} of {DEPLOYMENT} stored no result in {remote.address}. Expected a worker "
-                "with this release."
+                f"with this release, and with the same {REMOTE_VARIABLE}."
             )
         _store(remote, earlier.name, trained)
         return materialize(trained, artifacts_dir)

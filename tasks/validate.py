@@ -62,7 +62,7 @@ def scan_shard(part: ParquetPart, split: Split, dataset: str, artifacts_dir: Pat
     contract = contract_of(dataset)
 
     def build(folder: Path) -> dict[str, Any]:
-        with file_here(part, folder) as here:
+        with file_here(part, folder, artifacts_dir) as here:
             return scan_file(here.path, contract).write(folder)
 
     def parse(record: StageRecord, facts: dict[str, Any]) -> StageRecord:

@@ -178,7 +178,14 @@ class StoredVersion:
             beside = self.folder.with_name(f"{self.folder.name}.{name}")  # a reader may list the folder meanwhile
             sweep_temporaries(beside)
             with atomic_write(path, near=beside) as temporary:
-                self.remote.fetch_file(entry.sha256, entry.bytes, temporary)
+                try:
+                    self.remote.fetch_file(entry.sha256, entry.bytes, temporary)
+                except StoredArtifactError as error:
+                    raise StoredArtifactError(
+                        f"Version {self.number} lacks {name}. {error} Copy {name} from the folder of this version on a "
+                        "machine that has it: over that object for all machines, or into "
+                        f"{self.folder} for this one. Until then, use another version."
+                    ) from error
         return path
 
     def _sha256(self, name: str) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.config import REMOTE_VARIABLE, install_command, remote_address
-from schemas.errors import ExtraNotInstalled, RemoteUnavailable, StoredArtifactError
+from schemas.errors import ExtraNotInstalled, RemoteUnavailable, StoredArtifactError, WrongUsage
 from tasks.runtime.stored_file import LARGEST_JSON
 
 if TYPE_CHECKING:
@@ -36,15 +36,16 @@ if TYPE_CHECKING:
 
 # A request is repeated for this time, with pauses of up to two seconds. Then a run ends with one error.
 RETRY_SECONDS = 30
-# One request moves at most this many bytes, so its time limit fails no slow transfer above 140 kB/s.
-PIECE = 8_388_608
-_REQUEST_SECONDS = 60
+# One request moves at most this many bytes, the least that S3 accepts as a part of an upload. _PARALLEL requests share
+# the link, so their time limit fails no transfer above 50 kB/s. It also ends a request on a dead link.
+PIECE = 5_242_880
+_PARALLEL = 2
+_REQUEST_SECONDS = 240
 # OpenStack Swift checks a condition before it receives the content, so two creations at the same moment can both
 # succeed; the later one stays. Servers other than those of the large providers are therefore read back after this time.
 # 16 writers, 40 rounds, Swift 2.38 on two loaded cores: 24 rounds had two winners without it, none with it.
 _SETTLE_SECONDS = 1.0
 _CLOCK_SKEW_SECONDS = 60  # the clocks of machines and servers may differ by this time
-_PARALLEL = 4
 # Garbage collection deletes only objects that were unused for this time. A run writes an object that it uses again, if
 # the last write is older than a third of it.
 SECONDS_UNUSED = 7 * 86_400
@@ -236,7 +237,10 @@ class Remote:
                 if missing:
                     raise
                 cure = "Expected a bucket or container that exists. Create it, or correct the address."
-            elif isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+            elif (
+                isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
+                or _reason(error).startswith(("401", "403"))  # a listing raises the general error
+            ):
                 cure = "Expected credentials, in the provider's variables, that may read, write, list and delete there."
             else:
                 cure = (
@@ -290,8 +294,12 @@ def remote_at(address: str) -> Remote:
         folder = Path(address.removeprefix("file://"))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RemoteUnavailable(f"{address} cannot be created ({error.strerror}). Expected a folder.") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise WrongUsage(f"{address}: expected a folder, or one that can be created; there is a file.") from error
+        except OSError as error:  # such as a disk that is not mounted
+            raise RemoteUnavailable(
+                f"{address} cannot be created ({error.strerror}). Mount its disk, or permit this user to write there."
+            ) from error
         return Remote(address, LocalStore(folder))
     endpoints = [endpoint for name in _ENDPOINT_VARIABLES if (endpoint := os.environ.get(name))]
     # Unencrypted only if an endpoint has the scheme http://.

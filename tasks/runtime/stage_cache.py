@@ -189,8 +189,11 @@ def is_in_remote(stage: Stage, inputs: Mapping[str, Any]) -> bool:
     return remote is not None and remote.stat(record_name(stage.name, stage_key(stage, inputs))) is not None
 
 
-def fetch_output(remote: Remote, record: bytes, final: Path) -> None:
-    """Fetch the output with this record to the new folder ``final``. Log a warning if it is damaged in the remote."""
+def fetch_output(remote: Remote, record: bytes, final: Path) -> StoredArtifactError | None:
+    """Fetch the output with this record to the new folder ``final``.
+
+    If it is damaged in the remote, log a warning and return the error, which names the object.
+    """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(final) as temporary:
@@ -201,8 +204,9 @@ def fetch_output(remote: Remote, record: bytes, final: Path) -> None:
                 remote.fetch_file(entry["sha256"], entry["bytes"], path)
     except StoredArtifactError as error:
         logger.warning("%s: an output in the remote is damaged and is not used. %s", final.name, error)
-    else:
-        logger.info("%s: fetched from %s", final.name, remote.address)
+        return error
+    logger.info("%s: fetched from %s", final.name, remote.address)
+    return None
 
 
 def _push_output(remote: Remote, reference: StageRecord, *, replace: bool) -> None:
@@ -211,20 +215,20 @@ def _push_output(remote: Remote, reference: StageRecord, *, replace: bool) -> No
     first = record_name(reference.stage, reference.key)
     own = record_name(reference.stage, reference.key, reference.digest)
     found = None if replace else remote.get(first)
-    if found is not None and not _is_record_of(found[1], reference):  # another machine built it, too
+    if found is not None and not is_record_of(found[1], reference):  # another machine built it, too
         first, found = own, remote.get(own)
     if found is None:
         for name, entry in read_record(reference.path)["files"].items():
             remote.push_file(reference.path / name, entry["sha256"])
         if replace:
             remote.write(first, content)
-        elif not remote.create(first, content) and not _is_record_of(remote.read(first) or b"", reference):
+        elif not remote.create(first, content) and not is_record_of(remote.read(first) or b"", reference):
             remote.create(own, content)
     elif found[0].needs_rewrite:
         remote.write(first, content)
 
 
-def _is_record_of(content: bytes, reference: StageRecord) -> bool:
+def is_record_of(content: bytes, reference: StageRecord) -> bool:
     """Return whether a record in the remote describes the same files as ``reference``."""
     try:
         return digest_of(parse_json(content)["files"]) == reference.digest

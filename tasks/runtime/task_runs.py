@@ -145,7 +145,7 @@ def shard_artifacts(artifacts_dir: Path) -> Path | None:
 
 @contextmanager
 def artifacts_here(artifacts_dir: Path | None) -> Iterator[Path]:
-    """Yield the artifacts folder for a task that received the result of `shard_artifacts`.
+    """Yield the artifacts folder for a task or flow that received ``artifacts_dir``: None is that of this machine.
 
     A folder of the run is locked by the run, that of another machine by this block. Raises `WrongUsage` without
     FASHION_ANN_REMOTE on another machine.
@@ -155,8 +155,8 @@ def artifacts_here(artifacts_dir: Path | None) -> Iterator[Path]:
         return
     if configured_remote() is None:
         raise WrongUsage(
-            f"{REMOTE_VARIABLE} is set for the run, but not for this worker. Start each Dask worker with it and with "
-            "its credentials."
+            f"{REMOTE_VARIABLE} is set for the run, but not for this worker. Start each worker with it and with its "
+            "credentials."
         )
     own = artifacts_folder()
     with artifacts_lock(own):

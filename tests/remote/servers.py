@@ -3,6 +3,7 @@
 `make test-remote` installs both in an environment of their own, from requirements/storage.lock.
 """
 
+import json
 import os
 import subprocess
 import time
@@ -44,7 +45,7 @@ swift_dir = {folder}
 log_level = WARNING
 
 [pipeline:main]
-pipeline = catch_errors proxy-logging cache s3api tempauth slo proxy-logging proxy-server
+pipeline = catch_errors proxy-logging cache s3api tempauth container-quotas slo proxy-logging proxy-server
 
 [app:proxy-server]
 use = egg:swift#proxy
@@ -59,6 +60,9 @@ user_test_reader = reading
 use = egg:swift#s3api
 location = us-east-1
 s3_acl = false
+
+[filter:container-quotas]
+use = egg:swift#container_quotas
 
 [filter:slo]
 use = egg:swift#slo
@@ -85,7 +89,29 @@ for part, port in (argument.split(":") for argument in sys.argv[2:]):
     builder.rebalance()
     builder.get_ring().save(f"{sys.argv[1]}/{part}.ring.gz")
 """
+# The proxy without authentication, inside a process: Swift's tokens would need memcached.
+_INTERNAL = """[DEFAULT]
+swift_dir = {folder}
+
+[pipeline:main]
+pipeline = proxy-server
+
+[app:proxy-server]
+use = egg:swift#proxy
+"""
+_SET_CONTAINER = """
+import json, sys
+from swift.common.internal_client import InternalClient
+from swift.common.utils import set_swift_dir
+set_swift_dir(sys.argv[1])
+client = InternalClient(f"{sys.argv[1]}/internal.conf", "a test", 1)
+server = client.app
+client.app = lambda environment, start: server({**environment, "swift_owner": True}, start)
+client.make_request("POST", f"/v1/AUTH_test/{sys.argv[2]}", json.loads(sys.argv[3]), (2,))
+"""
 SWIFT_KEYS = {"AWS_ACCESS_KEY_ID": "test:tester", "AWS_SECRET_ACCESS_KEY": "testing"}
+# May read a bucket after `set_container`, and write nothing.
+READER_KEYS = {"AWS_ACCESS_KEY_ID": "test:reader", "AWS_SECRET_ACCESS_KEY": "reading"}
 MOTO_KEYS = {"AWS_ACCESS_KEY_ID": "a key", "AWS_SECRET_ACCESS_KEY": "a-secret"}
 
 
@@ -118,8 +144,17 @@ def swift(folder: Path, host: str = "127.0.0.1") -> Iterator[int]:
         proxy, config = free_port(), folder / "proxy.conf"
         config.write_text(_PROXY.format(port=proxy, folder=folder, host=host))
         running.enter_context(_process([BIN / "swift-proxy-server", config, "-v"], folder / "proxy.log"))
-        _await(f"http://{host}:{proxy}/", folder)
+        # The proxy answers 503 until the others have started.
+        for address in (*(f"127.0.0.1:{port}" for port in ports.values()), f"{host}:{proxy}"):
+            _await(f"http://{address}/", folder)
         yield proxy
+
+
+def set_container(folder: Path, bucket: str, **headers: str) -> None:
+    """Set headers of a bucket of the Swift in ``folder``: its quota, who may read it. ``_`` in a name stands for -."""
+    (folder / "internal.conf").write_text(_INTERNAL.format(folder=folder))
+    named = json.dumps({name.replace("_", "-"): value for name, value in headers.items()})
+    subprocess.run([BIN / "python", "-W", "ignore", "-c", _SET_CONTAINER, folder, bucket, named], check=True)
 
 
 @contextmanager

@@ -195,9 +195,11 @@ def test_a_damaged_file_in_the_remote_fails_its_digest(machine: Any, remote: Pat
     sha256 = machine("a").version(1).manifest.files[METRICS_NAME].sha256
     (remote / "files" / sha256[:2] / sha256).write_text("{}")
     version = machine("b").refresh().version(1)
-    with pytest.raises(StoredArtifactError, match=sha256):
+    with pytest.raises(StoredArtifactError, match=rf"{sha256}.* Copy {METRICS_NAME} from .* machine that has it"):
         version.check()
     assert not (version.folder / METRICS_NAME).exists()
+    shutil.copy(machine("a").folder(1) / METRICS_NAME, remote / "files" / sha256[:2] / sha256)
+    version.check()
 
 
 def test_a_copy_is_used_while_the_remote_is_away(
@@ -279,6 +281,32 @@ def test_gc_deletes_old_objects_that_no_version_names(machine: Any, remote: Path
     gc.collect(tmp_path / "a", DATASET)
     assert set(before) - set(objects(remote, "**/*")) == {record_name("prepare", dropped), f"files/bb/{dropped}"}
     machine("c").refresh().version(1).check()
+
+
+def test_gc_keeps_the_shards_of_a_kept_split(machine: Any, remote: Path, tmp_path: Path) -> None:
+    split, shard = "a" * 64, "b" * 64
+    stage = {"stage": "ingest", "split": "train", "key": split, "digest": split, "reused": False, "seconds": 1.0}
+    add(machine("a"), lineage=[stage])
+    for name, key, inputs, found in (
+        ("ingest", split, {}, {"shards": [shard], "part_sha256": ["part"]}),
+        ("ingest shard", shard, {"csv": "c"}, {}),
+        ("ingest shard", "d" * 64, {"csv": "of another split"}, {}),
+        ("scan shard", "e" * 64, {"part": "part"}, {}),
+        ("scan shard", "f" * 64, {"part": "of another split"}, {}),
+    ):
+        path = remote / record_name(name, key)
+        path.parent.mkdir(parents=True)
+        record = {"stage": name, "key": key, "inputs": inputs, "facts": found, "files": {"x": {"sha256": key}}}
+        path.write_text(json.dumps(record))
+        (remote / "files" / key[:2]).mkdir(exist_ok=True)
+        (remote / "files" / key[:2] / key).write_text("x")
+    _age(remote)
+    removed = {str(removal.path).rpartition("/")[2] for removal in gc.plan(tmp_path / "a", DATASET).removed}
+    assert removed == {"stage.json", "d" * 64, "f" * 64}
+    gc.collect(tmp_path / "a", DATASET)
+    assert objects(remote, "stages/*/*/*") == sorted(
+        [record_name("ingest", split), record_name("ingest shard", shard), record_name("scan shard", "e" * 64)]
+    )
 
 
 def test_gc_keeps_everything_while_a_manifest_cannot_be_read(machine: Any, remote: Path, tmp_path: Path) -> None:

@@ -106,9 +106,8 @@ def test_an_object_larger_than_expected_is_not_read(remote: Remote) -> None:
         remote.read("record", largest=10)
 
 
-def test_a_folder_without_permission_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "remote").write_text("a file")
-    monkeypatch.setenv("FASHION_ANN_REMOTE", f"file://{tmp_path}/remote/project")
+def test_a_folder_that_cannot_be_created_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_REMOTE", "file:///proc/remote")  # also root creates nothing there
     with pytest.raises(RemoteUnavailable, match="cannot be created"):
         configured_remote()
 
@@ -153,11 +152,33 @@ def test_credentials_in_an_address_are_rejected_and_not_shown(address: str, monk
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("address", ["ftp://host/a", "bucket", "/folder", "s3:/bucket"])
+@pytest.mark.parametrize("address", ["ftp://host/a", "bucket", "/folder", "s3:/bucket", "s3:///a", "s3://", "file://a"])
 def test_another_address_is_wrong_usage(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASHION_ANN_REMOTE", address)
     with pytest.raises(WrongUsage, match="expected s3://BUCKET/PREFIX"):
         configured_remote()
+
+
+@pytest.mark.parametrize("place", ["s3:///a", "file://host/a"])
+def test_an_address_without_a_bucket_is_no_path(place: str) -> None:
+    with pytest.raises(WrongUsage, match="Expected s3://BUCKET/PREFIX"):
+        as_address(place)
+
+
+@pytest.mark.parametrize("address", ["ftp://key:secret@host/a", "ftp://host/a?secret"])
+def test_credentials_in_a_wrong_address_are_not_shown(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_ANN_REMOTE", address)
+    with pytest.raises(WrongUsage) as raised:
+        remote_address()
+    assert "secret" not in str(raised.value)
+
+
+def test_a_file_in_place_of_the_folder_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/folder"):
+        monkeypatch.setenv("FASHION_ANN_REMOTE", f"file://{tmp_path}/{place}")
+        with pytest.raises(WrongUsage, match="expected a folder"):
+            configured_remote()
 
 
 def test_without_the_extra_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +337,17 @@ def test_each_of_two_outputs_for_one_key_is_found_by_its_digest(folder: Path, tm
     assert content(materialize(second, tmp_path / "c").path) == "two"
 
 
+def test_a_damaged_output_is_stored_again_by_the_machine_that_has_it(folder: Path, tmp_path: Path) -> None:
+    record, _ = run_stage(PREPARE.outputs(tmp_path / "a"), PREPARE, {}, built())
+    (stored,) = (path for path in (folder / "files").rglob("*") if path.is_file())
+    stored.write_text("mad")
+    elsewhere = record.model_copy(update={"path": tmp_path / "gone" / record.path.relative_to(tmp_path / "a")})
+    with pytest.raises(StoredArtifactError, match=rf"nor intact in .*{stored.name}: expected .* Run again"):
+        materialize(elsewhere, tmp_path / "b")
+    assert run_stage(PREPARE.outputs(tmp_path / "a"), PREPARE, {}, never)[0].reused
+    assert content(materialize(elsewhere, tmp_path / "b").path) == "made"
+
+
 def test_a_reference_that_no_machine_has_is_an_error(folder: Path, tmp_path: Path) -> None:
     record, _ = run_stage(PREPARE.outputs(tmp_path / "a"), PREPARE, {}, built())
     (tmp_path / "a").rename(tmp_path / "gone")
@@ -350,11 +382,13 @@ def csv(tmp_path: Path) -> CsvFile:
 
 def test_a_file_that_another_machine_sent_is_here_for_a_block(folder: Path, tmp_path: Path, csv: CsvFile) -> None:
     send_csv(csv)
-    with file_here(csv, tmp_path) as here:
+    with file_here(csv, tmp_path, None) as here:
         assert here == csv
     csv.path.write_text("label\n2\n")  # an older copy on this machine, of the same size
     (tmp_path / "here").mkdir()
-    with file_here(csv, tmp_path / "here") as here:
+    with file_here(csv, tmp_path / "here", tmp_path / "artifacts of the run") as here:
+        assert here == csv  # is not hashed on the disk of the run
+    with file_here(csv, tmp_path / "here", None) as here:
         assert here.path == tmp_path / "here" / "images.csv"
         assert here.path.read_text() == "label\n1\n"
     assert not here.path.exists()
@@ -371,6 +405,6 @@ def test_a_file_that_is_nowhere_is_an_error(folder: Path, tmp_path: Path, csv: C
     csv.path.unlink()
     with (
         pytest.raises(StoredArtifactError, match="neither on this machine nor in file://"),
-        file_here(csv, tmp_path),
+        file_here(csv, tmp_path, None),
     ):
         pass
