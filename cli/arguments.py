@@ -178,6 +178,8 @@ def config_arguments(*models: type[TrainingConfig | PromotionConfig]) -> Iterato
             values = {"type": _units, "metavar": "N"}
         elif key == "memory_budget":
             values = {"type": str, "metavar": "SIZE"}
+        elif key == "minimum_robustness":
+            values = {"type": _minima, "metavar": "NAME=X,.."}
         elif int in types:
             values = {"type": int, "metavar": "N"}
         text = f"{field.description} (default: {default_text(key, field.default)})"
@@ -196,6 +198,14 @@ def _units(text: str) -> list[int]:
         return [int(units) for units in text.split(",")]
     except ValueError as error:
         message = f"expected a number of units, or several such as 512,256, received {text!r}"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _minima(text: str) -> dict[str, float]:
+    try:
+        return {name: float(minimum) for name, minimum in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        message = f"expected names with minima, such as blur=0.7,noise=0.8, received {text!r}"
         raise argparse.ArgumentTypeError(message) from error
 
 

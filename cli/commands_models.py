@@ -14,7 +14,7 @@ from cli.printed_commands import runnable
 from schemas.config import ShadowRows, artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
 from schemas.export import ExportFormat, Quantization
-from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME, Artifacts
+from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME
 from schemas.store import StoredMetrics, Verdict, shown_outcome
 from tasks.runtime.stages import run_name
 
@@ -37,7 +37,12 @@ _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
 def _store(options: argparse.Namespace) -> "ModelStore":
     from tasks.registry.store import ModelStore
 
-    return ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
+    store = ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
+    if store.copied:
+        from tasks.reports.versions_page import write_versions_page
+
+        write_versions_page(store)
+    return store
 
 
 def _empty(store: "ModelStore") -> str:
@@ -213,8 +218,13 @@ def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEv
     writes=False,
 )
 def _report(options: argparse.Namespace) -> None:
-    version = _store(options).version(options.version)
+    from tasks.reports.versions_page import write_versions_page
+
+    store = _store(options)
+    version = store.version(options.version)
     path = version.path(REPORT_NAME)
+    if version.remote is not None:
+        write_versions_page(store)  # it links to the reports on this machine
     print_result(options, {"version": version.number, "report": path}, [str(path)])
     if options.open and not webbrowser.open(path.absolute().as_uri()):
         raise FashionAnnError(f"No browser could be started. Open {path} in one.")
@@ -257,7 +267,7 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
         "--output",
         type=path_argument,
         metavar="FILE.html",
-        help="the page (default: comparisons/V-W.html in the artifacts folder)",
+        help="the page (default: comparisons/V-W.html in the artifacts folder, of another dataset below its name)",
     ),
     data_dir("folder of the test CSV, read if the prepared test images were removed"),
     help="compare two versions on the same test images: which W fixed and which it broke",
@@ -268,13 +278,14 @@ def _reproduce_lines(result: dict[str, Any]) -> Iterator[str]:
 def _compare(options: argparse.Namespace) -> None:
     from tasks.data.remote_folder import local_data_folder
     from tasks.registry.alias_log import CHAMPION
-    from tasks.reports.comparison import compare, write_comparison
+    from tasks.reports.comparison import compare, comparison_name, comparisons_folder, write_comparison
+    from tasks.reports.versions_page import write_versions_page
 
     store, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
     names = (CHAMPION, options.before) if options.after is None else (options.before, options.after)
     before, after = map(store.resolve, names)
     if options.output is None:
-        output = Artifacts(artifacts_dir).comparisons / f"{before:04d}-{after:04d}.html"
+        output = comparisons_folder(artifacts_dir, options.dataset) / comparison_name(before, after)
     else:
         output = expanded(options.output)
         if output.suffix.lower() != ".html" or not output.parent.is_dir() or output.is_dir():
@@ -283,6 +294,7 @@ def _compare(options: argparse.Namespace) -> None:
     comparison = compare(store, artifacts_dir, data_home, before, after)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, output)
+    write_versions_page(store)  # it links to the comparison
     missing = comparison.without_pictures
     result = {**comparison.figures, "output": output, "without_pictures": missing}
     print_result(options, result, [*_compare_lines(comparison.figures), f"  page  {output}"])
@@ -308,6 +320,10 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
             f"  {row['name']:<12} recall {row['recall_before']:.3f} -> {row['recall_after']:.3f}  "
             f"{row['fixed']} fixed, {row['broken']} broken"
         )
+    for row in figures["robustness"]:
+        yield f"  {row['disturbance']:<12} accuracy {_measured(row, '.4f')}"
+    for row in figures["cost"]:
+        yield f"  {row['quantity']}: {_measured(row, ',.4g' if row['quantity'].endswith(', s') else ',')}"
     for row in figures["differs"]:
         champion = f" (champion {figures['champion']}: {row['champion']})" if "champion" in row else ""
         yield f"  {row['what']}: {row['before']} -> {row['after']}{champion}"
@@ -315,6 +331,10 @@ def _compare_lines(figures: dict[str, Any]) -> Iterator[str]:
         yield f"  {sentence}"
     if not figures["differs"] and not figures["unknown"]:
         yield "  the same: settings, topology, data, code, lock, packages, environment and device"
+
+
+def _measured(row: dict[str, Any], form: str) -> str:
+    return " -> ".join("not measured" if row[side] is None else f"{row[side]:{form}}" for side in ("before", "after"))
 
 
 @commands.add(
@@ -377,13 +397,15 @@ def _alias(options: argparse.Namespace) -> None:
 
 
 def _finish_move(options: argparse.Namespace, store: "ModelStore", move: "Move") -> None:
-    """Print a move, send its event to the configured Prefect API, and update MLflow.
+    """Print a move, send its event to the configured Prefect API, update MLflow, and write the page of all versions.
 
     Without an API, the next run sends the event.
     """
     from tasks.reports.mlflow_sync import update_mlflow
+    from tasks.reports.versions_page import write_versions_page
 
     event = move.event
+    write_versions_page(store)
     sent, problem = _send_events(store)
     update_mlflow(store)
     before = "none" if event.before is None else f"version {event.before}"
@@ -585,7 +607,9 @@ def _export_lines(exported: "ExportedModel") -> Iterator[str]:
 )
 def _gc(options: argparse.Namespace) -> None:
     from tasks.registry.gc import collect, plan
+    from tasks.registry.store import ModelStore
     from tasks.reports.mlflow_sync import update_mlflow
+    from tasks.reports.versions_page import write_versions_page
 
     def list_removals(planned: "Plan") -> None:
         for entry in planned.removed:
@@ -597,6 +621,7 @@ def _gc(options: argparse.Namespace) -> None:
         list_removals(result := plan(artifacts_dir, options.dataset, options.keep))
     else:
         result = collect(artifacts_dir, options.dataset, options.keep, on_plan=list_removals)
+        write_versions_page(ModelStore.of(artifacts_dir, options.dataset))
         update_mlflow(_store(options))  # it may have logged the promotion of a killed run
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"

@@ -150,6 +150,9 @@ Activation = Literal["relu", "elu", "gelu", "leaky_relu", "selu", "sigmoid", "si
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 HIDDEN_LAYERS, LARGEST_LAYER = 8, 4_096
+# The disturbed test images that an evaluation measures the accuracy on, see `tasks.model.disturbances`.
+Disturbance = Literal["shift_1", "shift_2", "rotation", "mirror", "noise", "blur", "contrast", "erased"]
+MinimumRobustness = Annotated[dict[Disturbance, Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
 _Units = Annotated[int, Field(ge=1, le=LARGEST_LAYER)]
 
 
@@ -313,6 +316,9 @@ class PromotionConfig(BaseModel):
     )
     minimum_recall: float | None = Field(
         None, ge=0, le=1, description="per-class recall below which a version is rejected"
+    )
+    minimum_robustness: MinimumRobustness | None = Field(
+        None, description="test accuracy by disturbance, such as blur=0.7,noise=0.8, below which a version is rejected"
     )
     minimum_shadow_rows: int | None = Field(
         None,

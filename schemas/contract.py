@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from schemas.config import datasets_folder
+from schemas.config import MinimumRobustness, datasets_folder
 from schemas.errors import WrongUsage
 
 Split = Literal["train", "test"]
@@ -109,12 +109,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class Minima:
-    """The test accuracy, and the recall of every class, below which a version is rejected."""
+    """The accuracy, the recall of each class and the accuracy by disturbance below which a version is rejected."""
 
     __pydantic_config__ = _STRICT
 
     minimum_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.80
     minimum_recall: Annotated[float, Field(ge=0, le=1)] = 0.30
+    minimum_robustness: MinimumRobustness | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ PREDICTED_ROWS_NAME = "rows.parquet"
 LABELS_FOLDER = "labels"
 PREDICTIONS_PAGE_NAME = "predictions.html"
 
-# Data Docs.
+# The page of all versions in a store, and the first page of Data Docs.
 INDEX_NAME = "index.html"
 VERDICTS_FOLDER = "verdicts"
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
-from schemas.config import PromotionConfig, TrainingConfig
+from schemas.config import Disturbance, PromotionConfig, TrainingConfig
 from schemas.contract import NAME_PATTERN, Split
 from schemas.errors import StoredArtifactError
 
@@ -39,7 +39,7 @@ def _check_time(text: str) -> str:
     return text
 
 
-Setting = bool | int | float | str | list[int] | None
+Setting = bool | int | float | str | list[int] | dict[str, float] | None
 TrainingSettings = Annotated[dict[str, Setting], AfterValidator(_within(TrainingConfig))]
 PromotionSettings = Annotated[dict[str, Setting], AfterValidator(_within(PromotionConfig))]
 Time = Annotated[str, AfterValidator(_check_time)]
@@ -179,16 +179,24 @@ class StoredCode(StoredJson):
     dirty: bool | None
 
 
-class VersionFacts(StoredJson):
-    """A manifest without the version number, the files and the digest, which the store adds."""
+class VersionResult(StoredJson):
+    """The part of a manifest that the page of all versions shows."""
 
     dataset: Annotated[str, Field(pattern=NAME_PATTERN)]
     created: Time
-    made_from: str
     test_accuracy: Share
     test_loss: float
-    topology_id: Digest
     data: StoredData
+    parent: VersionNumber | None
+    note: str | None = None
+    verdict: StoredVerdict
+
+
+class VersionFacts(VersionResult):
+    """A manifest without the version number, the files and the digest, which the store adds."""
+
+    made_from: str
+    topology_id: Digest
     configuration: TrainingSettings
     batch_size_used: Annotated[int, Field(ge=1)] | None = None
     memory_budget_used: Annotated[int, Field(ge=0)] | None = None  # bytes
@@ -202,10 +210,7 @@ class VersionFacts(StoredJson):
     device: StoredDevice
     training_seconds: float
     epochs_run: int
-    parent: VersionNumber | None
     flow_run_id: str | None
-    note: str | None = None
-    verdict: StoredVerdict
     lineage: list[StoredStage]
 
     @property
@@ -278,6 +283,59 @@ class Epoch(StoredJson):
 EPOCHS: TypeAdapter[list[Epoch]] = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)])
 
 
+class Accuracy(StoredJson):
+    """An accuracy with its 95 % interval."""
+
+    accuracy: Share
+    accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
+
+
+class BrightnessSlice(Accuracy):
+    """Test rows of similar brightness, mean pixel values."""
+
+    darkest: float = Field(alias="from")
+    brightest: float = Field(alias="to")
+    rows: Annotated[int, Field(ge=1, lt=10**12)]
+
+
+class Latency(StoredJson):
+    p50_seconds: Annotated[float, Field(ge=0)]
+    p95_seconds: Annotated[float, Field(ge=0)]
+
+
+class Cost(StoredJson):
+    """What loading and using a version took in the process that evaluated it.
+
+    latency: by number of rows. load_seconds: from the stored files to a model, after the import of the backend.
+    """
+
+    latency: dict[Literal["1", "1000"], Latency]
+    load_seconds: Annotated[float, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0)]
+    peak_memory_bytes: Annotated[int, Field(ge=0)]
+
+    def figures(self) -> dict[str, float]:
+        """Return the values by what they measure."""
+        latency = {
+            f"{name} latency of {int(rows):,} row{'s' if rows != '1' else ''}, s": seconds
+            for rows, measured in self.latency.items()
+            for name, seconds in (("p50", measured.p50_seconds), ("p95", measured.p95_seconds))
+        }
+        return {
+            **latency,
+            "load time, s": self.load_seconds,
+            "stored model, bytes": self.bytes,
+            "peak memory, bytes": self.peak_memory_bytes,
+        }
+
+
+class MeasuredMetrics(StoredJson):
+    """The part of metrics.json that versions of older releases lack."""
+
+    robustness: dict[str, Accuracy] = {}
+    cost: Cost | None = None
+
+
 class CalibrationBin(StoredJson):
     confidence: Share
     accuracy: Share
@@ -296,6 +354,10 @@ class EvaluatedMetrics(StoredMetrics):
     expected_calibration_error: Share
     confusion_matrix: list[list[Annotated[int, Field(ge=0, lt=10**12)]]]
     calibration: Annotated[list[CalibrationBin], Field(min_length=1)]
+    brightness: Annotated[list[BrightnessSlice], Field(min_length=1)]
+    robustness: dict[Disturbance, Accuracy]
+    robustness_rows: Annotated[int, Field(ge=1, lt=10**12)]
+    cost: Cost
     inactive_units: dict[str, Annotated[int, Field(ge=0)]]
     history: Annotated[list[Epoch], Field(min_length=1)]
 

@@ -15,6 +15,7 @@ from tasks.registry import gc
 from tasks.registry.store import ModelStore
 from tasks.registry.version_events import send_unsent
 from tasks.reports.mlflow_sync import update_mlflow
+from tasks.reports.versions_page import write_versions_page
 from tasks.runtime.files import remove_leftover
 from tasks.runtime.log_rotation import rotate_logs
 from tasks.runtime.prefect_artifacts import publish_table
@@ -49,6 +50,7 @@ def collect(dataset: str, keep: int, artifacts_dir: Path, seconds: float = SECON
         update_mlflow(ModelStore.of(artifacts_dir, dataset))  # it may have logged the promotion of a killed run
     except LockHeld as error:
         plan = gc.Plan((), (), (str(error),), run_active=True)
+    write_versions_page(ModelStore.of(artifacts_dir, dataset))
     totals: dict[str, list[int]] = defaultdict(list)
     for removal in plan.removed:
         totals[removal.kind].append(removal.bytes)

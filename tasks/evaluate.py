@@ -16,8 +16,8 @@ from schemas.store import EvaluatedMetrics
 from tasks.checks.near_duplicates import read_in_train
 from tasks.data.splits import open_split
 from tasks.model.backend import environment, gpu_driver_present
-from tasks.model.inference import run_stored_model
-from tasks.model.metrics import compute_metrics
+from tasks.model.evaluation import evaluate_stored_model
+from tasks.model.metrics import brightness_slices, compute_metrics
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions, write_predictions
 from tasks.reports.charts import draw_confusion_matrix, draw_learning_curves
 from tasks.runtime.files import write_json
@@ -37,14 +37,15 @@ _SHOWN_METRICS = (
 def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path) -> Evaluation:
     """Load the model in a fresh process, compare its golden predictions and predict the test split.
 
-    Writes metrics.json and test_predictions.parquet. Raises `StoredArtifactError` if the trained files cannot be
-    loaded, and `TrainingDiverged` for a loss or prediction that is not finite.
+    Writes metrics.json, with those of `evaluate_stored_model`, and test_predictions.parquet. Raises
+    `StoredArtifactError` if the trained files cannot be loaded, and `TrainingDiverged` for a loss or prediction that is
+    not finite.
     """
     contract = contract_of(prepared.dataset)
     prepared, trained = materialize(prepared, artifacts_dir), materialize(trained, artifacts_dir)
 
     def build(folder: Path) -> dict[str, Any]:
-        output = run_stored_model(trained.record.path, prepared.record.path)
+        output = evaluate_stored_model(trained.record.path, prepared.record.path, contract)
         if not np.isfinite([output.loss, output.probabilities.sum()]).all():
             raise TrainingDiverged(
                 f"{trained.record.path}: the loss or a prediction of this model is not finite on the test split. Train "
@@ -52,10 +53,14 @@ def evaluate(prepared: PreparedData, trained: TrainedModel, artifacts_dir: Path)
             )
         in_train = read_in_train(prepared.record.path / TEST_IN_TRAIN_NAME, prepared.test_rows)
         history = json.loads((trained.record.path / HISTORY_NAME).read_bytes())
-        metrics = compute_metrics(output, in_train, history, contract)
+        digests: list[bytes] = []
+        brightness = []
+        for _, block in open_split(prepared.record.path, "test").images.blocks():
+            digests += map(image_digest, block)
+            brightness.append(block.mean(axis=1))
+        slices = brightness_slices(np.concatenate(brightness), output.right)
+        metrics = {**compute_metrics(output, in_train, history, contract), "brightness": slices}
         write_json(folder / METRICS_NAME, metrics)
-        test = open_split(prepared.record.path, "test")
-        digests = [image_digest(image) for _, block in test.images.blocks() for image in block]
         predictions = StoredPredictions(digests, output.labels, output.probabilities)
         write_predictions(folder / PREDICTIONS_NAME, predictions, contract)
         facts = {name: metrics[name] for name in ("test_accuracy", "test_loss")}

@@ -14,6 +14,7 @@ from schemas.references import CsvFile, FilePredictions, PredictedFiles, Predict
 from tasks.registry.batch_prediction import predict_csv
 from tasks.registry.prediction_folder import new_prediction_folder, predicted_files
 from tasks.registry.store import ModelStore
+from tasks.reports.versions_page import write_versions_page
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.files import sha256_file, without_temporary_names
 from tasks.runtime.materialize import file_here, receive_file, send_csv, send_file
@@ -35,6 +36,8 @@ def predict(
 ) -> Predictions:
     """Run `tasks.registry.batch_prediction.predict_csv`, and return a reference to its output."""
     predictions = predict_csv(images, output, version, dataset, artifacts_dir, strict, shadow=shadow)
+    if (store := ModelStore.of(artifacts_dir, dataset)).mirror is not None:
+        write_versions_page(store)  # it may have been copied
     _publish_checks(predictions, images.name, dataset)
     return predictions
 
@@ -71,6 +74,7 @@ def predict_file(
             ):
                 predictions = run(here.path, Path(folder) / output.name, artifacts)
                 send_file(predictions.output, predictions.sha256)
+            predictions = predictions.model_copy(update={"profile": None})  # it stays on the worker
     _publish_checks(predictions, images.name, dataset)
     return predictions
 
@@ -93,6 +97,8 @@ def predict_files(
     emit(StageStarted(_PREDICT, None))
     # A number, so that all files are predicted by the same version if an alias moves meanwhile.
     store = ModelStore.of(artifacts_dir, dataset).refresh()
+    if store.copied:
+        write_versions_page(store)
     number = str(store.version(version).number)
     challenger = None if shadow is None else str(store.version(shadow).number)
     if challenger is not None and elsewhere():

@@ -11,6 +11,7 @@ from tasks.registry import champion
 from tasks.registry.store import ModelStore
 from tasks.registry.version_events import finish_move
 from tasks.reports.mlflow_sync import update_mlflow
+from tasks.reports.versions_page import write_versions_page
 from tasks.runtime.prefect_events import sender_of_run
 
 
@@ -23,6 +24,7 @@ def promote(
     move = champion.promote(
         store, store.resolve(version), reason, flow_run=flow_run.id, minimum_shadow_rows=minimum_shadow_rows
     )
+    write_versions_page(store)
     event = finish_move(store, move, sender_of_run())
     update_mlflow(store)
     return event

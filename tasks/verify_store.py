@@ -10,6 +10,7 @@ from schemas.errors import StoredArtifactError
 from schemas.references import VerifiedStore
 from tasks.registry.store import ModelStore
 from tasks.registry.verify import log_fault, verify_each
+from tasks.reports.versions_page import write_versions_page
 from tasks.runtime.prefect_artifacts import publish_table
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 def verify_versions(dataset: str, artifacts_dir: Path) -> VerifiedStore:
     """Load every version and repeat its golden predictions. Raises `StoredArtifactError` after the last one."""
     store = ModelStore.of(artifacts_dir, dataset).refresh()
+    if store.copied:
+        write_versions_page(store)
     results = list(verify_each(store, store.numbers()))
     rows = [{"version": result.version, "result": result.fault or "intact"} for result in results]
     if (fault := log_fault(store)) is not None:

@@ -40,6 +40,7 @@ from tasks.registry.version_events import send_unsent
 from tasks.reports.mlflow_sync import update_mlflow
 from tasks.reports.version_report import commands, write_report
 from tasks.reports.version_summary import summarize_version
+from tasks.reports.versions_page import write_versions_page
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.files import sha256_file, write_json
 from tasks.runtime.materialize import materialize
@@ -130,6 +131,7 @@ def version(
                 logger.warning("the note is not stored, because version %d exists and never changes", stored.number)
         is_champion = store.aliases.champion() == stored.number
         decided = any(event.to == stored.number and event.alias == CHAMPION for event in store.aliases.read())
+    write_versions_page(store)
     send_unsent(store, sender_of_run())
     update_mlflow(store)
     stages = lineage(data, prepared, trained, evaluation, further)

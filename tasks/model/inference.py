@@ -28,7 +28,7 @@ class StoredModelOutput:
     """Output of a stored model. Without a test split ``loss`` is None and the arrays have no rows.
 
     probabilities: float32 (N, classes). labels: the true classes, int32 (N,). inactive_units: see
-    `tasks.model.network.inactive_units`.
+    `tasks.model.network.inactive_units`. measured: see `tasks.model.evaluation.evaluate_stored_model`.
     """
 
     golden_difference: float
@@ -36,6 +36,7 @@ class StoredModelOutput:
     probabilities: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int32]
     inactive_units: dict[str, int] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -44,18 +45,24 @@ class StoredModelOutput:
 
 
 def run_stored_model(
-    folder: Path, prepared: Path | None = None, digests: Mapping[str, str] | None = None
+    folder: Path,
+    prepared: Path | None = None,
+    digests: Mapping[str, str] | None = None,
+    module: str = __name__,
+    **further: Any,
 ) -> StoredModelOutput:
     """Load the model in ``folder`` in a fresh process and predict its golden images and the test split of ``prepared``.
 
-    digests: the sha256 that its files must have, by name. Raises `StoredArtifactError` if they cannot be loaded.
+    digests: the sha256 that its files must have, by name. module, further: the module whose ``main`` runs in that
+    process, and what it needs besides. Raises `StoredArtifactError` if the files cannot be loaded.
     """
     job = {
         "folder": str(folder.absolute()),
         "prepared": None if prepared is None else str(prepared.absolute()),
         "digests": dict(digests or {}),
+        **further,
     }
-    with run_worker(__name__, job, WORKER) as process:
+    with run_worker(module, job, WORKER) as process:
         result = process.result()
         path = result.pop("probabilities")
         if prepared is None:
@@ -66,10 +73,19 @@ def run_stored_model(
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Return golden_difference, and the results on the test split, as a worker process."""
+    """Return the values of a `StoredModelOutput`, as a worker process."""
     set_up_backend(seed=0)
+    return predict_stored(load_stored(job), job)
+
+
+def load_stored(job: dict[str, Any]) -> Any:
+    """Return the `keras.Model` of a job of `run_stored_model`."""
     folder = Path(job["folder"])
-    model = load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME, job["digests"])
+    return load_network(folder / TOPOLOGY_NAME, folder / WEIGHTS_NAME, job["digests"])
+
+
+def predict_stored(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Return golden_difference, and the results on the test split, of a job of `run_stored_model`."""
     loss = path = None
     inactive: dict[str, int] = {}
     if job["prepared"] is not None:
@@ -79,7 +95,7 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         probabilities, loss = predict_rows(model, test)
         np.save(path, probabilities)
         inactive = inactive_units(model, test)
-    golden = golden_difference(model, folder, job["digests"])
+    golden = golden_difference(model, Path(job["folder"]), job["digests"])
     return {"golden_difference": golden, "loss": loss, "probabilities": path, "inactive_units": inactive}
 
 

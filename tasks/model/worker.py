@@ -3,7 +3,7 @@
 Run as ``python -m tasks.model.worker``, see `tasks.runtime.worker_process`.
 """
 
-from tasks.model import fit, inference
+from tasks.model import evaluation, fit, inference
 from tasks.model.backend import import_backend
 from tasks.model.warm_up import unmapped_libraries
 from tasks.runtime.worker_process import serve_jobs
@@ -15,4 +15,4 @@ def _prepare() -> None:
 
 
 if __name__ == "__main__":
-    serve_jobs({module.__name__: module.main for module in (fit, inference)}, _prepare)
+    serve_jobs({module.__name__: module.main for module in (fit, inference, evaluation)}, _prepare)

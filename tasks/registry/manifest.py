@@ -20,11 +20,11 @@ def write_manifest(folder: Path, number: int, facts: VersionFacts, alias_log: Lo
     return Manifest.model_validate({**content, "text": pretty_json(content)})
 
 
-def read_manifest(folder: Path, number: int) -> Manifest:
-    """Read the manifest of version ``number`` after checking its digest, its spelling and its shape.
+def read_content(folder: Path, number: int) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes of the manifest of version ``number``, and its JSON object after checking its digest.
 
-    Raises `VersionNotFound` if the folder does not exist, `OtherLayout` if another release wrote the manifest and this
-    one cannot read it, and `StoredArtifactError` if the manifest was changed or if it or the folder is a link.
+    Raises `VersionNotFound` if the folder does not exist, and `StoredArtifactError` if the content was changed or if
+    the manifest or the folder is a link.
     """
     path = folder / MANIFEST_NAME
     for place in (folder, path):
@@ -38,18 +38,31 @@ def read_manifest(folder: Path, number: int) -> Manifest:
         raise
     except OSError as error:
         raise StoredArtifactError(f"{path}: expected a manifest, which cannot be read ({error.strerror}).") from error
-    received = f"received bytes with sha256 {hashlib.sha256(text).hexdigest()}"
     try:
         content: dict[str, Any] = parse_json(text)
         expected = content["manifest_sha256"]
         actual = digest_of({key: value for key, value in content.items() if key != "manifest_sha256"})
-        unchanged = text == pretty_json(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoredArtifactError(f"{path}: expected a manifest with its sha256, {received} ({error}).") from error
+        raise StoredArtifactError(
+            f"{path}: expected a manifest with its sha256, {_received(text)} ({error})."
+        ) from error
     if actual != expected:
         raise StoredArtifactError(f"{path}: expected content with sha256 {expected}, received {actual}.")
-    if not unchanged:
-        raise StoredArtifactError(f"{path} was edited: expected the text written for sha256 {expected}, {received}.")
+    return text, content
+
+
+def read_manifest(folder: Path, number: int) -> Manifest:
+    """Read the manifest of version ``number`` after checking its digest, its spelling and its shape.
+
+    Raises what `read_content` raises, `OtherLayout` if another release wrote the manifest and this one cannot read it,
+    and `StoredArtifactError` if the text was edited.
+    """
+    path = folder / MANIFEST_NAME
+    text, content = read_content(folder, number)
+    if text != pretty_json(content):
+        raise StoredArtifactError(
+            f"{path} was edited: expected the text written for sha256 {content['manifest_sha256']}, {_received(text)}."
+        )
     try:
         manifest = Manifest.parse({**content, "text": text}, str(path))
         if missing := STORED_NAMES - set(manifest.files):
@@ -67,3 +80,7 @@ def read_manifest(folder: Path, number: int) -> Manifest:
     if manifest.version != number or (event and event.to != number):
         raise StoredArtifactError(f"{path} describes another version than {number}. Restore the version from a copy.")
     return manifest
+
+
+def _received(text: bytes) -> str:
+    return f"received bytes with sha256 {hashlib.sha256(text).hexdigest()}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class CandidateMetrics:
 
     golden_difference: largest difference of the golden predictions after loading the stored files in a fresh process.
     paired: None without a champion that could be measured.
-    origin: `data_origin` of its data.
+    origin: `data_origin` of its data. robustness: its test accuracy by disturbance.
     """
 
     accuracy: float
@@ -45,6 +45,7 @@ class CandidateMetrics:
     champion: Champion | None
     paired: PairedTest | None
     origin: str | None = None
+    robustness: Mapping[str, float] = field(default_factory=dict)
 
 
 def data_origin(origins: Mapping[Split, str]) -> str:
@@ -76,7 +77,10 @@ def measure_candidate(
             candidate = read_predictions(folder / PREDICTIONS_NAME, contract_of(prepared.dataset))
             paired = mcnemar(candidate.right, champion_right)
     difference = evaluation.golden_difference
-    return CandidateMetrics(metrics["test_accuracy"], metrics["per_class"], difference, champion, paired, origin)
+    robustness = {name: measured["accuracy"] for name, measured in metrics["robustness"].items()}
+    return CandidateMetrics(
+        metrics["test_accuracy"], metrics["per_class"], difference, champion, paired, origin, robustness
+    )
 
 
 def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any]:
@@ -94,6 +98,10 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     minima = (
         ("test accuracy", measured.accuracy, config.minimum_accuracy),
         (f"lowest recall of all classes ({worst['name']})", worst["recall"], config.minimum_recall),
+        *(
+            (f"test accuracy under the disturbance {name}", measured.robustness[name], minimum)
+            for name, minimum in (config.minimum_robustness or {}).items()
+        ),
     )
     rules = [
         _rule(name, value, f">= {minimum}", value >= minimum) for name, value, minimum in minima if minimum is not None

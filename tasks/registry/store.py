@@ -1,6 +1,7 @@
 """Store the immutable versions of a dataset's models, and the log of their aliases.
 
     artifacts/models/fashion-mnist/
+        index.html                   `tasks.reports.versions_page`
         aliases.jsonl                `tasks.registry.alias_log`; aliases.state.json has its length and digest
         versions/0001/manifest.json  written last; names the other files with their sha256
         versions/0001/manifest.json.sig  signature of the manifest, if the version is signed
@@ -228,6 +229,7 @@ class ModelStore:
         self._dataset = dataset  # None: not checked
         self.mirror = mirror
         self.removed_elsewhere: set[int] = set()  # known after `refresh` or `synchronize`
+        self.copied = False  # whether these copied a version or a line from the mirror
         self.aliases = AliasLog(root / ALIAS_LOG_NAME, mirror)
         self._versions = root / VERSIONS_FOLDER
 
@@ -301,6 +303,7 @@ class ModelStore:
             return  # removed meanwhile
         signature = mirror.signature(number, content)
         self._versions.mkdir(parents=True, exist_ok=True)
+        self.copied = True
         with atomic_folder(self.folder(number)) as temporary:
             (temporary / MANIFEST_NAME).write_bytes(content)
             if signature is not None:
@@ -333,6 +336,7 @@ class ModelStore:
             return False
         new = mirror.lines(common)
         if new:
+            self.copied = True
             self.aliases.extend(new, f"{mirror.remote.address}, the alias log of {mirror.dataset},")
         return bool(new)
 

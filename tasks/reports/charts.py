@@ -5,11 +5,13 @@ The templates draw the charts. SVG is sharp at any size, uses the colours of the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
+from itertools import pairwise
 from math import ceil, floor, log10
 from unicodedata import east_asian_width
 
 import numpy as np
+import numpy.typing as npt
 
 from tasks.reports.rendering import render
 
@@ -33,7 +35,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of ``width`` x ``height``, with axes that cross where both start. lines: values by epoch, from 1."""
+    """A chart of ``width`` x ``height``, with axes that cross where both start.
+
+    lines: values by epoch, from 1, or those of a curve.
+    """
 
     x: Axis
     y: Axis
@@ -55,13 +60,42 @@ def epochs_chart(lines: Mapping[str, Sequence[float]]) -> Chart:
     """Return a chart with one line per series of values by epoch, starting at epoch 1."""
     epochs = max(len(values) for values in lines.values())
     everything = [value for values in lines.values() for value in values]
-    low, high, step = _axis_range(min(everything), max(everything))
-    digits = max(0, -floor(log10(step)))
     labelled = max(1, int(_round_step(epochs / 6)))
     x_ticks = {str(epoch): epoch for epoch in sorted({1, *range(labelled, epochs + 1, labelled)})}
-    y_ticks = {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
     first, last = (1, epochs) if epochs > 1 else (0, 2)  # one epoch is in the middle
-    return Chart(Axis(first, last, *_X, x_ticks), Axis(low, high, *_Y, y_ticks), lines)
+    return Chart(Axis(first, last, *_X, x_ticks), _value_axis(everything), lines)
+
+
+def curve_chart(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]) -> Chart:
+    """Return a small chart of precision by recall. ``lines``: recall and precision of up to 100 points of the curve.
+
+    Each value of recall has its highest precision, as in a curve with all points.
+    """
+    places = np.minimum((recall * 99).astype(np.int64), 99)
+    starts = np.flatnonzero(np.diff(places, prepend=-1))
+    best = [start + int(precision[start:end].argmax()) for start, end in pairwise([*starts.tolist(), len(places)])]
+    shares = {f"{step / 2:.1f}": step / 2 for step in range(3)}
+    lines = {"recall": recall[best].tolist(), "precision": precision[best].tolist()}
+    return Chart(Axis(0, 1, 30, 190, shares), Axis(0, 1, 130, 10, shares), lines, width=200, height=170)
+
+
+def time_chart(times: Sequence[float], values: Sequence[float]) -> Chart:
+    """Return a wide chart of values by time, in seconds since 1970. It has room for a strip below the axis of time."""
+    first, last = min(times), max(times)
+    span = last - first
+    day, clock = ("%Y-%m-%d", "") if span > 5 * 86_400 else ("%m-%d ", "%H:%M") if span > 600 else ("", "%H:%M:%S")
+    places = [first + span * step / 4 for step in range(5)] if span else [first]
+    ticks = {datetime.fromtimestamp(place, UTC).strftime(day + clock): place for place in places}
+    margin = span / 25 or 1  # the newest champion is in use from the last time on
+    return Chart(Axis(first - margin, last + margin, 46, 790, ticks), _value_axis(values), width=800, height=290)
+
+
+def _value_axis(values: Sequence[float]) -> Axis:
+    low, high, step = _axis_range(min(values), max(values))
+    digits = max(0, -floor(log10(step)))
+    return Axis(
+        low, high, *_Y, {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
+    )
 
 
 def days_chart(days: Sequence[date], values: Sequence[float]) -> Chart:
@@ -69,10 +103,7 @@ def days_chart(days: Sequence[date], values: Sequence[float]) -> Chart:
     first, last = min(days).toordinal(), max(days).toordinal()
     distance = max(1, ceil((last - first) / 5))
     x_ticks = {date.fromordinal(day).strftime("%m-%d"): float(day) for day in range(first, last + 1, distance)}
-    low, high, step = _axis_range(min(values), max(values))
-    digits = max(0, -floor(log10(step)))
-    y_ticks = {f"{value:.{digits}f}": value for value in np.arange(low, high + step / 2, step).tolist()}
-    return Chart(Axis(first - 0.5, last + 0.5, *_X, x_ticks), Axis(low, high, *_Y, y_ticks))
+    return Chart(Axis(first - 0.5, last + 0.5, *_X, x_ticks), _value_axis(values))
 
 
 def _axis_range(low: float, high: float) -> tuple[float, float, float]:

@@ -1,6 +1,6 @@
 """Compare two versions on the same test images: counts as JSON, images in an HTML page."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.contract import DatasetContract, contract_of
+from schemas.contract import DEFAULT_DATASET, DatasetContract, contract_of
 from schemas.errors import DataContractError, StoredArtifactError, VersionNotFound, WrongUsage
-from schemas.layout import PREDICTIONS_NAME
-from schemas.store import Manifest
+from schemas.layout import METRICS_NAME, PREDICTIONS_NAME, Artifacts
+from schemas.store import Manifest, MeasuredMetrics
 from tasks.data.csv_reader import open_csv
 from tasks.data.splits import open_parts
 from tasks.data.statistics import mcnemar
 from tasks.model.test_predictions import image_digest, read_predictions, shared_rows
 from tasks.registry.differences import differences, unknown_differences
-from tasks.registry.store import ModelStore
+from tasks.registry.store import ModelStore, StoredVersion
 from tasks.reports.images import image_uri
 from tasks.reports.rendering import render
 from tasks.reports.version_report import ClassProbability, class_probability
@@ -107,6 +107,7 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
             for at, label in enumerate(contract.class_labels)
             if (of_class := labels == at).any()
         ],
+        **_measured(versions),
         "differs": differences(manifests[0], manifests[1], champion),
         "unknown": unknown_differences(*manifests),
         "champion": None if champion is None else champion.version,
@@ -151,11 +152,40 @@ def compare(store: ModelStore, artifacts_dir: Path, data_dir: Path, before: int,
     )
 
 
+def comparisons_folder(artifacts_dir: Path, dataset: str) -> Path:
+    """Return the folder of the pages that `comparison_name` names: one per dataset, because they share the numbers."""
+    folder = Artifacts(artifacts_dir).comparisons
+    return folder if dataset == DEFAULT_DATASET else folder / dataset
+
+
+def comparison_name(before: int, after: int) -> str:
+    """Return the file name of the page that compares two versions."""
+    return f"{before:04d}-{after:04d}.html"
+
+
 def write_comparison(comparison: Comparison, output: Path) -> None:
     """Write the HTML page atomically. It loads no other file."""
     html = render("comparison.html", contract=comparison.contract, comparison=comparison, figures=comparison.figures)
     with atomic_write(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+def _measured(versions: Sequence[StoredVersion]) -> dict[str, Any]:
+    """Return accuracy by disturbance and cost of two versions, ``before`` and ``after``; None if one lacks a value."""
+    before, after = (version.read_json(METRICS_NAME, MeasuredMetrics) for version in versions)
+    accuracies = [{name: row.accuracy for name, row in metrics.robustness.items()} for metrics in (before, after)]
+    costs = [{} if metrics.cost is None else metrics.cost.figures() for metrics in (before, after)]
+    return {
+        "robustness": [{"disturbance": row.pop("what"), **row} for row in _side_by_side(*accuracies)],
+        "cost": [{"quantity": row.pop("what"), **row} for row in _side_by_side(*costs)],
+    }
+
+
+def _side_by_side(before: Mapping[str, float], after: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [
+        {"what": name, "before": before.get(name), "after": after.get(name)}
+        for name in dict.fromkeys([*before, *after])
+    ]
 
 
 def _third_version(store: ModelStore, *compared: int) -> Manifest | None:

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from schemas.layout import (
     WEIGHTS_NAME,
     Artifacts,
 )
-from schemas.store import Verdict
+from schemas.store import Cost, Verdict
 from tasks.data.splits import Images
 from tasks.model.backend import DEFAULT_ENVIRONMENT
+from tasks.model.disturbances import DISTURBED_IMAGES
+from tasks.model.metrics import precision_recall
 from tasks.model.network import Network, read_weights
 from tasks.model.test_predictions import StoredPredictions, read_predictions
-from tasks.reports.charts import RELIABILITY_CHART, learning_charts
+from tasks.reports.charts import RELIABILITY_CHART, Chart, curve_chart, learning_charts
 from tasks.reports.images import image_uri, weights_picture
 from tasks.reports.rendering import render
 from tasks.runtime.fingerprint import extra_of
@@ -83,12 +85,16 @@ def write_report(
         learning=learning_charts(history),
         best_epoch=min(range(len(history)), key=lambda epoch: float(history[epoch]["val_loss"])) + 1,
         reliability=RELIABILITY_CHART,
+        curves=_precision_recall_curves(predictions, metrics["per_class"]),
+        cost=Cost.parse(metrics["cost"], METRICS_NAME).figures(),
         weights=weights_picture(read_weights(folder / WEIGHTS_NAME, network)[0], contract.height, contract.width),
         meanings={
             key: field.description
             for model in (TrainingConfig, PromotionConfig)
             for key, field in model.model_fields.items()
         },
+        disturbances=DISTURBED_IMAGES,
+        flag_value=_flag_value,
         commands=commands({**manifest, "version": version}),
         checks={split: _checks(manifest["data"][split]["checks"]) for split in SPLITS},
         computed_seconds=sum(stage["seconds"] for stage in lineage if not stage["reused"]),
@@ -144,6 +150,19 @@ def _samples(
     ]
 
 
+def _precision_recall_curves(
+    predictions: StoredPredictions, per_class: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Chart]]:
+    """Return up to 24 classes with their curve, those with the lowest average precision first."""
+    shown = sorted((row for row in per_class if row["rows"]), key=lambda row: float(row["average_precision"]))[:24]
+    places = {row["label"]: place for place, row in enumerate(per_class)}
+    return [
+        (row, curve_chart(*precision_recall(predictions.probabilities[:, place], predictions.labels == place)))
+        for row in shown
+        for place in [places[row["label"]]]
+    ]
+
+
 def _most_frequent_confusions(matrix: list[list[int]], contract: DatasetContract) -> list[dict[str, Any]]:
     """Return up to five off-diagonal cells of the confusion matrix, with their share of the true class."""
     cells: list[dict[str, Any]] = [
@@ -193,6 +212,11 @@ def _layers(network: Network, inactive_units: Mapping[str, int]) -> list[dict[st
     ]
 
 
+def _flag_value(value: Any) -> str:
+    parts = [f"{name}={part}" for name, part in value.items()] if isinstance(value, Mapping) else value
+    return ",".join(map(str, parts)) if isinstance(parts, list) else str(parts)
+
+
 def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the shell commands of a version by name, as typed in a checkout.
 
@@ -216,7 +240,7 @@ def commands(manifest: Mapping[str, Any]) -> dict[str, str]:
         word
         for key, value in flags.items()
         if value is not None
-        for word in (f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
+        for word in (f"--{key.replace('_', '-')}", _flag_value(value))
     ]
     words = {
         "install": ["make", f".venv/{extra_of(manifest['packages'])}.stamp"],

@@ -124,9 +124,9 @@ TRAIN = Stage(
 )
 EVALUATE = Stage(
     "evaluate",
-    core=("tasks.model.inference", "tasks.model.metrics", "tasks.model.test_predictions"),
+    core=("tasks.model.evaluation", "tasks.model.metrics", "tasks.model.test_predictions"),
     folder="evaluated",
-    purpose="accuracy, loss, per-class metrics, confusion matrix, calibration",
+    purpose="accuracy, loss, per-class metrics, confusion matrix, calibration, robustness, cost",
     failure="a loss or prediction that is not finite",
     summarize=lambda facts, seconds: f"test accuracy {facts['test_accuracy']:.4f}, loss {facts['test_loss']:.4f}",
 )

@@ -78,6 +78,13 @@ class Run:
     comparison: Path
     ui: str
 
+    @property
+    def pages(self) -> dict[str, Path]:
+        """Return the pages by name: the report of the second version, the comparison, and that of all versions."""
+        version = Path(self.versions[1]["path"])
+        index = version.parent.parent / "index.html"
+        return {"report": version / "report.html", "comparison": self.comparison, "versions": index}
+
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
@@ -125,6 +132,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             stop_tree(server.pid, 10)
 
 
-@pytest.fixture(params=["report", "comparison"])
+@pytest.fixture(params=["report", "comparison", "versions"])
 def page_file(run: Run, request: pytest.FixtureRequest) -> Path:
-    return Path(run.versions[1]["path"]) / "report.html" if request.param == "report" else run.comparison
+    return run.pages[request.param]

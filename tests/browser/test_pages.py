@@ -1,4 +1,4 @@
-"""Open report.html and the page of `compare` in a browser, from disk."""
+"""Open report.html, the page of `compare` and that of all versions in a browser, from disk."""
 
 import json
 import re
@@ -86,6 +86,9 @@ def test_every_image_loads_and_has_a_text(opened: Any, page_file: Path, run: Run
         assert len([alt for width, _, alt in pictures if width == 28]) == 25 + 8 * 10
         assert page.locator("#learning svg polyline").count() == 4
         assert page.locator("#calibration rect.hit title").count() == len(metrics["calibration"])
+    elif page_file.name == "index.html":
+        assert pictures == []
+        assert page.locator("#accuracy circle title").count() == 2
     else:
         assert pictures
 
@@ -142,6 +145,15 @@ def test_prints_completely(opened: Any, page_file: Path) -> None:
     for details in page.locator("details").all():
         table = details.locator("table").evaluate("e => e.offsetHeight")
         assert details.evaluate("e => e.offsetHeight") > table > 0
+
+
+@pytest.mark.parametrize(
+    ("link", "title"), [("report", "version 2: test"), ("compared with 1", "compared with version 1")]
+)
+def test_the_page_of_all_versions_links_to_the_other_pages(opened: Any, run: Run, link: str, title: str) -> None:
+    page, _ = opened(run.pages["versions"])
+    page.locator("#v2 a", has_text=link).click()
+    assert title in page.title()
 
 
 def test_links_open_the_other_files(opened: Any, run: Run) -> None:

@@ -69,6 +69,7 @@ PROMOTION = {
     "policy": (("better", "not_worse", "never"), ("worse",)),
     "minimum_accuracy": ((0, 1, None), (-EPSILON, 1 + EPSILON)),
     "minimum_recall": ((0, 1, None), (-EPSILON, 1 + EPSILON)),
+    "minimum_robustness": (({"blur": 0}, {"noise": 1, "mirror": 0.5}, None), ({}, {"fog": 0.5}, {"blur": 1 + EPSILON})),
     "minimum_shadow_rows": ((1, 10**12, None), (0, 10**12 + 1)),
     "significance": ((EPSILON, 1 - EPSILON), (0, 1)),
 }

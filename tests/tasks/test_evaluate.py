@@ -38,6 +38,33 @@ def test_metrics_equal_those_of_plain_keras(
     assert np.array(metrics["confusion_matrix"]).sum(axis=1).tolist() == [20] * 10
 
 
+def test_robustness_is_that_of_plain_keras(
+    evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel
+) -> None:
+    model = plain_network(sample_trained.record.path)
+    test = open_split(sample_prepared.record.path, "test")
+    mirrored = test.scaled(slice(None)).reshape(-1, 28, 28)[:, :, ::-1].reshape(-1, 784)
+    accuracy = (model.predict(mirrored, verbose=0).argmax(axis=1) == test.labels).mean()
+    metrics = json.loads((evaluation.record.path / "metrics.json").read_bytes())
+    assert metrics["robustness"]["mirror"]["accuracy"] == pytest.approx(accuracy)
+    assert metrics["robustness_rows"] == 200
+
+
+def test_repeats_the_robustness_and_measures_the_cost(
+    evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel, tmp_path: Path
+) -> None:
+    again = evaluate.fn(sample_prepared, sample_trained, tmp_path)
+    first, second = (json.loads((one.record.path / "metrics.json").read_bytes()) for one in (evaluation, again))
+    assert not again.record.reused
+    assert {**first, "cost": None} == {**second, "cost": None}
+    cost = first["cost"]
+    folder = sample_trained.record.path
+    assert cost["bytes"] == sum((folder / name).stat().st_size for name in ("topology.json", "model.weights.h5"))
+    for latency in cost["latency"].values():
+        assert 0 < latency["p50_seconds"] <= latency["p95_seconds"]
+    assert 50_000_000 < cost["peak_memory_bytes"] < 20_000_000_000
+
+
 def test_reuses_the_evaluation_of_an_unchanged_model(
     evaluation: Evaluation, sample_prepared: PreparedData, sample_trained: TrainedModel, sample_artifacts: Path
 ) -> None:

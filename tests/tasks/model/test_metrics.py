@@ -2,10 +2,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from schemas.contract import DatasetContract
 from tasks.model.inference import StoredModelOutput
-from tasks.model.metrics import calibration_bins, compute_metrics, expected_calibration_error
+from tasks.model.metrics import (
+    average_precision,
+    brightness_slices,
+    calibration_bins,
+    compute_metrics,
+    expected_calibration_error,
+    precision_recall,
+)
 
 
 def _metrics(probabilities: Any, labels: list[int], contract: DatasetContract, in_train: list[int]) -> dict[str, Any]:
@@ -35,7 +43,8 @@ def test_metrics_of_six_rows_match_hand_calculation(tiny_contract: DatasetContra
 
 def test_a_class_without_rows_has_no_interval(tiny_contract: DatasetContract) -> None:
     metrics = _metrics(np.eye(3, dtype=np.float32)[[0, 1]], [0, 1], tiny_contract, [0, 0])
-    assert [row["recall_interval"] is None for row in metrics["per_class"]] == [False, False, True]
+    for name in ("recall_interval", "average_precision"):
+        assert [row[name] is None for row in metrics["per_class"]] == [False, False, True]
 
 
 def test_calibration_error_weights_bins_by_rows() -> None:
@@ -61,3 +70,32 @@ def test_duplicates_of_training_images_are_excluded(
     probabilities = np.eye(3, dtype=np.float32)[[0, 1, 1, 0]]
     metrics = _metrics(probabilities, [0, 1, 0, 1], tiny_contract, in_train)  # the first two are predicted correctly
     assert (metrics["test_rows_without_duplicates"], metrics["test_accuracy_without_duplicates"]) == (rows, accuracy)
+
+
+def test_precision_and_recall_equal_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    positive = generator.random(200) < 0.3
+    scores = (generator.integers(0, 20, 200) / 20).astype(np.float32)  # many equal ones
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(positive, scores)
+    ours = precision_recall(scores, positive)
+    # scikit-learn starts at the lowest threshold, and ends with a point without one.
+    assert ours[0][::-1] == pytest.approx(precision[:-1])
+    assert ours[1][::-1] == pytest.approx(recall[:-1])
+    assert average_precision(scores, positive) == pytest.approx(
+        sklearn.metrics.average_precision_score(positive, scores)
+    )
+
+
+def test_slices_by_brightness_are_fifths() -> None:
+    correct = np.array([False] * 5 + [True] * 20)
+    slices = brightness_slices(np.arange(25)[::-1] * 1.0, correct[::-1])
+    assert [(entry["from"], entry["to"], entry["rows"], entry["accuracy"]) for entry in slices] == [
+        *((0, 4, 5, 0), (5, 9, 5, 1), (10, 14, 5, 1), (15, 19, 5, 1), (20, 24, 5, 1))
+    ]
+    # Wilson's interval of 0 of 5.
+    assert slices[0]["accuracy_interval"] == pytest.approx((0, 0.4345), abs=1e-4)
+
+
+def test_equal_brightness_is_one_slice() -> None:
+    (only,) = brightness_slices(np.full(7, 3.0), np.array([True] * 7))
+    assert (only["from"], only["to"], only["rows"]) == (3, 3, 7)

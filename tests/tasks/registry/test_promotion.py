@@ -17,7 +17,8 @@ SIMILAR, SLIGHTLY_WORSE = PairedTest(1_000, 31, 29, 0.9), PairedTest(1_000, 29, 
 
 
 def _candidate(**changed: Any) -> CandidateMetrics:
-    metrics = {"accuracy": 0.9, "per_class": PER_CLASS, "golden_difference": 0.0, "champion": None, "paired": None}
+    metrics = {"accuracy": 0.9, "per_class": PER_CLASS, "robustness": {"blur": 0.7, "mirror": 0.2}}
+    metrics |= {"golden_difference": 0.0, "champion": None, "paired": None}
     return CandidateMetrics(**{**metrics, **changed})
 
 
@@ -28,8 +29,9 @@ def _candidate(**changed: Any) -> CandidateMetrics:
         ({"per_class": [*PER_CLASS, {"name": "Coat", "recall": 0.29}]}, DEFAULTS, "(Coat) is 0.29, expected >= 0.3"),
         ({"golden_difference": 2e-5}, DEFAULTS, "golden predictions"),
         ({"accuracy": 0.94}, PromotionConfig(minimum_accuracy=0.95), "expected >= 0.95"),
+        ({}, PromotionConfig(minimum_robustness={"blur": 0.71}), "under the disturbance blur is 0.7, expected >= 0.71"),
     ],
-    ids=["accuracy", "recall", "golden predictions", "configured minimum"],
+    ids=["accuracy", "recall", "golden predictions", "configured minimum", "robustness"],
 )
 def test_each_failed_rule_rejects(changed: dict[str, Any], config: PromotionConfig, reason: str) -> None:
     verdict = decide(_candidate(**changed), config)

@@ -1,5 +1,6 @@
 """Add versions with chosen predictions for six test images to a store."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,29 @@ from schemas.contract import FASHION_MNIST
 from tasks.model.test_predictions import StoredPredictions, image_digest, write_predictions
 from tasks.registry.store import ModelStore
 from tasks.reports.comparison import Comparison, compare
+from tasks.runtime.files import write_json
 from tests.stored import add_stored, data_facts
 
 KEY = "ab" * 32  # cache key of the prepare stage
 IMAGES: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (6, FASHION_MNIST.pixels), dtype=np.uint8)
 
 
-def add_predicted(artifacts: Path, rows: list[int], predicted: list[int], **configuration: Any) -> int:
+def add_predicted(
+    artifacts: Path,
+    rows: list[int],
+    predicted: list[int],
+    measured: Mapping[str, Any] | None = None,
+    **configuration: Any,
+) -> int:
     """Add a version tested on these rows of `IMAGES`, and return its number.
 
-    The label of an image is its row. The predicted classes have probability 0.91.
+    The label of an image is its row. The predicted classes have probability 0.91. measured: content of metrics.json.
     """
     probabilities = np.full((len(rows), 10), 0.01, dtype=np.float32)
     probabilities[range(len(rows)), predicted] = 0.91
 
     def write(folder: Path) -> None:
+        write_json(folder / "metrics.json", dict(measured or {}))
         digests = [image_digest(image) for image in IMAGES[rows]]
         predictions = StoredPredictions(digests, np.array(rows, dtype=np.int32), probabilities)
         write_predictions(folder / "test_predictions.parquet", predictions, FASHION_MNIST)

@@ -6,7 +6,7 @@ import pytest
 from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError, WrongUsage
 from tasks.registry.store import ModelStore
-from tasks.reports.comparison import compare, write_comparison
+from tasks.reports.comparison import compare, comparisons_folder, write_comparison
 from tests.stored import event
 from tests.tasks.reports.pages import Page
 from tests.tasks.reports.predicted_versions import IMAGES, add_predicted, compare_versions, write_prepared
@@ -110,3 +110,28 @@ def test_rejects_a_damaged_version(artifacts: Path) -> None:
     shutil.copyfile(folder / "0001" / "verdict.json", folder / "0002" / "test_predictions.parquet")
     with pytest.raises(StoredArtifactError, match=r"test_predictions\.parquet"):
         compare_versions(artifacts)
+
+
+def test_compares_robustness_and_cost_with_a_version_that_lacks_them(tmp_path: Path) -> None:
+    measured = {
+        "robustness": {"blur": {"accuracy": 0.5, "accuracy_interval": [0.2, 0.8]}},
+        "cost": {"latency": {}, "load_seconds": 0.25, "bytes": 1000, "peak_memory_bytes": 2000},
+    }
+    add_predicted(tmp_path, [0, 1], [0, 9])
+    add_predicted(tmp_path, [0, 1], [0, 1], measured)
+    comparison = compare_versions(tmp_path)
+    assert comparison.figures["robustness"] == [{"disturbance": "blur", "before": None, "after": 0.5}]
+    assert comparison.figures["cost"] == [
+        {"quantity": "load time, s", "before": None, "after": 0.25},
+        {"quantity": "stored model, bytes", "before": None, "after": 1000},
+        {"quantity": "peak memory, bytes", "before": None, "after": 2000},
+    ]
+    write_comparison(comparison, tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert "blur not measured 0.5000" in text
+    assert "stored model, bytes not measured 1,000" in text
+
+
+def test_pages_of_two_datasets_have_different_paths(tmp_path: Path) -> None:
+    folders = {comparisons_folder(tmp_path, dataset) for dataset in ("fashion-mnist", "digits")}
+    assert folders == {tmp_path / "comparisons", tmp_path / "comparisons" / "digits"}

@@ -56,6 +56,29 @@ def test_page_shows_the_metrics(sample_version: Path, page: Page) -> None:
         assert f"{bin_['confidence']:.4f}" in page.text
 
 
+def test_page_shows_robustness_brightness_and_cost(sample_version: Path, page: Page) -> None:
+    metrics = json.loads((sample_version / "metrics.json").read_bytes())
+    assert len(metrics["robustness"]) == 8
+    for name, disturbed in metrics["robustness"].items():
+        assert name.replace("_", " ") in page.text
+        assert f"{disturbed['accuracy']:.4f}" in page.text
+        assert "{:.4f} to {:.4f}".format(*disturbed["accuracy_interval"]) in page.text
+    for part in metrics["brightness"]:
+        assert f"{part['from']:.1f} to {part['to']:.1f} {part['rows']} {part['accuracy']:.4f}" in page.text
+    for quantity in ("p95 latency of 1,000 rows, s", "peak memory, bytes", "load time, s"):
+        assert quantity in page.text
+    assert f"stored model, bytes {metrics['cost']['bytes']:,}" in page.text
+
+
+def test_page_draws_a_curve_per_class(sample_version: Path, page: Page) -> None:
+    metrics = json.loads((sample_version / "metrics.json").read_bytes())
+    labels = [svg["aria-label"] for svg in page.all("svg") if "precision by recall" in svg.get("aria-label", "")]
+    rows = sorted(metrics["per_class"], key=lambda row: row["average_precision"])
+    assert labels == [
+        f"{row['name']}: precision by recall, average precision {row['average_precision']:.3f}" for row in rows
+    ]
+
+
 def test_calibration_bars_are_as_high_as_the_accuracy(sample_version: Path, page: Page) -> None:
     bins = json.loads((sample_version / "metrics.json").read_bytes())["calibration"]
     hits, marks, rows = (
@@ -140,7 +163,8 @@ def write(sample_version: Path, tmp_path: Path, sample_prepared: PreparedData) -
             predicted[:errors] = (predicted[:errors] + 1) % 10
             predictions = replace(predictions, probabilities=np.eye(10, dtype=np.float32)[predicted])
             output = StoredModelOutput(0.0, metrics["test_loss"], predictions.probabilities, predictions.labels)
-            metrics = compute_metrics(output, np.zeros(len(predicted), np.uint8), metrics["history"], contract)
+            in_train = np.zeros(len(predicted), np.uint8)
+            metrics |= compute_metrics(output, in_train, metrics["history"], contract)
         if epochs is not None:
             metrics["history"] = metrics["history"][:1] * epochs
         write_predictions(folder / "test_predictions.parquet", predictions, contract)
