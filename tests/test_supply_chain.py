@@ -15,7 +15,7 @@ from tasks.runtime.fingerprint import installed_version
 INSTALL = (
     r"\b(?:pip3?|pipx|uvx|conda|easy_install|uv (?:pip|tool|add|run))\s(?:-\S+ )*(?:install|add|sync|--with)\b|\buvx\b"
 )
-LOCKED = re.compile(r"--require-hashes -r (requirements/[\w-]+\.lock|\$<|\{lock\})|--no-deps .*--editable \.")
+LOCKED = re.compile(r"--require-hashes -r (requirements/[\w-]+\.lock|"requirements/\$1\.lock"|\$<|\{lock\})|--no-deps .*--editable \.")
 
 
 def install_commands(text: str) -> list[str]:
