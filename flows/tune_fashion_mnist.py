@@ -1,6 +1,5 @@
 """tune-fashion-mnist: search for a recipe on the train split. It promotes nothing and never opens the test split."""
 
-import os
 import threading
 import time
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.futures import PrefectFuture
+from prefect.runtime import task_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.fit_model import fit_where_asked
@@ -29,6 +29,7 @@ from schemas.config import (
     separate_folders,
 )
 from schemas.contract import DatasetName
+from schemas.errors import TrainingStopped
 from schemas.layout import Artifacts
 from schemas.references import PreparedData, TrainedModel, Tuning
 from tasks.fetch import fetch as fetch_csvs
@@ -39,8 +40,10 @@ from tasks.prepare import prepare
 from tasks.run_trial import run_trial
 from tasks.runtime.events import StageStarted, emit
 from tasks.runtime.locks import artifacts_lock
-from tasks.runtime.task_runs import tasks_on
+from tasks.runtime.materialize import materialize
+from tasks.runtime.task_runs import cores, shard_artifacts, tasks_on, train_on_dask
 from tasks.runtime.worker_process import keep_workers
+from tasks.train import train
 from tasks.validate import validate
 from tasks.write_recipe import write_recipe
 
@@ -77,8 +80,8 @@ def tune_fashion_mnist(
     training: settings that are not searched, and the first trial. space: the settings to search; a value is a list of
     values, or a range such as {"low": 0.001, "high": 0.01, "log": true}.
     held_out: rows of the train split that trials are compared on, at most a fifth.
-    parallel: trials at a time; by default one per two cores, and one on a GPU.
-    runner: as in train-fashion-mnist.
+    parallel: trials at a time; by default one per two cores of this machine or of the Dask cluster, and one on a GPU.
+    runner: as in train-fashion-mnist. With "dask" the training of each trial is a task on a worker, too.
     """
     require_optuna()
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -89,22 +92,35 @@ def tune_fashion_mnist(
         prepared = prepare(train_data, None, dataset, held_out, training.seed, artifacts)
         emit(StageStarted("trials", None))
         with open_search(Artifacts(artifacts).studies, prepared, training, space, device) as (search, folder):
-            fit = partial(_fit, prepared, held_out, artifacts, device)
+            fit = partial(_fit, prepared, held_out, artifacts, device, runner)
             _run_trials(search, trials, deadline, parallel or _default_parallel(device), fit)
             return write_recipe(search, prepared, folder)
 
 
 def _fit(
-    prepared: PreparedData, held_out: int, artifacts: Path, device: DeviceChoice, recipe: TrainingConfig
-) -> TrainedModel:
+    prepared: PreparedData,
+    held_out: int,
+    artifacts: Path,
+    device: DeviceChoice,
+    runner: Runner,
+    recipe: TrainingConfig,
+) -> TrainedModel | None:
+    """Return None for a training on Dask that was stopped."""
     # The validation split of the recipe is for its own training later.
     config = recipe.model_copy(update={"validation_size": held_out})
-    return fit_where_asked(prepared, config, artifacts, device, "here", gpu_worker_seconds=0)
+    if runner == "threads":
+        return fit_where_asked(prepared, config, artifacts, device, "here", gpu_worker_seconds=0)
+    parameters = {"prepared": prepared, "config": config, "artifacts_dir": shard_artifacts(artifacts), "device": device}
+    named = train.with_options(task_run_name=f"train {task_run.name}")  # such as "train trial 3"
+    try:
+        return materialize(train_on_dask(named, parameters, config.epochs), artifacts)
+    except TrainingStopped:
+        return None
 
 
 def _default_parallel(device: DeviceChoice) -> int:
     on_gpu = device == "gpu" or (device == "auto" and gpu_driver_present())
-    return 1 if on_gpu else max(1, (os.cpu_count() or 1) // 2)
+    return 1 if on_gpu else max(1, cores() // 2)
 
 
 def _run_trials(search: Search, trials: int, deadline: float | None, parallel: int, fit: Any) -> None:

@@ -74,6 +74,7 @@ def predict_file(
             ):
                 predictions = run(here.path, Path(folder) / output.name, artifacts)
                 send_file(predictions.output, predictions.sha256)
+            predictions = predictions.model_copy(update={"profile": None})  # it stays on the worker
     _publish_checks(predictions, images.name, dataset)
     return predictions
 

@@ -31,6 +31,7 @@ from tasks.runtime.prefect_artifacts import publish_progress
 from tasks.runtime.stage_cache import output_folder, run_stage, stage_key
 from tasks.runtime.stages import TRAIN
 from tasks.runtime.stored_file import read_json
+from tasks.runtime.task_runs import artifacts_here
 from tasks.runtime.worker_process import run_worker
 
 logger = logging.getLogger(__name__)
@@ -42,26 +43,30 @@ _EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "seconds")
 
 @task(name="train", task_run_name="train seed {config.seed}", cache_policy=NO_CACHE)
 def train(
-    prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path, device: DeviceChoice = "auto"
+    prepared: PreparedData, config: TrainingConfig, artifacts_dir: Path | None, device: DeviceChoice = "auto"
 ) -> TrainedModel:
     """Train on the train split and evaluate each epoch on the validation split. The test split is not read.
+
+    artifacts_dir: see `shard_artifacts`.
 
     Raises `DeviceUnavailable` before the first epoch if ``device`` cannot be used. If a subscriber of its events raises
     `TrainingStopped`, the task has no model, and ends in the state Stopped instead of a failed one.
     """
-    kind, prepared = _device_kind(device), materialize(prepared, artifacts_dir)
     if ignored := ignored_variables():
         logger.warning("ignored, because the model must not depend on them: %s", ", ".join(ignored))
-    try:
+    with artifacts_here(artifacts_dir) as artifacts:
+        kind, prepared = _device_kind(device), materialize(prepared, artifacts)
         try:
-            return _train(prepared, config, artifacts_dir, kind)
-        except DeviceUnavailable as error:
-            if device != "auto" or kind == "cpu":
-                raise
-            logger.warning("a GPU driver is present, but the GPU is unusable; training on the CPU. %s", error)
-        return _train(prepared, config, artifacts_dir, "cpu")
-    except TrainingStopped as stopped:
-        return Completed(name="Stopped", message=str(stopped))  # type: ignore[return-value]  # only for that subscriber
+            try:
+                return _train(prepared, config, artifacts, kind)
+            except DeviceUnavailable as error:
+                if device != "auto" or kind == "cpu":
+                    raise
+                logger.warning("a GPU driver is present, but the GPU is unusable; training on the CPU. %s", error)
+            return _train(prepared, config, artifacts, "cpu")
+        except TrainingStopped as stopped:
+            # Only for that subscriber.
+            return Completed(name="Stopped", message=str(stopped))  # type: ignore[return-value]
 
 
 def is_trained(

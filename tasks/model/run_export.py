@@ -11,7 +11,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,33 @@ METADATA_PATH = f"assets.extra/{METADATA_NAME}"
 _BLOCK_ROWS = 1_000
 _CALLS = {1: 100, 1_000: 9}  # measured calls by rows
 
-Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model that its runtime opened.
+
+    predict: uint8 (N, pixels) to float32 (N, classes). constants: the arrays in the model, weights and others.
+    packages: the distributions whose versions are recorded.
+    """
+
+    predict: Callable[[Images], npt.NDArray[np.float32]]
+    class_names: list[str]
+    constants: list[npt.NDArray[Any]]
+    packages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ExportOutput:
     """Output of an exported model for all test rows: probabilities, float32 (N, classes).
 
-    latency_ms: median time of a call, by rows. runtime: the versions of its packages.
+    matrices: the float32 matrices in the model. latency_ms: median time of a call, by rows. runtime: the versions of
+    its packages.
     """
 
     probabilities: npt.NDArray[np.float32]
+    matrices: list[npt.NDArray[np.float32]]
     class_names: tuple[str, ...]
     latency_ms: dict[str, float]
     runtime: dict[str, str]
@@ -57,18 +73,21 @@ def run_export(model: Path, export_format: ExportFormat, prepared: Path) -> Expo
     job = {"model": str(model.absolute()), "format": export_format, "prepared": str(prepared.absolute())}
     with run_worker(__name__, job) as process:
         result = process.result()
-        probabilities = np.load(result.pop("probabilities"))
-        return ExportOutput(**{**result, "class_names": tuple(result["class_names"])}, probabilities=probabilities)
+        with np.load(result.pop("arrays")) as arrays:
+            probabilities, *matrices = arrays.values()
+        names = tuple(result.pop("class_names"))
+        return ExportOutput(class_names=names, probabilities=probabilities, matrices=matrices, **result)
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Return class names, latencies, versions and the file of the probabilities, as a worker process."""
+    """Return class names, latencies, versions and the file of all arrays, as a worker process."""
     model, images = Path(job["model"]), open_split(Path(job["prepared"]), "test").images
     with ExitStack() as stack:
         if job["format"] != "keras":
             stack.enter_context(blocked_imports("keras", "tf_keras"))
         try:
-            predict, class_names, packages = _OPEN[job["format"]](model)
+            opened = _OPEN[job["format"]](model)
+            predict, class_names = opened.predict, opened.class_names
             blocks = [predict(block) for _, block in images.blocks(_BLOCK_ROWS)]
             thousand = np.resize(images[:_BLOCK_ROWS], (_BLOCK_ROWS, images.shape[1]))
             latency_ms = {str(rows): _latency(predict, thousand[:rows], calls) for rows, calls in _CALLS.items()}
@@ -85,18 +104,19 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise StoredArtifactError(
             f"{model}: expected float32 (N, {len(class_names)}), as many as it has class names, received {received}."
         )
-    path = str(Path(tempfile.mkdtemp()) / "probabilities.npy")  # in the worker's temporary folder
-    np.save(path, np.concatenate(blocks))
-    versions = {name: version for name in packages if (version := installed_version(name)) is not None}
+    path = str(Path(tempfile.mkdtemp()) / "arrays.npz")  # in the worker's temporary folder
+    matrices = [array for array in opened.constants if array.ndim == 2 and array.dtype == np.float32]
+    np.savez(path, np.concatenate(blocks), *matrices)
+    versions = {name: version for name in opened.packages if (version := installed_version(name)) is not None}
     return {
-        "probabilities": path,
+        "arrays": path,
         "class_names": class_names,
         "latency_ms": latency_ms,
         "runtime": {"python": ".".join(map(str, sys.version_info[:3])), **versions},
     }
 
 
-def _latency(predict: Predict, images: npt.NDArray[np.uint8], calls: int) -> float:
+def _latency(predict: Callable[[Images], object], images: Images, calls: int) -> float:
     """Return the median time of a call in milliseconds, after one that is not measured."""
     predict(images)
     times = []
@@ -107,39 +127,51 @@ def _latency(predict: Predict, images: npt.NDArray[np.uint8], calls: int) -> flo
     return round(1_000 * statistics.median(times), 4)
 
 
-def _open_savedmodel(folder: Path) -> tuple[Predict, list[str], tuple[str, ...]]:
+def _open_savedmodel(folder: Path) -> _Opened:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(folder)
     serve = loaded.signatures["serving_default"]
     (output,) = serve.structured_outputs
-    class_names = json.loads((folder / METADATA_PATH).read_bytes())["class_names"]
+    variables = list(loaded.variables)  # they exist as long as something refers to them
 
-    def predict(images: npt.NDArray[np.uint8], loaded: Any = loaded) -> Any:  # which keeps the variables
+    def predict(images: Images) -> Any:
         return serve(tf.constant(images))[output].numpy()
 
-    return predict, class_names, ("tensorflow", "tensorflow-cpu", "numpy")
+    class_names = json.loads((folder / METADATA_PATH).read_bytes())["class_names"]
+    constants = [variable.numpy() for variable in variables]
+    return _Opened(predict, class_names, constants, ("tensorflow", "tensorflow-cpu", "numpy"))
 
 
-def _open_onnx(path: Path) -> tuple[Predict, list[str], tuple[str, ...]]:
+def _open_onnx(path: Path) -> _Opened:
+    import onnx
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     class_names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
     (pixels,) = (entry.name for entry in session.get_inputs())
-    return (lambda images: session.run(None, {pixels: images})[0]), class_names, ("onnxruntime", "numpy")
+    constants = [onnx.numpy_helper.to_array(entry) for entry in onnx.load(path).graph.initializer]
+    return _Opened(
+        lambda images: session.run(None, {pixels: images})[0], class_names, constants, ("onnxruntime", "numpy")
+    )
 
 
-def _open_litert(path: Path) -> tuple[Predict, list[str], tuple[str, ...]]:
+def _open_litert(path: Path) -> _Opened:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))
     run = interpreter.get_signature_runner()
     (output,) = run.get_output_details()
-    return (lambda images: run(pixels=images)[output]), _in_archive(path), ("ai-edge-litert", "numpy")
+    reader = Interpreter(str(path))  # another one, because an interpreter whose tensors are referred to does not run
+    reader.allocate_tensors()
+    constants = []
+    for tensor in reader.get_tensor_details():
+        with suppress(ValueError):  # it is no constant, so it has no value before a call
+            constants.append(np.array(reader.get_tensor(tensor["index"])))
+    return _Opened(lambda images: run(pixels=images)[output], _in_archive(path), constants, ("ai-edge-litert", "numpy"))
 
 
-def _open_keras(path: Path) -> tuple[Predict, list[str], tuple[str, ...]]:
+def _open_keras(path: Path) -> _Opened:
     from tasks.model.backend import set_up_backend
 
     set_up_backend(seed=0, device="cpu")
@@ -147,7 +179,9 @@ def _open_keras(path: Path) -> tuple[Predict, list[str], tuple[str, ...]]:
 
     model = keras.saving.load_model(path)
     packages = ("keras", "tensorflow", "tensorflow-cpu", "numpy")
-    return (lambda images: np.asarray(model(images, training=False))), _in_archive(path), packages
+    return _Opened(
+        lambda images: np.asarray(model(images, training=False)), _in_archive(path), model.get_weights(), packages
+    )
 
 
 def _in_archive(path: Path) -> list[str]:
@@ -156,7 +190,7 @@ def _in_archive(path: Path) -> list[str]:
         return names
 
 
-_OPEN: dict[ExportFormat, Callable[[Path], tuple[Predict, list[str], tuple[str, ...]]]] = {
+_OPEN: dict[ExportFormat, Callable[[Path], _Opened]] = {
     "savedmodel": _open_savedmodel,
     "onnx": _open_onnx,
     "litert": _open_litert,

@@ -23,7 +23,7 @@ from schemas.export import (
     Quantization,
     QuantizedComparison,
 )
-from schemas.layout import PREDICTIONS_NAME, short_key
+from schemas.layout import PREDICTIONS_NAME, TOPOLOGY_NAME, WEIGHTS_NAME, short_key
 from schemas.references import StageRecord
 from schemas.store import Manifest
 from tasks.data.splits import open_split
@@ -31,6 +31,7 @@ from tasks.data.statistics import PairedTest, mcnemar
 from tasks.model import export as exporter
 from tasks.model.export import MODEL_NAMES, require_export_packages
 from tasks.model.inference import TOLERANCE
+from tasks.model.network import read_network, read_weights
 from tasks.model.run_export import ExportOutput, run_export
 from tasks.model.test_predictions import StoredPredictions, image_digest, read_predictions
 from tasks.registry.store import StoredVersion
@@ -63,11 +64,13 @@ def export_folder(
 class Expected:
     """What an exported model must reproduce.
 
+    kernels: the weights without biases, float32 (inputs, units) each.
     prepared: folder of the prepared data, with the test rows in the order of ``stored``.
     significance: of the comparison of a quantized model.
     """
 
     stored: StoredPredictions
+    kernels: tuple[npt.NDArray[np.float32], ...]
     class_names: tuple[str, ...]
     prepared: Path
     significance: float
@@ -146,7 +149,10 @@ def expected_of(version: StoredVersion, artifacts_dir: Path) -> Expected:
         )
     # A version of another release may lack the setting.
     significance = float(str(manifest.promotion.get("significance", PromotionConfig().significance)))
-    return Expected(stored, contract.class_names, prepared, significance)
+    network = read_network(version.folder / TOPOLOGY_NAME, version.digests)
+    weights = read_weights(version.folder / WEIGHTS_NAME, network, version.digests)
+    kernels = tuple(values for values in weights if values.ndim == 2)
+    return Expected(stored, kernels, contract.class_names, prepared, significance)
 
 
 def _convert(
@@ -180,9 +186,9 @@ def prove(
 ) -> ExportOutput:
     """Run the export in ``folder`` with its own runtime on all test rows, and compare it with the stored predictions.
 
-    Raises `StoredArtifactError` for other class names, a probability that differs by more than `TOLERANCE`, or another
-    predicted class. For a quantized model raises `CandidateRejected` instead, if the float model is better by McNemar's
-    exact test.
+    Raises `StoredArtifactError` for other class names, a probability that differs by more than `TOLERANCE`, another
+    predicted class, or other weights. For a quantized model raises `CandidateRejected` instead, if the float model is
+    better by McNemar's exact test.
     """
     path = folder / (MODEL_NAMES[export_format] or "")
     output, stored = run_export(path, export_format, expected.prepared), expected.stored
@@ -201,17 +207,34 @@ def prove(
             raise StoredArtifactError(
                 f"{path}: expected the stored probabilities of {len(stored.labels):,} test rows within {TOLERANCE} and "
                 f"the same classes, received a largest difference of {difference:.3g} and {changed} rows of another "
-                "class. It was not exported."
+                "class. The export is rejected."
             )
+        # A weight of a pixel that is 0 in all test rows, or of an inactive unit, changes no prediction.
+        for place, kernel in enumerate(expected.kernels, start=1):
+            if not any(_is_multiple(found, kernel) or _is_multiple(found.T, kernel) for found in output.matrices):
+                raise StoredArtifactError(
+                    f"{path}: expected the stored weights of layer {place}, or a multiple of them, received others. "
+                    "The export is rejected."
+                )
         return output
     paired = compared(output, stored)
     if paired.p_value < expected.significance and paired.broken > paired.fixed:
         raise CandidateRejected(
             f"{path}: the {quantize} model is worse than the float model on the same {paired.rows:,} test rows "
             f"({paired.fixed} fixed, {paired.broken} broken, p = {paired.p_value:.3g}, expected >= "
-            f"{expected.significance}). It was not exported. Export it without --quantize."
+            f"{expected.significance}). The export is rejected. Export it without --quantize."
         )
     return output
+
+
+def _is_multiple(found: npt.NDArray[np.float32], kernel: npt.NDArray[np.float32]) -> bool:
+    """Return whether ``found`` is ``kernel`` times one number: LiteRT's converter multiplies by the scale of pixels."""
+    if found.shape != kernel.shape:
+        return False
+    one, other = found.astype(np.float64), kernel.astype(np.float64)
+    factor = np.vdot(one, other) / (np.vdot(other, other) or 1.0)
+    # float32 rounds by 6e-8 of a value.
+    return bool(np.abs(one - factor * other).max() <= 1e-6 * abs(factor) * np.abs(other).max())
 
 
 def compared(output: ExportOutput, stored: StoredPredictions) -> PairedTest:

@@ -108,7 +108,9 @@ def predicted_files(output: Path, files: Mapping[str, FilePredictions]) -> Predi
     Raises `DataContractError` if only some of the CSVs have labels: readers would drop the column, or leave it empty.
     """
     named = [
-        file.model_copy(update={"output": output / name, "profile": profile_beside(output / name)})
+        file.model_copy(
+            update={"output": output / name, "profile": None if file.profile is None else profile_beside(output / name)}
+        )
         for name, file in files.items()
     ]
     labelled = [file.images.name for file in named if file.accuracy is not None]

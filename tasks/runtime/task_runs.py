@@ -4,11 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from queue import Empty
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from httpx import HTTPError
@@ -30,25 +31,33 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from schemas.config import DASK_ADDRESS_VARIABLE, REMOTE_VARIABLE, Runner, artifacts_folder, install_command
 from schemas.errors import DataContractError, ExtraNotInstalled, WrongUsage
-from tasks.runtime.events import ShardsFinished, emit
+from tasks.runtime.events import ShardsFinished, TrainingProgress, emit
 from tasks.runtime.locks import artifacts_lock
 from tasks.runtime.remote import configured_remote
+
+if TYPE_CHECKING:
+    from tasks.runtime.dask_runner import DaskRunner
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_SECONDS_BETWEEN_PROGRESS = 0.5
 
 
 @dataclass(frozen=True)
 class _Runs:
     """The runner of the tasks, and the runs that it was given.
 
+    dask: the same runner, if it is that of Dask.
     elsewhere: its machines share FASHION_ANN_REMOTE with this one, and perhaps no disk.
     """
 
     runner: TaskRunner[Any]
+    dask: "DaskRunner | None"
     elsewhere: bool
     futures: list[PrefectFuture[Any]] = field(default_factory=list)
+    context: Context = field(default_factory=copy_context)
 
 
 _runs: ContextVar[_Runs | None] = ContextVar("runs of tasks per shard", default=None)
@@ -65,8 +74,10 @@ def tasks_on(runner: Runner) -> Iterator[None]:
     Raises `ExtraNotInstalled` without the extra dask.
     """
     address = os.environ.get(DASK_ADDRESS_VARIABLE) if runner == "dask" else None
+    dask = _dask() if runner == "dask" else None
     runs = _Runs(
-        _dask() if runner == "dask" else ThreadPoolTaskRunner(max_workers=os.cpu_count()),
+        dask or ThreadPoolTaskRunner(max_workers=os.cpu_count()),
+        dask,
         elsewhere=bool(address) and configured_remote() is not None,
     )
     token = _runs.set(runs)
@@ -110,8 +121,50 @@ def run_per_shard(
         future.wait()
         emit(ShardsFinished(stage, split, done, len(results_of)))
     results = _results(results_of)
-    runs.futures.clear()
+    for future in futures:
+        runs.futures.remove(future)
     return results
+
+
+def cores() -> int:
+    """Return the number of cores of this machine, or of the Dask workers that the tasks run on."""
+    runs = _runs.get()
+    return os.cpu_count() or 1 if runs is None or runs.dask is None else runs.dask.cores
+
+
+def train_on_dask(task: Task[..., Result], parameters: Mapping[str, Any], epochs: int) -> Result:
+    """Run a training as a task on a worker of Dask, emit its progress in this thread, and return the result.
+
+    If a subscriber raises an error, such as `TrainingStopped`, the task is cancelled: the training ends at the next
+    progress. It does so too if this process is killed. If the worker is lost, Dask runs the task again on another one.
+
+    epochs: those of the training. Progress is emitted at least twice per second, so that a subscriber can stop a
+        training that has not begun.
+    """
+    runs = _runs.get()
+    if runs is None or runs.dask is None:
+        raise RuntimeError("Expected to be called in a block of `tasks_on` with the runner dask.")
+    # Not in the context of the task that called this: Dask would serialize its parameters, too.
+    future = runs.context.copy().run(runs.dask.submit, task, dict(parameters))
+    runs.futures.append(future)
+    progress = runs.dask.progress_of(future)
+    latest = TrainingProgress(0, epochs, {})
+    try:
+        while True:
+            try:
+                received = progress.get(timeout=_SECONDS_BETWEEN_PROGRESS)
+            except Empty:
+                received = replace(latest, figures={})
+            if received is None:
+                break
+            latest = received
+            emit(latest)
+    except BaseException:
+        future.wrapped_future.cancel()  # type: ignore[no-untyped-call]
+        raise
+    result: Result = future.result()
+    runs.futures.remove(future)
+    return result
 
 
 def _results(calls: Iterable[Callable[[], Result]]) -> list[Result]:
@@ -163,7 +216,7 @@ def artifacts_here(artifacts_dir: Path | None) -> Iterator[Path]:
         yield own
 
 
-def _dask() -> TaskRunner[Any]:
+def _dask() -> "DaskRunner":
     try:
         from tasks.runtime.dask_runner import DaskRunner
     except ImportError as error:

@@ -112,7 +112,7 @@ def test_a_worker_that_shares_only_the_remote(
     send_csv(csv)
     csv.path.unlink()
     predicted = predict_file.fn(csv.path, csv.sha256, Path("/none/a.parquet"), "2", NAME, None)
-    assert (predicted.images, predicted.sha256) == (csv.path, alone.sha256)
+    assert (predicted.images, predicted.sha256, predicted.profile) == (csv.path, alone.sha256, None)
     receive_file(predicted.sha256, tmp_path / "received")
     assert sha256_file(tmp_path / "received") == alone.sha256
     assert not predicted.output.exists()

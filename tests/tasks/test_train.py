@@ -14,6 +14,7 @@ from tasks.data.splits import open_split
 from tasks.model.backend import gpu_driver_present
 from tasks.model.network import load_network
 from tasks.runtime.files import sha256_file
+from tasks.runtime.materialize import materialize
 from tasks.train import is_trained, train
 from tests.field_faults import field_fault
 
@@ -161,3 +162,20 @@ def test_shows_progress_before_the_worker_starts(
     with pytest.raises(DeviceUnavailable):
         train.fn(sample_prepared, small_config, tmp_path, "cpu")
     assert calls == ["fashion-mnist-training", "tasks.model.fit"]
+
+
+def test_a_worker_that_shares_only_the_remote_trains_in_its_own_folder(
+    sample_trained: TrainedModel,
+    sample_prepared: PreparedData,
+    small_config: TrainingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FASHION_ANN_REMOTE", f"file://{tmp_path}/remote")
+    monkeypatch.setenv("FASHION_ANN_ARTIFACTS_DIR", str(tmp_path / "worker"))
+    trained = train.fn(sample_prepared, small_config, None)
+    assert trained.record.path.parent == tmp_path / "worker" / "trained"
+    assert trained.weights_sha256 == sample_trained.weights_sha256
+    shutil.rmtree(tmp_path / "worker")  # the run is on another machine
+    here = materialize(trained, tmp_path / "run")
+    assert sha256_file(here.record.path / "model.weights.h5") == trained.weights_sha256

@@ -133,6 +133,8 @@ def file(name: str, rows: int, accuracy: float | None) -> FilePredictions:
         warnings=(f"{name}: warned",),
         output=Path("elsewhere"),
         sha256="0" * 64,
+        profile=Path("elsewhere.json"),
+        shadow=None,
         images=Path(f"/{name}.csv"),
     )
 
