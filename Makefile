@@ -35,7 +35,7 @@ test-deployed: $(VENV)/dev.stamp postgresql
 test-remote: $(VENV)/dev.stamp $(VENV)/storage/done.stamp
 	STORAGE_BIN=$(abspath $(VENV)/storage/bin) $(BIN)/pytest --numprocesses 2 tests/remote
 
-# The gpu pool and the store on three hosts without a shared disk, as root. They are Linux namespaces, of which nothing
+# The gpu pool and Dask on three hosts without a shared disk, as root. They are Linux namespaces, of which nothing
 # remains. Takes minutes, because the end of a host is noticed after 100 s.
 test-hosts: $(VENV)/dev.stamp $(VENV)/storage/done.stamp iproute
 	STORAGE_BIN=$(abspath $(VENV)/storage/bin) $(BIN)/pytest --numprocesses 0 tests/hosts

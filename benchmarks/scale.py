@@ -9,34 +9,41 @@ read and write calls. Reads of mapped files, such as the prepared images, are no
 
 import argparse
 import multiprocessing
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import psutil
+from distributed import Client
 
 from benchmarks.bench import Bench
-from benchmarks.measure import Finished, sampling
-from schemas.config import data_folder
+from benchmarks.measure import SECONDS_TO_END, Finished, sampling
+from cli.server_process import HOST, free_port, stop_tree
+from schemas.config import DASK_ADDRESS_VARIABLE, PROJECT_ROOT, data_folder
 from schemas.contract import FASHION_MNIST
 from tasks.data.csv_reader import open_csv
 from tasks.data.published_data import fetch_data
 
 TEST_ROWS = 10_000
-_SHARD_ROWS = 250_000
+_SHARDS = 8  # at least
+_SHARD_ROWS = 250_000  # at most
 _ROWS_AT_ONCE = 10_000
 _MOVES = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 _SHADES = (100, 97, 94, 91, 88)  # percent of the brightness
 _MOST_ROWS = 60_000 * len(_MOVES) * len(_SHADES)
+_SECONDS_TO_START = 120
 _SAMPLE_SECONDS = 1  # a sample reads every process of the machine, for 40 ms
 
 Pixels = npt.NDArray[np.uint8]
@@ -59,16 +66,23 @@ def main() -> None:
     parser.add_argument("rows", type=int, metavar="ROWS", help="rows of train and test together, 10,000 of them test")
     parser.add_argument("--epochs", type=int, default=2, metavar="N", help="epochs of the training (default: 2)")
     parser.add_argument("--folder", type=Path, metavar="D", help="keep the CSVs in this folder, and reuse them")
+    parser.add_argument(
+        "--dask-workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run the tasks per shard on a Dask cluster of N workers, started for it (default: on threads of the run)",
+    )
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="further flags of `fashion-ann train`, after --")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="fashion-ann-scale-") as scratch:
         folder = Path(scratch)
         data = options.folder or folder / "data"
         if not data.exists():
             write_csvs(data, options.rows)
         bench = Bench(folder, data, {}, 1, 1)
-        with sampled_usage() as samples:
-            run = bench.train(folder / "artifacts", "--epochs", str(options.epochs), *options.flags)
+        with dask_cluster(options.dask_workers) as flags, sampled_usage() as samples:
+            run = bench.train(folder / "artifacts", "--epochs", str(options.epochs), *flags, *options.flags)
         print_table(options.rows, run.usage, run.events, samples)
         print(f"\nTest accuracy: {run.result['test_accuracy']:.4f}")
 
@@ -85,19 +99,18 @@ def write_csvs(folder: Path, rows: int) -> None:
     with open_csv(csvs["train"].files[0].path, FASHION_MNIST) as csv:
         images = np.concatenate(list(csv))
     np.save(temporary / "train.npy", images)
-    starts = range(0, train_rows, _SHARD_ROWS)
+    bounds = [*range(0, train_rows, min(_SHARD_ROWS, -(-train_rows // _SHARDS))), train_rows]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for start in pool.map(partial(_write_shard, temporary, train_rows), starts):
-            print(f"wrote {start:,} of {train_rows:,} rows", file=sys.stderr, flush=True)
+        for end in pool.map(partial(_write_shard, temporary), count(), bounds[:-1], bounds[1:]):
+            print(f"wrote {end:,} of {train_rows:,} rows", file=sys.stderr, flush=True)
     (temporary / "train.npy").unlink()
     temporary.rename(folder)
 
 
-def _write_shard(folder: Path, rows: int, start: int) -> int:
-    """Write the shard with row number ``start`` first, and return the number after its last row."""
+def _write_shard(folder: Path, shard: int, start: int, end: int) -> int:
+    """Write a shard with the rows from number ``start`` to before ``end``, and return ``end``."""
     published = np.load(folder / "train.npy", mmap_mode="r")
-    end = min(start + _SHARD_ROWS, rows)
-    name = FASHION_MNIST.csv_name("train").replace(".csv", f"-{start // _SHARD_ROWS:04}.csv")
+    name = FASHION_MNIST.csv_name("train").replace(".csv", f"-{shard:04}.csv")
     with (folder / name).open("wb") as file:
         file.write(",".join(FASHION_MNIST.columns).encode() + b"\n")
         for first in range(start, end, _ROWS_AT_ONCE):
@@ -135,6 +148,36 @@ def csv_bytes(rows: Pixels) -> bytes:
 
 
 @contextmanager
+def dask_cluster(workers: int) -> Iterator[Sequence[str]]:
+    """Start a scheduler and ``workers``, as docs/scale.md describes, and yield the flags of `fashion-ann train` for it.
+
+    No cluster is started for 0 workers.
+    """
+    if not workers:
+        yield ()
+        return
+    address = f"tcp://{HOST}:{free_port()}"
+    dask, preloaded = Path(sys.executable).with_name("dask"), ("--preload", "flows.train_fashion_mnist")
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+    cluster = [
+        subprocess.Popen([dask, *arguments, *preloaded, "--no-dashboard"], cwd=PROJECT_ROOT, env=environment)
+        for arguments in (
+            ("scheduler", "--host", HOST, "--port", address.rpartition(":")[2]),
+            ("worker", address, "--nworkers", str(workers), "--nthreads", "1"),
+        )
+    ]
+    try:
+        with Client(address, timeout=_SECONDS_TO_START) as client:  # type: ignore[no-untyped-call]  # Dask ships few types
+            client.wait_for_workers(workers, _SECONDS_TO_START)
+        os.environ[DASK_ADDRESS_VARIABLE] = address
+        yield ("--runner", "dask")
+    finally:
+        os.environ.pop(DASK_ADDRESS_VARIABLE, None)
+        for process in reversed(cluster):
+            stop_tree(process.pid, SECONDS_TO_END)
+
+
+@contextmanager
 def sampled_usage() -> Iterator[list[Usage]]:
     """Sample the usage of this process's descendants in a thread. Yield the list that samples are appended to."""
     samples: list[Usage] = []
@@ -151,6 +194,7 @@ def sampled_usage() -> Iterator[list[Usage]]:
         cpu, read, written = (sum(values) for values in zip(*seen.values(), strict=True)) if seen else (0.0, 0, 0)
         samples.append(Usage(time.time(), cpu, pss, int(read), int(written)))
 
+    sample()  # the cluster has used CPU time already
     with sampling(sample, _SAMPLE_SECONDS):
         yield samples
 

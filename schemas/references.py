@@ -285,6 +285,7 @@ class Predictions(Reference):
     output: Path
     sha256: str
     profile: Path | None
+    profile_sha256: str | None
     shadow: ShadowComparison | None
 
 

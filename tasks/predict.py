@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import UnreadableData, WrongUsage
-from schemas.layout import is_beside
+from schemas.layout import is_beside, profile_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, Predictions
 from tasks.registry.batch_prediction import predict_csv
 from tasks.registry.prediction_folder import new_prediction_folder, predicted_files
@@ -74,7 +74,8 @@ def predict_file(
             ):
                 predictions = run(here.path, Path(folder) / output.name, artifacts)
                 send_file(predictions.output, predictions.sha256)
-            predictions = predictions.model_copy(update={"profile": None})  # it stays on the worker
+                if predictions.profile is not None and predictions.profile_sha256 is not None:
+                    send_file(predictions.profile, predictions.profile_sha256)
     _publish_checks(predictions, images.name, dataset)
     return predictions
 
@@ -119,6 +120,8 @@ def predict_files(
         if elsewhere():
             for part, file in files.items():
                 receive_file(file.sha256, folder / part)
+                if file.profile_sha256 is not None:
+                    receive_file(file.profile_sha256, profile_beside(folder / part))
         for path in folder.iterdir():
             if path.name not in files and not is_beside(path):  # of a worker that was killed
                 path.unlink()

@@ -141,7 +141,7 @@ def version(
         raise CandidateRejected(
             f"Version {stored.number} is stored in {stored.folder} and is not champion. {verdict.reason} "
             "`fashion-ann tune` searches for a better recipe. [promotion] in the dataset file sets other minima; "
-            "--minimum-accuracy and --minimum-recall set those of one run."
+            "--minimum-accuracy, --minimum-recall and --minimum-robustness set those of one run."
         )
     return ModelVersion(
         version=stored.number,

@@ -89,10 +89,18 @@ def test_each_pool_has_an_image_target_with_its_lock(role: str) -> None:
     assert dict(stage)["USER"] != "0"
     assert ("COPY", f"--from={role}-packages /opt/venv /opt/venv") in stage
     assert "RUN" not in dict(stage)  # pip and uv stay in the stages above
-    lock, project = (argument for instruction, argument in _stages()[f"{role}-packages"] if instruction == "RUN")
-    locks = [f"requirements/{name}.lock" for name in (role, "remote", "dask")]
-    assert f"--require-hashes {' '.join(f'-r {path}' for path in locks)} " in lock
-    assert ("COPY", f"{' '.join(locks)} requirements/") in _stages()[f"{role}-packages"]
+    packages = _stages()[f"{role}-packages"]
+    locks = " ".join(f"requirements/{name}.lock" for name in (role, "remote", "dask"))
+    assert ("COPY", f"{locks} requirements/") in packages
+    assert dict(packages)["RUN"] == f"./install-packages.sh {role}"
+
+
+def test_images_install_locked_packages_only() -> None:
+    script = (ROOT / "deploy/docker/install-packages.sh").read_text().replace("\\\n", "")
+    locked, project = (line for line in script.splitlines() if " pip install " in line)
+    locks = ["requirements/$1.lock", "requirements/remote.lock", "requirements/dask.lock"]
+    assert "--require-hashes" in locked
+    assert re.findall(r'-r "?([^"\s]+)"?', locked) == locks
     assert "--no-deps" in project
 
 

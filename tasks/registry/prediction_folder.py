@@ -108,9 +108,7 @@ def predicted_files(output: Path, files: Mapping[str, FilePredictions]) -> Predi
     Raises `DataContractError` if only some of the CSVs have labels: readers would drop the column, or leave it empty.
     """
     named = [
-        file.model_copy(
-            update={"output": output / name, "profile": None if file.profile is None else profile_beside(output / name)}
-        )
+        file.model_copy(update={"output": output / name, "profile": profile_beside(output / name)})
         for name, file in files.items()
     ]
     labelled = [file.images.name for file in named if file.accuracy is not None]
@@ -131,6 +129,7 @@ def predicted_files(output: Path, files: Mapping[str, FilePredictions]) -> Predi
         output=output,
         sha256=sha256sum_digest(CsvFile(path=file.output, sha256=file.sha256) for file in named),
         profile=None,
+        profile_sha256=None,
         shadow=None,
         files=tuple(named),
     )

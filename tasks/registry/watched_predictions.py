@@ -135,7 +135,7 @@ def _watched_day(
     else:
         estimated = estimate_accuracy(baseline.table, counts)
         if rows >= least:
-            measured = _measure(counts, pixels, baseline, estimated)
+            measured = measure_day(counts, pixels, baseline, estimated)
         else:
             notes.append(f"Fewer than {least} rows: drift, classes and estimated accuracy are not compared.")
         if baseline.profile is None:
@@ -158,7 +158,7 @@ def _watched_day(
     )
 
 
-def _measure(
+def measure_day(
     counts: Counts, pixels: npt.NDArray[np.float64], baseline: Baseline, estimated: EstimatedAccuracy
 ) -> dict[str, Measurement]:
     """Measure the checks of a day that need no labels."""

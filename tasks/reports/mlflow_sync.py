@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How long a run or a move of an alias waits for MLflow in all. One version takes 1 to 3 s.
-SECONDS_TO_UPDATE = 60
+# How long a run or a move of an alias waits for MLflow in all. One version takes 1 to 3 s on a quiet machine.
+SECONDS_TO_UPDATE = 120
 _PREFIX = "fashion-ann"
 DIGEST_TAG, VERSION_TAG = f"{_PREFIX}.manifest_sha256", f"{_PREFIX}.version"
 # MLflow's own default is 7 retries of 120 s. Variables of the user win.
@@ -149,6 +149,8 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     root = Path(job["root"])
     store = ModelStore(root, root.name, StoreMirror.configured(root.name))
     address = mlflow_address() or ""
+    if not store.numbers():
+        return asdict(MlflowState(_shown(address), {}, [], {}, []))
     import mlflow
     from mlflow.exceptions import MlflowException
     from requests import RequestException

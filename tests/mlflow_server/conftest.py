@@ -11,6 +11,7 @@ from schemas.contract import Split
 from schemas.references import Evaluation, ModelVersion, PreparedData, TrainedModel, ValidatedSplit
 from tasks.evaluate import evaluate
 from tasks.registry.store import ModelStore
+from tasks.reports import mlflow_sync
 from tasks.version import version
 from tests.deployed.postgres import MISSING, binaries, postgres_cluster
 from tests.mlflow_server.servers import tracking_server
@@ -48,8 +49,9 @@ def client(server: str) -> Iterator[MlflowClient]:
 
 @pytest.fixture
 def configured(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Set MLFLOW_TRACKING_URI to the server, and return its address."""
+    """Set MLFLOW_TRACKING_URI to the server, and return its address. A busy machine does not exceed the time limit."""
     monkeypatch.setenv(MLFLOW_VARIABLE, server)
+    monkeypatch.setattr(mlflow_sync, "SECONDS_TO_UPDATE", 600)
     return server
 
 

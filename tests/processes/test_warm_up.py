@@ -52,12 +52,12 @@ print(file_pages(), pc.sum(pyarrow.array([1, 2])))
 
 
 def test_the_timer_of_unmapping_does_not_repeat() -> None:
-    earlier = signal.getsignal(signal.SIGALRM)
+    earlier = signal.getsignal(signal.SIGPROF)
     with unmapped_libraries():
-        delay, interval = signal.getitimer(signal.ITIMER_REAL)
+        delay, interval = signal.getitimer(signal.ITIMER_PROF)
         assert delay > 0
         # A repeating timer interrupts its own handler on a busy machine, until Python's stack is full.
         assert interval == 0
-        signal.raise_signal(signal.SIGALRM)
-        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
-    assert (signal.getitimer(signal.ITIMER_REAL)[0], signal.getsignal(signal.SIGALRM)) == (0, earlier)
+        signal.raise_signal(signal.SIGPROF)
+        assert signal.getitimer(signal.ITIMER_PROF)[0] > 0
+    assert (signal.getitimer(signal.ITIMER_PROF)[0], signal.getsignal(signal.SIGPROF)) == (0, earlier)

@@ -134,6 +134,7 @@ def file(name: str, rows: int, accuracy: float | None) -> FilePredictions:
         output=Path("elsewhere"),
         sha256="0" * 64,
         profile=Path("elsewhere.json"),
+        profile_sha256="0" * 64,
         shadow=None,
         images=Path(f"/{name}.csv"),
     )
