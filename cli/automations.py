@@ -257,7 +257,7 @@ def _notify_waiting(block: UUID) -> AutomationCore:
     return _notification(
         block,
         name=NOTIFY_WAITING,
-        description='A better version waits for approval, because the promotion policy is "ask".',
+        description="A better version waits for a person, a signature or its shadow.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             match=ResourceSpecification({"prefect.resource.id": f"{version_events.PREFIX}.*"}),

@@ -503,8 +503,8 @@ def _verify(options: argparse.Namespace) -> None:
     MLFLOW,
     help="add the versions and aliases that an MLflow server lacks",
     description="Add each version of the store that the MLflow server lacks, as a run and as a version of the "
-    "registered model with the dataset's name, and set its aliases to those of the store. Runs and moves of aliases do "
-    "the same while the server answers. Needs the extra mlflow.",
+    "registered model with the dataset's name. Set its aliases to those of the store. Runs and moves of aliases do the "
+    "same while the server answers. Needs the extra mlflow.",
     writes=False,
     when_stopped="Versions that were added are complete. Run it again to add the rest.",
 )
@@ -552,9 +552,9 @@ def _mlflow_sync(options: argparse.Namespace) -> None:
     help="export a version for another runtime, with proof that it predicts the same",
     description="Write version V for another runtime, with the normalization of pixels inside. The exported model is "
     "opened by that runtime in a fresh process and predicts all test rows. It is written if no probability differs by "
-    "more than 0.00001 from the stored one and no class changes; else the status is 5. A quantized model is compared "
-    "with the float one by McNemar's exact test; a worse one is rejected with status 4. export.json beside the model "
-    "has digests, versions of the runtime and what was measured. An existing export is proven again.",
+    "more than 0.00001 from the stored one and no class changes; else the exit status is 5. A quantized model is "
+    "compared with the float one by McNemar's exact test; a worse one is rejected with status 4. export.json beside "
+    "the model has digests, versions of the runtime and the measured figures. An existing export is proven again.",
     when_stopped="Nothing was written.",
 )
 def _export(options: argparse.Namespace) -> None:

@@ -26,8 +26,8 @@ _DAYS = Argument(
     "predictions",
     _DAYS,
     help="compare the predictions of each day with the version that predicted",
-    description="For each day and version: drift of the images, shift of the predicted classes, accuracy estimated "
-    "without labels, and accuracy measured on labels that arrived later. Writes the page predictions.html. Sends no "
+    description="Print for each day and version: drift of the images, shift of the predicted classes, accuracy "
+    "estimated without labels, and accuracy on labels that arrived later. Writes the page predictions.html. Sends no "
     "event; the deployment watch-predictions/hourly does.",
 )
 def _predictions(options: argparse.Namespace) -> None:

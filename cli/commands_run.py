@@ -263,11 +263,11 @@ def _tune(options: argparse.Namespace) -> None:
     ),
     _runner("the tasks of several CSVs"),
     help="predict the images of CSVs with a version",
-    description="Write one row per image: the label if the CSV has one, the predicted label with the name of its "
-    "class, and the probability of each label. One CSV is predicted in this process without a Prefect server. Several "
-    "CSVs are predicted by the flow predict-fashion-mnist, with a task per CSV: all are written or none, and the error "
-    "names every faulty CSV. Their JSON has the keys of one CSV, for all of them, and the list `files` with these keys "
-    "for each CSV, and its path as `images`.",
+    description="Write one row per image: the label if the CSV has one, the predicted label with its class name, and "
+    "the probability of each label. One CSV is predicted in this process without a Prefect server. Several CSVs are "
+    "predicted by the flow predict-fashion-mnist, with a task per CSV. All are written or none, and the error names "
+    "every faulty CSV. Their JSON has the keys of one CSV, for all rows. Its list `files` has these keys for each CSV, "
+    "and the path as `images`.",
     when_stopped="Nothing was written.",
 )
 def _predict(options: argparse.Namespace) -> None:

@@ -255,9 +255,9 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "faulty_chunks",
-        "Share of chunks, in file order, and of the files of a split in shards, that would fail on their own because "
-        "of orientation, pixel range or labels. A chunk has at least 128 sampled images, and 12 per class; chunks with "
-        "fewer than 3 images of a class, or with more than half of them blank, are skipped, and so are such files",
+        "Share of chunks, in file order, that would fail on their own because of orientation, pixel range or labels. "
+        "Each file of a split in shards counts as one too. A chunk has at least 128 sampled images, and 12 per class. "
+        "One with fewer than 3 images of a class, or with more than half of its images blank, is skipped",
         "correct data: none; a tenth of 10,000 rows faulty, in one piece: 0.06 to 0.13; a tenth of 359: 0; one of 100 "
         "shards of 600 rows: 0.01",
         fail=0,
@@ -305,8 +305,8 @@ CHECKS: tuple[Check, ...] = (
         "correct data: 0.07 or less; 10 % brighter: 0.13; 20 % brighter: 0.2",
         warn=0.1,
     ),
-    # The last four are measured per day and version by watch-predictions. `python -m benchmarks.watched` prints what
-    # their bounds were chosen by.
+    # watch-predictions measures the last four per day and version. `python -m benchmarks.watched` prints the values
+    # that their bounds were chosen by.
     Check(
         "prediction_drift",
         "Watched predictions: Jensen-Shannon distance (base 2) of a day's pixel histogram from that of the version's "

@@ -1,17 +1,14 @@
 """Define the export of a version: a model file for another runtime, and the record beside it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from schemas.references import Reference
+from schemas.store import Digest
 
 ExportFormat = Literal["savedmodel", "onnx", "litert", "keras"]
 Quantization = Literal["int8"]
 QUANTIZED_FORMATS: tuple[ExportFormat, ...] = ("onnx", "litert")
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ExportedFile(Reference):
@@ -19,7 +16,7 @@ class ExportedFile(Reference):
     sha256: Digest
 
 
-class Cost(Reference):
+class ExportCost(Reference):
     """Size of a model's files, and the median time of a call with 1 and with 1,000 rows, in milliseconds."""
 
     bytes: int
@@ -38,7 +35,7 @@ class QuantizedComparison(Reference):
     broken: int
     p_value: float
     test_accuracy: float
-    float_cost: Cost
+    float_cost: ExportCost
 
 
 class ExportRecord(Reference):
@@ -63,7 +60,7 @@ class ExportRecord(Reference):
     rows: int
     largest_difference: float
     changed_classes: int
-    cost: Cost
+    cost: ExportCost
     quantized: QuantizedComparison | None
 
 

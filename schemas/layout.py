@@ -109,6 +109,10 @@ def part_name(place: int) -> str:
     return f"part-{place:05}.parquet"
 
 
+# The names of `profile_beside` and `shadow_beside`.
+_BESIDE = re.compile(r"_([^_.].*)\.profile\.json|_([^_.].*)\.shadow(\.[^.]+)")
+
+
 def profile_beside(output: Path) -> Path:
     """Return the path of the profile of predictions that were written to ``output``.
 
@@ -124,8 +128,8 @@ def shadow_beside(output: Path) -> Path:
 
 def is_beside(path: Path) -> bool:
     """Return whether ``path`` is the profile or the shadow of predictions that are beside it."""
-    others = path.parent.glob("[!_.]*")
-    return path.name.startswith("_") and any(path in (profile_beside(other), shadow_beside(other)) for other in others)
+    match = _BESIDE.fullmatch(path.name)
+    return match is not None and path.with_name(match[1] or match[2] + match[3]).exists()
 
 
 def validation_folder(parquet: Path) -> Path:

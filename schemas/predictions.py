@@ -1,6 +1,6 @@
-"""Define what `predict` keeps about its predictions.
+"""Define the profile of predictions, and the comparison with a challenger.
 
-A profile has counts only: those of several files of a day are added.
+A profile has counts only, so those of several files of a day are added.
 """
 
 from typing import Annotated, Self
@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from schemas.contract import NAME_PATTERN
-from schemas.store import Digest, Share, StoredJson, Time, VersionNumber
+from schemas.store import Digest, Interval, Share, StoredJson, Time, VersionNumber
 
 # Bounds of the bins of confidence: finer near 1, where most predictions of a good model are.
 CONFIDENCE_EDGES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
@@ -16,7 +16,6 @@ CONFIDENCE_BINS = len(CONFIDENCE_EDGES) + 1
 PIXEL_BINS = 17  # of `tasks.checks.image_profile.histogram`
 
 Count = Annotated[int, Field(ge=0, lt=10**15)]
-Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
 class EstimatedAccuracy(StoredJson):
@@ -67,7 +66,7 @@ class ShadowComparison(StoredJson):
 
 
 class PredictionProfile(StoredJson):
-    """What `predict` keeps about the predictions of one file.
+    """The counts of the predictions of one file, which `predict` keeps.
 
     output, output_sha256: the name of the file that was written, and its digest.
     class_rows: rows per predicted class, in the order of the labels. confidence_rows: rows per predicted class and bin

@@ -241,7 +241,7 @@ class Evaluation(Reference):
 class ModelVersion(Reference):
     """One immutable version in the store. ``created`` is False if an earlier run created it from the same inputs.
 
-    waiting: the promotion policy "ask" left its promotion to a person, and it has not been promoted since.
+    waiting: its promotion was left to a person, and it has not been promoted since.
     """
 
     version: int
@@ -373,7 +373,7 @@ class WatchedDay(Reference):
 
 
 class WatchedPredictions(Reference):
-    """What watch-predictions found. drifted, announced: "DAY version N"; this run has sent the events of the latter."""
+    """The result of watch-predictions. drifted, announced: "DAY version N"; this run sent the events of the latter."""
 
     dataset: str
     days: tuple[WatchedDay, ...]

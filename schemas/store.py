@@ -20,6 +20,7 @@ CsvName = Annotated[str, Field(pattern=r"^[^/\x00]+$", max_length=255)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VersionNumber = Annotated[StrictInt, Field(ge=1, lt=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
 
 
 def _within(config: type[TrainingConfig] | type[PromotionConfig]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -287,7 +288,7 @@ class Accuracy(StoredJson):
     """An accuracy with its 95 % interval."""
 
     accuracy: Share
-    accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    accuracy_interval: Interval
 
 
 class BrightnessSlice(Accuracy):
@@ -304,7 +305,7 @@ class Latency(StoredJson):
 
 
 class Cost(StoredJson):
-    """What loading and using a version took in the process that evaluated it.
+    """The cost of loading and using a version, in the process that evaluated it.
 
     latency: by number of rows. load_seconds: from the stored files to a model, after the import of the backend.
     """
@@ -347,7 +348,7 @@ class EvaluatedMetrics(StoredMetrics):
 
     test_accuracy: Share
     test_loss: float
-    test_accuracy_interval: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    test_accuracy_interval: Interval
     test_rows: Annotated[int, Field(ge=1, lt=10**12)]
     test_accuracy_without_duplicates: Share | None
     test_rows_without_duplicates: Annotated[int, Field(ge=0, lt=10**12)]

@@ -1,4 +1,4 @@
-"""Measure the checks of a split's images and labels, each fault once. Where it has shards, name the faulty ones."""
+"""Measure the checks of a split's images and labels, each fault once, and name the faulty shards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -172,9 +172,10 @@ def drift_of_classes(
 ) -> float:
     """Return the drift of images from a train split with the same share of each class, less what chance explains.
 
-    halves: `half_histograms`. class_rows: images per predicted class. The halves differ by chance only. Their squared
-    distance is four times as large as that which chance adds on average: few images, or those of one class, then have
-    no drift.
+    halves: `half_histograms`. class_rows: images per predicted class.
+
+    The halves differ by chance only. Their squared distance is four times as large as the distance that chance adds on
+    average. So few images, or those of one class, have no drift.
     """
     from scipy.spatial.distance import jensenshannon
 

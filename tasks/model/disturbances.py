@@ -106,5 +106,5 @@ _DISTURBANCES: dict[Disturbance, tuple[str, _Disturb]] = {
     "contrast": ("half as far from their own mean", _reduce_contrast),
     "erased": ("without a patch of a third of each side, at a random place", _erase),
 }
-# What happens to the images, by disturbance.
+# Description of the disturbed images, by disturbance.
 DISTURBED_IMAGES = {name: text for name, (text, _) in _DISTURBANCES.items()}

@@ -1,4 +1,4 @@
-"""Evaluate a stored model in a fresh process: also under disturbances, and what it costs to load and to use."""
+"""Evaluate a stored model in a fresh process: its predictions, its accuracy under disturbances, and its cost."""
 
 import resource
 import sys
@@ -27,7 +27,9 @@ _CALLS = {1: 40, 1_000: 15}  # by rows: 0.2 s
 
 
 def evaluate_stored_model(folder: Path, prepared: Path, contract: DatasetContract) -> StoredModelOutput:
-    """Run `run_stored_model` on the test split of ``prepared``, and measure the model. ``measured`` has these keys:
+    """Run `run_stored_model` on the test split of ``prepared``, and measure the model.
+
+    Keys of ``measured``:
 
     - ``robustness``: accuracy and accuracy_interval (Wilson, 95 %) by disturbance, see `tasks.model.disturbances`
     - ``robustness_rows``: the test rows that were disturbed, at most 10,000; the same ones for the same test split

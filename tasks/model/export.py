@@ -34,7 +34,7 @@ MODEL_NAMES: Mapping[ExportFormat, str | None] = {
     "litert": "model.tflite",
     "keras": "model.keras",
 }
-# What the formats need beside TensorFlow, by the name of its import.
+# Packages that a format needs beside TensorFlow, by the names of their imports.
 _MODULES: Mapping[ExportFormat, tuple[str, ...]] = {
     "onnx": ("tf2onnx", "onnx", "onnxruntime"),
     "litert": ("ai_edge_litert",),
@@ -43,7 +43,7 @@ _CONVERTERS = ("keras", "tensorflow", "tensorflow-cpu", "tf2onnx", "onnx", "onnx
 
 
 def require_export_packages(export_format: ExportFormat) -> None:
-    """Raise `ExtraNotInstalled` unless the packages of a format are installed. None is imported."""
+    """Raise `ExtraNotInstalled` unless the packages of a format are installed. They are not imported."""
     missing = [name for name in _MODULES.get(export_format, ()) if find_spec(name) is None]
     if missing:
         raise ExtraNotInstalled(

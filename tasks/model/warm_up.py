@@ -103,8 +103,8 @@ def unmapped_libraries() -> Iterator[None]:
         _unmap_libraries()
         signal.setitimer(signal.ITIMER_PROF, 0.3)  # a repeating timer would interrupt this handler on a busy machine
 
-    # Python calls a handler between bytecodes, so never while a library is loaded. By the clock, a process that waits
-    # for a core would unmap, and map again, more often than it imports: 15 CPU seconds instead of 3, at a load of 30.
+    # Python calls a handler between bytecodes, so never while a library is loaded. A timer by the clock also counts the
+    # time in which the process waits for a core: 15 CPU seconds instead of 3, at a load of 30.
     earlier = signal.signal(signal.SIGPROF, unmap)
     signal.setitimer(signal.ITIMER_PROF, 0.3)
     try:

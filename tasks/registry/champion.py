@@ -40,13 +40,13 @@ def promote(
 ) -> Move:
     """Make a version champion after verifying it.
 
-    force: promote a version that its verdict refused or without its shadow, and restore a lost alias log
+    force: promote a version that its verdict rejected or without its shadow, and restore a lost alias log
         (`ModelStore.recover`).
     minimum_shadow_rows: rows that the version must have answered as a shadow of the champion; by default those of its
         own promotion rules.
 
-    Raises `WrongUsage` for an empty reason, for the champion itself, for a refused version and for one without its
-    shadow, and `StoredArtifactError` for a version that does not verify, even with ``force``.
+    Raises `WrongUsage` for an empty reason, for the champion itself, for a rejected version and for one without its
+    shadow. Raises `StoredArtifactError` for a version that does not verify, even with ``force``.
     """
 
     def choose(check: _Check) -> StoredVersion:
@@ -68,13 +68,14 @@ def promote(
     return _move(store, choose, by, reason, flow_run, restore=force)
 
 
-def _require_shadow(store: ModelStore, version: StoredVersion, champion: int, demanded: int | None) -> None:
-    """Raise `WrongUsage` if a version has answered fewer rows as a shadow of the champion than are demanded.
+def _require_shadow(store: ModelStore, version: StoredVersion, champion: int, minimum: int | None) -> None:
+    """Raise `WrongUsage` if a version has answered fewer rows as a shadow of the champion than are required.
 
-    The rows are those of the records on this machine, see `tasks.registry.prediction_records`.
+    minimum: the rows; None for those of its own promotion rules. The records on this machine are counted, see
+    `tasks.registry.prediction_records`.
     """
     rules = version.manifest.promotion.get("minimum_shadow_rows")
-    least = demanded if demanded is not None else rules if isinstance(rules, int) else 0
+    least = minimum if minimum is not None else rules if isinstance(rules, int) else 0
     if not least:
         return
     records = read_records(store.root.parents[1], contract_of(store.root.name))

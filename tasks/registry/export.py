@@ -16,7 +16,7 @@ from schemas.contract import contract_of
 from schemas.errors import CandidateRejected, DataUnavailable, StoredArtifactError, WrongUsage
 from schemas.export import (
     QUANTIZED_FORMATS,
-    Cost,
+    ExportCost,
     ExportedModel,
     ExportFormat,
     ExportRecord,
@@ -62,7 +62,7 @@ def export_folder(
 
 @dataclass(frozen=True)
 class Expected:
-    """What an exported model must reproduce.
+    """The facts that an exported model must reproduce.
 
     kernels: the weights without biases, float32 (inputs, units) each.
     prepared: folder of the prepared data, with the test rows in the order of ``stored``.
@@ -88,9 +88,11 @@ def export_version(
     The model is written elsewhere first, so a rejected one leaves nothing in ``output``. An export that exists already
     is proven again and left as it is.
 
-    Raises `WrongUsage` for a quantization that the format lacks and for an ``output`` that cannot be written,
-    `ExtraNotInstalled`, `DataUnavailable` if the prepared data was removed, `StoredArtifactError` for a damaged
-    version or export, and as `prove` does.
+    Raises the errors of `prove` and of `require_export_packages`, and also:
+
+    - `WrongUsage` for a quantization that the format lacks, and for an ``output`` that cannot be written
+    - `DataUnavailable` if the prepared data was removed
+    - `StoredArtifactError` for a damaged version or export
     """
     if quantize is not None and export_format not in QUANTIZED_FORMATS:
         raise WrongUsage(
@@ -131,7 +133,7 @@ def export_version(
 
 
 def expected_of(version: StoredVersion, artifacts_dir: Path) -> Expected:
-    """Return what an export of ``version`` must reproduce.
+    """Return the facts that an export of ``version`` must reproduce.
 
     Raises `DataUnavailable` if its prepared data was removed, and `StoredArtifactError` if that or the version is
     damaged.
@@ -318,7 +320,7 @@ def _record(
     expected: Expected,
     proven: ExportOutput,
     converter: dict[str, str],
-    float_cost: Cost | None,
+    float_cost: ExportCost | None,
 ) -> ExportRecord:
     stored = expected.stored
     difference, changed = difference_from(proven.probabilities, stored)
@@ -353,9 +355,9 @@ def _record(
     )
 
 
-def _cost(model: Path, proven: ExportOutput) -> Cost:
+def _cost(model: Path, proven: ExportOutput) -> ExportCost:
     size = sum(entry["bytes"] for entry in describe_files(model).values())
-    return Cost.model_validate({"bytes": size, "latency_ms": proven.latency_ms})
+    return ExportCost.model_validate({"bytes": size, "latency_ms": proven.latency_ms})
 
 
 def _reference(folder: Path, record: ExportRecord, *, created: bool) -> ExportedModel:

@@ -1,4 +1,4 @@
-"""The predictions of several CSVs: a folder with a Parquet file per CSV, which readers take as one dataset."""
+"""Write the predictions of several CSVs: a folder with a Parquet file per CSV, which readers take as one dataset."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Keep what `predict` predicted: a profile beside its output, and a record of it in the artifacts folder.
+"""Record predictions: a profile beside the output of `predict`, and a record of it in the artifacts folder.
 
     artifacts/predictions/fashion-mnist/
         2026-01-31/093000-1f2e3d4c/profile.json   `PredictionProfile`, as beside the output

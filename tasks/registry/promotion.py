@@ -87,8 +87,8 @@ def decide(measured: CandidateMetrics, config: PromotionConfig) -> dict[str, Any
     """Return the verdict, as JSON. A minimum of None is no rule: `with_minima` replaces it.
 
     ``outcome``: "refused" below a minimum, or if the golden predictions differ; "promoted" without a champion, or if
-    better than the champion by the policy; "waiting" instead of "promoted" if a person decides, or a shadow of the
-    champion is demanded; else "kept". Data of another origin than the champion's is always "kept".
+    better than the champion by the policy; else "kept". "waiting" instead of "promoted" if a person decides, or the
+    rules require a shadow of the champion. Data of another origin than the champion's is always "kept".
     ``rules``: each with its measured ``figure``, its ``bound`` and whether it ``holds``.
     ``paired``: the comparison with the champion, also if it did not decide; null if none was possible.
     ``champion_fault``: the reason why the champion could not be measured, else null.

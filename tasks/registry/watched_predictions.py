@@ -1,4 +1,4 @@
-"""Find what changed in the predictions of a day: their images, their classes, and their accuracy."""
+"""Compare the predictions of a day with the version that predicted: their images, classes and accuracy."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ _LEAST_ROWS_PER_CLASS = 5
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a version predicted for its test split, which later predictions are compared with.
+    """The predictions of a version for its test split, which later predictions are compared with.
 
     table: `calibration_table`. class_rows: test rows per predicted class. accuracy: on the test split.
     profile: of the train split, None in versions of older releases.

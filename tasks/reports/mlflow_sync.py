@@ -3,7 +3,7 @@
 The store decides. A model version is created last, with the digest of the manifest as a tag, so one that exists is
 complete. A process that was killed before leaves a run without it, which the next call deletes and logs again.
 
-Only a job in a worker process imports mlflow: that takes 1.4 CPU seconds, and a server that hangs can be left.
+Only a job in a worker process imports mlflow, which takes 1.4 CPU seconds. A job that waits for a server can be killed.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How long a run or a move of an alias waits for MLflow in all. One version takes 1 to 3 s on a quiet machine.
+# Time limit of MLflow in a run or a move of an alias. One version takes 1 to 3 s on a quiet machine.
 SECONDS_TO_UPDATE = 120
 _PREFIX = "fashion-ann"
 DIGEST_TAG, VERSION_TAG = f"{_PREFIX}.manifest_sha256", f"{_PREFIX}.version"

@@ -26,7 +26,7 @@ _THREADS = 4
 class ReportToRun(WorkerPlugin):
     """Send log records of our tasks to Prefect, and the progress of trainings to the run that waits for them.
 
-    From every worker, also from one that joins the cluster later. Settings of the run arrive with each task, and a
+    Every worker has this plugin, also one that joins the cluster later. Settings of the run arrive with each task; a
     logger's level and handlers do not.
     """
 

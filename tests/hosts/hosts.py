@@ -1,8 +1,8 @@
 """Hosts of one network as Linux namespaces: no two of them share a folder, a process or a loopback address.
 
-Needs root and iproute2. The first process of a host is the first one of its PID namespace: the kernel kills all others
-with it, and removes the mounts and the interfaces. It dies with the process that made the host, so nothing remains
-after a test run that is killed.
+Needs root and iproute2. The first process of a host is the first one of its PID namespace. When it ends, the kernel
+kills all others, and removes the mounts and the interfaces. It dies with the process that made the host, so nothing
+remains after a test run that is killed.
 """
 
 import os

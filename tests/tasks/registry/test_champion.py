@@ -218,7 +218,7 @@ def test_a_reproduction_always_has_a_verdict(identical: bool, differs: list[str]
         assert differs[0].partition(":")[0] in reason
 
 
-def test_a_demanded_shadow_is_counted_beside_the_champion(three_versions: Path, tmp_path: Path) -> None:
+def test_a_required_shadow_is_counted_beside_the_champion(three_versions: Path, tmp_path: Path) -> None:
     store = ModelStore.of(tmp_path, "fashion-mnist")
     shutil.copytree(three_versions, store.root)
     images, probabilities = np.zeros((100, 784), np.uint8), np.full((100, 10), 0.1, np.float32)

@@ -1,4 +1,4 @@
-"""The folder of predictions of several CSVs: its names, its replacement, and what is refused."""
+"""The folder of predictions of several CSVs: its names, its replacement, and what is rejected."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_parts_are_named_by_their_csvs_and_ordered(tmp_path: Path) -> None:
         (["a.txt"], DataContractError, "contains no CSV"),
     ],
 )
-def test_unusable_names_are_refused(tmp_path: Path, names: list[str], error: type[Exception], words: str) -> None:
+def test_unusable_names_are_rejected(tmp_path: Path, names: list[str], error: type[Exception], words: str) -> None:
     touch(tmp_path / "images", *names)
     with pytest.raises(error, match=words):
         csvs_by_part([tmp_path / "images"])
@@ -109,7 +109,7 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
         ("nested", r"deep, which is no file of predictions"),
     ],
 )
-def test_another_output_is_refused(tmp_path: Path, output: str, words: str) -> None:
+def test_another_output_is_rejected(tmp_path: Path, output: str, words: str) -> None:
     touch(tmp_path, "file")
     touch(tmp_path / "foreign", "notes.txt")
     touch(tmp_path / "nested")
@@ -150,7 +150,7 @@ def test_totals_are_those_of_all_files() -> None:
     assert bare.accuracy is None
 
 
-def test_csvs_with_and_without_labels_are_refused() -> None:
+def test_csvs_with_and_without_labels_are_rejected() -> None:
     files = {"a.parquet": file("a", 3, None), "b.parquet": file("b", 7, 0.5)}
     with pytest.raises(DataContractError, match=r"1 have labels, such as b\.csv, and 1 have none, such as a\.csv"):
         predicted_files(Path("/out"), files)

@@ -1,4 +1,4 @@
-"""What a run does before it needs a server. tests/mlflow_server has the tests with one."""
+"""Checks of a run before it needs a server. tests/mlflow_server has the tests with one."""
 
 import sys
 from pathlib import Path
