@@ -84,6 +84,7 @@ DATASET = Argument(
     default=DEFAULT_DATASET,
     help="dataset whose contract and model store are used (default: %(default)s)",
 )
+VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 MLFLOW = Argument(
     "--mlflow",
     metavar="URI",

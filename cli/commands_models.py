@@ -7,20 +7,19 @@ import webbrowser
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from cli.arguments import MLFLOW, Argument, Commands, counted, data_dir, path_argument, print_result, read_value
+from cli.arguments import MLFLOW, VERSION, Argument, Commands, data_dir, path_argument, print_result, read_value
+from cli.model_store import open_store
 from cli.printed_commands import runnable
 from schemas.config import ShadowRows, artifacts_folder, config_lines, data_folder, expanded
 from schemas.errors import FashionAnnError, NotReproduced, StoredArtifactError, WrongUsage
-from schemas.export import ExportFormat, Quantization
 from schemas.layout import METRICS_NAME, REPORT_NAME, SIGNATURE_NAME, VERDICT_NAME
 from schemas.store import StoredMetrics, Verdict, shown_outcome
 from tasks.runtime.stages import run_name
 
 if TYPE_CHECKING:
     from cli.server_process import ApiProblem
-    from schemas.export import ExportedModel
     from schemas.store import AliasEvent, Manifest
     from tasks.registry.champion import Move
     from tasks.registry.gc import Plan
@@ -28,21 +27,8 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
-GROUP_HELP = {"mlflow": "send versions and aliases to an MLflow server"}
-_VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 _REASON = Argument("--reason", required=True, metavar="R", help="recorded in the alias log")
 _CHECK_CHAMPION = "Run `fashion-ann versions` to see the current champion."
-
-
-def _store(options: argparse.Namespace) -> "ModelStore":
-    from tasks.registry.store import ModelStore
-
-    store = ModelStore.of(artifacts_folder(options.artifacts_dir), options.dataset).refresh()
-    if store.copied:
-        from tasks.reports.versions_page import write_versions_page
-
-        write_versions_page(store)
-    return store
 
 
 def _empty(store: "ModelStore") -> str:
@@ -61,7 +47,7 @@ def _empty(store: "ModelStore") -> str:
 def _versions(options: argparse.Namespace) -> None:
     if options.last is not None and options.last < 1:
         raise WrongUsage(f"--last: expected at least 1, received {options.last}.")
-    store = _store(options)
+    store = open_store(options)
     every = store.summaries()
     versions = _sorted(every[-(options.last or 0) :], options.sort)
     print_result(options, [vars(row) for row in versions], _version_rows(versions) if every else [_empty(store)])
@@ -122,13 +108,13 @@ def _version_rows(versions: Sequence["VersionSummary"]) -> Iterator[str]:
 
 @commands.add(
     "show",
-    _VERSION,
+    VERSION,
     Argument("--config", action="store_true", help="print only its training settings, as a file for `train --config`"),
     help="show the details of a version",
     writes=False,
 )
 def _show(options: argparse.Namespace) -> None:
-    store = _store(options)
+    store = open_store(options)
     version = store.version(options.version)
     version.check()
     if options.config:
@@ -176,10 +162,10 @@ def _show_lines(manifest: "Manifest", shown: dict[str, Any]) -> Iterator[str]:
 
 
 @commands.add(
-    "why", _VERSION, help="show why a version was promoted or not, and the cache key of each stage", writes=False
+    "why", VERSION, help="show why a version was promoted or not, and the cache key of each stage", writes=False
 )
 def _why(options: argparse.Namespace) -> None:
-    store = _store(options)
+    store = open_store(options)
     version = store.version(options.version)
     version.check()
     verdict = version.read_json(VERDICT_NAME, Verdict)
@@ -210,7 +196,7 @@ def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEv
 
 @commands.add(
     "report",
-    _VERSION,
+    VERSION,
     Argument("--open", action="store_true", help="open it in the browser"),
     help="print the path of a version's report after checking its digest",
     description="Print the path of the HTML report: verdict, metrics, most confident errors, data, provenance and "
@@ -220,7 +206,7 @@ def _why_lines(manifest: "Manifest", verdict: Verdict, events: Iterable["AliasEv
 def _report(options: argparse.Namespace) -> None:
     from tasks.reports.versions_page import write_versions_page
 
-    store = _store(options)
+    store = open_store(options)
     version = store.version(options.version)
     path = version.path(REPORT_NAME)
     if version.remote is not None:
@@ -230,11 +216,11 @@ def _report(options: argparse.Namespace) -> None:
         raise FashionAnnError(f"No browser could be started. Open {path} in one.")
 
 
-@commands.add("reproduce", _VERSION, help="train a version again from its manifest, outside the store, and compare")
+@commands.add("reproduce", VERSION, help="train a version again from its manifest, outside the store, and compare")
 def _reproduce(options: argparse.Namespace) -> None:
     from cli.reproduce import reproduce
 
-    version = _store(options).version(options.version)
+    version = open_store(options).version(options.version)
     with tempfile.TemporaryDirectory(prefix="fashion-ann-reproduce-") as scratch:
         result = reproduce(version, artifacts_folder(options.artifacts_dir), Path(scratch))
     print_result(options, result, _reproduce_lines(result), sort_keys=True)
@@ -281,7 +267,7 @@ def _compare(options: argparse.Namespace) -> None:
     from tasks.reports.comparison import compare, comparison_name, comparisons_folder, write_comparison
     from tasks.reports.versions_page import write_versions_page
 
-    store, artifacts_dir = _store(options), artifacts_folder(options.artifacts_dir)
+    store, artifacts_dir = open_store(options), artifacts_folder(options.artifacts_dir)
     names = (CHAMPION, options.before) if options.after is None else (options.before, options.after)
     before, after = map(store.resolve, names)
     if options.output is None:
@@ -339,7 +325,7 @@ def _measured(row: dict[str, Any], form: str) -> str:
 
 @commands.add(
     "promote",
-    _VERSION,
+    VERSION,
     _REASON,
     Argument(
         "--force", action="store_true", help="promote a version that its own verdict rejected, or without its shadow"
@@ -357,7 +343,7 @@ def _measured(row: dict[str, Any], form: str) -> str:
 def _promote(options: argparse.Namespace) -> None:
     from tasks.registry.champion import promote
 
-    store = _store(options)
+    store = open_store(options)
     least = read_value(ShadowRows | None, options.minimum_shadow_rows, "--minimum-shadow-rows")
     number = store.resolve(options.version)
     move = promote(store, number, options.reason, force=options.force, minimum_shadow_rows=least)
@@ -374,13 +360,13 @@ def _promote(options: argparse.Namespace) -> None:
 def _rollback(options: argparse.Namespace) -> None:
     from tasks.registry.champion import rollback
 
-    store = _store(options)
+    store = open_store(options)
     _finish_move(options, store, rollback(store, options.reason))
 
 
 @commands.add(
     "alias",
-    _VERSION,
+    VERSION,
     Argument("name", metavar="NAME", help="letters, digits and dashes, such as staging; not champion"),
     _REASON,
     MLFLOW,
@@ -392,7 +378,7 @@ def _rollback(options: argparse.Namespace) -> None:
 def _alias(options: argparse.Namespace) -> None:
     from tasks.registry.champion import set_alias
 
-    store = _store(options)
+    store = open_store(options)
     _finish_move(options, store, set_alias(store, store.resolve(options.version), options.name, options.reason))
 
 
@@ -434,7 +420,7 @@ def _send_events(store: "ModelStore") -> tuple[bool, "ApiProblem | None"]:
 
 @commands.add(
     "sign",
-    _VERSION,
+    VERSION,
     Argument(
         "--key",
         metavar="FILE",
@@ -451,7 +437,7 @@ def _sign(options: argparse.Namespace) -> None:
     key = signing_key(options.key)
     if key is None:
         raise WrongUsage("Expected a private key, received none: give --key FILE, or set FASHION_ANN_SIGNING_KEY.")
-    store = _store(options)
+    store = open_store(options)
     version = store.sign(store.resolve(options.version), key)
     signer = fingerprint(key.public_key())
     result = {
@@ -477,7 +463,7 @@ def _sign(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from tasks.registry.verify import log_fault, verify_each
 
-    store = _store(options)
+    store = open_store(options)
     results: list[dict[str, Any]] = []
     faults: list[str] = []
     for result in verify_each(store, store.numbers() if options.all else [store.resolve(options.version)]):
@@ -496,97 +482,6 @@ def _verify(options: argparse.Namespace) -> None:
         faults.append(fault)
     if faults:
         raise StoredArtifactError("\n".join(faults))
-
-
-@commands.add(
-    "mlflow sync",
-    MLFLOW,
-    help="add the versions and aliases that an MLflow server lacks",
-    description="Add each version of the store that the MLflow server lacks, as a run and as a version of the "
-    "registered model with the dataset's name. Set its aliases to those of the store. Runs and moves of aliases do the "
-    "same while the server answers. Needs the extra mlflow.",
-    writes=False,
-    when_stopped="Versions that were added are complete. Run it again to add the rest.",
-)
-def _mlflow_sync(options: argparse.Namespace) -> None:
-    from schemas.config import MLFLOW_VARIABLE, mlflow_address
-    from tasks.reports.mlflow_sync import synchronize
-
-    if mlflow_address() is None:
-        raise WrongUsage(
-            f"Expected the address of an MLflow server, received none: give --mlflow URI, or set {MLFLOW_VARIABLE}."
-        )
-    store = _store(options)
-    state = synchronize(store)
-    lines = [
-        f"{state.address}: {counted(len(state.versions), 'version')} of {options.dataset}, {len(state.added)} added"
-    ]
-    lines += [f"  {alias}: version {number} in MLflow" for alias, number in state.aliases.items()]
-    print_result(options, asdict(state), lines)
-    if state.faults:
-        raise StoredArtifactError("\n".join(state.faults))
-
-
-@commands.add(
-    "export",
-    _VERSION,
-    Argument(
-        "--format",
-        choices=get_args(ExportFormat),
-        required=True,
-        help="savedmodel: TensorFlow and TensorFlow Serving; onnx: ONNX Runtime; litert: a .tflite file; keras: a "
-        ".keras file. onnx and litert need the extra export",
-    ),
-    Argument(
-        "--output",
-        type=path_argument,
-        metavar="DIR",
-        required=True,
-        help="folder for DIR/MODEL/VERSION, such as DIR/fashion-mnist/7 or DIR/fashion-mnist-onnx/7",
-    ),
-    Argument(
-        "--quantize",
-        choices=get_args(Quantization),
-        help="weights and activations in 8 bits, calibrated on train rows; onnx and litert only",
-    ),
-    help="export a version for another runtime, with proof that it predicts the same",
-    description="Write version V for another runtime, with the normalization of pixels inside. The exported model is "
-    "opened by that runtime in a fresh process and predicts all test rows. It is written if no probability differs by "
-    "more than 0.00001 from the stored one and no class changes; else the exit status is 5. A quantized model is "
-    "compared with the float one by McNemar's exact test; a worse one is rejected with status 4. export.json beside "
-    "the model has digests, versions of the runtime and the measured figures. An existing export is proven again.",
-    when_stopped="Nothing was written.",
-)
-def _export(options: argparse.Namespace) -> None:
-    from tasks.registry.export import export_version
-
-    version, artifacts_dir = _store(options).version(options.version), artifacts_folder(options.artifacts_dir)
-    exported = export_version(version, options.format, expanded(options.output), artifacts_dir, options.quantize)
-    result = {**exported.record.model_dump(), **exported.model_dump(exclude={"record"})}
-    print_result(options, result, _export_lines(exported))
-
-
-def _export_lines(exported: "ExportedModel") -> Iterator[str]:
-    record = exported.record
-    done = "exported as" if exported.created else "was exported before, and is proven again as"
-    yield f"version {record.version} {done} {record.format}{f', {record.quantize}' if record.quantize else ''}"
-    yield (
-        f"  largest difference of a probability {record.largest_difference:.2g}, {record.changed_classes} classes "
-        f"changed, on all {record.rows:,} test rows"
-    )
-    costs = [("", record.cost)]
-    if (quantized := record.quantized) is not None:
-        yield (
-            f"  accuracy {quantized.test_accuracy:.4f}: {quantized.fixed} fixed, {quantized.broken} broken, "
-            f"p = {quantized.p_value:.3g}"
-        )
-        costs.append((" of the float model", quantized.float_cost))
-    for name, cost in costs:
-        one, thousand = cost.latency_ms["1"], cost.latency_ms["1000"]
-        yield f"  {cost.bytes:,} bytes{name}; 1 row in {one:.3g} ms, 1,000 rows in {thousand:.3g} ms"
-    yield f"  run by  {', '.join(f'{name} {version}' for name, version in record.runtime.items())}"
-    yield f"  model   {exported.path}"
-    yield f"  record  {exported.record_path}"
 
 
 @commands.add(
@@ -622,7 +517,7 @@ def _gc(options: argparse.Namespace) -> None:
     else:
         result = collect(artifacts_dir, options.dataset, options.keep, on_plan=list_removals)
         write_versions_page(ModelStore.of(artifacts_dir, options.dataset))
-        update_mlflow(_store(options))  # it may have logged the promotion of a killed run
+        update_mlflow(open_store(options))  # it may have logged the promotion of a killed run
     deleted = "would delete" if options.dry_run else "deleted"
     kept = ", ".join(map(str, result.kept_versions)) or "none"
     total = f"{deleted} {len(result.removed)} items, {result.bytes:,} bytes; versions kept: {kept}"

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cli.arguments import Argument, Commands, counted, path_argument, print_result, read_value
+from cli.model_store import open_store
 from schemas.config import DEFAULT_WATCHED_DAYS, WatchedDays, artifacts_folder, expanded
 
 if TYPE_CHECKING:
@@ -32,14 +33,12 @@ _DAYS = Argument(
 )
 def _predictions(options: argparse.Namespace) -> None:
     from schemas.contract import contract_of
-    from tasks.registry.store import ModelStore
     from tasks.registry.watched_predictions import watched_days
     from tasks.reports.predictions_page import write_predictions_page
 
     days, now = read_value(WatchedDays, options.days, "--days"), datetime.now(UTC)
     artifacts, contract = artifacts_folder(options.artifacts_dir), contract_of(options.dataset)
-    store = ModelStore.of(artifacts, options.dataset).refresh()
-    watched = watched_days(artifacts, store, contract, now, days)
+    watched = watched_days(artifacts, open_store(options), contract, now, days)
     page = write_predictions_page(artifacts, contract, watched, now)
     result = {
         "dataset": options.dataset,
@@ -71,14 +70,13 @@ def _table(days: "Iterable[WatchedDay]") -> Iterator[str]:
 def _label(options: argparse.Namespace) -> None:
     from schemas.contract import contract_of
     from tasks.registry.prediction_records import store_labels
-    from tasks.registry.store import ModelStore
     from tasks.registry.watched_predictions import labelled_images, watched_days
 
     days, now = read_value(WatchedDays, options.days, "--days"), datetime.now(UTC)
     artifacts, contract = artifacts_folder(options.artifacts_dir), contract_of(options.dataset)
     labels = store_labels(expanded(options.labels), contract, artifacts, now)
     matched = len(labelled_images(artifacts, contract, labels))
-    watched = watched_days(artifacts, ModelStore.of(artifacts, options.dataset).refresh(), contract, now, days)
+    watched = watched_days(artifacts, open_store(options), contract, now, days)
     measured = [day for day in watched if day.measured is not None]
     result = {
         "images": len(labels),

@@ -14,7 +14,14 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cli import commands_data, commands_models, commands_predictions, commands_run, commands_services
+from cli import (
+    commands_data,
+    commands_export,
+    commands_models,
+    commands_predictions,
+    commands_run,
+    commands_services,
+)
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
 from cli.printed_commands import one_sentence_per_line, repeat_flags, runnable
@@ -28,9 +35,10 @@ COMMANDS = (
     | commands_predictions.commands
     | commands_data.commands
     | commands_models.commands
+    | commands_export.commands
     | commands_services.commands
 )
-GROUP_HELP = commands_data.GROUP_HELP | commands_models.GROUP_HELP
+GROUP_HELP = commands_data.GROUP_HELP | commands_export.GROUP_HELP
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
