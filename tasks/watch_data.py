@@ -1,22 +1,19 @@
 """Watch the data folder, and emit an event when its CSVs differ from those announced last."""
 
 import logging
-import os
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
-from schemas.errors import StoredArtifactError
 from schemas.layout import Artifacts
 from schemas.references import WatchedData
 from tasks.data.data_folder import folder_digest
 from tasks.data.missing_data import describe_missing, may_fetch
 from tasks.data.remote_folder import local_data_folder
-from tasks.runtime.files import atomic_write, digest_of, write_json
-from tasks.runtime.prefect_events import send_events
-from tasks.runtime.stored_file import read_json
+from tasks.runtime.files import digest_of
+from tasks.runtime.prefect_events import announce, read_announced
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +24,8 @@ EVENT = "fashion-ann.data.updated"
 def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     """Emit `EVENT` if the CSVs of ``data_dir`` differ from those announced last.
 
-    The digest is stored after the server has accepted the event. A kill in between announces it again, which trains
-    nothing twice. Data that is incomplete, or changes while it is read, is checked again by the next run.
+    After a kill the same digest may be announced again, which trains nothing twice. Data that is incomplete, or changes
+    while it is read, is checked again by the next run.
     """
     contract, folder = contract_of(dataset), local_data_folder(data_dir, artifacts_dir)
     digest = folder_digest(contract, folder)
@@ -38,23 +35,10 @@ def watch(dataset: str, data_dir: Path, artifacts_dir: Path) -> WatchedData:
     watched = WatchedData(data_dir=data_dir, digest=digest, announced=False, missing=missing)
     # One file per folder, so that watching two folders in turn announces no change.
     memory = Artifacts(artifacts_dir).announced / f"{dataset}-{digest_of(str(data_dir))[:8]}.json"
-    if digest is None or digest == _announced(memory):
+    if digest is None or digest == read_announced(memory, lambda content: str(content["digest"]), None):
         return watched
     resource = {"prefect.resource.id": f"fashion-ann.data.{dataset}"}
     payload = {"digest": digest, "data_dir": str(data_dir)}
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(memory) as temporary:
-        write_json(temporary, payload)  # first: on a full disk every check would announce the same data
-        send_events([{"event": EVENT, "resource": resource, "payload": payload}])
+    announce([{"event": EVENT, "resource": resource, "payload": payload}], memory, payload)
     logger.info("%s: new data, announced with digest %s", data_dir, digest)
     return watched.model_copy(update={"announced": True})
-
-
-def _announced(memory: Path) -> str | None:
-    """Return the digest announced last. An unreadable file counts as none: a repeated event trains nothing twice."""
-    try:
-        return str(read_json(memory)["digest"])
-    except (StoredArtifactError, KeyError, TypeError) as error:
-        if os.path.lexists(memory):
-            logger.warning("%s cannot be read and is ignored: %s", memory, error)
-        return None

@@ -1,7 +1,6 @@
 """Watch the predictions of each day and version, and emit an event for those that are beyond a bound."""
 
 import logging
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.contract import contract_of
-from schemas.errors import StoredArtifactError
 from schemas.layout import Artifacts
 from schemas.references import WatchedDay, WatchedPredictions
 from tasks.checks.summary import sentences
 from tasks.registry.store import ModelStore
 from tasks.registry.watched_predictions import watched_days
 from tasks.reports.predictions_page import day_row, write_predictions_page
-from tasks.runtime.files import atomic_write, write_json
 from tasks.runtime.prefect_artifacts import publish_file_link, publish_table
-from tasks.runtime.prefect_events import sender_of_run
-from tasks.runtime.stored_file import read_json
+from tasks.runtime.prefect_events import announce, read_announced, sender_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +33,8 @@ def watch(dataset: str, days: int, artifacts_dir: Path, now: datetime) -> Watche
 
     now: the current time, in UTC.
 
-    A day and version beyond a bound emits `EVENT` once. What was announced is stored after the server has accepted the
-    events. A kill in between sends them again, with the same ids: the server stores them once.
+    A day and version beyond a bound emits `EVENT` once. After a kill it may be sent again, with the same id: the server
+    stores it once.
     """
     contract, store = contract_of(dataset), ModelStore.of(artifacts_dir, dataset).refresh()
     watched = watched_days(artifacts_dir, store, contract, now, days)
@@ -62,28 +58,16 @@ def watch(dataset: str, days: int, artifacts_dir: Path, now: datetime) -> Watche
 
 def _announce(drifted: list[WatchedDay], memory: Path, page: Path) -> list[str]:
     """Send the events of days that were not announced yet, and return their names. Without an API none are sent."""
-    send, known = sender_of_run(), _announced(memory)
+    send = sender_of_run()
+    known = read_announced(memory, lambda content: set(map(str, content["announced"])), set[str]())
     new = [day for day in drifted if day.name not in known]
     for day in new:
         logger.warning("%s: %s", day.name, "; ".join(sentences(day.checks)))
     if send is None or not new:
         return []
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(memory) as temporary:
-        # First: on a full disk every run would announce the same days.
-        write_json(temporary, {"announced": sorted(known | {day.name for day in new})})
-        send([_event(day, page) for day in new])
+    content = {"announced": sorted(known | {day.name for day in new})}
+    announce([_event(day, page) for day in new], memory, content, send)
     return [day.name for day in new]
-
-
-def _announced(memory: Path) -> set[str]:
-    """Return the names announced so far. An unreadable file counts as none: the server stores an event once."""
-    try:
-        return set(map(str, read_json(memory)["announced"]))
-    except (StoredArtifactError, KeyError, TypeError) as error:
-        if os.path.lexists(memory):
-            logger.warning("%s cannot be read and is ignored: %s", memory, error)
-        return set()
 
 
 def _event(day: WatchedDay, page: Path) -> dict[str, Any]:

@@ -157,8 +157,8 @@ def _challenger(stored: StoredVersion, shadow: str, dataset: str, artifacts_dir:
     challenger = ModelStore.of(artifacts_dir, dataset).version(shadow)
     if challenger.number == stored.number:
         raise WrongUsage(
-            f"Both are version {stored.number}; expected another version as the shadow. Run `fashion-ann versions` to "
-            "list them."
+            f"Version {stored.number} cannot be its own shadow; expected another version. Run `fashion-ann versions` "
+            "to list them."
         )
     challenger.check_signature()  # before any of its files is parsed
     return challenger

@@ -105,7 +105,7 @@ class _Baselines:
             try:
                 version = self._store.version(profile.version)
                 if version.manifest.manifest_sha256 != profile.manifest_sha256:
-                    self._read[key] = f"Version {profile.version} of the store is another one."
+                    self._read[key] = f"Version {profile.version} of the store is not the one that predicted."
                 else:
                     self._read[key] = Baseline.of(version, self._contract)
             except (StoredArtifactError, VersionNotFound) as error:

@@ -56,7 +56,7 @@ def day_row(day: WatchedDay) -> dict[str, Any]:
         "version": str(day.version) if day.shadow_of is None else f"{day.version}, shadow of {day.shadow_of}",
         "rows": day.rows,
         "drift": _figure(check_of(day, DRIFT)),
-        "classes p": _figure(check_of(day, CLASSES)),
+        "p-value of classes": _figure(check_of(day, CLASSES)),
         "estimated accuracy": None if estimated is None else _accuracy(estimated.accuracy, estimated.interval),
         "measured accuracy": None if measured is None else _accuracy(measured.accuracy, measured.interval),
         "labels": 0 if measured is None else measured.labelled,
