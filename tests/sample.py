@@ -1,5 +1,6 @@
 """Fixtures for all tests: the committed sample of the published data, and the outputs of the stages on it."""
 
+import gzip
 import importlib
 import os
 import tempfile
@@ -10,14 +11,16 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from schemas.config import PromotionConfig, TrainingConfig
 from schemas.contract import FASHION_MNIST, SPLITS, DatasetContract, Split
 from schemas.layout import METRICS_NAME, PROFILE_NAME
-from schemas.references import CsvFile, PreparedData, TrainedModel, ValidatedSplit
+from schemas.references import CsvFile, CsvSplit, PreparedData, TrainedModel, ValidatedSplit
 from schemas.store import VersionFacts
 from tasks.checks.image_profile import read_profile, write_profile
+from tasks.data.data_folder import csv_split
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.ingest import ingest
@@ -31,6 +34,17 @@ from tasks.version import version
 from tests.stored import event, facts, fill
 
 SAMPLE = Path(__file__).parent / "data"
+
+
+def shards_of(folder: Path, split: Split, count: int) -> CsvSplit:
+    """Write the sample's split as ``count`` CSVs."""
+    name = f"{FASHION_MNIST.name}_{split}"
+    header, *rows = gzip.decompress((SAMPLE / f"{name}.csv.gz").read_bytes()).splitlines(keepends=True)
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{name}-{place:03}.csv" for place in range(count)]
+    for path, part in zip(paths, np.array_split(np.arange(len(rows)), count), strict=True):
+        path.write_bytes(header + b"".join(rows[at] for at in part))
+    return csv_split(split, paths)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from tasks.model.test_predictions import StoredPredictions, write_predictions
 from tasks.registry.prediction_records import recording
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.runtime.files import write_json
+from tests.own_data import write_csv
 from tests.sample import SAMPLE
 from tests.stored import add_promoted
 
@@ -28,6 +29,12 @@ def sample_images() -> tuple[Images, npt.NDArray[np.int64]]:
     with open_csv(SAMPLE / "fashion-mnist_train.csv.gz", FASHION_MNIST) as csv:
         rows = np.concatenate(list(csv))
     return rows[:, 1:], rows[:, 0].astype(np.int64)
+
+
+def write_labels(path: Path, images: Images, labels: npt.NDArray[np.int64]) -> Path:
+    """Write a CSV of images with labels. An image that occurs several times is written once."""
+    first, unique = np.unique(images, axis=0, return_index=True)
+    return write_csv(path, first, labels[unique], FASHION_MNIST.columns)
 
 
 class Simulation:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.cli.conftest import Run
-from tests.watched import Simulation
+from tests.watched import Simulation, write_labels
 
 
 def test_predictions_and_labels_as_text_and_json(run: Run, tmp_path: Path) -> None:
@@ -22,16 +22,13 @@ def test_predictions_and_labels_as_text_and_json(run: Run, tmp_path: Path) -> No
     assert [(day["version"], day["rows"], day["drifted"]) for day in found["days"]] == [(1, 500, True), (1, 300, False)]
     assert found["drifted"] == [f"{now - timedelta(days=1):%Y-%m-%d} version 1"]
     assert Path(found["page"]).is_file()
-    csv = tmp_path / "labels.csv"
-    first, unique = np.unique(images, axis=0, return_index=True)
-    header = ",".join(["label", *(f"pixel{number}" for number in range(1, 785))])
-    np.savetxt(csv, np.column_stack([labels[unique], first]), fmt="%d", delimiter=",", header=header, comments="")
+    csv, images_seen = write_labels(tmp_path / "labels.csv", images, labels), len(np.unique(images, axis=0))
     status, out, _ = run("label", csv, "--json", *folder)
     labelled = json.loads(out)
-    assert (status, labelled["images"], labelled["matched"]) == (0, len(first), len(first))
+    assert (status, labelled["images"], labelled["matched"]) == (0, images_seen, images_seen)
     assert labelled["days"][0]["measured"]["labelled"] == 300
     status, out, _ = run("label", csv, *folder)
-    assert f"{len(first)} labelled images, of which {len(first)} were predicted" in out
+    assert f"{images_seen} labelled images, of which {images_seen} were predicted" in out
     assert "on 300 of 300 rows; estimated" in out
     status, out, _ = run("predictions", *folder)
     assert "expected at most 0.04" in out

@@ -26,8 +26,7 @@ from schemas.references import Predictions
 from tasks.registry.batch_prediction import predict_csv
 from tests.field_faults import field_fault
 from tests.flows.conftest import Command
-from tests.sample import SAMPLE
-from tests.tasks.test_shards import shards_of
+from tests.sample import SAMPLE, shards_of
 
 IMAGES = SAMPLE / "fashion-mnist_test.csv.gz"
 

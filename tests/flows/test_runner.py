@@ -18,7 +18,7 @@ from schemas.contract import SPLITS
 from schemas.errors import DataContractError
 from schemas.references import ModelVersion, Predictions
 from tasks.registry.store import ModelStore
-from tests.tasks.test_shards import shards_of
+from tests.sample import shards_of
 
 
 def train(data: Path, artifacts: Path, runner: Runner) -> ModelVersion:

@@ -1,6 +1,5 @@
 """A run whose tasks per shard are on other hosts, of which one dies and one loses its link."""
 
-import gzip
 import json
 import secrets
 import subprocess
@@ -13,20 +12,10 @@ import numpy as np
 from schemas.layout import MANIFEST_NAME, WEIGHTS_NAME
 from tests.hosts.conftest import BIN, Hosts
 from tests.hosts.hosts import Host
-from tests.sample import SAMPLE
+from tests.sample import shards_of
 
-_SHARDS = 6
 _SECONDS = 1200  # on a busy machine
 _TRAIN = ("train", "--data-dir", "shards", "--epochs", "1", "--minimum-accuracy", "0", "--minimum-recall", "0")
-
-
-def _write_shards(folder: Path) -> None:
-    folder.mkdir()
-    header, *rows = gzip.decompress((SAMPLE / "fashion-mnist_train.csv.gz").read_bytes()).splitlines(keepends=True)
-    for shard in range(_SHARDS):
-        part = rows[shard * len(rows) // _SHARDS : (shard + 1) * len(rows) // _SHARDS]
-        (folder / f"fashion-mnist_train-{shard:02d}.csv").write_bytes(header + b"".join(part))
-    (folder / "fashion-mnist_test.csv.gz").write_bytes((SAMPLE / "fashion-mnist_test.csv.gz").read_bytes())
 
 
 def _weights(hosts: Hosts, result: dict[str, Any]) -> str:
@@ -38,7 +27,8 @@ def _weights(hosts: Hosts, result: dict[str, Any]) -> str:
 def test_workers_that_die_and_lose_their_link(hosts: Hosts) -> None:
     seed = secrets.randbelow(1_000_000)
     chance, address = np.random.default_rng(seed), f"tcp://{hosts.one.address}:8786"
-    _write_shards(hosts.one.folder / "shards")
+    shards_of(hosts.one.folder / "shards", "train", 6)
+    shards_of(hosts.one.folder / "shards", "test", 1)
     hosts.one.start(
         "scheduler.log", BIN / "dask", "scheduler", "--host", hosts.one.address, "--port", "8786", "--no-dashboard"
     )

@@ -1,6 +1,5 @@
 """A run whose tasks per shard are on machines that share only object storage with it."""
 
-import gzip
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 from cli.server_process import free_port
 from schemas.config import PROJECT_ROOT
 from schemas.layout import MANIFEST_NAME, PART_NAME, WEIGHTS_NAME
-from tests.sample import SAMPLE
+from tests.sample import shards_of
 
 _BIN = Path(sys.executable).parent
 _SECONDS = 300
@@ -38,16 +37,6 @@ def _process(*arguments: str | Path, hidden: Sequence[Path] = (), **environment:
             process.wait(timeout=60)
 
 
-def _write_shards(folder: Path, shards: int) -> None:
-    """Write the CSVs of the sample to ``folder``, that of train as several ones."""
-    folder.mkdir()
-    header, *rows = gzip.decompress((SAMPLE / "fashion-mnist_train.csv.gz").read_bytes()).splitlines(keepends=True)
-    for shard in range(shards):
-        part = rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards]
-        (folder / f"fashion-mnist_train-{shard}.csv").write_bytes(header + b"".join(part))
-    (folder / "fashion-mnist_test.csv.gz").write_bytes((SAMPLE / "fashion-mnist_test.csv.gz").read_bytes())
-
-
 def _train(data: Path, artifacts: Path, *flags: str, **environment: str) -> str:
     """Run `fashion-ann train`, and return the sha256 of the weights."""
     command = [_BIN / "fashion-ann", "train", "--data-dir", data, "--artifacts-dir", artifacts, "--epochs", "1"]
@@ -68,7 +57,8 @@ def _train(data: Path, artifacts: Path, *flags: str, **environment: str) -> str:
 @pytest.mark.parametrize("server", ["swift"], indirect=True)
 def test_dask_workers_without_the_data_and_the_artifacts_of_the_run(bucket: str, tmp_path: Path) -> None:
     data, artifacts, address = tmp_path / "csvs", tmp_path / "run", f"tcp://127.0.0.1:{free_port()}"
-    _write_shards(data, 3)
+    shards_of(data, "train", 3)
+    shards_of(data, "test", 1)
     artifacts.mkdir()
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     workers = {name: tmp_path / name for name in ("one", "two")}

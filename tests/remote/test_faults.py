@@ -18,11 +18,12 @@ from schemas.layout import METRICS_NAME
 from schemas.store import VersionFacts
 from tasks.registry.champion import promote
 from tasks.registry.store import ModelStore
-from tasks.runtime.remote import PIECE, configured_remote, remote_at
+from tasks.runtime.remote import PIECE, remote_at
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import PREPARE
 from tests.remote.conftest import Server
 from tests.remote.link import Link
+from tests.remote.outputs import names, never
 from tests.remote.servers import READER_KEYS, set_container
 from tests.stored import facts, fill
 
@@ -36,16 +37,6 @@ def build_of(size: int) -> Any:
         return {}
 
     return build
-
-
-def never(output: Path) -> dict[str, Any]:
-    raise AssertionError("an output that exists was built again")
-
-
-def names() -> set[str]:
-    remote = configured_remote()
-    assert remote is not None
-    return {entry.name for entry in remote.objects("")}
 
 
 def add(store: ModelStore, note: str = "") -> int:

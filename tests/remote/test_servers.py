@@ -20,6 +20,7 @@ from tasks.registry.store import ModelStore
 from tasks.runtime.remote import PIECE, configured_remote, file_name, remote_at
 from tasks.runtime.stage_cache import run_stage
 from tasks.runtime.stages import PREPARE
+from tests.remote.outputs import names, never
 from tests.remote.servers import SWIFT_KEYS
 from tests.stored import facts, fill
 
@@ -30,16 +31,6 @@ _SECONDS_TO_PUSH = 120
 def built(output: Path) -> dict[str, Any]:
     (output / "output.bin").write_bytes(b"made")
     return {}
-
-
-def never(output: Path) -> dict[str, Any]:
-    raise AssertionError("an output that exists was built again")
-
-
-def names() -> set[str]:
-    remote = configured_remote()
-    assert remote is not None
-    return {entry.name for entry in remote.objects("")}
 
 
 def test_sixteen_writers_move_aliases_one_after_another(

@@ -17,7 +17,7 @@ from tasks.registry.prediction_folder import csvs_by_part
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.runtime.files import sha256_file
 from tasks.runtime.materialize import receive_file, send_csv
-from tests.tasks.test_shards import shards_of
+from tests.sample import shards_of
 
 NAME = "fashion-mnist"
 

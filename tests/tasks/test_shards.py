@@ -19,21 +19,11 @@ from tasks.registry.gc import collect, plan
 from tasks.registry.store import ModelStore
 from tasks.runtime.stage_cache import read_record
 from tasks.validate import validate
-from tests.sample import SAMPLE
+from tests.sample import SAMPLE, shards_of
 from tests.stored import add_promoted
 from tests.tasks.checks.rows import Change, inverted, mirrored, on_images, on_labels, transposed
 
 NAME = "fashion-mnist"
-
-
-def shards_of(folder: Path, split: Split, count: int) -> CsvSplit:
-    """Write the sample's split as ``count`` CSVs."""
-    header, *rows = gzip.decompress((SAMPLE / f"{NAME}_{split}.csv.gz").read_bytes()).splitlines(keepends=True)
-    folder.mkdir(exist_ok=True)
-    paths = [folder / f"{NAME}_{split}-{place:03}.csv" for place in range(count)]
-    for path, part in zip(paths, np.array_split(np.arange(len(rows)), count), strict=True):
-        path.write_bytes(header + b"".join(rows[at] for at in part))
-    return csv_split(split, paths)
 
 
 def lines_of(split: Split) -> list[bytes]:

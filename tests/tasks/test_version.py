@@ -39,8 +39,9 @@ from tests.field_faults import field_fault
 from tests.keys import write_keys
 from tests.plain_keras import plain_network
 from tests.resealed import reseal
+from tests.sample import shards_of
 from tests.stored import make_older
-from tests.tasks.test_shards import run, shards_of
+from tests.tasks.test_shards import run
 
 # Three epochs on 900 images do not reach the minimum.
 NO_FLOOR = PromotionConfig(minimum_accuracy=0, minimum_recall=0)

@@ -11,7 +11,7 @@ from schemas.errors import StoredArtifactError
 from schemas.references import WatchedDay
 from tasks.registry.prediction_records import read_records, store_labels
 from tasks.registry.watched_predictions import labelled_images, watched_days
-from tests.watched import Images, Simulation
+from tests.watched import Images, Simulation, write_labels
 
 START = datetime(2026, 1, 1, 9, tzinfo=UTC)
 
@@ -31,12 +31,6 @@ def beyond(day: WatchedDay) -> set[str]:
 
 def brighter(images: Images) -> Images:
     return np.minimum(images.astype(np.float32) * 1.1, 255).astype(np.uint8)
-
-
-def write_csv(path: Path, images: Images, labels: np.ndarray) -> Path:
-    header = ",".join(["label", *(f"pixel{number}" for number in range(1, 785))])
-    np.savetxt(path, np.column_stack([labels, images]), fmt="%d", delimiter=",", header=header, comments="")
-    return path
 
 
 def test_months_are_quiet_until_the_onset_of_each_change(simulation: Simulation) -> None:
@@ -110,9 +104,8 @@ def test_a_file_in_batches_has_the_profile_of_the_whole(simulation: Simulation, 
 
 def test_labels_are_joined_by_image_and_the_last_one_counts(simulation: Simulation, tmp_path: Path) -> None:
     _, images, labels = simulation.predict(START, 300)
-    first, unique = np.unique(images, axis=0, return_index=True)
-    wrong = write_csv(tmp_path / "wrong.csv", first, (labels[unique] + 1) % 10)
-    right = write_csv(tmp_path / "right.csv", first, labels[unique])
+    wrong = write_labels(tmp_path / "wrong.csv", images, (labels + 1) % 10)
+    right = write_labels(tmp_path / "right.csv", images, labels)
     store_labels(wrong, FASHION_MNIST, tmp_path, START)
     before = watched(simulation)[0].measured
     stored = store_labels(right, FASHION_MNIST, tmp_path, START + timedelta(hours=1))
@@ -129,8 +122,7 @@ def test_labels_are_joined_by_image_and_the_last_one_counts(simulation: Simulati
 
 def test_wrong_answers_on_labels_are_beyond_a_bound(simulation: Simulation, tmp_path: Path) -> None:
     _, images, labels = simulation.predict(START, 300)
-    first, unique = np.unique(images, axis=0, return_index=True)
-    store_labels(write_csv(tmp_path / "l.csv", first, (labels[unique] + 1) % 10), FASHION_MNIST, tmp_path, START)
+    store_labels(write_labels(tmp_path / "l.csv", images, (labels + 1) % 10), FASHION_MNIST, tmp_path, START)
     assert "measured_accuracy" in beyond(watched(simulation)[0])
 
 
@@ -142,7 +134,7 @@ def test_a_shadow_is_compared_on_labels_and_never_alarms(simulation: Simulation,
     perfect = np.full((300, 10), 0.01, np.float32)
     perfect[np.arange(300), labels] = 0.91
     simulation.record(START, images, perfect, challenger, shadow_of=1)
-    store_labels(write_csv(tmp_path / "l.csv", images, labels), FASHION_MNIST, tmp_path, START)
+    store_labels(write_labels(tmp_path / "l.csv", images, labels), FASHION_MNIST, tmp_path, START)
     champion, shadow = watched(simulation)
     assert (champion.paired, champion.shadow_of, shadow.shadow_of) == (None, None, 1)
     assert shadow.paired is not None
@@ -168,8 +160,7 @@ def test_what_is_damaged_is_left_out_with_a_warning(
         (record.folder / "rows.parquet").write_bytes(b"x")
         with pytest.raises(StoredArtifactError, match="sha256"):
             record.rows()
-        first, unique = np.unique(images, axis=0, return_index=True)
-        store_labels(write_csv(tmp_path / "l.csv", first, labels[unique]), FASHION_MNIST, tmp_path, START)
+        store_labels(write_labels(tmp_path / "l.csv", images, labels), FASHION_MNIST, tmp_path, START)
         (day,) = watched(simulation)
         assert day.measured is None
         assert day.rows == 300

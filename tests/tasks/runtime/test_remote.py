@@ -21,6 +21,7 @@ from tasks.runtime.materialize import file_here, materialize, send_csv
 from tasks.runtime.remote import SECONDS_UNUSED, Remote, configured_remote, file_name, remote_at
 from tasks.runtime.stage_cache import record_name, run_stage
 from tasks.runtime.stages import INGEST, PREPARE, VALIDATE
+from tests.remote.outputs import never
 
 
 @pytest.fixture
@@ -42,10 +43,6 @@ def built(text: str = "made") -> Any:
         return {"length": len(text)}
 
     return build
-
-
-def never(output: Path) -> dict[str, Any]:
-    raise AssertionError("an output that exists was built again")
 
 
 def content(path: Path) -> str:
