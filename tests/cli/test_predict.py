@@ -118,7 +118,7 @@ def test_damaged_weights_exit_with_5(run: Run, output: Path, two_versions: Path,
 
 
 def test_interrupt_exits_with_130(run: Run, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(batch_prediction, "predict_csv", interrupt)
