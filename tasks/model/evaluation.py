@@ -17,6 +17,7 @@ from tasks.data.statistics import wilson_interval
 from tasks.model.backend import set_up_backend
 from tasks.model.disturbances import disturb_each
 from tasks.model.inference import StoredModelOutput, load_stored, predict_stored, run_stored_model
+from tasks.model.latency import call_seconds
 from tasks.runtime.worker_process import Emit
 
 # The interval of an accuracy is below 0.01 to each side with these rows. More rows cost time.
@@ -57,12 +58,14 @@ def _measure_cost(model: Any, folder: Path, test: PreparedSplit) -> dict[str, An
     latency: p50_seconds and p95_seconds by number of rows, without the first call. peak_memory_bytes: resident, with
     the backend and its libraries.
     """
-    pixels = test.images[slice(1_000)]
+
+    def predict(images: npt.NDArray[np.uint8]) -> None:
+        np.asarray(model(scale_pixels(images, test.scale), training=False))
+
+    pixels = test.images[: max(_CALLS)]
     latency = {}
     for rows, calls in _CALLS.items():
-        images = np.resize(pixels, (rows, pixels.shape[1]))  # repeats the images of a small split
-        seconds = [_seconds_to_predict(model, images, test) for _ in range(calls + 1)][1:]
-        p50, p95 = np.quantile(seconds, (0.5, 0.95))
+        p50, p95 = np.quantile(call_seconds(predict, pixels, rows, calls), (0.5, 0.95))
         latency[str(rows)] = {"p50_seconds": float(p50), "p95_seconds": float(p95)}
     unit = 1 if sys.platform == "darwin" else 1_024
     return {
@@ -70,12 +73,6 @@ def _measure_cost(model: Any, folder: Path, test: PreparedSplit) -> dict[str, An
         "bytes": sum((folder / name).stat().st_size for name in (TOPOLOGY_NAME, WEIGHTS_NAME)),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-def _seconds_to_predict(model: Any, images: npt.NDArray[np.uint8], test: PreparedSplit) -> float:
-    start = perf_counter()
-    np.asarray(model(scale_pixels(images, test.scale), training=False))
-    return perf_counter() - start
 
 
 def _measure_robustness(model: Any, test: PreparedSplit, height: int, width: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from schemas.errors import StoredArtifactError
 from schemas.export import ExportFormat
 from tasks.data.splits import open_split
+from tasks.model.latency import call_seconds
 from tasks.runtime.blocked_imports import blocked_imports
 from tasks.runtime.fingerprint import installed_version
 from tasks.runtime.worker_process import Emit, run_worker, serve_jobs
@@ -89,8 +89,10 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             opened = _OPEN[job["format"]](model)
             predict, class_names = opened.predict, opened.class_names
             blocks = [predict(block) for _, block in images.blocks(_BLOCK_ROWS)]
-            thousand = np.resize(images[:_BLOCK_ROWS], (_BLOCK_ROWS, images.shape[1]))
-            latency_ms = {str(rows): _latency(predict, thousand[:rows], calls) for rows, calls in _CALLS.items()}
+            latency_ms = {
+                str(rows): round(1_000 * statistics.median(call_seconds(predict, images[:rows], rows, calls)), 4)
+                for rows, calls in _CALLS.items()
+            }
         except ImportError:
             raise
         except Exception as error:  # each runtime has errors of its own
@@ -114,17 +116,6 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "latency_ms": latency_ms,
         "runtime": {"python": ".".join(map(str, sys.version_info[:3])), **versions},
     }
-
-
-def _latency(predict: Callable[[Images], object], images: Images, calls: int) -> float:
-    """Return the median time of a call in milliseconds, after one that is not measured."""
-    predict(images)
-    times = []
-    for _ in range(calls):
-        started = time.perf_counter()
-        predict(images)
-        times.append(time.perf_counter() - started)
-    return round(1_000 * statistics.median(times), 4)
 
 
 def _open_savedmodel(folder: Path) -> _Opened:
