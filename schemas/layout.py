@@ -145,12 +145,12 @@ class Artifacts:
         self.quarantine = root / "quarantine"
         # References that trainings on the gpu worker return to main flows, which read them at once.
         self.returned = root / "returned"
-        # Digests of the data that watch-data announced last, one file per data folder.
+        # Digests that watch-data announced last, one file per data folder; days of watch-predictions, one per dataset.
         self.announced = root / "announced"
         # Copies of CSVs from object storage, one folder per address.
         self.downloaded = root / "downloaded"
         self.comparisons = root / "comparisons"
-        # Profiles of predictions and what they predicted, one folder per dataset.
+        # Records of predictions, and labels that arrived later, one folder per dataset.
         self.predictions = root / "predictions"
         self.studies = root / "studies"
         self.data_docs = root / "data_docs"
