@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BufferedReader
 from pathlib import Path
@@ -486,11 +486,16 @@ def _picture(train: _Loaded, contract: DatasetContract) -> tuple[str, ...]:
 def dataset_toml(contract: DatasetContract) -> str:
     """Return the dataset file of a contract that is not published, with comments."""
 
-    def table(name: str, values: dict[Any, Any]) -> list[str]:
-        return ["", f"[{name}]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())]
+    def stated(values: Mapping[Any, Any]) -> list[str]:
+        return [f"{key} = {inline(value)}" for key, value in values.items() if value is not None]
 
-    def bounds(entry: Bounds) -> Any:
-        return {key: value for key, value in vars(entry).items() if value is not None}
+    def inline(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return f"{{ {', '.join(stated(value))} }}"
+        return json.dumps(value, ensure_ascii=False)
+
+    def table(name: str, values: Mapping[Any, Any]) -> list[str]:
+        return ["", f"[{name}]", *stated(values)]
 
     background = '"none"' if contract.background is None else contract.background
     lines = [
@@ -535,6 +540,5 @@ def dataset_toml(contract: DatasetContract) -> str:
     if contract.check_bounds:
         lines += ["", '# Checks with other bounds: "off", or such as { warn = 0.1, fail = 0.5 }.', "[checks]"]
         for name, entry in contract.check_bounds.items():
-            inner = ", ".join(f"{key} = {value}" for key, value in bounds(entry).items())
-            lines.append(f"{name} = {f'{{ {inner} }}' if inner else json.dumps('off')}")
+            lines.append(f"{name} = {inline(vars(entry)) if stated(vars(entry)) else inline('off')}")
     return "\n".join(lines) + "\n"

@@ -257,6 +257,8 @@ WRITERS = {
     "sign": ["1", "--key", "key.pem"],
     "reproduce": ["1"],
     "export": ["1", "--format", "keras", "--output", "exported"],
+    "predictions": [],
+    "label": ["labels.csv"],
     "gc": [],
     "up": [],
 }
@@ -298,7 +300,7 @@ def test_paths_are_those_of_the_callers_folder(run: Run, tmp_path: Path, monkeyp
 def test_every_argument_for_a_path_is_made_absolute() -> None:
     """The commands run in the checkout, so a relative path would name another file there."""
     paths = {"D", "DIR", "FILE", "FILE.html", "OUT", "IMAGES"}
-    other = {"V", "W", "N", "X", "R", "S", "NAME", "TEXT", "COLUMN", "DATASET", "SIZE"}
+    other = {"V", "W", "N", "X", "R", "S", "NAME", "TEXT", "COLUMN", "DATASET", "SIZE", "URI", "NAME=X,.."}
     for command in COMMANDS.values():
         for argument in (argument for group in command.arguments for argument in group):
             metavar = argument.settings.get("metavar")

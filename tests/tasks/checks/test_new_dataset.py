@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,9 @@ def test_a_written_dataset_is_read_again(folder: Path, datasets: Path) -> None:
     assert len(new.picture) == 9
     (datasets / "copy.toml").write_text(dataset_toml(contract))
     assert contract_of("copy").digest == contract.digest
+    minima = replace(contract.promotion, minimum_robustness={"blur": 0.7, "noise": 0.8})
+    (datasets / "robust.toml").write_text(dataset_toml(replace(contract, promotion=minima)))
+    assert contract_of("robust").promotion == minima
 
 
 @pytest.mark.parametrize(
