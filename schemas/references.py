@@ -285,14 +285,14 @@ class Predictions(Reference):
     output: Path
     sha256: str
     profile: Path | None
-    profile_sha256: str | None
     shadow: ShadowComparison | None
 
 
 class FilePredictions(Predictions):
-    """Predictions for one of several CSVs, ``images``."""
+    """Predictions for one of several CSVs, ``images``. profile_sha256: of a profile that another machine sent."""
 
     images: Path
+    profile_sha256: str | None = None
 
 
 class PredictedFiles(Predictions):

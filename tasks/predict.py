@@ -74,8 +74,10 @@ def predict_file(
             ):
                 predictions = run(here.path, Path(folder) / output.name, artifacts)
                 send_file(predictions.output, predictions.sha256)
-                if predictions.profile is not None and predictions.profile_sha256 is not None:
-                    send_file(predictions.profile, predictions.profile_sha256)
+                if predictions.profile is not None:
+                    profile_sha256 = sha256_file(predictions.profile)
+                    send_file(predictions.profile, profile_sha256)
+                    predictions = predictions.model_copy(update={"profile_sha256": profile_sha256})
     _publish_checks(predictions, images.name, dataset)
     return predictions
 

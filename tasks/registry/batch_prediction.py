@@ -135,7 +135,6 @@ def predict_csv(
             sha256 = sha256_file(temporary)
             compared = None if shadowing is None else shadowing.finish(record.counts, warnings)
             write_json(beside, record.finish(target.name, sha256, checks.profile, warnings, compared).as_json())
-            profile_sha256 = sha256_file(beside)
     for line in warnings:
         logger.warning("%s", line)
     return Predictions(
@@ -147,7 +146,6 @@ def predict_csv(
         output=output,
         sha256=sha256,
         profile=profile,
-        profile_sha256=profile_sha256,
         shadow=compared,
     )
 

@@ -129,7 +129,6 @@ def predicted_files(output: Path, files: Mapping[str, FilePredictions]) -> Predi
         output=output,
         sha256=sha256sum_digest(CsvFile(path=file.output, sha256=file.sha256) for file in named),
         profile=None,
-        profile_sha256=None,
         shadow=None,
         files=tuple(named),
     )

@@ -2,8 +2,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import chi2_contingency
 
-from tasks.data.statistics import binomial_test, mcnemar, sign_test, wilson_interval
+from tasks.data.statistics import binomial_test, mcnemar, same_shares_test, sign_test, wilson_interval
 
 
 def test_published_wilson_intervals() -> None:
@@ -74,3 +75,10 @@ def test_binomial_p_values_agree_with_scipy(right: int, rows: int, share: float)
 
     expected = binomtest(right, rows, share, alternative="less").pvalue
     assert binomial_test(right, rows, share) == pytest.approx(expected)
+
+
+def test_equal_shares_are_tested_as_by_scipy() -> None:
+    one, other = [50, 30, 0, 20], [400, 420, 0, 180]
+    expected = chi2_contingency(np.array([one, other])[:, [0, 1, 3]], correction=False).pvalue
+    assert same_shares_test(one, other) == pytest.approx(expected)
+    assert same_shares_test([5, 0], [7, 0]) == same_shares_test([0, 0], [7, 3]) == 1.0

@@ -134,7 +134,6 @@ def file(name: str, rows: int, accuracy: float | None) -> FilePredictions:
         output=Path("elsewhere"),
         sha256="0" * 64,
         profile=Path("elsewhere.json"),
-        profile_sha256="0" * 64,
         shadow=None,
         images=Path(f"/{name}.csv"),
     )
