@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -192,6 +193,7 @@ def expected_of(version: StoredVersion, artifacts_dir: Path) -> Expected:
     significance = float(str(manifest.promotion.get("significance", PromotionConfig().significance)))
     network = read_network(version.folder / TOPOLOGY_NAME, version.digests)
     weights = read_weights(version.folder / WEIGHTS_NAME, network, version.digests)
+    layers: list[tuple[Any, tuple[Any, ...]]]
     layers = [(kernel, (bias,)) for kernel, bias in zip(weights[::2], weights[1::2], strict=True)]
     # LiteRT's converter normalizes in the first layer: what normalization subtracts becomes a part of the bias.
     kernel, (bias,) = layers[0]
@@ -283,7 +285,7 @@ def _contains(arrays: Sequence[npt.NDArray[np.float32]], weights: npt.NDArray[np
         for found in (array.astype(np.float64), array.astype(np.float64).T):
             if found.shape != stored.shape:
                 continue
-            factor = np.vdot(found, stored) / square if square else 0.0
+            factor = float(np.vdot(found, stored) / square) if square else 0.0
             # float32 rounds by 6e-8 of a value, and sums thousands. Zeros are no multiple of anything else.
             largest = 1e-5 * abs(factor) * np.abs(stored).max()
             if np.abs(found - factor * stored).max() <= largest and bool(factor) == bool(square):
