@@ -1,6 +1,5 @@
 """Several CSVs: the predictions of each are those of `predict` for it alone, and all are written or none."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,9 +113,9 @@ def test_a_worker_that_shares_only_the_remote(
     csv.path.unlink()
     predicted = predict_file.fn(csv.path, csv.sha256, Path("/none/a.parquet"), "2", NAME, None)
     assert (predicted.images, predicted.sha256) == (csv.path, alone.sha256)
-    receive_file(predicted.sha256, tmp_path / "received")
-    assert sha256_file(tmp_path / "received") == alone.sha256
     assert predicted.profile_sha256 is not None
-    receive_file(predicted.profile_sha256, tmp_path / "profile")
-    assert json.loads((tmp_path / "profile").read_bytes())["output_sha256"] == alone.sha256
-    assert not predicted.output.exists()
+    for digest, own in ((predicted.sha256, predicted.output), (predicted.profile_sha256, predicted.profile)):
+        assert own is not None
+        assert not own.exists()
+        receive_file(digest, tmp_path / digest)
+        assert sha256_file(tmp_path / digest) == digest
