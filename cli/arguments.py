@@ -16,7 +16,15 @@ from pydantic_core import PydanticSerializationError
 
 from cli.environment import absolute_path
 from cli.printed_commands import runnable
-from schemas.config import DEFAULT_SPACE, MLFLOW_VARIABLE, BadRows, PromotionConfig, SearchSpace, TrainingConfig
+from schemas.config import (
+    DEFAULT_SPACE,
+    MLFLOW_VARIABLE,
+    BadRows,
+    PromotionConfig,
+    SearchSpace,
+    TrainingConfig,
+    mlflow_address,
+)
 from schemas.contract import DEFAULT_DATASET, Minima, contract_of
 from schemas.errors import WrongUsage
 
@@ -77,6 +85,15 @@ def dataset_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(runnable(str(error))) from error
 
 
+def mlflow_argument(text: str) -> str:
+    """Return the address of an MLflow server as it is, as the ``type`` of an argument."""
+    try:
+        mlflow_address(text)
+    except WrongUsage as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 DATASET = Argument(
     "--dataset",
     type=dataset_argument,
@@ -87,6 +104,7 @@ DATASET = Argument(
 VERSION = Argument("version", metavar="V", help="a number, or an alias such as champion")
 MLFLOW = Argument(
     "--mlflow",
+    type=mlflow_argument,
     metavar="URI",
     help="MLflow server that receives versions and aliases, such as http://127.0.0.1:5000 (default: "
     f"${MLFLOW_VARIABLE}, then none); needs the extra mlflow",

@@ -25,7 +25,7 @@ from cli import (
 from cli.arguments import Terminated
 from cli.environment import prepare_environment
 from cli.printed_commands import one_sentence_per_line, repeat_flags, runnable
-from schemas.config import MLFLOW_VARIABLE, PROJECT_ROOT, separate_folders
+from schemas.config import MLFLOW_VARIABLE, PROJECT_ROOT, mlflow_address, separate_folders
 from schemas.contract import DEFAULT_DATASET
 from schemas.errors import FashionAnnError
 from tasks.runtime.control_characters import escaping_output
@@ -56,19 +56,19 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     # The commands that need the folder report it with the reason.
     warnings.filterwarnings("ignore", "Failed to create the Prefect home")
     options = command_parser().parse_args(arguments)
-    dataset = getattr(options, "dataset", None)
+    dataset, mlflow = getattr(options, "dataset", None), getattr(options, "mlflow", None)
     repeat_flags(
         {name: command.flags for name, command in COMMANDS.items()},
         artifacts_dir=options.artifacts_dir,
         data_dir=getattr(options, "data_dir", None),
         dataset=None if dataset == DEFAULT_DATASET else dataset,
-        mlflow=getattr(options, "mlflow", None),
+        mlflow=None if mlflow is None else mlflow_address(mlflow),  # without a password
     )
     signal.signal(signal.SIGTERM, _terminate)
     status = 0
     try:
-        if getattr(options, "mlflow", None) is not None:
-            os.environ[MLFLOW_VARIABLE] = options.mlflow  # mlflow reads it, also in processes that a run starts
+        if mlflow is not None:
+            os.environ[MLFLOW_VARIABLE] = mlflow  # mlflow reads it, also in processes that a run starts
         for warning in prepare_environment(os.environ):
             print(f"{options.prog}: warning: {warning}", file=sys.stderr)
         # Prefect and other libraries read settings from the working directory, and settings can name code to import.

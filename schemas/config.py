@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
 
@@ -92,18 +93,28 @@ def _shown(text: str) -> str:
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
-def mlflow_address() -> str | None:
-    """Return the address in MLFLOW_TRACKING_URI, None if it is unset or empty.
+def mlflow_address(text: str | None = None) -> str | None:
+    """Return the address ``text``, by default MLFLOW_TRACKING_URI, without user and password. None if it is empty.
 
     Raises `WrongUsage` for anything but the address of a server. MLflow would take it for a local folder or database.
     """
-    address = os.environ.get(MLFLOW_VARIABLE, "").strip()
-    if address and not re.match(r"https?://[^/]", address):
+    text = (os.environ.get(MLFLOW_VARIABLE, "") if text is None else text).strip()
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        # A password with a slash or a question mark ends the host too early.
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = valid and "@" not in parts.path and not parts.query and not parts.fragment
+    except ValueError:
+        valid = False
+    if not valid:
+        received = text.rpartition("@")[2].partition("?")[0][:80]
         raise WrongUsage(
             f"{MLFLOW_VARIABLE}: expected the address of an MLflow server, such as http://127.0.0.1:5000, received "
-            f"{address.rpartition('@')[2][:80]!r}."
+            f"{received!r}."
         )
-    return address or None
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 # The device that trains. "auto": a GPU if the backend can use one, else the CPU. "gpu": fail before the first epoch

@@ -4,6 +4,7 @@ Only the folders of stage outputs are elsewhere, in tasks/runtime/stages.py: thi
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 # Files of a stage's output folder.
@@ -109,10 +110,6 @@ def part_name(place: int) -> str:
     return f"part-{place:05}.parquet"
 
 
-# The names of `profile_beside` and `shadow_beside`.
-_BESIDE = re.compile(r"_([^_.].*)\.profile\.json|_([^_.].*)\.shadow(\.[^.]+)")
-
-
 def profile_beside(output: Path) -> Path:
     """Return the path of the profile of predictions that were written to ``output``.
 
@@ -126,10 +123,9 @@ def shadow_beside(output: Path) -> Path:
     return output.with_name(f"_{output.stem}.shadow{output.suffix}")
 
 
-def is_beside(path: Path) -> bool:
-    """Return whether ``path`` is the profile or the shadow of predictions that are beside it."""
-    match = _BESIDE.fullmatch(path.name)
-    return match is not None and path.with_name(match[1] or match[2] + match[3]).exists()
+def files_beside(outputs: Iterable[Path]) -> set[Path]:
+    """Return the paths of the profiles and shadows of predictions that were written to ``outputs``."""
+    return {place(output) for output in outputs for place in (profile_beside, shadow_beside)}
 
 
 def validation_folder(parquet: Path) -> Path:

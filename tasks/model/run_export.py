@@ -54,12 +54,12 @@ class _Opened:
 class ExportOutput:
     """Output of an exported model for all test rows: probabilities, float32 (N, classes).
 
-    matrices: the float32 matrices in the model. latency_ms: median time of a call, by rows. runtime: the versions of
-    its packages.
+    arrays: the float32 vectors and matrices in the model. latency_ms: median time of a call, by rows. runtime: the
+    versions of its packages.
     """
 
     probabilities: npt.NDArray[np.float32]
-    matrices: list[npt.NDArray[np.float32]]
+    arrays: list[npt.NDArray[np.float32]]
     class_names: tuple[str, ...]
     latency_ms: dict[str, float]
     runtime: dict[str, str]
@@ -74,9 +74,9 @@ def run_export(model: Path, export_format: ExportFormat, prepared: Path) -> Expo
     with run_worker(__name__, job) as process:
         result = process.result()
         with np.load(result.pop("arrays")) as arrays:
-            probabilities, *matrices = arrays.values()
+            probabilities, *constants = arrays.values()
         names = tuple(result.pop("class_names"))
-        return ExportOutput(class_names=names, probabilities=probabilities, matrices=matrices, **result)
+        return ExportOutput(class_names=names, probabilities=probabilities, arrays=constants, **result)
 
 
 def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -107,8 +107,8 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             f"{model}: expected float32 (N, {len(class_names)}), as many as it has class names, received {received}."
         )
     path = str(Path(tempfile.mkdtemp()) / "arrays.npz")  # in the worker's temporary folder
-    matrices = [array for array in opened.constants if array.ndim == 2 and array.dtype == np.float32]
-    np.savez(path, np.concatenate(blocks), *matrices)
+    constants = [array for array in opened.constants if array.ndim in (1, 2) and array.dtype == np.float32]
+    np.savez(path, np.concatenate(blocks), *constants)
     versions = {name: version for name in opened.packages if (version := installed_version(name)) is not None}
     return {
         "arrays": path,

@@ -1,11 +1,11 @@
 """Export a stored version for another runtime, after proving that its predictions there are those of the version."""
 
+import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from schemas.errors import CandidateRejected, DataUnavailable, StoredArtifactErr
 from schemas.export import (
     QUANTIZED_FORMATS,
     ExportCost,
+    ExportedFile,
     ExportedModel,
     ExportFormat,
     ExportRecord,
@@ -41,7 +42,7 @@ from tasks.runtime.materialize import materialize
 from tasks.runtime.stage_cache import read_stage
 from tasks.runtime.stages import PREPARE
 from tasks.runtime.stored_file import read_json
-from tasks.runtime.worker_process import run_worker
+from tasks.runtime.worker_process import run_worker, scratch_folder
 
 RECORD_NAME = "export.json"
 # Train rows that the ranges of activations are measured on.
@@ -64,13 +65,13 @@ def export_folder(
 class Expected:
     """The facts that an exported model must reproduce.
 
-    kernels: the weights without biases, float32 (inputs, units) each.
+    layers: of each layer the kernel, float32 (inputs, units), and the vectors that its bias, float32 (units,), may be.
     prepared: folder of the prepared data, with the test rows in the order of ``stored``.
     significance: of the comparison of a quantized model.
     """
 
     stored: StoredPredictions
-    kernels: tuple[npt.NDArray[np.float32], ...]
+    layers: tuple[tuple[npt.NDArray[np.float32], tuple[npt.NDArray[np.float32], ...]], ...]
     class_names: tuple[str, ...]
     prepared: Path
     significance: float
@@ -104,32 +105,73 @@ def export_version(
     require_export_packages(export_format)
     expected = expected_of(version, artifacts_dir)
     if folder.exists():
-        record = read_export(folder)
-        if record.manifest_sha256 != version.manifest.manifest_sha256:
-            raise WrongUsage(
-                f"{folder} is the export of another version {record.version}: expected the manifest "
-                f"{version.manifest.manifest_sha256}, received {record.manifest_sha256}. Choose another --output."
-            )
-        prove(folder, export_format, expected, quantize)
-        return _reference(folder, record, created=False)
-    with tempfile.TemporaryDirectory(prefix="fashion-ann-export-") as scratch:
-        model, float_model = Path(scratch) / "model", Path(scratch) / "float"
+        return _prove_again(folder, version, export_format, quantize, expected)
+    with scratch_folder("export") as scratch:
+        model, float_model = scratch / "model", scratch / "float"
         targets = {model: None} if quantize is None else {float_model: None, model: CALIBRATION_ROWS}
         converter = _convert(version, export_format, targets, expected.prepared)
         # A fault of the conversion must not pass as an effect of the quantization.
-        float_cost = None if quantize is None else _cost(float_model, prove(float_model, export_format, expected))
+        float_cost = None
+        if quantize is not None:
+            float_cost = _cost(_files_of(float_model), prove(float_model, export_format, expected))
         proven = prove(model, export_format, expected, quantize)
-        record = _record(version, export_format, quantize, model, expected, proven, converter, float_cost)
+        files = _files_of(model)
+        record = _record(version, export_format, quantize, files, expected, proven, converter, float_cost)
         folder.parent.mkdir(parents=True, exist_ok=True)
         sweep_temporaries(folder)
-        with atomic_folder(folder) as temporary:
-            shutil.copytree(model, temporary, dirs_exist_ok=True)
-            _require_files(temporary, record)
-            write_json(temporary / RECORD_NAME, record.model_dump())
-            for path in (*temporary.rglob("*"), temporary):
-                sync_to_disk(path)
+        try:
+            with atomic_folder(folder) as temporary:
+                _copy_files(model, temporary, record)
+                write_json(temporary / RECORD_NAME, record.model_dump())
+                for path in (*temporary.rglob("*"), temporary):
+                    sync_to_disk(path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has exported it meanwhile
+                return _prove_again(folder, version, export_format, quantize, expected)
+            # The error of a full disk names no file.
+            error.filename = error.filename or str(folder)
+            raise
         sync_to_disk(folder.parent)
     return _reference(folder, record, created=True)
+
+
+def _prove_again(
+    folder: Path,
+    version: StoredVersion,
+    export_format: ExportFormat,
+    quantize: Quantization | None,
+    expected: Expected,
+) -> ExportedModel:
+    """Return an existing export, with what was measured now. Raises as `export_version` does."""
+    record = read_export(folder)
+    if record.manifest_sha256 != version.manifest.manifest_sha256:
+        raise WrongUsage(
+            f"{folder} is the export of another version {record.version}: expected the manifest "
+            f"{version.manifest.manifest_sha256}, received {record.manifest_sha256}. Choose another --output."
+        )
+    proven = prove(folder, export_format, expected, quantize)
+    float_cost = None if record.quantized is None else record.quantized.float_cost
+    now = _record(version, export_format, quantize, record.files, expected, proven, record.converter, float_cost)
+    for name in ("dataset", "version", "format", "quantize", "class_names", "rows"):
+        if (received := getattr(record, name)) != getattr(now, name):
+            raise StoredArtifactError(
+                f"{folder / RECORD_NAME}: expected {name} {getattr(now, name)}, received {received}. The export was "
+                f"changed. Remove {folder} and export again."
+            )
+    if (record.quantized is None) != (quantize is None):
+        raise StoredArtifactError(
+            f"{folder / RECORD_NAME}: expected the comparison of a quantized model only for one. Remove {folder} and "
+            "export again."
+        )
+    return _reference(folder, now, created=False)
+
+
+def _copy_files(model: Path, folder: Path, record: ExportRecord) -> None:
+    for name in record.files:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((model / name).read_bytes())
+    _require_files(folder, record)
 
 
 def expected_of(version: StoredVersion, artifacts_dir: Path) -> Expected:
@@ -153,8 +195,13 @@ def expected_of(version: StoredVersion, artifacts_dir: Path) -> Expected:
     significance = float(str(manifest.promotion.get("significance", PromotionConfig().significance)))
     network = read_network(version.folder / TOPOLOGY_NAME, version.digests)
     weights = read_weights(version.folder / WEIGHTS_NAME, network, version.digests)
-    kernels = tuple(values for values in weights if values.ndim == 2)
-    return Expected(stored, kernels, contract.class_names, prepared, significance)
+    layers: list[tuple[Any, tuple[Any, ...]]]
+    layers = [(kernel, (bias,)) for kernel, bias in zip(weights[::2], weights[1::2], strict=True)]
+    # LiteRT's converter normalizes in the first layer: what normalization subtracts becomes a part of the bias.
+    kernel, (bias,) = layers[0]
+    low, high = contract.scale
+    layers[0] = kernel, (bias, bias - np.float32(low / (high - low)) * kernel.sum(axis=0))
+    return Expected(stored, tuple(layers), contract.class_names, prepared, significance)
 
 
 def _convert(
@@ -212,8 +259,8 @@ def prove(
                 "class. The export is rejected."
             )
         # A weight of a pixel that is 0 in all test rows, or of an inactive unit, changes no prediction.
-        for place, kernel in enumerate(expected.kernels, start=1):
-            if not any(_is_multiple(found, kernel) or _is_multiple(found.T, kernel) for found in output.matrices):
+        for place, (kernel, biases) in enumerate(expected.layers, start=1):
+            if not (_contains(output.arrays, kernel) and any(_contains(output.arrays, bias) for bias in biases)):
                 raise StoredArtifactError(
                     f"{path}: expected the stored weights of layer {place}, or a multiple of them, received others. "
                     "The export is rejected."
@@ -229,14 +276,23 @@ def prove(
     return output
 
 
-def _is_multiple(found: npt.NDArray[np.float32], kernel: npt.NDArray[np.float32]) -> bool:
-    """Return whether ``found`` is ``kernel`` times one number: LiteRT's converter multiplies by the scale of pixels."""
-    if found.shape != kernel.shape:
-        return False
-    one, other = found.astype(np.float64), kernel.astype(np.float64)
-    factor = np.vdot(one, other) / (np.vdot(other, other) or 1.0)
-    # float32 rounds by 6e-8 of a value.
-    return bool(np.abs(one - factor * other).max() <= 1e-6 * abs(factor) * np.abs(other).max())
+def _contains(arrays: Sequence[npt.NDArray[np.float32]], weights: npt.NDArray[np.float32]) -> bool:
+    """Return whether an array is ``weights`` or its transpose, times one number.
+
+    LiteRT's converter multiplies by the scale of pixels.
+    """
+    stored = weights.astype(np.float64)
+    square = np.vdot(stored, stored)
+    for array in arrays:
+        for found in (array.astype(np.float64), array.astype(np.float64).T):
+            if found.shape != stored.shape:
+                continue
+            factor = float(np.vdot(found, stored) / square) if square else 0.0
+            # float32 rounds by 6e-8 of a value, and sums thousands. Zeros are no multiple of anything else.
+            largest = 1e-5 * abs(factor) * np.abs(stored).max()
+            if np.abs(found - factor * stored).max() <= largest and bool(factor) == bool(square):
+                return True
+    return False
 
 
 def compared(output: ExportOutput, stored: StoredPredictions) -> PairedTest:
@@ -316,7 +372,7 @@ def _record(
     version: StoredVersion,
     export_format: ExportFormat,
     quantize: Quantization | None,
-    model: Path,
+    files: dict[str, ExportedFile],
     expected: Expected,
     proven: ExportOutput,
     converter: dict[str, str],
@@ -343,20 +399,24 @@ def _record(
             "format": export_format,
             "quantize": quantize,
             "class_names": proven.class_names,
-            "files": describe_files(model),
+            "files": files,
             "converter": converter,
             "runtime": proven.runtime,
             "rows": len(stored.labels),
             "largest_difference": difference,
             "changed_classes": changed,
-            "cost": _cost(model, proven),
+            "cost": _cost(files, proven),
             "quantized": quantized,
         }
     )
 
 
-def _cost(model: Path, proven: ExportOutput) -> ExportCost:
-    size = sum(entry["bytes"] for entry in describe_files(model).values())
+def _files_of(model: Path) -> dict[str, ExportedFile]:
+    return {name: ExportedFile.model_validate(entry) for name, entry in describe_files(model).items()}
+
+
+def _cost(files: dict[str, ExportedFile], proven: ExportOutput) -> ExportCost:
+    size = sum(entry.bytes for entry in files.values())
     return ExportCost.model_validate({"bytes": size, "latency_ms": proven.latency_ms})
 
 

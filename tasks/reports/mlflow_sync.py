@@ -10,16 +10,17 @@ import importlib.util
 import json
 import logging
 import os
+import posixpath
 import re
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -70,8 +71,9 @@ _EXAMPLE_ROWS = 2
 # MLflow's limits per request.
 _METRICS_PER_REQUEST, _PARAMS_PER_REQUEST, _DIGEST_LENGTH = 1_000, 100, 36
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
+_NAME_LENGTH = 100  # of a class in the name of a metric, which may have 250 characters
 # MLflow reserves these names: they name versions.
-_RESERVED_ALIAS = re.compile(r"latest|[vV][0-9]+")
+_RESERVED_ALIAS = re.compile(r"(?i:latest|v[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def synchronize(store: ModelStore, seconds: float | None = None) -> MlflowState:
     `WrongUsage` without an address, and as `require_mlflow`.
     """
     require_mlflow()
-    address = _shown(mlflow_address() or "")
+    address = mlflow_address()
     expired = threading.Event()
     with run_worker(__name__, {"root": str(store.root)}) as worker:
 
@@ -150,20 +152,21 @@ def main(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     store = ModelStore(root, root.name, StoreMirror.configured(root.name))
     address = mlflow_address() or ""
     if not store.numbers():
-        return asdict(MlflowState(_shown(address), {}, [], {}, []))
+        return asdict(MlflowState(address, {}, [], {}, []))
     import mlflow
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    _move_credentials(os.environ)
     mlflow.set_tracking_uri(address)
     try:
         # One process at a time: two would add the same version twice.
         with lock(root / ".mlflow.lock", waiting=f"{root}: waiting for another process that updates MLflow"):
-            return asdict(_MlflowCopy(store, mlflow.MlflowClient()).update(_shown(address)))
+            return asdict(_MlflowCopy(store, mlflow.MlflowClient()).update(address))
     except (MlflowException, RequestException) as error:
         message = " ".join(str(error).split())[:400].rstrip(".")
-        raise MlflowUnavailable(f"{_shown(address)}: {message}.") from error
+        raise MlflowUnavailable(f"{address}: {message}.") from error
 
 
 class _MlflowCopy:
@@ -375,19 +378,29 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
         for key, entry in value.items():
             yield from _numbers(entry, f"{name}/{key}" if name else str(key))
     elif isinstance(value, list):
-        for row in value:
-            if isinstance(row, Mapping) and "name" in row:
-                yield from _numbers(
-                    {key: entry for key, entry in row.items() if key != "label"}, f"{name}/{row['name']}"
-                )
+        rows = [row for row in value if isinstance(row, Mapping) and "name" in row]
+        names = [metric_name(str(row["name"])) for row in rows]
+        for place, (row, own) in enumerate(zip(rows, names, strict=True)):
+            entries = {key: entry for key, entry in row.items() if key != "label"}
+            yield from _numbers(entries, f"{name}/{own}" if names.count(own) == 1 else f"{name}/{own} {place}")
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield _NOT_IN_NAMES.sub("_", name), float(value)
+        yield name, float(value)
 
 
-def _shown(address: str) -> str:
-    """Return an address without user and password."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def metric_name(text: str) -> str:
+    """Return a class name as MLflow accepts it in the name of a metric, which has the form of a path."""
+    name = _NOT_IN_NAMES.sub("_", text)[:_NAME_LENGTH]
+    if posixpath.normpath(name) != name or name.startswith(("/", ".")):
+        name = name.replace("/", "_").strip(".") or "_"
+    return name
+
+
+def _move_credentials(environ: MutableMapping[str, str]) -> None:
+    """Move user and password from the address to MLflow's variables for them: its errors quote the address."""
+    parts = urlsplit(environ[MLFLOW_VARIABLE].strip())
+    for name, text in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
+        if text:
+            environ[f"MLFLOW_TRACKING_{name}"] = unquote(text)
 
 
 if __name__ == "__main__":

@@ -160,8 +160,20 @@ def _stop(worker: WorkerProcess) -> None:
     os.close(worker.mark)
 
 
-def _start(module: str) -> WorkerProcess:
-    prefix = f"fashion-ann-{module}-"
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """Yield a folder for temporary files, and remove it. Those that killed processes left are removed first."""
+    scratch, mark = _create_scratch(name)
+    try:
+        with scratch as folder:
+            yield Path(folder)
+    finally:
+        os.close(mark)
+
+
+def _create_scratch(name: str) -> tuple[tempfile.TemporaryDirectory[str], int]:
+    """Create a `scratch_folder`, and return it with the descriptor that keeps it in use."""
+    prefix = f"fashion-ann-{name}-"
     for folder in Path(tempfile.gettempdir()).glob(f"{glob.escape(prefix)}*"):
         with abandoned(folder) as dead:  # its processes were killed
             if dead:
@@ -174,7 +186,11 @@ def _start(module: str) -> WorkerProcess:
         return Path(scratches[-1].name)
 
     _, mark = create_in_use(create_scratch)
-    scratch = scratches[-1]
+    return scratches[-1], mark
+
+
+def _start(module: str) -> WorkerProcess:
+    scratch, mark = _create_scratch(module)
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_stop`
     process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
         python_command(module),

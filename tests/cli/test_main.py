@@ -14,7 +14,7 @@ from cli.arguments import path_argument, read_config, read_space
 from cli.contract_page import PAGE
 from cli.main import COMMANDS, command_parser
 from cli.printed_commands import runnable
-from schemas.config import DEFAULT_SPACE, PROJECT_ROOT, TrainingConfig
+from schemas.config import DEFAULT_SPACE, MLFLOW_VARIABLE, PROJECT_ROOT, TrainingConfig
 from tasks.registry.store import ModelStore, StoredVersion
 from tasks.runtime.files import write_json
 from tests.cli.conftest import Run
@@ -192,6 +192,18 @@ def test_names_a_file_in_place_of_a_folder(run: Run, tmp_path: Path) -> None:
     assert (status, out) == (5, "")
     assert str(tmp_path / "models") in err
     assert "Traceback" not in err
+
+
+def test_printed_commands_have_no_password(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MLFLOW_VARIABLE, "")
+    status, _, err = run("promote", "1", "--reason", "a test", "--mlflow", "http://user:secret@127.0.0.1:1")
+    assert status == 1
+    assert "train --mlflow http://127.0.0.1:1` first" in err
+    assert "secret" not in err
+    status, _, err = run("promote", "1", "--reason", "a test", "--mlflow", "user:secret@host")
+    assert status == 2
+    assert "argument --mlflow" in err
+    assert "secret" not in err
 
 
 def test_gc_lists_with_dry_run_and_then_deletes(run: Run, store: Path) -> None:

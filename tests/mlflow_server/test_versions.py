@@ -129,6 +129,19 @@ def test_killed_update_is_completed_by_the_next(
     require_equal(client, store)
 
 
+def test_a_reserved_alias_prevents_no_other(
+    client: MlflowClient, configured: str, store: ModelStore, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MLFLOW_VARIABLE)
+    add(0.01)
+    for alias in ("Latest", "staging"):
+        set_alias(store, 1, alias, "a test")
+    monkeypatch.setenv(MLFLOW_VARIABLE, configured)
+    state = synchronize(store)
+    assert state.faults == ["The alias Latest is not in MLflow, which reserves this name."]
+    assert state.aliases == {"champion": 1, "staging": 1}
+
+
 def test_alias_of_a_damaged_version_names_no_other(
     client: MlflowClient, configured: str, store: ModelStore, add: Add
 ) -> None:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from tasks.data.splits import open_split
 from tasks.model.run_export import run_export
 from tasks.registry.export import expected_of, export_version
 from tasks.registry.store import ModelStore
+from tests.processes.kill import killed_when
 
 FORMATS = get_args(ExportFormat)
 PAGE = PROJECT_ROOT / "docs" / "export.md"
@@ -45,3 +47,18 @@ def test_the_program_of_the_page_gives_the_stored_predictions(
             patch.setenv("PYTHONPATH", str(tmp_path / "path"))
             run_export(tmp_path / "DIR" / "fashion-mnist" / "1", name, expected.prepared)
         assert not (tmp_path / "imported").exists()
+
+
+def test_a_killed_export_leaves_nothing_after_the_next(
+    sample_version: Path, sample_artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, output = tmp_path / "scratch", tmp_path / "exports"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    version = ModelStore(sample_version.parent.parent).version(1)
+    killed_when(lambda: any(scratch.glob("*/model")), export_version, version, "keras", output, sample_artifacts)
+    assert any(scratch.iterdir())
+    assert not output.exists()
+    export_version(version, "keras", output, sample_artifacts)
+    assert list(scratch.iterdir()) == []

@@ -17,9 +17,10 @@ def test_move_without_a_server_is_kept(
 ) -> None:
     root = tmp_path / "fashion-mnist"
     add_promoted(root)
-    monkeypatch.setenv(MLFLOW_VARIABLE, f"http://{HOST}:{free_port()}")
+    monkeypatch.setenv(MLFLOW_VARIABLE, f"http://user:secret@{HOST}:{free_port()}")
     with caplog.at_level(logging.WARNING):
         update_mlflow(ModelStore(root))
     assert "MLflow is not up to date: http://127.0.0.1:" in caplog.text
+    assert "secret" not in caplog.text
     assert "`fashion-ann mlflow sync` adds what is missing" in caplog.text
     assert ModelStore(root).aliases.champion() == 1

@@ -1,5 +1,6 @@
 """An export is written if its own runtime gives the stored predictions on every test row, and only then."""
 
+import errno
 import json
 import shutil
 import sys
@@ -23,6 +24,7 @@ from schemas.errors import (
     WrongUsage,
 )
 from schemas.export import ExportedModel, ExportFormat
+from tasks.data.splits import open_split, scale_pixels
 from tasks.model.export import calibration_images, with_scaling, write_export
 from tasks.registry.export import Expected, expected_of, export_version, prove
 from tasks.registry.store import ModelStore, StoredVersion
@@ -99,7 +101,7 @@ def rejected(*words: str) -> Iterator[None]:
     assert all(word in str(raised.value) for word in words), raised.value
 
 
-@pytest.mark.parametrize("fault", ["weight", "unused weight", "scale", "class names"])
+@pytest.mark.parametrize("fault", ["weight", "unused weight", "unused bias", "scale", "class names"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_other_predictions_are_rejected(
     version: StoredVersion, expected: Expected, tmp_path: Path, name: ExportFormat, fault: str
@@ -115,14 +117,25 @@ def test_other_predictions_are_rejected(
             kernel, bias = network.layers[1].get_weights()
             kernel[0, 0] += 1e-3  # of a pixel that is 0 in all test rows
             network.layers[1].set_weights([kernel, bias])
+        case "unused bias":
+            kernel, bias = network.layers[1].get_weights()
+            bias[inactive_unit(expected, kernel, bias)] -= 1e-3
+            network.layers[1].set_weights([kernel, bias])
         case "scale":
             scale = PixelScale(0, 1)
         case "class names":
             metadata = {**METADATA, "class_names": FASHION_MNIST.class_names[::-1]}
     write_export(with_scaling(network, scale), name, tmp_path / "export", metadata)
-    words = {"class names": "Bag", "unused weight": "weights of layer 1"}.get(fault, "largest difference")
+    unused = dict.fromkeys(("unused weight", "unused bias"), "weights of layer 1")
+    words = {"class names": "Bag", **unused}.get(fault, "largest difference")
     with rejected(words):
         prove(tmp_path / "export", name, expected)
+
+
+def inactive_unit(expected: Expected, kernel: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> int:
+    """Return a unit of the hidden layer whose output is 0 for all test rows."""
+    images = scale_pixels(open_split(expected.prepared, "test").images[:], FASHION_MNIST.scale)
+    return int(np.flatnonzero((images @ kernel + bias).max(axis=0) < 0)[0])
 
 
 def test_a_changed_class_is_rejected_within_the_tolerance(
@@ -132,7 +145,7 @@ def test_a_changed_class_is_rejected_within_the_tolerance(
     network.set_weights([np.zeros_like(values) for values in network.get_weights()])  # all classes tie
     write_export(with_scaling(network, FASHION_MNIST.scale), "onnx", tmp_path / "export", METADATA)
     probabilities = np.full_like(expected.stored.probabilities, 0.1)
-    expected = replace(expected, kernels=())
+    expected = replace(expected, layers=())
     prove(tmp_path / "export", "onnx", stored_as(expected, probabilities))
     probabilities[5, 3] += 1e-6
     with rejected("largest difference of 9.98e-07 and 1 rows of another class"):
@@ -162,6 +175,33 @@ def test_an_existing_export_is_proven_again(
     monkeypatch.setattr("tasks.registry.export.TOLERANCE", -1.0)
     with rejected("largest difference"):
         export_version(version, "onnx", onnx, sample_artifacts)
+
+
+def test_an_export_that_another_process_wrote_meanwhile_is_proven(
+    version: StoredVersion, sample_artifacts: Path, onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "output"
+    folder = output / "fashion-mnist-onnx" / "1"
+    other = tmp_path / "other"
+    shutil.copytree(onnx / "fashion-mnist-onnx" / "1", other)
+    monkeypatch.setattr("tasks.registry.export.sync_to_disk", lambda path: other.exists() and other.rename(folder))
+    exported = export_version(version, "onnx", output, sample_artifacts)
+    assert (exported.created, exported.path) == (False, folder / "model.onnx")
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_full_disk_names_the_folder(
+    version: StoredVersion, sample_artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tasks.registry.export.sync_to_disk", fail)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        export_version(version, "onnx", tmp_path, sample_artifacts)
+    folder = tmp_path / "fashion-mnist-onnx" / "1"
+    assert raised.value.filename == str(folder)
+    assert list(folder.parent.iterdir()) == []
 
 
 def change_weight(folder: Path, version: StoredVersion) -> None:
@@ -194,6 +234,11 @@ def of_another_version(folder: Path, version: StoredVersion) -> None:
     (folder / "export.json").write_text(json.dumps({**record, "manifest_sha256": "0" * 64}))
 
 
+def claim_more_rows(folder: Path, version: StoredVersion) -> None:
+    record = json.loads((folder / "export.json").read_bytes())
+    (folder / "export.json").write_text(json.dumps({**record, "rows": 10_000}))
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "words"),
     [
@@ -201,6 +246,7 @@ def of_another_version(folder: Path, version: StoredVersion) -> None:
         (add_file, StoredArtifactError, "labels.txt: expected no such file"),
         (remove_file, StoredArtifactError, "model.onnx: expected sha256"),
         (break_record, StoredArtifactError, "export.json"),
+        (claim_more_rows, StoredArtifactError, "export.json: expected rows 200, received 10000"),
         (forget_record, WrongUsage, "is no export"),
         (of_another_version, WrongUsage, "received " + "0" * 64),
     ],

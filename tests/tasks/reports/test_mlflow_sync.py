@@ -9,7 +9,7 @@ from flows.train_fashion_mnist import train_fashion_mnist
 from schemas.config import MLFLOW_VARIABLE, mlflow_address
 from schemas.errors import ExtraNotInstalled, WrongUsage
 from tasks.registry.store import ModelStore
-from tasks.reports.mlflow_sync import require_mlflow, update_mlflow
+from tasks.reports.mlflow_sync import metric_name, require_mlflow, update_mlflow
 
 
 def test_run_without_the_extra_ends_before_its_first_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,10 +33,33 @@ def test_without_an_address_nothing_is_needed(
 
 
 @pytest.mark.parametrize(
-    "value", ["mlruns", "sqlite:///mlflow.db", "http:///path", "databricks", "ftp://u:secret@host"]
+    "value",
+    [
+        "mlruns",
+        "sqlite:///mlflow.db",
+        "http:///path",
+        "databricks",
+        "ftp://u:secret@host",
+        "http://[::1",
+        "http://host:port",
+        "http://u:1/secret@host",
+        "http://host?token=secret",
+    ],
 )
 def test_address_must_be_that_of_a_server(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MLFLOW_VARIABLE, value)
     with pytest.raises(WrongUsage, match="expected the address of an MLflow server") as raised:
         mlflow_address()
     assert "secret" not in str(raised.value)
+
+
+def test_address_is_without_user_and_password() -> None:
+    assert mlflow_address("https://user:p%40ss@host:5000/path") == "https://host:5000/path"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("T-shirt/top", "T-shirt/top"), ("C#", "C_"), ("/a//b/", "_a__b_"), ("..", "_"), ("x" * 300, "x" * 100)],
+)
+def test_class_names_are_parts_of_a_path(name: str, expected: str) -> None:
+    assert metric_name(name) == expected
