@@ -13,7 +13,7 @@ from schemas.layout import is_beside, is_litter, profile_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, sha256sum_digest
 from tasks.data.remote_folder import CSV_SUFFIXES
 from tasks.registry.batch_prediction import require_replaceable
-from tasks.runtime.files import atomic_folder, remove_path, sweep_temporaries, temporary_name
+from tasks.runtime.files import atomic_folder, remove_leftover, remove_path, sweep_temporaries, temporary_name
 
 _SUFFIX = ".parquet"
 
@@ -77,14 +77,19 @@ def new_prediction_folder(output: Path) -> Iterator[Path]:
     earlier = temporary_name(target)
     try:
         with atomic_folder(target) as folder:
-            yield folder
+            try:
+                yield folder
+            except BaseException:
+                # Tasks that still run, as after Ctrl-C, find no folder to write to while this one is removed.
+                remove_path(folder.rename(temporary_name(target)))
+                raise
             if target.exists():  # only an empty folder can be replaced; after a kill here there is no output
                 target.rename(earlier)
     except BaseException:
         if earlier.exists() and not target.exists():
             earlier.rename(target)
         raise
-    remove_path(earlier)
+    remove_leftover(earlier)  # the new output is complete
 
 
 def _require_predictions(folder: Path) -> None:

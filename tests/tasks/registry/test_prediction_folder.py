@@ -1,5 +1,8 @@
 """The folder of predictions of several CSVs: its names, its replacement, and what is refused."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,6 +85,26 @@ def test_after_an_error_the_output_is_as_before(tmp_path: Path, earlier: bool) -
     with pytest.raises(KeyboardInterrupt), new_prediction_folder(tmp_path / "out") as folder:
         fail(folder)
     assert [*tmp_path.rglob("*")] == ([] if old is None else [tmp_path / "out", old])
+
+
+def test_an_interrupt_ends_while_tasks_still_write(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        with suppress(FileNotFoundError):
+            for number in count():
+                (folder / f"{number}").touch()
+
+    def interrupt(folder: Path) -> None:
+        running.append(pool.submit(write, folder))
+        while not [*folder.iterdir()]:
+            pass
+        raise KeyboardInterrupt
+
+    running: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(KeyboardInterrupt), new_prediction_folder(tmp_path / "out") as folder:
+            interrupt(folder)
+        running[0].result(timeout=60)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_failed_rename_brings_the_earlier_predictions_back(tmp_path: Path) -> None:
