@@ -1,5 +1,6 @@
 """The predictions of several CSVs: a folder with a Parquet file per CSV, which readers take as one dataset."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,6 +17,7 @@ from tasks.registry.batch_prediction import require_replaceable
 from tasks.runtime.files import atomic_folder, remove_leftover, remove_path, sweep_temporaries, temporary_name
 
 _SUFFIX = ".parquet"
+_CSV_SUFFIX = re.compile(r"(\.csv)?(\.gz)?\Z", re.IGNORECASE)
 
 
 def is_several(images: Sequence[Path]) -> bool:
@@ -34,7 +36,7 @@ def csvs_by_part(images: Sequence[Path]) -> dict[str, Path]:
     """
     parts: dict[str, Path] = {}
     for path in chain.from_iterable(map(_csvs_in, images)):
-        name = f"{path.name.removesuffix('.gz').removesuffix('.csv')}{_SUFFIX}"
+        name = _CSV_SUFFIX.sub("", path.name, count=1) + _SUFFIX
         if name.startswith(("_", ".")):
             raise WrongUsage(
                 f"{path}: expected a name that does not begin with {name[0]!r}, because programs that read a folder of "
@@ -53,7 +55,7 @@ def _csvs_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     entries = (entry for entry in path.iterdir() if not entry.name.startswith(".") and not is_litter(entry.name))
-    if csvs := [entry for entry in entries if entry.name.endswith(CSV_SUFFIXES)]:
+    if csvs := [entry for entry in entries if entry.name.lower().endswith(CSV_SUFFIXES)]:
         return csvs
     raise DataContractError(f"{path} contains no CSV. Expected files that end in {' or '.join(CSV_SUFFIXES)}.")
 
