@@ -1,6 +1,7 @@
 """The commands for watched predictions: list the days, and add labels that arrive later."""
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -40,14 +41,20 @@ def _predictions(options: argparse.Namespace) -> None:
     artifacts, contract = artifacts_folder(options.artifacts_dir), contract_of(options.dataset)
     store = ModelStore.of(artifacts, options.dataset).refresh()
     watched = watched_days(artifacts, store, contract, now, days)
-    page = write_predictions_page(artifacts, contract, watched, now)
+    page = None
+    try:
+        page = write_predictions_page(artifacts, contract, watched, now)
+    except OSError as error:  # a read-only folder can be looked at
+        print(f"{options.prog}: warning: no page was written: {error}", file=sys.stderr)
     result = {
         "dataset": options.dataset,
         "days": [{**day.model_dump(), "drifted": day.drifted} for day in watched],
         "drifted": [day.name for day in watched if day.drifted],
         "page": page,
     }
-    lines = [*_table(watched), f"  page  {page}"] if watched else [f"No predictions in the last {days} days."]
+    lines = list(_table(watched)) or [f"No predictions in the last {days} days."]
+    if watched and page is not None:
+        lines.append(f"  page  {page}")
     print_result(options, result, lines)
 
 

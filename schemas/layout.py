@@ -4,6 +4,7 @@ Only the folders of stage outputs are elsewhere, in tasks/runtime/stages.py: thi
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 # Files of a stage's output folder.
@@ -122,10 +123,9 @@ def shadow_beside(output: Path) -> Path:
     return output.with_name(f"_{output.stem}.shadow{output.suffix}")
 
 
-def is_beside(path: Path) -> bool:
-    """Return whether ``path`` is the profile or the shadow of predictions that are beside it."""
-    others = path.parent.glob("[!_.]*")
-    return path.name.startswith("_") and any(path in (profile_beside(other), shadow_beside(other)) for other in others)
+def files_beside(outputs: Iterable[Path]) -> set[Path]:
+    """Return the paths of the profiles and shadows of predictions that were written to ``outputs``."""
+    return {place(output) for output in outputs for place in (profile_beside, shadow_beside)}
 
 
 def validation_folder(parquet: Path) -> Path:

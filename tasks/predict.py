@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.errors import UnreadableData, WrongUsage
-from schemas.layout import is_beside, profile_beside
+from schemas.layout import files_beside, profile_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, Predictions
 from tasks.registry.batch_prediction import predict_csv
 from tasks.registry.prediction_folder import new_prediction_folder, predicted_files
@@ -124,8 +124,10 @@ def predict_files(
                 receive_file(file.sha256, folder / part)
                 if file.profile_sha256 is not None:
                     receive_file(file.profile_sha256, profile_beside(folder / part))
+        kept = {folder / part for part in files}
+        kept |= files_beside(kept)
         for path in folder.iterdir():
-            if path.name not in files and not is_beside(path):  # of a worker that was killed
+            if path not in kept:  # of a worker that was killed
                 path.unlink()
     return predicted
 

@@ -19,7 +19,7 @@ from tests import field_faults
 PAGES = sorted([PROJECT_ROOT / "README.md", PROJECT_ROOT / "artifacts" / "README.md", *PROJECT_ROOT.glob("docs/*.md")])
 
 # Flags of other programs in these pages.
-OTHER_FLAGS = {"--watch", "--pool", "--params", "--help", "--rounds", "--only"}
+OTHER_FLAGS = {"--watch", "--pool", "--params", "--help", "--rounds", "--only", "--part"}
 
 
 def flags_of(command: Command) -> set[str]:

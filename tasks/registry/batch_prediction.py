@@ -19,7 +19,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from schemas.contract import DatasetContract, contract_of
-from schemas.errors import DataContractError, StageNotWritten, StoredArtifactError, WrongUsage
+from schemas.errors import DataContractError, FashionAnnError, StageNotWritten, WrongUsage
 from schemas.layout import WEIGHTS_NAME, profile_beside, shadow_beside
 from schemas.predictions import EstimatedAccuracy, ShadowComparison
 from schemas.references import Predictions
@@ -226,7 +226,7 @@ class _Shadow:
 def _estimate(version: StoredVersion, counts: Counts, contract: DatasetContract) -> EstimatedAccuracy | None:
     try:
         return estimate_accuracy(Baseline.of(version, contract).table, counts)
-    except StoredArtifactError as error:
+    except FashionAnnError as error:
         logger.warning("the accuracy of version %d was not estimated: %s", version.number, error)
         return None
 

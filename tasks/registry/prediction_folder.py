@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import DataContractError, WrongUsage
-from schemas.layout import is_beside, is_litter, profile_beside
+from schemas.layout import files_beside, is_litter, profile_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, sha256sum_digest
 from tasks.data.remote_folder import CSV_SUFFIXES
 from tasks.registry.batch_prediction import require_replaceable
@@ -95,8 +95,10 @@ def new_prediction_folder(output: Path) -> Iterator[Path]:
 
 
 def _require_predictions(folder: Path) -> None:
-    for path in folder.iterdir() if folder.exists() else ():
-        if is_litter(path.name) or is_beside(path):
+    paths = list(folder.iterdir()) if folder.exists() else []
+    beside = files_beside(path for path in paths if not path.name.startswith(("_", ".")))
+    for path in paths:
+        if is_litter(path.name) or path in beside:
             continue
         try:
             written = b"fashion_ann.version" in (pq.read_schema(path).metadata or {})

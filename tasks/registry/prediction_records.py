@@ -10,11 +10,10 @@ A record has 21 bytes per row. Records are on the machine that predicted, also w
 
 import hashlib
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -40,7 +39,7 @@ from tasks.checks.image_profile import ImageProfile
 from tasks.data.csv_reader import open_csv
 from tasks.model.test_predictions import image_digest
 from tasks.registry.store import StoredVersion
-from tasks.runtime.files import atomic_folder, atomic_write, remove_path, sha256_file, write_json
+from tasks.runtime.files import atomic_folder, atomic_write, remove_path, sha256_file, sweep_temporaries, write_json
 from tasks.runtime.locks import abandoned
 from tasks.runtime.stored_file import open_stored, read_json, require_digest
 
@@ -68,21 +67,19 @@ class PredictedRows:
 
 
 class PredictionRecord:
-    """Count the predictions of a file batch by batch. ``writer`` receives the rows, None if they are not kept."""
+    """Count the predictions of a file batch by batch.
 
-    def __init__(
-        self,
-        stored: StoredVersion,
-        contract: DatasetContract,
-        now: datetime,
-        shadow_of: int | None,
-        writer: pq.ParquetWriter | None,
-    ) -> None:
+    writer: receives the rows, None if they are not kept. fault: the first error of the writer, which ends the record
+    and not the predictions.
+    """
+
+    def __init__(self, stored: StoredVersion, contract: DatasetContract, now: datetime, shadow_of: int | None) -> None:
         self.counts: Counts = np.zeros((contract.classes, CONFIDENCE_BINS), np.int64)
         self.pixels = np.zeros((2, PIXEL_BINS))
         self.profile: PredictionProfile | None = None
+        self.writer: pq.ParquetWriter | None = None
+        self.fault: OSError | None = None
         self._stored, self._contract, self._now, self._shadow_of = stored, contract, now, shadow_of
-        self._writer = writer
 
     def add(self, images: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32]) -> None:
         """Add the next images, uint8 (N, pixels), with the probability of each class, float32 (N, classes)."""
@@ -90,11 +87,14 @@ class PredictionRecord:
         self.counts += confidence_counts(predicted, confidence, self._contract.classes)
         for start in range(0, len(images), _CHUNK):
             self.pixels += half_histograms(images[start : start + _CHUNK], self._contract)
-        if self._writer is not None:
-            digests = pa.array(map(image_digest, images), _DIGEST)
-            self._writer.write_table(
-                pa.table([digests, predicted.astype(np.uint8), confidence.astype(np.float32)], schema=_ROWS)
-            )
+        if self.writer is None or self.fault is not None:
+            return
+        digests = pa.array(map(image_digest, images), _DIGEST)
+        rows = pa.table([digests, predicted.astype(np.uint8), confidence.astype(np.float32)], schema=_ROWS)
+        try:
+            self.writer.write_table(rows)
+        except OSError as error:
+            self.fault = error
 
     def finish(
         self,
@@ -137,21 +137,38 @@ def recording(
 
     now: the time of the predictions, in UTC. The block calls `PredictionRecord.finish`.
 
-    In an artifacts folder that cannot be written to, a warning is logged: the predictions are what the user asked for.
+    If the folder cannot be written to, or its disk is full, a warning is logged and nothing is written: the predictions
+    are what the user asked for.
     """
     day = Artifacts(artifacts_dir).predictions / contract.name / now.strftime(_DAY)
-    if (problem := _not_writable(day)) is not None:
-        logger.warning("the predictions are not recorded, and watch-predictions does not count them: %s", problem)
-        yield PredictionRecord(stored, contract, now, shadow_of, None)
-        return
-    with atomic_folder(day / f"{now:%H%M%S}-{uuid4().hex[:8]}") as folder:
-        # Neither digests nor confidences repeat.
-        with pq.ParquetWriter(folder / PREDICTED_ROWS_NAME, _ROWS, compression="zstd", use_dictionary=False) as writer:
-            record = PredictionRecord(stored, contract, now, shadow_of, writer)
+    record = PredictionRecord(stored, contract, now, shadow_of)
+    entered, failed = False, None  # the error of the block
+    try:
+        day.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(day / f"{now:%H%M%S}-{uuid4().hex[:8]}") as folder:
+            rows = folder / PREDICTED_ROWS_NAME
+            # Neither digests nor confidences repeat.
+            with pq.ParquetWriter(rows, _ROWS, compression="zstd", use_dictionary=False) as record.writer:
+                entered = True
+                try:
+                    yield record
+                except BaseException as error:
+                    failed = error
+                    raise
+            if record.fault is not None:
+                raise record.fault
+            if record.profile is not None:
+                write_json(folder / PROFILE_NAME, {**record.profile.as_json(), "rows_sha256": sha256_file(rows)})
+    except OSError as error:
+        if failed is not None:
+            raise failed  # noqa: B904  # that of the writer only follows from it
+        logger.warning(
+            "the predictions are not recorded, and watch-predictions does not count them: %s: %s",
+            day,
+            error.strerror or error,
+        )
+        if not entered:
             yield record
-        if record.profile is not None:
-            rows_sha256 = sha256_file(folder / PREDICTED_ROWS_NAME)
-            write_json(folder / PROFILE_NAME, {**record.profile.as_json(), "rows_sha256": rows_sha256})
 
 
 def measured_drift(
@@ -164,15 +181,6 @@ def measured_drift(
     if profile is None or class_rows.sum() < LEAST_ROWS:
         return None
     return drift_of_classes(pixels, class_rows, profile)
-
-
-def _not_writable(folder: Path) -> str | None:
-    """Create a folder, and return why nothing can be written to it, else None."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"{folder}: {error.strerror or error}"
-    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} is not writable"
 
 
 @dataclass(frozen=True)
@@ -206,8 +214,10 @@ class StoredRecord:
         return PredictedRows(table["image"].to_pylist(), predicted, confidence)
 
 
-def read_records(artifacts_dir: Path, contract: DatasetContract, since: str = "") -> Iterator[StoredRecord]:
-    """Yield the records of a dataset since a day such as 2026-01-31, oldest first.
+def read_records(
+    artifacts_dir: Path, contract: DatasetContract, since: str = "", until: str = "9999-12-31"
+) -> Iterator[StoredRecord]:
+    """Yield the records of a dataset from one day to another, such as 2026-01-31, oldest first.
 
     The same images that the same version predicted again on one day count once: a repetition adds no information. A
     record that cannot be read is left out, with a warning. What killed processes left is removed.
@@ -216,13 +226,16 @@ def read_records(artifacts_dir: Path, contract: DatasetContract, since: str = ""
     for day in sorted((Artifacts(artifacts_dir).predictions / contract.name).glob(_DAY_PATTERN)):
         if day.name < since:
             continue
-        for folder in sorted(day.iterdir()):
+        if day.name > until:
+            logger.warning("left out: %s is in the future. Was the clock of its machine wrong?", day)
+            continue
+        for folder in sorted(day.glob("*")):
             if name_of_temporary(folder.name) is not None:
                 _remove_abandoned(folder)
                 continue
             try:
                 record = StoredRecord.read(folder, contract)
-            except StoredArtifactError as error:
+            except (StoredArtifactError, OSError) as error:  # OSError: of a file that another user may not read
                 logger.warning("left out: %s", error)
                 continue
             profile = record.profile
@@ -241,22 +254,44 @@ def _remove_abandoned(folder: Path) -> None:
 def store_labels(csv: Path, contract: DatasetContract, artifacts_dir: Path, now: datetime) -> Labels:
     """Store the labels of a CSV by the digest of each image, and return them.
 
-    csv: as ingest reads it, with the label column. Of several rows with one image the last one counts.
+    csv: as ingest reads it, with the label column. Of several rows with one image the last one counts, and a warning is
+    logged if their labels differ, or if an earlier file has another label.
 
     Raises `DataContractError` as ingest does. Nothing is stored then.
     """
     labels: Labels = {}
+    conflicts: set[bytes] = set()
     with open_csv(csv, contract) as blocks:
         for rows in blocks:
-            labels.update(zip(map(image_digest, rows[:, 1:]), rows[:, 0].tolist(), strict=True))
-    folder = Artifacts(artifacts_dir).predictions / contract.name / LABELS_FOLDER
+            for image, label in zip(map(image_digest, rows[:, 1:]), rows[:, 0].tolist(), strict=True):
+                if labels.setdefault(image, label) != label:
+                    conflicts.add(image)
+                    labels[image] = label
+    if conflicts:
+        logger.warning("%s: %d images have rows with different labels; the last row counts", csv.name, len(conflicts))
+    earlier = _label_files(artifacts_dir, contract)
+    known = _joined(earlier)
+    if changed := sum(known.get(image, label) != label for image, label in labels.items()):
+        logger.warning("%s: %d images had another label in an earlier file; this file counts", csv.name, changed)
+    # Later than every earlier file, also if the clock was put back.
+    created = max([now, *(file.created + timedelta(microseconds=1) for file in earlier)])
+    folder = _labels_folder(artifacts_dir, contract)
     folder.mkdir(parents=True, exist_ok=True)
-    schema = _LABELS.with_metadata({_CREATED: now.isoformat().encode()})
+    schema = _LABELS.with_metadata({_CREATED: created.isoformat().encode()})
     table = pa.table([pa.array(labels.keys(), _DIGEST), pa.array(labels.values(), pa.uint8())], schema=schema)
     content = hashlib.sha256(b"".join(image + bytes([label]) for image, label in sorted(labels.items()))).hexdigest()
-    with atomic_write(folder / f"{short_key(content)}.parquet") as temporary:
+    path = folder / f"{short_key(content)}.parquet"
+    sweep_temporaries(path)
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
     return labels
+
+
+@dataclass(frozen=True)
+class _LabelFile:
+    created: datetime
+    name: str
+    table: pa.Table
 
 
 def read_labels(artifacts_dir: Path, contract: DatasetContract) -> Labels:
@@ -264,17 +299,30 @@ def read_labels(artifacts_dir: Path, contract: DatasetContract) -> Labels:
 
     A file that cannot be read is left out, with a warning.
     """
+    return _joined(_label_files(artifacts_dir, contract))
+
+
+def _labels_folder(artifacts_dir: Path, contract: DatasetContract) -> Path:
+    return Artifacts(artifacts_dir).predictions / contract.name / LABELS_FOLDER
+
+
+def _label_files(artifacts_dir: Path, contract: DatasetContract) -> list[_LabelFile]:
+    """Return the files with labels, the oldest first."""
     files = []
-    for path in (Artifacts(artifacts_dir).predictions / contract.name / LABELS_FOLDER).glob("[!.]*.parquet"):
+    for path in _labels_folder(artifacts_dir, contract).glob("[!.]*.parquet"):
         try:
             table = _read_table(path, _LABELS)
-        except StoredArtifactError as error:
-            logger.warning("left out: %s", error)
-            continue
-        files.append(((table.schema.metadata or {}).get(_CREATED, b""), path.name, table))
+            created = datetime.fromisoformat((table.schema.metadata or {})[_CREATED].decode())
+            files.append(_LabelFile(created.astimezone(UTC), path.name, table))
+        except (StoredArtifactError, OSError, KeyError, ValueError) as error:
+            logger.warning("left out: %s: expected labels (%s)", path, error)
+    return sorted(files, key=lambda file: (file.created, file.name))
+
+
+def _joined(files: Iterable[_LabelFile]) -> Labels:
     labels: Labels = {}
-    for _, _, table in sorted(files, key=lambda file: file[:2]):
-        labels.update(zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True))
+    for file in files:
+        labels.update(zip(file.table["image"].to_pylist(), file.table["label"].to_pylist(), strict=True))
     return labels
 
 

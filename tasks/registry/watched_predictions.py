@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.contract import DatasetContract
-from schemas.errors import StoredArtifactError, VersionNotFound
+from schemas.errors import FashionAnnError, StoredArtifactError
 from schemas.layout import PREDICTIONS_NAME
 from schemas.predictions import EstimatedAccuracy, MeasuredAccuracy, PairedLabels, PredictionProfile
 from schemas.references import WatchedDay
@@ -78,7 +78,7 @@ def watched_days(
     since = (now - timedelta(days=days - 1)).date().isoformat()
     labels = read_labels(artifacts_dir, contract)
     baselines = _Baselines(store, contract)
-    records = sorted(read_records(artifacts_dir, contract, since), key=_series)
+    records = sorted(read_records(artifacts_dir, contract, since, now.date().isoformat()), key=_series)
     groups = {key: list(group) for key, group in groupby(records, key=_series)}
     return [_watched_day(group, groups, baselines, labels, contract) for group in groups.values()]
 
@@ -108,7 +108,7 @@ class _Baselines:
                     self._read[key] = f"Version {profile.version} of the store is another one."
                 else:
                     self._read[key] = Baseline.of(version, self._contract)
-            except (StoredArtifactError, VersionNotFound) as error:
+            except FashionAnnError as error:  # also a remote store that cannot be reached
                 self._read[key] = str(error)
         return self._read[key]
 
@@ -213,7 +213,7 @@ def _rows_of(records: Iterable[StoredRecord]) -> Iterator[PredictedRows]:
     for record in records:
         try:
             yield record.rows()
-        except StoredArtifactError as error:
+        except (StoredArtifactError, OSError) as error:
             logger.warning("left out: %s", error)
 
 

@@ -43,3 +43,12 @@ def test_no_predictions_and_wrong_days(run: Run, tmp_path: Path) -> None:
     status, _, err = run("predictions", "--days", "0", "--artifacts-dir", tmp_path)
     assert status == 2
     assert "--days" in err
+
+
+def test_days_are_listed_if_no_page_can_be_written(run: Run, tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path)
+    simulation.predict(datetime.now(UTC), 300)
+    (tmp_path / "predictions" / "fashion-mnist" / "predictions.html").mkdir()
+    status, out, err = run("predictions", "--json", "--artifacts-dir", tmp_path)
+    assert (status, json.loads(out)["page"], len(json.loads(out)["days"])) == (0, None, 1)
+    assert "no page was written" in err

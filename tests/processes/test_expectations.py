@@ -45,8 +45,9 @@ from pydantic.v1 import BaseModel
 found = sorted(models(BaseModel))
 print(len(found), sha256(repr(found).encode()).hexdigest())
 """
-_PLAIN = "import sys\nsys.modules['sqlalchemy'] = None\nimport great_expectations.expectations\n"
-_OURS = "from tasks.checks.expectations import import_great_expectations\nimport_great_expectations()\n"
+# typing returns the first of two equal types, such as Union[int, str] and Union[str, int]: jinja2 comes first in both.
+_PLAIN = "import sys, jinja2\nsys.modules['sqlalchemy'] = None\nimport great_expectations.expectations\n"
+_OURS = "import jinja2\nfrom tasks.checks.expectations import import_great_expectations\nimport_great_expectations()\n"
 
 
 def test_models_have_the_fields_that_pydantic_gives_them() -> None:

@@ -112,7 +112,10 @@ def test_a_worker_that_shares_only_the_remote(
     send_csv(csv)
     csv.path.unlink()
     predicted = predict_file.fn(csv.path, csv.sha256, Path("/none/a.parquet"), "2", NAME, None)
-    assert (predicted.images, predicted.sha256, predicted.profile) == (csv.path, alone.sha256, None)
-    receive_file(predicted.sha256, tmp_path / "received")
-    assert sha256_file(tmp_path / "received") == alone.sha256
-    assert not predicted.output.exists()
+    assert (predicted.images, predicted.sha256) == (csv.path, alone.sha256)
+    assert predicted.profile_sha256 is not None
+    for digest, own in ((predicted.sha256, predicted.output), (predicted.profile_sha256, predicted.profile)):
+        assert own is not None
+        assert not own.exists()
+        receive_file(digest, tmp_path / digest)
+        assert sha256_file(tmp_path / digest) == digest

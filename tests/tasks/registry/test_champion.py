@@ -1,7 +1,7 @@
 """Promotions and rollbacks on a store of real small models."""
 
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +222,9 @@ def test_a_demanded_shadow_is_counted_beside_the_champion(three_versions: Path, 
     store = ModelStore.of(tmp_path, "fashion-mnist")
     shutil.copytree(three_versions, store.root)
     images, probabilities = np.zeros((100, 784), np.uint8), np.full((100, 10), 0.1, np.float32)
-    for number, beside in ((2, 1), (2, 3), (2, None), (3, 1)):
-        with recording(tmp_path, store.version(number), FASHION_MNIST, datetime.now(UTC), beside) as record:
+    now = datetime.now(UTC)
+    for day, number, beside in ((0, 2, 1), (1, 2, 1), (0, 2, 3), (0, 2, None), (0, 3, 1)):  # day 1: the same images
+        with recording(tmp_path, store.version(number), FASHION_MNIST, now - timedelta(days=day), beside) as record:
             record.add(images + number, probabilities)
             record.finish("out.parquet", "0" * 64, None, [])
     with pytest.raises(WrongUsage, match="expected 101 rows as a shadow of version 1, the champion, received 100"):

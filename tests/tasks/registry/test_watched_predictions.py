@@ -1,5 +1,6 @@
 """Days of predictions are compared with the version that predicted; labels that arrive later are joined by image."""
 
+import resource
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from schemas.contract import FASHION_MNIST
 from schemas.errors import StoredArtifactError
 from schemas.references import WatchedDay
-from tasks.registry.prediction_records import read_records, store_labels
+from tasks.registry.prediction_records import read_labels, read_records, store_labels
 from tasks.registry.watched_predictions import labelled_images, watched_days
 from tests.watched import Images, Simulation
 
@@ -154,6 +155,29 @@ def test_a_shadow_is_compared_on_labels_and_never_alarms(simulation: Simulation,
     assert not shadow.drifted
 
 
+def test_labels_that_conflict_are_reported(
+    simulation: Simulation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, twice = simulation.images[:3], simulation.images[[0, 0, 1, 1]]
+    store_labels(write_csv(tmp_path / "a.csv", images, np.array([1, 1, 1])), FASHION_MNIST, tmp_path, START)
+    assert caplog.text == ""
+    second = write_csv(tmp_path / "b.csv", twice, np.array([2, 3, 1, 1]))
+    store_labels(second, FASHION_MNIST, tmp_path, START - timedelta(days=1))  # the clock was put back
+    assert "1 images have rows with different labels" in caplog.text
+    assert "1 images had another label in an earlier file" in caplog.text
+    assert sorted(read_labels(tmp_path, FASHION_MNIST).values()) == [1, 1, 3]
+
+
+def test_a_day_in_the_future_is_left_out_until_it_comes(
+    simulation: Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulation.predict(START)
+    simulation.predict(START + timedelta(days=400))
+    assert [day.day for day in watched(simulation)] == ["2026-01-01"]
+    assert "2027-02-05 is in the future" in caplog.text
+    assert len(watched(simulation, START + timedelta(days=400), days=401)) == 2
+
+
 @pytest.mark.parametrize("damage", ["profile", "rows", "version"])
 def test_what_is_damaged_is_left_out_with_a_warning(
     simulation: Simulation, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -180,6 +204,16 @@ def test_what_is_damaged_is_left_out_with_a_warning(
         assert "Nothing was compared" in day.note
 
 
+def test_foreign_files_are_left_out(simulation: Simulation, tmp_path: Path) -> None:
+    simulation.predict(START)
+    (record,) = read_records(tmp_path, FASHION_MNIST)
+    (record.folder.parent / "notes.txt").touch()
+    (record.folder.parent.parent / "2026-01-02").touch()
+    (record.folder.parent.parent / "labels").mkdir()
+    (record.folder.parent.parent / "labels" / "mine.parquet").touch()
+    assert [day.rows for day in watched(simulation)] == [500]
+
+
 def test_a_failed_prediction_leaves_nothing(simulation: Simulation, tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         simulation.predict(START, change=lambda images: images[{}["no such"]])  # type: ignore[call-overload]
@@ -193,3 +227,17 @@ def test_a_folder_that_cannot_be_written_to_costs_no_prediction(
     profile, _, _ = simulation.predict(START)
     assert profile.rows == 500
     assert "not recorded" in caplog.text
+
+
+def test_a_full_disk_costs_no_prediction(
+    simulation: Simulation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))  # 500 rows have 10 KB
+    try:
+        profile, _, _ = simulation.predict(START)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert profile.rows == 500
+    assert "not recorded" in caplog.text
+    assert [path for path in (tmp_path / "predictions").rglob("*") if path.is_file()] == []
