@@ -38,6 +38,10 @@ class MlflowUnavailable(FashionAnnError):
     """MLflow server that cannot be reached, rejects a request or takes too long. The store is complete."""
 
 
+class DaskUnavailable(FashionAnnError):
+    """Dask cluster of FASHION_ANN_DASK_ADDRESS that cannot be reached."""
+
+
 class LostRace(FashionAnnError):
     """Version number or line of the alias log that another machine wrote first. The caller reads it and tries again."""
 

@@ -105,11 +105,17 @@ def _with_named_output(model: Any) -> Any:
 
 
 def _write_onnx(model: Any, path: Path, metadata: Mapping[str, Any], calibration: npt.NDArray[np.uint8] | None) -> None:
+    import keras
     import onnx
 
+    layers = [layer for layer in model.layers if getattr(layer, "activation", None) is keras.activations.gelu]
+    for layer in layers:
+        layer.activation = _gelu
     named = _with_named_output(model)
     named(np.zeros((1, model.input_shape[1]), np.uint8))  # Keras converts only a model that was called
     named.export(path, format="onnx", verbose=False)
+    for layer in layers:
+        layer.activation = keras.activations.gelu
     if calibration is not None:
         from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
@@ -128,6 +134,13 @@ def _write_onnx(model: Any, path: Path, metadata: Mapping[str, Any], calibration
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     onnx.helper.set_model_props(stored, texts)
     onnx.save(stored, path)
+
+
+def _gelu(values: Any) -> Any:
+    """Return GELU by ``erf``: tf2onnx does not convert ``erfc``, by which Keras computes it with TensorFlow."""
+    import keras
+
+    return 0.5 * values * (1 + keras.ops.erf(values * 0.5**0.5))
 
 
 def _int8(calibration: npt.NDArray[np.uint8]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Write the predictions of several CSVs: a folder with a Parquet file per CSV, which readers take as one dataset."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -13,9 +14,10 @@ from schemas.layout import files_beside, is_litter, profile_beside
 from schemas.references import CsvFile, FilePredictions, PredictedFiles, sha256sum_digest
 from tasks.data.remote_folder import CSV_SUFFIXES
 from tasks.registry.batch_prediction import require_replaceable
-from tasks.runtime.files import atomic_folder, remove_path, sweep_temporaries, temporary_name
+from tasks.runtime.files import atomic_folder, remove_leftover, remove_path, sweep_temporaries, temporary_name
 
 _SUFFIX = ".parquet"
+_CSV_SUFFIX = re.compile(r"(\.csv)?(\.gz)?\Z", re.IGNORECASE)
 
 
 def is_several(images: Sequence[Path]) -> bool:
@@ -34,7 +36,7 @@ def csvs_by_part(images: Sequence[Path]) -> dict[str, Path]:
     """
     parts: dict[str, Path] = {}
     for path in chain.from_iterable(map(_csvs_in, images)):
-        name = f"{path.name.removesuffix('.gz').removesuffix('.csv')}{_SUFFIX}"
+        name = _CSV_SUFFIX.sub("", path.name, count=1) + _SUFFIX
         if name.startswith(("_", ".")):
             raise WrongUsage(
                 f"{path}: expected a name that does not begin with {name[0]!r}, because programs that read a folder of "
@@ -53,7 +55,7 @@ def _csvs_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     entries = (entry for entry in path.iterdir() if not entry.name.startswith(".") and not is_litter(entry.name))
-    if csvs := [entry for entry in entries if entry.name.endswith(CSV_SUFFIXES)]:
+    if csvs := [entry for entry in entries if entry.name.lower().endswith(CSV_SUFFIXES)]:
         return csvs
     raise DataContractError(f"{path} contains no CSV. Expected files that end in {' or '.join(CSV_SUFFIXES)}.")
 
@@ -77,14 +79,19 @@ def new_prediction_folder(output: Path) -> Iterator[Path]:
     earlier = temporary_name(target)
     try:
         with atomic_folder(target) as folder:
-            yield folder
+            try:
+                yield folder
+            except BaseException:
+                # Tasks that still run, as after Ctrl-C, find no folder to write to while this one is removed.
+                remove_path(folder.rename(temporary_name(target)))
+                raise
             if target.exists():  # only an empty folder can be replaced; after a kill here there is no output
                 target.rename(earlier)
     except BaseException:
         if earlier.exists() and not target.exists():
             earlier.rename(target)
         raise
-    remove_path(earlier)
+    remove_leftover(earlier)  # the new output is complete
 
 
 def _require_predictions(folder: Path) -> None:

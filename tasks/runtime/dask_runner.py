@@ -2,8 +2,10 @@
 
 import logging
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import dask
@@ -14,8 +16,10 @@ from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from schemas.config import DASK_ADDRESS_VARIABLE
-from schemas.errors import TrainingStopped
+from schemas.errors import DaskUnavailable, TrainingStopped, WrongUsage
 from tasks.runtime.events import Event, TrainingProgress, subscribe
+
+logger = logging.getLogger(__name__)
 
 _PROGRESS = "fashion-ann-training"  # topic of Dask's events
 
@@ -65,6 +69,7 @@ class DaskRunner(DaskTaskRunner):
 
     def __init__(self) -> None:
         self._progress: dict[Any, SimpleQueue[TrainingProgress | None]] = {}  # by key of the task
+        self._begins, self._joined = Lock(), False
         if address := os.environ.get(DASK_ADDRESS_VARIABLE):
             super().__init__(address=address)
             return
@@ -83,12 +88,40 @@ class DaskRunner(DaskTaskRunner):
 
     @property
     def client(self) -> PrefectDaskClient:
-        """Return the client. The first call starts or joins the cluster."""
-        begins, client = self._client is None, super().client
-        if begins:
-            client.register_plugin(ReportToRun())
-            client.subscribe_topic(_PROGRESS, self._receive_progress)  # type: ignore[no-untyped-call]
-        return client
+        """Return the client. The first call starts or joins the cluster.
+
+        Threads may call it at once: the first tasks of a study that is continued are its trials. Raises `WrongUsage`
+        or `DaskUnavailable` for an address that cannot be used.
+        """
+        with self._begins:
+            with self._naming_address():
+                client = super().client
+            if not self._joined:
+                self._joined = True
+                client.register_plugin(ReportToRun())
+                client.subscribe_topic(_PROGRESS, self._receive_progress)  # type: ignore[no-untyped-call]
+                if self.address is not None and not client.nthreads():  # type: ignore[no-untyped-call]
+                    logger.warning("the Dask cluster at %s has no worker; waiting for one", self.address)
+            return client
+
+    @contextmanager
+    def _naming_address(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            if self.address is None:
+                raise
+            raise WrongUsage(
+                f"{DASK_ADDRESS_VARIABLE}: expected the address of a scheduler, such as tcp://10.0.0.1:8786, received "
+                f"{self.address!r} ({error})."
+            ) from error
+        except OSError as error:
+            if self.address is None:
+                raise
+            raise DaskUnavailable(
+                f"{self.address}, the address in {DASK_ADDRESS_VARIABLE}, cannot be reached ({error}). Expected the "
+                "scheduler of a Dask cluster. Start it, or correct the address."
+            ) from error
 
     @property
     def cores(self) -> int:

@@ -26,6 +26,7 @@ from schemas.errors import (
 from schemas.export import ExportedModel, ExportFormat
 from tasks.data.splits import open_split, scale_pixels
 from tasks.model.export import calibration_images, with_scaling, write_export
+from tasks.model.run_export import run_export
 from tasks.registry.export import Expected, expected_of, export_version, prove
 from tasks.registry.store import ModelStore, StoredVersion
 from tests.plain_keras import plain_network
@@ -130,6 +131,19 @@ def test_other_predictions_are_rejected(
     words = {"class names": "Bag", **unused}.get(fault, "largest difference")
     with rejected(words):
         prove(tmp_path / "export", name, expected)
+
+
+def test_gelu_is_exported_to_onnx(version: StoredVersion, expected: Expected, tmp_path: Path) -> None:
+    import keras
+
+    network = plain_network(version.folder)
+    network.layers[1].activation = keras.activations.gelu
+    write_export(with_scaling(network, FASHION_MNIST.scale), "onnx", tmp_path / "export", METADATA)
+    images = open_split(expected.prepared, "test").images[:]
+    probabilities = np.asarray(network(scale_pixels(images, FASHION_MNIST.scale), training=False))
+    output = run_export(tmp_path / "export" / "model.onnx", "onnx", expected.prepared)
+    np.testing.assert_allclose(output.probabilities, probabilities, rtol=0, atol=1e-5)
+    assert network.layers[1].activation is keras.activations.gelu
 
 
 def inactive_unit(expected: Expected, kernel: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> int:

@@ -1,5 +1,7 @@
 """The folder of predictions of several CSVs: its names, its replacement, and what is rejected."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,9 +36,10 @@ def test_several_paths_or_a_folder_are_several_csvs(tmp_path: Path) -> None:
 
 def test_parts_are_named_by_their_csvs_and_ordered(tmp_path: Path) -> None:
     b, a = touch(tmp_path / "one", "b.csv", "a-1.csv.gz")
-    touch(tmp_path / "two", ".c.csv", "notes.txt", "a.csv")
+    touch(tmp_path / "two", ".c.csv", "notes.txt", "a.csv", "D.CSV")
     parts = csvs_by_part([b, a, tmp_path / "two"])
     assert list(parts.items()) == [
+        ("D.parquet", tmp_path / "two" / "D.CSV"),
         ("a-1.parquet", a),
         ("a.parquet", tmp_path / "two" / "a.csv"),
         ("b.parquet", b),
@@ -82,6 +85,26 @@ def test_after_an_error_the_output_is_as_before(tmp_path: Path, earlier: bool) -
     with pytest.raises(KeyboardInterrupt), new_prediction_folder(tmp_path / "out") as folder:
         fail(folder)
     assert [*tmp_path.rglob("*")] == ([] if old is None else [tmp_path / "out", old])
+
+
+def test_an_interrupt_ends_while_tasks_still_write(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        with suppress(FileNotFoundError):
+            for number in range(20_000):
+                (folder / f"{number}").touch()
+
+    def interrupt(folder: Path) -> None:
+        running.append(pool.submit(write, folder))
+        while not (folder / "2000").exists():  # so many that their removal is interrupted by the other thread
+            pass
+        raise KeyboardInterrupt
+
+    running: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(KeyboardInterrupt), new_prediction_folder(tmp_path / "out") as folder:
+            interrupt(folder)
+        running[0].result(timeout=60)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_failed_rename_brings_the_earlier_predictions_back(tmp_path: Path) -> None:
