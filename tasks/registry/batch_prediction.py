@@ -246,13 +246,13 @@ def _shadowing(
     Without a challenger, yield None, and remove the answers of an earlier one: they are not beside this output.
     """
     output = shadow_beside(target)
+    sweep_temporaries(output)
     if challenger is None:
         yield None
         output.unlink(missing_ok=True)
         return
     version, model = challenger
     schema = predictions_schema(contract, version.manifest, labelled)
-    sweep_temporaries(output)
     with (
         atomic_write(output) as temporary,
         recording(artifacts_dir, version, contract, now, shadow_of=beside.number) as record,

@@ -447,8 +447,11 @@ def test_a_shadow_changes_no_byte_of_the_output(two_versions: Path, tmp_path: Pa
     records = [record.profile for record in read_records(two_versions, FASHION_MNIST)]
     of_day = [(record.version, record.shadow_of) for record in records if record.day == profile.day]
     assert sorted(of_day) == [(1, None), (2, 1)]
+    litter = tmp_path / f"._out.shadow.parquet.{'0' * 32}.tmp"  # of a killed process
+    litter.touch()
     run(images, two_versions)
     assert not (tmp_path / "_out.shadow.parquet").exists()
+    assert not litter.exists()
 
 
 def test_a_version_is_no_shadow_of_itself(two_versions: Path, tmp_path: Path) -> None:
