@@ -133,7 +133,7 @@ def test_operator_logs_in_with_the_password(checkout: Checkout, page: Page, host
     expect(field).to_be_visible()
     field.fill((checkout.services / "password").read_text().strip())
     field.press("Enter")
-    expect(page.get_by_text("on-new-data").first).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("on-demand").first).to_be_visible(timeout=TIMEOUT)
     page.goto(f"{ui}/work-pools")
     switch = page.locator("[class*=work-pool-card], [class*=work-pools-page]").get_by_role("switch").first
     with page.expect_response(lambda response: response.request.method == "PATCH") as answer:  # needs a CSRF token
