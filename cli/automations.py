@@ -253,20 +253,27 @@ def _notify(block: UUID) -> AutomationCore:
     )
 
 
+def _once(prefix: str, event: str, label: str) -> EventTrigger:
+    """Return a trigger for an event of each resource ``prefix.*``, once per value of its label.
+
+    An event that is sent again after a kill has the same labels, and causes no second message.
+    """
+    return EventTrigger(
+        posture=Posture.Reactive,
+        match=ResourceSpecification({"prefect.resource.id": f"{prefix}.*"}),
+        for_each={"prefect.resource.id", label},
+        expect={event},
+        threshold=1,
+        within=timedelta(days=1),
+    )
+
+
 def _notify_waiting(block: UUID) -> AutomationCore:
     return _notification(
         block,
         name=NOTIFY_WAITING,
         description="A better version waits for a person, a signature or its shadow.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            match=ResourceSpecification({"prefect.resource.id": f"{version_events.PREFIX}.*"}),
-            # An event that is sent again after a kill has the same labels, and causes no second message.
-            for_each={"prefect.resource.id", version_events.DIGEST_LABEL},
-            expect={version_events.WAITING},
-            threshold=1,
-            within=timedelta(days=1),
-        ),
+        trigger=_once(version_events.PREFIX, version_events.WAITING, version_events.DIGEST_LABEL),
         subject=_WAITING_SUBJECT,
         body=_WAITING_BODY,
     )
@@ -278,15 +285,7 @@ def notify_drifted(block: UUID) -> AutomationCore:
         block,
         name=NOTIFY_DRIFTED,
         description="The predictions of a day are beyond a bound of the dataset.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            match=ResourceSpecification({"prefect.resource.id": f"{PREFIX}.*"}),
-            # An event that is sent again after a kill has the same labels, and causes no second message.
-            for_each={"prefect.resource.id", DAY_LABEL},
-            expect={EVENT},
-            threshold=1,
-            within=timedelta(days=1),
-        ),
+        trigger=_once(PREFIX, EVENT, DAY_LABEL),
         subject="{{ event.payload.dataset }}: predictions of version {{ event.payload.version }} drifted",
         body="{{ event.payload.rows }} rows of {{ event.payload.day }}:\n"
         "{{ event.payload.reasons | join('\n') }}\n"
