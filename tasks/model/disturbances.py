@@ -6,20 +6,24 @@ corruptions and perturbations", ICLR 2019. The patch is that of Zhong et al., "R
 """
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.config import Disturbance
 
+if TYPE_CHECKING:
+    from numpy.random import Generator  # each start of the flow imports this module, and numpy.random takes 5 ms
+
 # Normalized images, float32 (n, height, width) in [0, 1], and the generator of the random choices.
 Pictures = npt.NDArray[np.float32]
-_Disturb = Callable[[Pictures, np.random.Generator], Pictures]
+_Disturb = Callable[[Pictures, "Generator"], Pictures]
 
 _LEVELS = np.float32(255)  # of a byte
 
 
-def disturb_each(images: Pictures, generator: np.random.Generator) -> Iterator[tuple[Disturbance, Pictures]]:
+def disturb_each(images: Pictures, generator: "Generator") -> Iterator[tuple[Disturbance, Pictures]]:
     """Yield each disturbance with the disturbed images, which have the levels of bytes.
 
     images: float32 (n, height, width) in [0, 1] with the levels of bytes, and background 0.
@@ -38,7 +42,7 @@ def _as_bytes(images: Pictures) -> Pictures:
 
 
 def _shift(pixels: int) -> _Disturb:
-    def shift(images: Pictures, generator: np.random.Generator) -> Pictures:
+    def shift(images: Pictures, generator: "Generator") -> Pictures:
         _, height, width = images.shape
         padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
         shifted = np.empty_like(images)
@@ -51,7 +55,7 @@ def _shift(pixels: int) -> _Disturb:
     return shift
 
 
-def _rotate(images: Pictures, generator: np.random.Generator) -> Pictures:
+def _rotate(images: Pictures, generator: "Generator") -> Pictures:
     from scipy.ndimage import rotate
 
     rotated = np.empty_like(images)
@@ -62,30 +66,30 @@ def _rotate(images: Pictures, generator: np.random.Generator) -> Pictures:
     return _as_bytes(rotated)
 
 
-def _mirror(images: Pictures, generator: np.random.Generator) -> Pictures:
+def _mirror(images: Pictures, generator: "Generator") -> Pictures:
     return images[:, :, ::-1]
 
 
-def _add_noise(images: Pictures, generator: np.random.Generator) -> Pictures:
+def _add_noise(images: Pictures, generator: "Generator") -> Pictures:
     noise = generator.standard_normal(images.shape, np.float32)
     noise *= np.float32(0.1)
     noise += images
     return _as_bytes(noise)
 
 
-def _blur(images: Pictures, generator: np.random.Generator) -> Pictures:
+def _blur(images: Pictures, generator: "Generator") -> Pictures:
     from scipy.ndimage import gaussian_filter
 
     return _as_bytes(gaussian_filter(images, (0, 1, 1)))
 
 
-def _reduce_contrast(images: Pictures, generator: np.random.Generator) -> Pictures:
+def _reduce_contrast(images: Pictures, generator: "Generator") -> Pictures:
     reduced: Pictures = images + images.mean(axis=(1, 2), keepdims=True)
     reduced /= np.float32(2)
     return _as_bytes(reduced)
 
 
-def _erase(images: Pictures, generator: np.random.Generator) -> Pictures:
+def _erase(images: Pictures, generator: "Generator") -> Pictures:
     inside: list[npt.NDArray[np.bool_]] = []
     for side in images.shape[1:]:
         patch = -(-side // 3)
